@@ -1,0 +1,28 @@
+# make demo: set up and run the main job on an embedded category. make test: set up and run the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/python -m benchmarks.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A half-finished set-up leaves no .ready behind and is done again.
+$(READY): pyproject.toml constraints.txt anomalib_ot.pth
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[offline,openvino,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) dist results

@@ -1,0 +1,22 @@
+"""Optimal-transport anomaly detectors for anomalib.
+
+The public names are imported on first use, so that ``import anomalib_ot`` stays cheap.
+"""
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"Assembly": "anomalib_ot.data", "Pradot": "anomalib_ot.models"}
+__all__ = ["Assembly", "Pradot"]
+
+
+def __getattr__(name: str) -> type:
+    if name in _PUBLIC:
+        from importlib import import_module  # noqa: PLC0415 - Python imports this file at every start
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

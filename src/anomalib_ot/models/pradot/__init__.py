@@ -1,0 +1,6 @@
+"""PRADOT: local and global prototypes learned by optimal transport."""
+
+from .lightning_model import Pradot
+from .torch_model import PradotModel
+
+__all__ = ["Pradot", "PradotModel"]

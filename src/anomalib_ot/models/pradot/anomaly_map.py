@@ -1,0 +1,35 @@
+"""Anomaly map of PRADOT."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class AnomalyMapGenerator(nn.Module):
+    """Upsamples the score map of each layer to the image and averages them (paper, section 3.2).
+
+    Args:
+        align_corners: Whether the corner cells lie on the corners of the image, as in the authors' code, rather than
+            half a cell inside it, where a strided convolution puts them.
+    """
+
+    def __init__(self, align_corners: bool = False) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, scores: Sequence[Tensor], image_size: tuple[int, int] | torch.Size) -> Tensor:
+        """Compute the anomaly map.
+
+        Args:
+            scores: Score map (B, 1, H, W) of each layer.
+            image_size: Height and width of the map, in pixels.
+
+        Returns:
+            (B, 1, *image_size).
+        """
+        maps = [
+            F.interpolate(score, size=image_size, mode="bilinear", align_corners=self.align_corners) for score in scores
+        ]
+        return torch.stack(maps).mean(0)

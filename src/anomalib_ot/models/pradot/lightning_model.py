@@ -1,0 +1,340 @@
+"""PRADOT for anomalib: prototypes learned by optimal transport.
+
+Paper: Trombetta and Lartizien, Learning local and global prototypes with optimal transport for unsupervised anomaly
+detection and localization, 2025, https://arxiv.org/abs/2508.12927
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_ot.components.backbones import normalization
+from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch, check_finite, train_on_features
+from anomalib_ot.transport import SpatialCost
+
+from .torch_model import Initialisation, PradotModel, PrototypeSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Pradot(AnomalibModule):
+    """Prototype-based anomaly detection with optimal transport.
+
+    One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training
+    images are extracted once and kept, so that an epoch is transport alone.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
+        layers: Layers of the backbone to take features from.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        prototypes_per_cell: Prototypes in a cell of a feature map, for all layers or one value per layer; below 1, a
+            coarser grid.
+        alphas: Weights of the spatial cost, in [0, 1]; 0 ignores positions.
+        epochs: Largest number of passes over the training images.
+        batch_size: Training images in one transport problem; at least ``prototypes_per_cell`` is advised.
+        spatial: ``squared`` distance of positions (paper) or ``euclidean`` (authors' code).
+        initialisation: ``sample``, ``normal`` (paper) or ``uniform`` (authors' code).
+        ema_rate: η, the share of a prototype that a step keeps, in [0, 1].
+        epsilon: Entropic regularisation of the transport.
+        sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
+        sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
+        free_coordinates: Let the prototypes' coordinates move, as the authors' code can.
+        normalize_score: Score with both costs divided by their maxima over the image (authors' code).
+        validation_fraction: Fraction of the training images held out to measure the transport cost on; the prototypes
+            with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
+        patience: Epochs without a fall of the transport cost by more than 0.5 % after which training stops.
+        feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk``, ``none``, or ``auto`` for the first of
+            these in which they fit.
+        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use.
+        pre_processor: Pre-processor, or whether to use the default.
+        post_processor: Post-processor, or whether to use the default.
+        evaluator: Evaluator, or whether to use the default.
+        visualizer: Visualizer, or whether to use the default.
+
+    Raises:
+        ValueError: If an argument is out of its range or the backbone lacks a layer.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_ot import Pradot
+        >>> engine = Engine()
+        >>> engine.train(Pradot(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
+    """
+
+    model: PradotModel
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        pre_trained: bool = True,
+        image_size: tuple[int, int] = (224, 224),
+        prototypes_per_cell: int | float | Sequence[float] = 16,  # noqa: PYI041 - jsonargparse keeps an int an int
+        alphas: Sequence[float] = (0.0, 0.3),
+        epochs: int = 50,
+        batch_size: int = 64,
+        spatial: SpatialCost = "euclidean",
+        initialisation: Initialisation = "sample",
+        ema_rate: float = 0.95,
+        epsilon: float = 0.01,
+        sinkhorn_iterations: int = 100,
+        sinkhorn_tolerance: float = 0.1,
+        free_coordinates: bool = False,
+        normalize_score: bool = False,
+        validation_fraction: float = 0.0,
+        patience: int = 3,
+        feature_cache: CachePlace = "auto",
+        cache_budget: float = 0.5,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(image_size, backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        for name, value in {"epochs": epochs, "batch_size": batch_size, "patience": patience}.items():
+            if value < 1:
+                msg = f"{name} must be at least 1, not {value}"
+                raise ValueError(msg)
+        if not 0 <= validation_fraction < 1:
+            msg = f"validation_fraction must be in [0, 1), not {validation_fraction}"
+            raise ValueError(msg)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.feature_cache = feature_cache
+        self.cache_budget = cache_budget
+        self.model = PradotModel(
+            backbone,
+            layers,
+            pre_trained,
+            prototypes_per_cell,
+            alphas,
+            PrototypeSettings(
+                spatial,
+                initialisation,
+                ema_rate,
+                epsilon,
+                sinkhorn_iterations,
+                sinkhorn_tolerance,
+                free_coordinates,
+                normalize_score,
+            ),
+        )
+        self._held_out: DataLoader | None = None
+        self._epoch_costs: list[float] = []
+        # (lowest cost so far, epochs since), kept in checkpoints.
+        self._lowest_cost = float("inf")
+        self._epochs_since = 0
+        self._best_prototypes: dict[str, Tensor] | None = None
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        backbone: str = "resnet50",
+    ) -> PreProcessor:
+        """Resize and normalise with the backbone's own mean and standard deviation.
+
+        Args:
+            image_size: Height and width, in pixels. Defaults to the paper's 224 × 224.
+            backbone: Backbone whose data configuration to use.
+
+        Returns:
+            The pre-processor.
+        """
+        mean, std = normalization(backbone)
+        return PreProcessor(Compose([Resize(image_size or (224, 224), antialias=True), Normalize(mean=mean, std=std)]))
+
+    @staticmethod
+    def configure_optimizers() -> None:
+        """Prototypes move by transport, not by gradients."""
+        return
+
+    def on_fit_start(self) -> None:
+        """Extract the features of the training images, unless they change from epoch to epoch."""
+        self._held_out = train_on_features(
+            self.trainer,
+            self._extract,
+            place=self.feature_cache,
+            budget=self.cache_budget,
+            batch_size=self.batch_size,
+            device=self.device,
+            hold_out=self.validation_fraction,
+        )
+
+    @torch.no_grad()
+    def _extract(self, images: Tensor) -> dict[str, Tensor]:
+        with self.trainer.precision_plugin.forward_context():
+            images = self.trainer.precision_plugin.convert_input(images)
+            transform = self.pre_processor.transform if self.pre_processor else None
+            return self.model.extract(transform(images) if transform else images)
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the costs of the epoch before."""
+        self._epoch_costs = []
+
+    def training_step(self, batch: Batch | FeatureBatch, *args, **kwargs) -> STEP_OUTPUT:
+        """Move the prototypes towards the barycentres of a batch.
+
+        Args:
+            batch: Images, or their cached features.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The transport cost as a loss without a gradient.
+        """
+        del args, kwargs
+        if isinstance(batch, FeatureBatch):
+            features = batch.features
+        else:
+            features = self.model(batch.image)
+            check_finite(features, batch.image_path)
+        if not self.model.is_initialised:
+            self.model.initialise(features)
+        cost = self.model.update(features)
+        self._epoch_costs.append(cost)
+        self.log("train_transport_cost", cost, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        return torch.tensor(cost, device=self.device, requires_grad=True)
+
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        """After the last batch of an epoch, decide whether it was the last epoch, and validate if so.
+
+        The host's validation computes maps and thresholds of all its images, so it runs once, after the last epoch.
+        """
+        del args, kwargs
+        if not self.trainer.is_last_batch:
+            return
+        cost = fmean(self._epoch_costs)
+        if self._held_out is not None:
+            cost = self._held_out_cost()
+            self.log("val_transport_cost", cost, prog_bar=True, batch_size=1)
+        stop = self._falls_no_longer(cost)
+        if stop:
+            logger.info("Transport cost %.5f falls no longer after %d epochs.", cost, self.current_epoch + 1)
+            self.trainer.should_stop = True
+        last = stop or self.current_epoch + 1 == self.trainer.max_epochs
+        if last and self._best_prototypes is not None:
+            self.model.prototypes.load_state_dict(self._best_prototypes)
+        self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
+
+    def on_train_epoch_end(self) -> None:
+        """Let the host save a checkpoint, which it does only in epochs that might have validated."""
+        self.trainer.check_val_every_n_epoch = 1
+
+    def _held_out_cost(self) -> float:
+        batches = [
+            {layer: maps.to(self.device) for layer, maps in batch.features.items()} for batch in self._held_out or ()
+        ]
+        return fmean(self.model.transport_cost(features) for features in batches)
+
+    def _falls_no_longer(self, cost: float) -> bool:
+        # Less than half a percent is the noise of drawing batches.
+        if cost < self._lowest_cost * 0.995:
+            self._lowest_cost = cost
+            self._epochs_since = 0
+            if self._held_out is not None:
+                self._best_prototypes = {
+                    name: value.clone() for name, value in self.model.prototypes.state_dict().items()
+                }
+        else:
+            self._epochs_since += 1
+        return self._epochs_since >= self.patience
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Score a batch, for the post-processor's thresholds.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The batch with its anomaly maps and image scores.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what resuming needs beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pradot"] = {
+            "lowest_cost": self._lowest_cost,
+            "epochs_since": self._epochs_since,
+            "best_prototypes": self._best_prototypes,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another architecture.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        difference = self._difference(checkpoint["state_dict"])
+        if difference:
+            theirs = {key: checkpoint.get("hyper_parameters", {}).get(key) for key in _ARCHITECTURE}
+            ours = {key: self.hparams.get(key) for key in _ARCHITECTURE}
+            msg = (
+                f"the checkpoint is of another architecture: {difference}. It was made with {theirs}, this model has "
+                f"{ours}. Give this model the checkpoint's settings, or let Pradot.load_from_checkpoint take them."
+            )
+            raise ValueError(msg)
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["pradot"]
+        self._lowest_cost = state["lowest_cost"]
+        self._epochs_since = state["epochs_since"]
+        self._best_prototypes = state["best_prototypes"]
+
+    def _difference(self, state_dict: dict[str, Tensor]) -> str | None:
+        """The first way in which a state dict does not fit the backbone and the prototypes, in words."""
+        ours = {name: value for name, value in self.state_dict().items() if name.startswith("model.")}
+        theirs = {name: value for name, value in state_dict.items() if name.startswith("model.")}
+        if missing := sorted(ours.keys() - theirs.keys()):
+            return f"it lacks {missing[0]}"
+        if unknown := sorted(theirs.keys() - ours.keys()):
+            return f"it has {unknown[0]}, which this model lacks"
+        for name, value in ours.items():
+            # The prototypes of a model that is not fitted yet have no shape.
+            if "prototypes" not in name and theirs[name].shape != value.shape:
+                return f"{name} is of shape {tuple(theirs[name].shape)}, not {tuple(value.shape)}"
+        return None
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of the trainer that the model sets."""
+        return {
+            "max_epochs": self.epochs,
+            "num_sanity_val_steps": 0,
+            "devices": 1,
+        }
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: Pradot learns from normal images."""
+        return LearningType.ONE_CLASS
+
+
+_ARCHITECTURE = ("backbone", "layers", "prototypes_per_cell", "alphas")

@@ -1,0 +1,323 @@
+"""PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, sqrt
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.transport import FusedCost, SpatialCost, TransportPlan, grid_coordinates, sinkhorn, spatial_cost
+
+from .anomaly_map import AnomalyMapGenerator
+
+Initialisation = Literal["sample", "normal", "uniform"]
+
+
+@dataclass(frozen=True)
+class PrototypeSettings:
+    """How prototypes are learned and compared; the defaults are those that measured best.
+
+    Args:
+        spatial: ``squared`` distance of positions as in the paper, or ``euclidean`` as in the authors' code.
+        initialisation: ``sample`` starts at features of training images, ``normal`` at N(0, 1) as in the paper,
+            ``uniform`` at U(0, 1) as in the authors' code.
+        ema_rate: η of eq. 5, in [0, 1].
+        epsilon: Entropic regularisation ε of eq. 4, positive.
+        sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
+        sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
+        free_coordinates: Move the coordinates to the barycentre of the coordinates sent to them.
+        normalize_score: Score with both costs divided by their maxima over the image, as in the authors' code, rather
+            than the plain cost of eq. 1, as in the paper's eq. 6.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    spatial: SpatialCost = "euclidean"
+    initialisation: Initialisation = "sample"
+    ema_rate: float = 0.95
+    epsilon: float = 0.01
+    sinkhorn_iterations: int = 100
+    sinkhorn_tolerance: float = 0.1
+    free_coordinates: bool = False
+    normalize_score: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.spatial in get_args(SpatialCost), "spatial", get_args(SpatialCost), self.spatial)
+        _require(
+            self.initialisation in get_args(Initialisation),
+            "initialisation",
+            get_args(Initialisation),
+            self.initialisation,
+        )
+        _require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
+        _require(self.epsilon > 0, "epsilon", "positive", self.epsilon)
+        _require(self.sinkhorn_iterations >= 1, "sinkhorn_iterations", "at least 1", self.sinkhorn_iterations)
+        _require(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
+
+
+class Prototypes(DynamicBufferMixin, nn.Module):
+    """The prototypes of one layer and one α, each with a coordinate.
+
+    They stay in float32 whatever the precision of the backbone, so that a small update is not rounded away.
+
+    Args:
+        per_cell: Prototypes in a cell of the feature map, n. Below 1, the prototypes have a coarser grid of their own,
+            with this many cells for one of the feature map.
+        alpha: Weight of the spatial cost, in [0, 1]; 0 makes the prototypes global.
+        settings: How they are learned and compared.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    features: Tensor
+    coordinates: Tensor
+    potential: Tensor
+
+    def __init__(self, per_cell: float, alpha: float, settings: PrototypeSettings) -> None:
+        super().__init__()
+        _require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
+        _require(
+            0 < per_cell < 1 or (per_cell >= 1 and per_cell == int(per_cell)),
+            "prototypes_per_cell",
+            "a whole number or between 0 and 1",
+            per_cell,
+        )
+        if per_cell < 1 and settings.free_coordinates:
+            msg = "free_coordinates needs prototypes_per_cell of at least 1: a coarser grid has fixed coordinates"
+            raise ValueError(msg)
+        self.per_cell = per_cell
+        self.alpha = alpha
+        self.settings = settings
+        # (n, G, D) and (n or 1, G, 2) for n prototypes in each of G cells, and (n·G,); known with the first batch.
+        self.register_buffer("features", torch.empty(0))
+        self.register_buffer("coordinates", torch.empty(0))
+        self.register_buffer("potential", torch.empty(0))
+        self._kernel: Tensor | None = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Prototypes":
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = buffer.float() if buffer is not None else None
+        self._kernel = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kernel": None}
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether there are prototypes, from training or a checkpoint."""
+        return self.features.numel() > 0
+
+    def initialise(self, features: Tensor) -> None:
+        """Create the prototypes.
+
+        Args:
+            features: Feature maps (B, D, H, W) of the first batch of training images.
+        """
+        height, width = features.shape[-2:]
+        per_cell = max(1, int(self.per_cell))
+        if self.per_cell < 1:
+            height, width = (ceil(side * sqrt(self.per_cell)) for side in (height, width))
+        shape = (per_cell, height * width, features.shape[1])
+        if self.settings.initialisation == "normal":
+            start = torch.randn(shape)
+        elif self.settings.initialisation == "uniform":
+            start = torch.rand(shape)
+        else:
+            coarse = F.adaptive_avg_pool2d(features.float(), (height, width)).flatten(2).mT
+            rounds = [torch.randperm(len(coarse)) for _ in range(ceil(per_cell / len(coarse)))]
+            start = coarse[torch.cat(rounds)[:per_cell].to(coarse.device)]
+        self.features = start.to(features.device)
+        grid = grid_coordinates(height, width, device=features.device)
+        self.coordinates = grid.expand(per_cell if self.settings.free_coordinates else 1, -1, -1).clone()
+
+    @torch.no_grad()
+    def transport(self, features: Tensor) -> tuple[TransportPlan, Tensor, Tensor]:
+        """Solve eq. 4 from a batch of embeddings to the prototypes.
+
+        Args:
+            features: Feature maps (B, D, H, W).
+
+        Returns:
+            The plan, the embeddings (B·H·W, D) and their coordinates (B·H·W, 2).
+        """
+        batch, channels, height, width = features.shape
+        embeddings = features.float().permute(0, 2, 3, 1).reshape(-1, channels)
+        grid = grid_coordinates(height, width, device=features.device)
+        prototypes = self.features.flatten(0, 1)
+        coordinates = self.coordinates.expand(len(self.features), -1, -1).flatten(0, 1)
+        plan = sinkhorn(
+            FusedCost(embeddings, prototypes, grid, coordinates, self.alpha, self.settings.spatial),
+            self.settings.epsilon,
+            self.settings.sinkhorn_iterations,
+            self.settings.sinkhorn_tolerance,
+            potential=self.potential if self.potential.numel() else None,
+            out=self._kernel,
+        )
+        self._kernel = plan.kernel
+        return plan, embeddings, grid.repeat(batch, 1)
+
+    def update(self, features: Tensor) -> float:
+        """One training step: move the prototypes to their barycentres (eq. 5).
+
+        Args:
+            features: Feature maps (B, D, H, W).
+
+        Returns:
+            The transport cost ⟨T, M⟩ before the step.
+        """
+        plan, embeddings, coordinates = self.transport(features)
+        self.features.lerp_(plan.barycentres(embeddings).view_as(self.features), 1 - self.settings.ema_rate)
+        if self.settings.free_coordinates:
+            self.coordinates = plan.barycentres(coordinates).view_as(self.coordinates)
+        self.potential = plan.potential
+        return plan.transport_cost()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score of each cell, the least cost over the prototypes (eq. 6).
+
+        Args:
+            features: Feature maps (B, D, H, W).
+
+        Returns:
+            (B, 1, H, W).
+        """
+        batch, channels, height, width = features.shape
+        cells = F.normalize(features.float().flatten(2).mT, dim=-1)
+        prototypes = F.normalize(self.features, dim=-1)
+        grid = grid_coordinates(height, width, device=features.device)
+        space = spatial_cost(grid, self.coordinates, self.settings.spatial)
+        feature_scale: Tensor | float = 1 - self.alpha
+        space_scale: Tensor | float = self.alpha
+        if self.settings.normalize_score:
+            lowest = torch.stack([(cells @ group.mT).flatten(1).amin(1) for group in prototypes]).amin(0)
+            feature_scale = feature_scale / (1 - lowest).view(-1, 1, 1)
+            space_scale = space_scale / space.amax()
+        # A group holds one prototype of each cell: the matrix at hand is n times smaller than the whole.
+        scores = None
+        for index, group in enumerate(prototypes):
+            cost = feature_scale * (1 - cells @ group.mT)
+            if self.alpha > 0:
+                cost = cost + space_scale * space[index if self.settings.free_coordinates else 0]
+            nearest = cost.amin(-1)
+            scores = nearest if scores is None else torch.minimum(scores, nearest)
+        return scores.view(batch, 1, height, width)
+
+
+class PradotModel(nn.Module):
+    """Multi-layer frozen features and their local and global prototypes.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:PATH``.
+        layers: Layers to take features from.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        prototypes_per_cell: n, one for all layers or one per layer; see :class:`Prototypes`.
+        alphas: Weights of the spatial cost; prototypes are learned for each.
+        settings: How prototypes are learned and compared.
+
+    Raises:
+        ValueError: If an argument is out of its range or the backbone lacks a layer.
+
+    Example:
+        >>> model = PradotModel("resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1).eval()
+        >>> model.initialise(model.extract(torch.rand(2, 3, 64, 64)))
+        >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
+        torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        pre_trained: bool = True,
+        prototypes_per_cell: float | Sequence[float] = 16,
+        alphas: Sequence[float] = (0.0, 0.3),
+        settings: PrototypeSettings | None = None,
+    ) -> None:
+        super().__init__()
+        per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
+        if len(per_cell) == 1:
+            per_cell *= len(layers)
+        if len(per_cell) != len(layers):
+            msg = f"prototypes_per_cell has {len(per_cell)} values for {len(layers)} layers; give one for each, or one"
+            raise ValueError(msg)
+        if not alphas or len(set(alphas)) < len(alphas):
+            msg = f"alphas must be one or more different weights, not {list(alphas)}"
+            raise ValueError(msg)
+        self.layers = tuple(layers)
+        # Row by row: all α of the first layer, then of the second.
+        self.prototypes = nn.ModuleList(
+            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings()) for alpha in alphas) for n in per_cell
+        )
+        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.anomaly_map_generator = AnomalyMapGenerator()
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether there are prototypes, from training or a checkpoint."""
+        return all(prototypes.is_initialised for group in self.prototypes for prototypes in group)
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
+        return self.feature_extractor(images)
+
+    def initialise(self, features: dict[str, Tensor]) -> None:
+        """Create the prototypes from the feature maps (B, D, H, W) of the first batch of training images."""
+        for layer, group in zip(self.layers, self.prototypes, strict=True):
+            for prototypes in group:
+                prototypes.initialise(features[layer])
+
+    def update(self, features: dict[str, Tensor]) -> float:
+        """One training step on the feature maps of a batch; returns the transport cost, averaged over layers and α."""
+        steps = zip(self.layers, self.prototypes, strict=True)
+        return fmean(prototypes.update(features[layer]) for layer, group in steps for prototypes in group)
+
+    def transport_cost(self, features: dict[str, Tensor]) -> float:
+        """Transport cost of a batch, averaged over layers and α, without a training step."""
+        steps = zip(self.layers, self.prototypes, strict=True)
+        return fmean(
+            prototypes.transport(features[layer])[0].transport_cost() for layer, group in steps for prototypes in group
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
+        """Features while training, scores otherwise.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
+            (B,), its maximum.
+
+        Raises:
+            RuntimeError: If there are no prototypes yet.
+        """
+        features = self.extract(images)
+        if self.training:
+            return features
+        if not self.is_initialised:
+            msg = "Pradot has no prototypes yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+        scores = [
+            torch.stack([prototypes(features[layer]) for prototypes in group]).mean(0)
+            for layer, group in zip(self.layers, self.prototypes, strict=True)
+        ]
+        anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
+        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+
+def _require(condition: bool, name: str, allowed: object, value: object) -> None:
+    if not condition:
+        allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
+        msg = f"{name} must be {allowed}, not {value!r}"
+        raise ValueError(msg)

@@ -1,0 +1,9 @@
+import pytest
+
+from anomalib_ot.components.offline import offline_backbone
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A backbone with ImageNet weights that needs no download."""
+    return offline_backbone(tmp_path_factory.mktemp("backbones"))

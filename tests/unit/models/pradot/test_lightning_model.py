@@ -1,0 +1,334 @@
+"""Pradot through anomalib's Engine, on small random images and a small random backbone."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, PredictDataset
+from anomalib.engine import Engine
+from PIL import Image
+from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
+
+from anomalib_ot import Pradot
+
+SMALL = {
+    "backbone": "resnet18",
+    "layers": ["layer2", "layer3"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "prototypes_per_cell": 1,
+    "epochs": 3,
+    "batch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of grey squares; the abnormal ones have a white patch."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in (("good", 10), ("good_test", 4), ("bad", 4), ("mask", 4)):
+        (folder / split).mkdir()
+        for index in range(count):
+            picture = generator.integers(90, 110, (72, 80), dtype=np.uint8)
+            if split == "mask":
+                picture[:] = 0
+            if split in {"bad", "mask"}:
+                picture[20:50, 20:50] = 255
+            Image.fromarray(picture).save(folder / split / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def data(root):
+    def make(**arguments):
+        defaults = {
+            "normal_dir": "good",
+            "abnormal_dir": "bad",
+            "normal_test_dir": "good_test",
+            "mask_dir": "mask",
+            "train_batch_size": 4,
+            "eval_batch_size": 4,
+            "num_workers": 0,
+        }
+        return Folder(name="squares", root=root, **{**defaults, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def engine(tmp_path):
+    def make(**arguments):
+        return Engine(
+            default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, **arguments
+        )
+
+    return make
+
+
+@pytest.fixture
+def model():
+    def make(**arguments):
+        torch.manual_seed(0)
+        return Pradot(**{**SMALL, "visualizer": False, **arguments})
+
+    return make
+
+
+def prototypes_of(model):
+    return torch.cat([each.features.flatten() for group in model.model.prototypes for each in group])
+
+
+def checkpoint(engine):
+    return engine.trainer.checkpoint_callback.best_model_path
+
+
+def test_trains_and_scores_with_the_hosts_thresholds_and_metrics(data, engine, model):
+    pradot, runner = model(), engine()
+    metrics = runner.train(pradot, datamodule=data())[0]
+    assert {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"} <= set(metrics)
+    assert metrics["image_AUROC"] == 1
+    assert metrics["pixel_AUROC"] > 0.8
+    assert pradot.post_processor.image_threshold.isfinite()
+    assert pradot.post_processor.pixel_threshold.isfinite()
+
+
+def test_backbone_sees_each_training_image_once(data, engine, model, monkeypatch):
+    pradot = model(epochs=4)
+    seen = []
+    extract = pradot.model.extract
+    monkeypatch.setattr(pradot.model, "extract", lambda images: seen.append(len(images)) or extract(images))
+    engine(limit_val_batches=0).fit(pradot, datamodule=data())
+    assert sum(seen) == 10
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk", "device"])
+def test_where_the_features_are_kept_does_not_matter(data, engine, model, place, caplog):
+    with caplog.at_level(logging.INFO):
+        kept, chosen = model(feature_cache=place), model()
+        for each in (kept, chosen):
+            torch.manual_seed(1)
+            engine().fit(each, datamodule=data())
+    assert f"place {place}" in caplog.text
+    assert torch.equal(prototypes_of(kept), prototypes_of(chosen))
+
+
+def test_budget_sends_the_cache_to_disk(data, engine, model, caplog):
+    with caplog.at_level(logging.INFO):
+        engine().fit(model(cache_budget=1e-9), datamodule=data())
+    assert "place disk" in caplog.text
+
+
+def test_without_the_cache_the_same_batches_give_the_same_prototypes(data, engine, model, caplog):
+    cached, plain = model(batch_size=10), model(batch_size=10, feature_cache="none")
+    with caplog.at_level(logging.INFO):
+        for each in (cached, plain):
+            torch.manual_seed(1)
+            engine().fit(each, datamodule=data(train_batch_size=10))
+    assert "Feature cache off: feature_cache is none" in caplog.text
+    # One batch of all images, in another order: prototypes start at the same images up to that order.
+    assert cached.trainer.callback_metrics["train_transport_cost"] == pytest.approx(
+        float(plain.trainer.callback_metrics["train_transport_cost"]), rel=0.05
+    )
+
+
+def test_augmentation_switches_the_cache_off(data, engine, model, caplog):
+    with caplog.at_level(logging.INFO):
+        engine().fit(model(), datamodule=data(train_augmentations=RandomHorizontalFlip()))
+    assert "Feature cache off: training images are augmented" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        engine().fit(model(), datamodule=data(train_augmentations=Resize((70, 70))))
+    assert "Caching the features of 10 images" in caplog.text
+
+
+def test_the_last_incomplete_batch_is_used(data, engine, model, monkeypatch):
+    pradot = model(epochs=1)
+    sizes = []
+    update = pradot.model.update
+    monkeypatch.setattr(
+        pradot.model, "update", lambda features: sizes.append(len(features["layer2"])) or update(features)
+    )
+    engine().fit(pradot, datamodule=data())
+    assert sorted(sizes) == [2, 4, 4]
+
+
+def test_stops_when_the_cost_falls_no_longer_and_still_validates(data, engine, model):
+    pradot, runner = model(epochs=200, patience=2, ema_rate=0.5), engine()
+    runner.fit(pradot, datamodule=data())
+    assert 2 < runner.trainer.current_epoch < 200
+    assert pradot.post_processor.image_threshold.isfinite()
+    saved = torch.load(checkpoint(runner), weights_only=True)
+    assert saved["state_dict"]["post_processor._image_threshold"].isfinite()
+
+
+def test_validates_once(data, engine, model, monkeypatch):
+    calls = []
+    pradot = model(epochs=3)
+    step = pradot.validation_step
+    monkeypatch.setattr(pradot, "validation_step", lambda batch, *args: calls.append(1) or step(batch, *args))
+    engine().fit(pradot, datamodule=data())
+    assert len(calls) == 2
+
+
+def test_held_out_cost_is_logged_and_the_best_prototypes_are_kept(data, engine, model, monkeypatch):
+    pradot, runner = model(validation_fraction=0.2, epochs=4, patience=4), engine()
+    costs = iter([0.4, 0.1, 0.3, 0.2])
+    states = []
+    monkeypatch.setattr(pradot, "_held_out_cost", lambda: states.append(prototypes_of(pradot).clone()) or next(costs))
+    runner.fit(pradot, datamodule=data())
+    assert runner.trainer.callback_metrics["val_transport_cost"] == pytest.approx(0.2)
+    assert torch.equal(prototypes_of(pradot), states[1])
+    assert not torch.equal(states[1], states[3])
+
+
+def test_held_out_images_are_not_trained_on(data, engine, model):
+    pradot, runner = model(validation_fraction=0.2, epochs=1), engine()
+    runner.fit(pradot, datamodule=data())
+    assert len(runner.trainer.train_dataloader.dataset) == 8
+    assert pradot._held_out_cost() > 0
+
+
+def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model):
+    pradot, runner = model(), engine()
+    runner.fit(pradot, datamodule=data())
+    loaded = Pradot.load_from_checkpoint(checkpoint(runner), visualizer=False).eval()
+    images = torch.rand(3, 3, 90, 70)
+    pradot.eval()
+    torch.testing.assert_close(loaded(images).anomaly_map, pradot(images).anomaly_map)
+    assert torch.equal(loaded(images).pred_label, pradot(images).pred_label)
+
+
+def test_resumed_training_equals_uninterrupted_training(data, engine, model, tmp_path):
+    whole = model(epochs=4)
+    engine().fit(whole, datamodule=data())
+    first, runner = model(epochs=2), engine()
+    runner.fit(first, datamodule=data())
+    second = model(epochs=4)
+    torch.manual_seed(123)
+    engine().fit(second, datamodule=data(), ckpt_path=checkpoint(runner))
+    torch.testing.assert_close(prototypes_of(second), prototypes_of(whole), atol=1e-6, rtol=1e-5)
+
+
+def test_every_epoch_leaves_a_checkpoint(data, engine, model):
+    class Interrupt(Exception):  # noqa: N818
+        pass
+
+    pradot, runner = model(epochs=5), engine()
+
+    def fail_in_the_third_epoch():
+        if pradot.current_epoch == 2:
+            raise Interrupt
+
+    pradot.on_train_epoch_start = fail_in_the_third_epoch
+    with pytest.raises(Interrupt):
+        runner.fit(pradot, datamodule=data())
+    assert torch.load(checkpoint(runner), weights_only=True)["epoch"] == 1
+
+
+def test_same_seed_same_prototypes(data, engine, model):
+    one, other = model(), model()
+    for each in (one, other):
+        torch.manual_seed(7)
+        engine().fit(each, datamodule=data())
+    assert torch.equal(prototypes_of(one), prototypes_of(other))
+
+
+def test_predicts_a_folder_a_file_and_a_data_module(root, data, engine, model):
+    pradot = model()
+    engine().fit(pradot, datamodule=data())
+    runner = engine()
+    folder = runner.predict(pradot, data_path=root / "bad")
+    file = engine().predict(pradot, data_path=root / "bad" / "0.png")
+    dataset = engine().predict(pradot, dataset=PredictDataset(root / "bad"))
+    module = engine().predict(pradot, datamodule=data())
+    assert sum(len(batch.image) for batch in folder) == 4
+    assert sum(len(batch.image) for batch in module) == 8
+    assert file[0].pred_score == folder[0].pred_score == dataset[0].pred_score
+    assert file[0].anomaly_map.shape[-2:] == (64, 64)
+    assert all(batch.pred_label.all() for batch in folder)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16(data, engine, model, precision):
+    pradot = model()
+    metrics = engine(precision=precision).train(pradot, datamodule=data())[0]
+    assert metrics["image_AUROC"] == 1
+    assert prototypes_of(pradot).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu(data, engine, model, tmp_path):
+    pradot = model()
+    runner = Engine(default_root_dir=tmp_path, accelerator="gpu", logger=False)
+    runner.fit(pradot, datamodule=data())
+    images = torch.rand(2, 3, 64, 64)
+    on_device = pradot.cuda().eval()(images.cuda()).anomaly_map.cpu()
+    torch.testing.assert_close(pradot.cpu()(images).anomaly_map, on_device, atol=1e-3, rtol=1e-3)
+
+
+def test_default_pre_processor_uses_the_papers_size_and_the_backbones_statistics():
+    resize, normalize = Pradot.configure_pre_processor().transform.transforms
+    assert resize.size == [224, 224]
+    assert normalize.mean == pytest.approx([0.485, 0.456, 0.406])
+    normalize = Pradot.configure_pre_processor((64, 64), "tf_efficientnet_lite0").transform.transforms[1]
+    assert normalize.mean == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_fewer_images_than_the_batch_are_refused(data, engine, model):
+    with pytest.raises(ValueError, match=r"10 training images are fewer than the batch of 64; set --model.batch_size 10"):
+        engine().fit(model(batch_size=64), datamodule=data())
+
+
+def test_unreadable_image_is_named(root, data, engine, model, tmp_path):
+    broken = tmp_path / "good"
+    broken.mkdir()
+    for index in range(4):
+        (broken / f"{index}.png").write_bytes((root / "good" / f"{index}.png").read_bytes())
+    (broken / "2.png").write_bytes((root / "good" / "2.png").read_bytes()[:100])
+    module = Folder(name="broken", root=tmp_path, normal_dir="good", train_batch_size=4, num_workers=0)
+    with pytest.raises(ValueError, match=r"training image .*good/2\.png cannot be read .*repair or remove it"):
+        engine().fit(model(), datamodule=module)
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_nan_features_are_refused(data, engine, model, monkeypatch, cache):
+    pradot = model(feature_cache=cache)
+    monkeypatch.setattr(
+        pradot.model,
+        "extract",
+        lambda images: {name: torch.full((len(images), 4, 2, 2), torch.nan) for name in ("layer2", "layer3")},
+    )
+    with pytest.raises(ValueError, match=r"features of layer layer2 have NaN or infinite values for .*good/\d\.png"):
+        engine().fit(pradot, datamodule=data())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": ["layer3", "layer4"]}, "model.*layer4"),
+        ({"backbone": "resnet34"}, "model.*layer"),
+        ({"alphas": [0.0]}, "prototypes"),
+    ],
+)
+def test_checkpoint_of_another_architecture_is_refused(data, engine, model, arguments, message):
+    runner = engine()
+    runner.fit(model(), datamodule=data())
+    with pytest.raises(ValueError, match=rf"of another architecture: .*{message}"):
+        engine().test(model(**arguments), datamodule=data(), ckpt_path=checkpoint(runner))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
+        ({"feature_cache": "ram"}, "feature_cache must be one of auto"),
+    ],
+)
+def test_bad_arguments_are_refused_early(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)

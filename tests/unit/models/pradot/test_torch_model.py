@@ -1,0 +1,262 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_ot.models.pradot.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.models.pradot.torch_model import PradotModel, Prototypes, PrototypeSettings
+from anomalib_ot.transport import feature_cost, grid_coordinates, spatial_cost
+
+ORACLE = Path(__file__).parents[5] / "shared" / "oracles" / "pradot_reference.npz"
+EXACT = {"sinkhorn_tolerance": 0.0, "sinkhorn_iterations": 100}
+
+
+def make(features, per_cell=2, alpha=0.3, **settings):
+    prototypes = Prototypes(per_cell, alpha, PrototypeSettings(**settings))
+    prototypes.initialise(features)
+    return prototypes
+
+
+@pytest.fixture
+def features():
+    return torch.rand(6, 8, 5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.skipif(not ORACLE.exists(), reason=f"needs the reference values in {ORACLE}")
+@pytest.mark.parametrize("case", ["local", "global"])
+def test_reproduces_the_authors_code(case):
+    reference = {
+        name.split("/")[1]: torch.from_numpy(np.asarray(value))
+        for name, value in np.load(ORACLE).items()
+        if name.startswith(case)
+    }
+    features = reference["features"]
+    prototypes = Prototypes(
+        int(reference["prototypes_per_cell"]),
+        float(reference["alpha"]),
+        PrototypeSettings(
+            spatial="euclidean",
+            ema_rate=float(reference["ema"]),
+            epsilon=float(reference["epsilon"]),
+            normalize_score=True,
+            **EXACT,
+        ),
+    )
+    prototypes.initialise(features)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(prototypes.coordinates[0].repeat(2, 1), reference["prototype_coords"], **close)
+    torch.testing.assert_close(grid_coordinates(6, 6), reference["grid_coords"], **close)
+    prototypes.features = reference["prototypes_before"].view(2, 36, -1).clone()
+
+    plan, embeddings, _ = prototypes.transport(features)
+    torch.testing.assert_close(plan.barycentres(embeddings), reference["barycentres"], **close)
+    cost = prototypes.update(features)
+    assert cost == pytest.approx(float(reference["transport_cost"]), abs=1e-4)
+    torch.testing.assert_close(prototypes.features.flatten(0, 1), reference["prototypes_after"], **close)
+
+    # The authors' code multiplies its map by the number of prototypes.
+    image_size = tuple(reference["image_size"].tolist())
+    anomaly_map = AnomalyMapGenerator(align_corners=True)([prototypes(features[:1])], image_size)[0, 0] * 72
+    torch.testing.assert_close(anomaly_map, reference["anomaly_map"], **close)
+    cells = features[0].flatten(1).T
+    nearest = (
+        (0.7 if case == "local" else 1) * _peak_one(feature_cost(cells, reference["prototypes_after"]))
+        + (0.3 if case == "local" else 0)
+        * _peak_one(spatial_cost(grid_coordinates(6, 6), reference["prototype_coords"], "euclidean"))
+    ).argmin(1)
+    assert torch.equal(nearest, reference["assignment"])
+
+
+def _peak_one(cost):
+    return cost / cost.max()
+
+
+@pytest.mark.parametrize("spatial", ["squared", "euclidean"])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_score_is_the_least_cost_over_the_prototypes(features, spatial, alpha, free, normalize):
+    prototypes = make(
+        features, 3, alpha, spatial=spatial, free_coordinates=free, normalize_score=normalize, initialisation="normal"
+    )
+    prototypes.update(features)
+    scores = prototypes(features)
+    assert scores.shape == (6, 1, 5, 4)
+    coords = prototypes.coordinates.expand(3, -1, -1).flatten(0, 1)
+    space = spatial_cost(grid_coordinates(5, 4), coords, spatial)
+    for image, score in zip(features, scores, strict=True):
+        feature = feature_cost(image.flatten(1).T, prototypes.features.flatten(0, 1))
+        if normalize:
+            feature, scaled_space = feature / feature.max(), space / space.max()
+        else:
+            scaled_space = space
+        expected = ((1 - alpha) * feature + alpha * scaled_space).amin(1)
+        torch.testing.assert_close(score.flatten(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_prototype_equal_to_a_feature_scores_zero(features):
+    prototypes = make(features, 6, 0.5)
+    assert prototypes(features).abs().max() < 1e-6
+
+
+def test_a_known_feature_in_the_wrong_place_scores_only_with_alpha(features):
+    swapped = features.clone()
+    swapped[:, :, 0, 0], swapped[:, :, 4, 3] = features[:, :, 4, 3], features[:, :, 0, 0]
+    assert make(features, 6, 0.0)(swapped).abs().max() < 1e-6
+    local = make(features, 6, 0.5)(swapped)[:, 0]
+    assert local[:, 0, 0].min() > 1e-3
+    assert local[:, 1:4].abs().max() < 1e-6
+
+
+def test_update_ignores_the_order_of_the_images(features):
+    one, other = make(features, **EXACT), make(features, **EXACT)
+    other.features = one.features.clone()
+    one.update(features)
+    other.update(features[torch.tensor([3, 1, 5, 0, 4, 2])])
+    torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-4)
+
+
+def test_update_lowers_the_transport_cost(features):
+    prototypes = make(features, initialisation="normal", ema_rate=0.8)
+    costs = [prototypes.update(features) for _ in range(20)]
+    assert costs[-1] < 0.6 * costs[0]
+
+
+def test_ema_rate_one_keeps_the_prototypes_and_zero_replaces_them(features):
+    kept, replaced = make(features, ema_rate=1.0), make(features, ema_rate=0.0, **EXACT)
+    before = kept.features.clone()
+    kept.update(features)
+    torch.testing.assert_close(kept.features, before)
+    plan, embeddings, _ = replaced.transport(features)
+    expected = plan.barycentres(embeddings)
+    replaced.update(features)
+    torch.testing.assert_close(replaced.features.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_free_coordinates_move_to_the_barycentres_and_fixed_ones_stay(features):
+    fixed, free = make(features), make(features, free_coordinates=True, **EXACT)
+    grid = grid_coordinates(5, 4)
+    plan, _, coordinates = free.transport(features)
+    expected = plan.barycentres(coordinates)
+    fixed.update(features)
+    free.update(features)
+    assert torch.equal(fixed.coordinates, grid[None])
+    torch.testing.assert_close(free.coordinates.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
+    assert (free.coordinates - grid).abs().max() > 1e-3
+
+
+def test_fewer_than_one_prototype_a_cell_gives_a_coarser_grid():
+    features = torch.rand(3, 4, 8, 12)
+    prototypes = make(features, 0.25)
+    assert prototypes.features.shape == (1, 4 * 6, 4)
+    assert prototypes.update(features) > 0
+    assert prototypes(features).shape == (3, 1, 8, 12)
+
+
+def test_more_prototypes_than_images():
+    features = torch.rand(2, 4, 3, 3)
+    assert make(features, 5).features.shape == (5, 9, 4)
+
+
+def test_initialisations(features):
+    assert make(features, 4, initialisation="normal").features.min() < 0
+    uniform = make(features, 4, initialisation="uniform").features
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    cells = features.flatten(2).mT
+    sampled = make(features, 4, initialisation="sample").features
+    assert all(any(torch.equal(group, image) for image in cells) for group in sampled)
+
+
+def test_prototypes_stay_float32_in_a_bfloat16_model(features):
+    prototypes = make(features).to(torch.bfloat16)
+    assert prototypes.features.dtype == torch.float32
+    prototypes.update(features.bfloat16())
+    assert prototypes(features.bfloat16()).dtype == torch.float32
+
+
+def test_state_dict_round_trip_into_a_fresh_model(features):
+    trained = make(features)
+    trained.update(features)
+    fresh = Prototypes(2, 0.3, PrototypeSettings())
+    assert not fresh.is_initialised
+    fresh.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(fresh(features), trained(features))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alphas": [0.0, 1.5]}, r"alphas must be in \[0, 1\], not 1.5"),
+        ({"alphas": [-0.1]}, r"alphas must be in \[0, 1\], not -0.1"),
+        ({"alphas": []}, "alphas must be one or more"),
+        ({"alphas": [0.3, 0.3]}, "alphas must be one or more different"),
+        ({"prototypes_per_cell": 0}, "prototypes_per_cell must be a whole number or between 0 and 1, not 0"),
+        ({"prototypes_per_cell": 2.5}, "prototypes_per_cell must be a whole number"),
+        ({"prototypes_per_cell": [1, 2, 3]}, "3 values for 2 layers"),
+        ({"layers": ["layer2", "layer9"]}, "layer9"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PradotModel("resnet18", **{"layers": ["layer2", "layer3"], "pre_trained": False, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spatial": "manhattan"}, "spatial must be 'squared' or 'euclidean', not 'manhattan'"),
+        ({"initialisation": "zeros"}, "initialisation must be"),
+        ({"ema_rate": 1.1}, "ema_rate must be"),
+        ({"epsilon": 0}, "epsilon must be positive"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be"),
+        ({"sinkhorn_tolerance": -1}, "sinkhorn_tolerance must be"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PrototypeSettings(**settings)
+
+
+def test_coarser_grid_with_free_coordinates_is_refused():
+    with pytest.raises(ValueError, match="free_coordinates needs prototypes_per_cell of at least 1"):
+        Prototypes(0.5, 0.3, PrototypeSettings(free_coordinates=True))
+
+
+class TestModel:
+    @pytest.fixture(scope="class")
+    def model(self):
+        torch.manual_seed(0)
+        return PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=[1, 2])
+
+    def test_returns_features_while_training(self, model):
+        features = model.train()(torch.rand(2, 3, 64, 64))
+        assert {layer: maps.shape[-1] for layer, maps in features.items()} == {"layer2": 8, "layer3": 4}
+
+    def test_scores_need_prototypes(self):
+        model = PradotModel("resnet18", ["layer3"], pre_trained=False).eval()
+        with pytest.raises(RuntimeError, match="no prototypes yet"):
+            model(torch.rand(1, 3, 64, 64))
+
+    @pytest.mark.parametrize("size", [(64, 64), (50, 93), (224, 97)])
+    def test_any_size_and_aspect_ratio(self, size):
+        model = PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=1)
+        images = torch.rand(3, 3, *size)
+        model.initialise(model.extract(images))
+        assert 0 < model.update(model.extract(images)) < 1
+        output = model.eval()(images[:1])
+        assert output.anomaly_map.shape == (1, 1, *size)
+        assert output.pred_score.shape == (1,)
+        assert output.pred_score == output.anomaly_map.max()
+
+    def test_scores_do_not_depend_on_the_batch(self, model):
+        images = torch.rand(4, 3, 64, 64)
+        model.eval().initialise(model.extract(images))
+        together = model(images).anomaly_map
+        alone = torch.cat([model(image[None]).anomaly_map for image in images])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+        assert not model(images).anomaly_map.requires_grad
+
+    def test_backbone_is_frozen(self, model):
+        assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+import anomalib_ot
+from anomalib_ot.cli import main
+
+SCRIPT = "from anomalib_ot.cli import main; main()"
+
+
+def test_weights_prints_the_backbone_alone(backbone, capsys):
+    main(["weights", "--cache_dir", backbone.removeprefix("local-dir:").rpartition("/")[0]])
+    assert capsys.readouterr().out == f"{backbone}\n"
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(backbone, tmp_path):
+    command = [sys.executable, "-c", SCRIPT, "weights", "--cache_dir", str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) for _ in range(2)]
+    outputs, messages = zip(*(process.communicate() for process in processes), strict=True)
+    folder = tmp_path.resolve() / "tf_efficientnet_lite0"
+    assert outputs == (f"local-dir:{folder}\n",) * 2
+    assert f"written to {folder}" in "".join(messages)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (Path(backbone.removeprefix("local-dir:")) / path.name).read_bytes()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"anomalib-ot {anomalib_ot.__version__}\n"
+
+
+def test_help_lists_the_subcommands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "ImageNet weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--cache_dir", "/dev/null/cache"], "/dev/null"),
+        (["--architecture", "resnet50"], "no package with weights is known for 'resnet50'"),
+    ],
+)
+def test_failure_is_one_line_and_status_1(arguments, reason):
+    command = [sys.executable, "-c", SCRIPT, "weights", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert reason in done.stderr
+    assert done.stderr.startswith("anomalib-ot: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_import_is_light():
+    script = (
+        "import sys, anomalib_ot.cli, anomalib_ot.components.offline; print({'torch', 'anomalib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,113 @@
+"""One test for each promise that anomalib makes its models and that plugin.py relies on."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from anomalib_ot import plugin
+
+
+def run(code, **environment):
+    """Run code in a fresh process, with the hook installed by the .pth file alone."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_short_names_resolve_after_importing_anomalib_alone():
+    out = run(
+        "from anomalib.models import list_models, get_model\n"
+        "print('pradot' in list_models())\n"
+        "for spec in ('pradot', {'class_path': 'Pradot'}, {'class_path': 'anomalib.models.Pradot'},\n"
+        "             {'class_path': 'anomalib_ot.Pradot'}):\n"
+        "    print(type(get_model(spec, backbone='resnet18', pre_trained=False)).__name__)\n"
+        "from anomalib.models import Pradot\n"
+        "import anomalib_ot\n"
+        "print(Pradot is anomalib_ot.Pradot)\n"
+    )
+    assert [line for line in out.splitlines() if line in {"True", "Pradot"}] == ["True", *["Pradot"] * 4, "True"]
+
+
+def test_host_keeps_its_own_models():
+    out = run("from anomalib.models import get_model, Padim\nprint(type(get_model('padim', pre_trained=False)) is Padim)")
+    assert "True" in out
+
+
+def test_every_import_order_works():
+    for first in ("anomalib_ot.models.pradot.torch_model", "anomalib_ot.models", "anomalib_ot.data", "anomalib.models"):
+        run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
+
+
+def test_data_modules_resolve_by_short_name():
+    out = run(
+        "import anomalib.models\n"
+        "from anomalib.data import AnomalibDataModule\n"
+        "print(sorted(c.__name__ for c in AnomalibDataModule.__subclasses__() if 'anomalib_ot' in c.__module__))"
+    )
+    assert "MVTecLOCOAD" in out
+
+
+def test_switch_leaves_the_host_alone_and_the_full_path_working():
+    out = run(
+        "import sys, anomalib.models\n"
+        "print(hasattr(anomalib.models, 'Pradot'), 'anomalib_ot.models' in sys.modules)\n"
+        "import anomalib_ot\n"
+        "print(anomalib_ot.Pradot.__name__, hasattr(anomalib.models, 'Pradot'))",
+        ANOMALIB_OT_AUTOLOAD="0",
+    )
+    assert "False False\nPradot True" in out
+
+
+def test_a_process_without_anomalib_imports_only_the_hook():
+    out = run("import sys\nprint(sorted(m for m in sys.modules if m.startswith(('anomalib', 'torch', 'lightning'))))")
+    assert out.strip() == "['anomalib_ot', 'anomalib_ot.plugin']"
+
+
+def test_a_failing_registration_warns_and_the_host_goes_on():
+    code = (
+        "import sys, warnings\n"
+        "sys.modules['anomalib_ot.models'] = None\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import anomalib.models\n"
+        "print([str(w.message) for w in caught if 'anomalib-ot could not register' in str(w.message)])\n"
+        "print(anomalib.models.Padim.__name__)"
+    )
+    out = run(code)
+    assert "ANOMALIB_OT_AUTOLOAD=0" in out
+    assert out.strip().endswith("Padim")
+
+
+def test_hook_is_gone_after_its_work_and_not_installed_again():
+    import anomalib.models  # noqa: F401, PLC0415
+
+    plugin.install()
+    assert not any(isinstance(finder, plugin._RegisterAfterHost) for finder in sys.meta_path)
+
+
+@pytest.mark.parametrize("name", ["ALLOWED_MODULES", "__all__", "get_model", "list_models"])
+def test_host_still_has_what_registration_uses(name):
+    import anomalib.models  # noqa: PLC0415
+
+    assert hasattr(anomalib.models, name)
+
+
+def test_registering_twice_changes_nothing():
+    import anomalib.models  # noqa: PLC0415
+
+    from anomalib_ot import Pradot  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plugin.register(Pradot)
+        plugin.register(Pradot)
+    assert anomalib.models.__all__.count("Pradot") == 1

@@ -1,0 +1,125 @@
+import warnings
+
+import ot
+import pytest
+import torch
+
+from anomalib_ot.transport import FusedCost, grid_coordinates, sinkhorn
+
+
+def reference(cost, epsilon, iterations):
+    """The plan by POT's log-domain solver, in float64."""
+    cost = cost.double()
+    rows, columns = (torch.full((size,), 1 / size, dtype=cost.dtype) for size in cost.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ot.bregman.sinkhorn_log(rows, columns, cost, epsilon, numItermax=iterations, stopThr=0)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plan_equals_pots_log_domain_solver(epsilon, dtype):
+    cost = torch.rand(60, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plan = sinkhorn(cost.to(dtype), epsilon, max_iterations=200)
+    expected = reference(cost, epsilon, 200)
+    assert (plan.dense() - expected).abs().max() * 60 < (1e-4 if dtype == torch.float32 else 1e-6)
+
+
+def test_marginals():
+    plan = sinkhorn(torch.rand(50, 20), 0.05, max_iterations=1000, tolerance=1e-5)
+    assert plan.iterations < 1000
+    assert plan.marginal_error <= 1e-5
+    torch.testing.assert_close(plan.dense().sum(1), torch.full((50,), 1 / 50))
+    torch.testing.assert_close(plan.dense().sum(0), torch.full((20,), 1 / 20), atol=1e-6, rtol=1e-4)
+
+
+def test_reported_error_is_that_of_the_plan():
+    plan = sinkhorn(torch.rand(50, 20), 0.01, max_iterations=3)
+    assert plan.iterations == 3
+    error = (plan.dense().sum(0) - 1 / 20).abs().sum()
+    assert plan.marginal_error == pytest.approx(float(error), rel=1e-3)
+    assert plan.marginal_error > 1e-3
+
+
+def test_columns_far_from_every_row_get_their_mass_without_overflow():
+    cost = torch.rand(40, 30) * 0.01
+    cost[:, :15] += 1.0
+    plan = sinkhorn(cost, 0.001, max_iterations=2000, tolerance=1e-4)
+    assert plan.dense().isfinite().all()
+    assert plan.marginal_error <= 1e-4
+
+
+def test_small_epsilon_converges_to_the_reference():
+    cost = torch.rand(30, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plan = sinkhorn(cost.float(), 3e-4, max_iterations=20_000, tolerance=1e-4)
+    assert plan.marginal_error <= 1e-4
+    assert (plan.dense() - reference(cost, 3e-4, 20_000)).abs().max() * 30 < 1e-3
+
+
+def test_barycentres_and_cost_equal_those_of_the_dense_plan():
+    cost, points = torch.rand(33, 12), torch.randn(33, 5)
+    plan = sinkhorn(cost, 0.05)
+    torch.testing.assert_close(plan.barycentres(points), 12 * plan.dense().T @ points)
+    assert plan.transport_cost() == pytest.approx(float((plan.dense() * cost).sum()), rel=1e-5)
+
+
+def test_fused_cost_gives_the_plan_of_its_dense_matrix():
+    grid = grid_coordinates(4, 4)
+    cost = FusedCost(torch.randn(6 * 16, 8), torch.randn(32, 8), grid, grid.repeat(2, 1), 0.3)
+    torch.testing.assert_close(sinkhorn(cost).dense(), sinkhorn(cost[:]).dense(), atol=1e-6, rtol=1e-4)
+
+
+def test_order_of_the_rows_does_not_matter():
+    cost, points = torch.rand(40, 10), torch.randn(40, 3)
+    order = torch.randperm(40)
+    there = sinkhorn(cost[order]).barycentres(points[order])
+    torch.testing.assert_close(sinkhorn(cost).barycentres(points), there, atol=1e-4, rtol=1e-4)
+
+
+def test_warm_start_needs_fewer_iterations_for_the_same_plan():
+    cost = torch.rand(80, 40)
+    moved = cost + 0.001 * torch.rand(80, 40)
+    cold = sinkhorn(moved, 0.02, max_iterations=2000, tolerance=1e-4)
+    warm = sinkhorn(moved, 0.02, 2000, 1e-4, potential=sinkhorn(cost, 0.02, 2000, 1e-4).potential)
+    assert warm.iterations < cold.iterations / 2
+    torch.testing.assert_close(warm.dense(), cold.dense(), atol=1e-5, rtol=1e-2)
+
+
+def test_storage_of_an_earlier_kernel_is_reused():
+    first = sinkhorn(torch.rand(40, 20))
+    cost = torch.rand(30, 20)
+    second = sinkhorn(cost, out=first.kernel)
+    assert second.kernel.data_ptr() == first.kernel.data_ptr()
+    torch.testing.assert_close(second.dense(), sinkhorn(cost).dense())
+
+
+def test_blocks_cover_a_matrix_larger_than_one(monkeypatch):
+    cost = torch.rand(50, 20)
+    whole = sinkhorn(cost).dense()
+    monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 60)
+    torch.testing.assert_close(sinkhorn(cost).dense(), whole, atol=1e-7, rtol=1e-4)
+
+
+def test_cost_is_left_as_it_is():
+    cost = torch.rand(10, 10)
+    before = cost.clone()
+    sinkhorn(cost)
+    assert torch.equal(cost, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cost": torch.rand(3)}, "non-empty matrix"),
+        ({"cost": torch.rand(0, 3)}, "non-empty matrix"),
+        ({"epsilon": 0}, "epsilon must be positive"),
+        ({"epsilon": float("nan")}, "epsilon must be positive"),
+        ({"max_iterations": 0}, "at least 1"),
+        ({"potential": torch.zeros(4)}, "4,.*5 columns"),
+        ({"cost": torch.full((3, 5), float("nan"))}, "NaN or infinite"),
+        ({"cost": torch.rand(3, 5).index_fill(1, torch.tensor([2]), float("inf"))}, "NaN or infinite"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(**{"cost": torch.rand(3, 5), **arguments})
