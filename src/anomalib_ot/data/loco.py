@@ -1,0 +1,223 @@
+"""Categories in the layout of MVTec LOCO AD (Bergmann et al., 2022, https://doi.org/10.1007/s11263-022-01578-9).
+
+A category is a folder::
+
+    breakfast_box/
+    ├── train/good/000.png
+    ├── validation/good/000.png
+    ├── test/{good,logical_anomalies,structural_anomalies}/000.png
+    ├── ground_truth/{logical_anomalies,structural_anomalies}/000/000.png   one mask per defect
+    └── defects_config.json                                                 what the masks' pixel values mean
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.dataclasses.torch import ImageItem
+from anomalib.data.utils import Split, TestSplitMode, ValSplitMode, read_image, read_mask
+from anomalib.utils.path import resolve_dataset_root
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
+from torchvision.tv_tensors import Mask
+
+SPLIT_FOLDERS = {Split.TRAIN: "train", Split.VAL: "validation", Split.TEST: "test"}
+
+
+class LOCODataset(AnomalibDataset):
+    """One split of a category in the layout of MVTec LOCO AD.
+
+    An item's ``gt_mask`` is the union of its defect masks, and its ``mask_path`` the folder that holds them.
+
+    Args:
+        root: Folder of the category.
+        split: ``train``, ``val`` or ``test``.
+        augmentations: Applied to the image and the mask together.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, no image of the split, or no mask of an anomalous image.
+
+    Example:
+        >>> dataset = LOCODataset("./datasets/MVTec_LOCO/breakfast_box", split="test")  # doctest: +SKIP
+        >>> item = dataset[0]  # doctest: +SKIP
+        >>> item.image.shape, item.gt_mask.shape  # doctest: +SKIP
+        (torch.Size([3, 1280, 1600]), torch.Size([1280, 1600]))
+    """
+
+    def __init__(self, root: Path | str, split: Split | str, augmentations: Transform | None = None) -> None:
+        super().__init__(augmentations)
+        self.split = Split(split)
+        self.samples = make_dataset(root, self.split)
+        self.category = Path(root).name
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Read an image and its merged mask.
+
+        Raises:
+            ValueError: If a file is no image, or the mask is of another size than the image; the file is named.
+        """
+        sample = self.samples.iloc[index]
+        image = _read(read_image, sample.image_path)
+        mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
+        if sample.mask_path:
+            mask = Mask(read_defect_masks(sample.mask_path).amax(0))
+            if mask.shape != image.shape[-2:]:
+                msg = f"the masks in {sample.mask_path} are not of the size of {sample.image_path}"
+                raise ValueError(msg)
+        if self.augmentations:
+            image, mask = self.augmentations(image, mask)
+        return ImageItem(
+            image=image,
+            gt_mask=mask,
+            gt_label=torch.tensor(sample.label_index),
+            image_path=sample.image_path,
+            mask_path=sample.mask_path,
+        )
+
+
+def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
+    """List the images of one split.
+
+    Args:
+        root: Folder of the category.
+        split: ``train``, ``val`` or ``test``.
+
+    Returns:
+        A row for each image, in the order of the file names, with the columns ``path`` (the category), ``split``,
+        ``label`` (the image's folder), ``image_path``, ``mask_path`` (the folder of its masks, empty for a normal
+        image) and ``label_index`` (0 normal, 1 anomalous).
+
+    Raises:
+        FileNotFoundError: If there is no such folder, no image of the split, or no mask of an anomalous image.
+    """
+    root, split = Path(root), Split(split)
+    if not root.is_dir():
+        msg = f"there is no category folder {root}"
+        raise FileNotFoundError(msg)
+    images = sorted((root / SPLIT_FOLDERS[split]).glob("*/*.png"))
+    if not images:
+        msg = f"there are no images {root / SPLIT_FOLDERS[split]}/*/*.png"
+        raise FileNotFoundError(msg)
+    samples = pd.DataFrame(
+        {
+            "path": str(root),
+            "split": split.value,
+            "label": [image.parent.name for image in images],
+            "image_path": [str(image) for image in images],
+            "mask_path": [_mask_folder(root, image) for image in images],
+            "label_index": [int(image.parent.name != "good") for image in images],
+        }
+    )
+    samples.attrs["task"] = "segmentation"
+    return samples
+
+
+def read_defect_masks(folder: Path | str) -> Tensor:
+    """Read the masks of one anomalous image.
+
+    Args:
+        folder: The image's folder in ``ground_truth``.
+
+    Returns:
+        uint8 tensor (defects, H, W), 1 on the defect and 0 elsewhere.
+
+    Raises:
+        ValueError: If a file is no image, or the masks differ in size.
+    """
+    masks = [_read(read_mask, path) for path in sorted(Path(folder).glob("*.png"))]
+    if len({mask.shape for mask in masks}) > 1:
+        msg = f"the masks in {folder} differ in size"
+        raise ValueError(msg)
+    return torch.stack(masks)
+
+
+def _mask_folder(root: Path, image: Path) -> str:
+    if image.parent.name == "good":
+        return ""
+    folder = root / "ground_truth" / image.parent.name / image.stem
+    if not any(folder.glob("*.png")):
+        msg = f"the anomalous image {image} has no masks {folder}/*.png"
+        raise FileNotFoundError(msg)
+    return str(folder)
+
+
+def _read(reader: Callable[..., Any], path: Path | str) -> Tensor:
+    try:
+        return reader(path, as_tensor=True)
+    except (OSError, SyntaxError) as error:
+        msg = f"cannot read {path}: {error}"
+        raise ValueError(msg) from error
+
+
+class MVTecLOCOAD(AnomalibDataModule):
+    """A category in the layout of MVTec LOCO AD.
+
+    Unlike anomalib's ``MVTecLOCO`` it works with pandas 3 and with any category.
+
+    Args:
+        root: Folder of the categories.
+        category: Name of the category's folder.
+        train_batch_size: Training batch size.
+        eval_batch_size: Validation and test batch size.
+        num_workers: Workers of each data loader.
+        train_augmentations: Augmentations of the training images.
+        val_augmentations: Augmentations of the validation images.
+        test_augmentations: Augmentations of the test images.
+        augmentations: Augmentations of the images for which no others are given.
+        test_split_mode: How the test set is made.
+        val_split_mode: How the validation set is made. ``from_dir`` takes the validation folder. As it holds normal
+            images only, the threshold becomes the highest of their scores, and anomalib clips scores far above to 1.
+            ``same_as_test`` adapts the threshold to the anomalies, but by the labels of the test set.
+        test_split_ratio: Share of the images that go into the test set, where it is split off.
+        val_split_ratio: Share of the images that go into the validation set, where it is split off.
+        seed: Seed of random splits.
+
+    Example:
+        >>> datamodule = MVTecLOCOAD(root="./datasets/MVTec_LOCO", category="breakfast_box")  # doctest: +SKIP
+        >>> datamodule.setup()  # doctest: +SKIP
+        >>> next(iter(datamodule.train_dataloader())).image.shape  # doctest: +SKIP
+        torch.Size([32, 3, 1280, 1600])
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = "./datasets/MVTec_LOCO",
+        category: str = "breakfast_box",
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
+        val_split_mode: ValSplitMode | str = ValSplitMode.FROM_DIR,
+        test_split_ratio: float | None = None,
+        val_split_ratio: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=test_split_mode,
+            val_split_mode=val_split_mode,
+            test_split_ratio=test_split_ratio,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+        self.root = resolve_dataset_root(root, "MVTec_LOCO")
+        self.category = category
+
+    def _setup(self, _stage: str | None = None) -> None:
+        folder = self.root / self.category
+        self.train_data = LOCODataset(folder, Split.TRAIN)
+        self.val_data = LOCODataset(folder, Split.VAL)
+        self.test_data = LOCODataset(folder, Split.TEST)
