@@ -7,9 +7,9 @@ anomalib has no entry point for models. It finds them by three promises, each wi
 2. A class path is looked up as an attribute of its module, ``anomalib.models`` when it has no dots.
 3. ``get_model`` imports from the modules in ``anomalib.models.ALLOWED_MODULES`` only.
 
-So our classes must be imported whenever ``anomalib.models`` is. The wheel carries ``anomalib_ot.pth``, which Python reads
-at start-up and which calls :func:`install`. Only the standard library is imported here, so that a process which never
-imports anomalib does not notice.
+So our classes must be imported whenever ``anomalib.models`` is. The wheel carries ``anomalib_ot.pth``, which Python
+reads at start-up and which calls :func:`install`. Only the standard library is imported here, so that a process which
+never imports anomalib does not notice.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ class _RegisterAfterHost:
 
 def install() -> None:
     """Install the import hook, unless ``ANOMALIB_OT_AUTOLOAD=0`` or anomalib's models are imported already."""
-    if os.environ.get(_SWITCH) != "0" and _HOST not in sys.modules:
+    if os.environ.get(_SWITCH) == "0" or _HOST in sys.modules:
+        return
+    # In a virtual environment Python reads its .pth files twice.
+    if not any(isinstance(finder, _RegisterAfterHost) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfterHost())
 
 

@@ -38,7 +38,9 @@ def test_short_names_resolve_after_importing_anomalib_alone():
 
 
 def test_host_keeps_its_own_models():
-    out = run("from anomalib.models import get_model, Padim\nprint(type(get_model('padim', pre_trained=False)) is Padim)")
+    out = run(
+        "from anomalib.models import get_model, Padim\nprint(type(get_model('padim', pre_trained=False)) is Padim)"
+    )
     assert "True" in out
 
 
@@ -85,6 +87,11 @@ def test_a_failing_registration_warns_and_the_host_goes_on():
     out = run(code)
     assert "ANOMALIB_OT_AUTOLOAD=0" in out
     assert out.strip().endswith("Padim")
+
+
+def test_hook_is_installed_once():
+    out = run("import sys\nprint([type(f).__name__ for f in sys.meta_path].count('_RegisterAfterHost'))")
+    assert out.strip() == "1"
 
 
 def test_hook_is_gone_after_its_work_and_not_installed_again():

@@ -39,7 +39,7 @@ class BackboneError(RuntimeError):
 def create_extractor(
     backbone: str,
     layers: Sequence[str],
-    pre_trained: bool = True,  # noqa: FBT001, FBT002 - as in anomalib
+    pre_trained: bool = True,
 ) -> "TimmFeatureExtractor":
     """Create a frozen feature extractor in evaluation mode.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -161,14 +161,13 @@ def _image_loader(trainer: Trainer) -> Any:
 def _check_size(images: Any, batch_size: int) -> None:
     if isinstance(images, DataLoader) and len(images.dataset) < batch_size:  # type: ignore[arg-type]
         count = len(images.dataset)  # type: ignore[arg-type]
-        msg = f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
+        msg = (
+            f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
+        )
         raise ValueError(msg)
 
 
 def _why_not_cached(images: Any, trainer: Trainer, place: CachePlace) -> str | None:
-    if place not in get_args(CachePlace):
-        msg = f"feature_cache must be one of {', '.join(get_args(CachePlace))}, not {place!r}"
-        raise ValueError(msg)
     if place == "none":
         return "feature_cache is none"
     if not isinstance(images, DataLoader):
@@ -279,11 +278,15 @@ def _naming_unreadable_images(dataset: Any) -> Iterator[None]:
     """Turn a reader's error, which seldom says which file, into one that does."""
     try:
         yield
-    except OSError as error:
+    except OSError:
         for path in dataset.samples.image_path:
-            try:
-                read_image(path)
-            except OSError as cause:
-                msg = f"training image {path} cannot be read ({cause}); repair or remove it"
-                raise ValueError(msg) from error
+            _check_readable(path)
         raise
+
+
+def _check_readable(path: str) -> None:
+    try:
+        read_image(path)
+    except OSError as error:
+        msg = f"training image {path} cannot be read ({error}); repair or remove it"
+        raise ValueError(msg) from error

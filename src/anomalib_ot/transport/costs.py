@@ -27,8 +27,8 @@ def grid_coordinates(height: int, width: int, *, device: torch.device | None = N
         >>> grid_coordinates(2, 2).tolist()
         [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
-    rows = torch.linspace(0, 1, height, device=device)
-    columns = torch.linspace(0, 1, width, device=device)
+    rows = torch.linspace(0, 1, height, device=device, dtype=torch.float32)
+    columns = torch.linspace(0, 1, width, device=device, dtype=torch.float32)
     return torch.cartesian_prod(rows, columns)
 
 

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from anomalib import LearningType
@@ -19,7 +19,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader  # noqa: TC002 - as the other imports of types here
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ot.components.backbones import normalization
@@ -54,7 +54,8 @@ class Pradot(AnomalibModule):
         sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
         sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
         free_coordinates: Let the prototypes' coordinates move, as the authors' code can.
-        normalize_score: Score with both costs divided by their maxima over the image (authors' code).
+        normalize_score: Score with both costs divided by their maxima over the image (authors' code) or not (paper).
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
         validation_fraction: Fraction of the training images held out to measure the transport cost on; the prototypes
             with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
         patience: Epochs without a fall of the transport cost by more than 0.5 % after which training stops.
@@ -96,7 +97,8 @@ class Pradot(AnomalibModule):
         sinkhorn_iterations: int = 100,
         sinkhorn_tolerance: float = 0.1,
         free_coordinates: bool = False,
-        normalize_score: bool = False,
+        normalize_score: bool = True,
+        smoothing: float = 4.0,
         validation_fraction: float = 0.0,
         patience: int = 3,
         feature_cache: CachePlace = "auto",
@@ -118,6 +120,9 @@ class Pradot(AnomalibModule):
             if value < 1:
                 msg = f"{name} must be at least 1, not {value}"
                 raise ValueError(msg)
+        if feature_cache not in get_args(CachePlace):
+            msg = f"feature_cache must be one of {', '.join(get_args(CachePlace))}, not {feature_cache!r}"
+            raise ValueError(msg)
         if not 0 <= validation_fraction < 1:
             msg = f"validation_fraction must be in [0, 1), not {validation_fraction}"
             raise ValueError(msg)
@@ -143,6 +148,7 @@ class Pradot(AnomalibModule):
                 free_coordinates,
                 normalize_score,
             ),
+            smoothing,
         )
         self._held_out: DataLoader | None = None
         self._epoch_costs: list[float] = []
@@ -188,7 +194,6 @@ class Pradot(AnomalibModule):
     @torch.no_grad()
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
         with self.trainer.precision_plugin.forward_context():
-            images = self.trainer.precision_plugin.convert_input(images)
             transform = self.pre_processor.transform if self.pre_processor else None
             return self.model.extract(transform(images) if transform else images)
 

@@ -1,6 +1,7 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import fmean
@@ -47,7 +48,7 @@ class PrototypeSettings:
     sinkhorn_iterations: int = 100
     sinkhorn_tolerance: float = 0.1
     free_coordinates: bool = False
-    normalize_score: bool = False
+    normalize_score: bool = True
 
     def __post_init__(self) -> None:
         _require(self.spatial in get_args(SpatialCost), "spatial", get_args(SpatialCost), self.spatial)
@@ -65,8 +66,6 @@ class PrototypeSettings:
 
 class Prototypes(DynamicBufferMixin, nn.Module):
     """The prototypes of one layer and one α, each with a coordinate.
-
-    They stay in float32 whatever the precision of the backbone, so that a small update is not rounded away.
 
     Args:
         per_cell: Prototypes in a cell of the feature map, n. Below 1, the prototypes have a coarser grid of their own,
@@ -98,17 +97,10 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.alpha = alpha
         self.settings = settings
         # (n, G, D) and (n or 1, G, 2) for n prototypes in each of G cells, and (n·G,); known with the first batch.
-        self.register_buffer("features", torch.empty(0))
-        self.register_buffer("coordinates", torch.empty(0))
-        self.register_buffer("potential", torch.empty(0))
+        self.register_buffer("features", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("coordinates", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("potential", torch.empty(0, dtype=torch.float32))
         self._kernel: Tensor | None = None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "Prototypes":
-        super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():
-            self._buffers[name] = buffer.float() if buffer is not None else None
-        self._kernel = None
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernel": None}
@@ -130,9 +122,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             height, width = (ceil(side * sqrt(self.per_cell)) for side in (height, width))
         shape = (per_cell, height * width, features.shape[1])
         if self.settings.initialisation == "normal":
-            start = torch.randn(shape)
+            start = torch.randn(shape, dtype=torch.float32)
         elif self.settings.initialisation == "uniform":
-            start = torch.rand(shape)
+            start = torch.rand(shape, dtype=torch.float32)
         else:
             coarse = F.adaptive_avg_pool2d(features.float(), (height, width)).flatten(2).mT
             rounds = [torch.randperm(len(coarse)) for _ in range(ceil(per_cell / len(coarse)))]
@@ -192,7 +184,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         Returns:
             (B, 1, H, W).
         """
-        batch, channels, height, width = features.shape
+        batch, _, height, width = features.shape
         cells = F.normalize(features.float().flatten(2).mT, dim=-1)
         prototypes = F.normalize(self.features, dim=-1)
         grid = grid_coordinates(height, width, device=features.device)
@@ -217,6 +209,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 class PradotModel(nn.Module):
     """Multi-layer frozen features and their local and global prototypes.
 
+    Prototypes and maps stay in float32 whatever the precision of the backbone: an update of a twentieth, and the
+    differences between costs, are smaller than bfloat16 resolves.
+
     Args:
         backbone: Name of a timm model, or ``local-dir:PATH``.
         layers: Layers to take features from.
@@ -224,6 +219,7 @@ class PradotModel(nn.Module):
         prototypes_per_cell: n, one for all layers or one per layer; see :class:`Prototypes`.
         alphas: Weights of the spatial cost; prototypes are learned for each.
         settings: How prototypes are learned and compared.
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
 
     Raises:
         ValueError: If an argument is out of its range or the backbone lacks a layer.
@@ -243,6 +239,7 @@ class PradotModel(nn.Module):
         prototypes_per_cell: float | Sequence[float] = 16,
         alphas: Sequence[float] = (0.0, 0.3),
         settings: PrototypeSettings | None = None,
+        smoothing: float = 4.0,
     ) -> None:
         super().__init__()
         per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
@@ -260,7 +257,13 @@ class PradotModel(nn.Module):
             nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings()) for alpha in alphas) for n in per_cell
         )
         self.feature_extractor = create_extractor(backbone, layers, pre_trained)
-        self.anomaly_map_generator = AnomalyMapGenerator()
+        self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PradotModel":
+        super()._apply(fn, recurse)
+        for part in (self.prototypes, self.anomaly_map_generator):
+            part.float()
+        return self
 
     @property
     def is_initialised(self) -> bool:
@@ -269,7 +272,7 @@ class PradotModel(nn.Module):
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
-        return self.feature_extractor(images)
+        return self.feature_extractor(images.to(next(self.feature_extractor.parameters()).dtype))
 
     def initialise(self, features: dict[str, Tensor]) -> None:
         """Create the prototypes from the feature maps (B, D, H, W) of the first batch of training images."""
@@ -280,14 +283,18 @@ class PradotModel(nn.Module):
     def update(self, features: dict[str, Tensor]) -> float:
         """One training step on the feature maps of a batch; returns the transport cost, averaged over layers and α."""
         steps = zip(self.layers, self.prototypes, strict=True)
-        return fmean(prototypes.update(features[layer]) for layer, group in steps for prototypes in group)
+        with _full_precision(next(iter(features.values())).device.type):
+            return fmean(prototypes.update(features[layer]) for layer, group in steps for prototypes in group)
 
     def transport_cost(self, features: dict[str, Tensor]) -> float:
         """Transport cost of a batch, averaged over layers and α, without a training step."""
         steps = zip(self.layers, self.prototypes, strict=True)
-        return fmean(
-            prototypes.transport(features[layer])[0].transport_cost() for layer, group in steps for prototypes in group
-        )
+        with _full_precision(next(iter(features.values())).device.type):
+            return fmean(
+                prototypes.transport(features[layer])[0].transport_cost()
+                for layer, group in steps
+                for prototypes in group
+            )
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
         """Features while training, scores otherwise.
@@ -308,12 +315,18 @@ class PradotModel(nn.Module):
         if not self.is_initialised:
             msg = "Pradot has no prototypes yet: fit it, or load a checkpoint with ckpt_path"
             raise RuntimeError(msg)
-        scores = [
-            torch.stack([prototypes(features[layer]) for prototypes in group]).mean(0)
-            for layer, group in zip(self.layers, self.prototypes, strict=True)
-        ]
+        with _full_precision(images.device.type):
+            scores = [
+                torch.stack([prototypes(features[layer]) for prototypes in group]).mean(0)
+                for layer, group in zip(self.layers, self.prototypes, strict=True)
+            ]
         anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager:
+    """Suspend autocast. Where there is none there is nothing to suspend, nor to trace for export."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def _require(condition: bool, name: str, allowed: object, value: object) -> None:

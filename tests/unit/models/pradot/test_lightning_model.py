@@ -51,6 +51,7 @@ def data(root):
             "train_batch_size": 4,
             "eval_batch_size": 4,
             "num_workers": 0,
+            "val_split_mode": "same_as_test",
         }
         return Folder(name="squares", root=root, **{**defaults, **arguments})
 
@@ -125,12 +126,11 @@ def test_without_the_cache_the_same_batches_give_the_same_prototypes(data, engin
     with caplog.at_level(logging.INFO):
         for each in (cached, plain):
             torch.manual_seed(1)
+            each.model.initialise(each.model.extract(torch.rand(2, 3, 64, 64)))
             engine().fit(each, datamodule=data(train_batch_size=10))
     assert "Feature cache off: feature_cache is none" in caplog.text
-    # One batch of all images, in another order: prototypes start at the same images up to that order.
-    assert cached.trainer.callback_metrics["train_transport_cost"] == pytest.approx(
-        float(plain.trainer.callback_metrics["train_transport_cost"]), rel=0.05
-    )
+    # One batch of all images, in another order.
+    torch.testing.assert_close(prototypes_of(cached), prototypes_of(plain), atol=1e-3, rtol=1e-3)
 
 
 def test_augmentation_switches_the_cache_off(data, engine, model, caplog):
@@ -200,7 +200,7 @@ def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model):
     assert torch.equal(loaded(images).pred_label, pradot(images).pred_label)
 
 
-def test_resumed_training_equals_uninterrupted_training(data, engine, model, tmp_path):
+def test_resumed_training_equals_uninterrupted_training(data, engine, model):
     whole = model(epochs=4)
     engine().fit(whole, datamodule=data())
     first, runner = model(epochs=2), engine()
@@ -208,7 +208,8 @@ def test_resumed_training_equals_uninterrupted_training(data, engine, model, tmp
     second = model(epochs=4)
     torch.manual_seed(123)
     engine().fit(second, datamodule=data(), ckpt_path=checkpoint(runner))
-    torch.testing.assert_close(prototypes_of(second), prototypes_of(whole), atol=1e-6, rtol=1e-5)
+    # Not to the bit: sums are rounded by where a tensor lies in memory.
+    torch.testing.assert_close(prototypes_of(second), prototypes_of(whole), atol=1e-4, rtol=1e-4)
 
 
 def test_every_epoch_leaves_a_checkpoint(data, engine, model):
@@ -247,7 +248,8 @@ def test_predicts_a_folder_a_file_and_a_data_module(root, data, engine, model):
     assert sum(len(batch.image) for batch in module) == 8
     assert file[0].pred_score == folder[0].pred_score == dataset[0].pred_score
     assert file[0].anomaly_map.shape[-2:] == (64, 64)
-    assert all(batch.pred_label.all() for batch in folder)
+    good = engine().predict(pradot, data_path=root / "good_test")
+    assert min(batch.pred_score.min() for batch in folder) > max(batch.pred_score.max() for batch in good)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -259,7 +261,7 @@ def test_bfloat16(data, engine, model, precision):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_cpu(data, engine, model, tmp_path):
+def test_cuda_equals_cpu(data, model, tmp_path):
     pradot = model()
     runner = Engine(default_root_dir=tmp_path, accelerator="gpu", logger=False)
     runner.fit(pradot, datamodule=data())
@@ -277,7 +279,9 @@ def test_default_pre_processor_uses_the_papers_size_and_the_backbones_statistics
 
 
 def test_fewer_images_than_the_batch_are_refused(data, engine, model):
-    with pytest.raises(ValueError, match=r"10 training images are fewer than the batch of 64; set --model.batch_size 10"):
+    with pytest.raises(
+        ValueError, match=r"10 training images are fewer than the batch of 64; set --model.batch_size 10"
+    ):
         engine().fit(model(batch_size=64), datamodule=data())
 
 
@@ -287,7 +291,7 @@ def test_unreadable_image_is_named(root, data, engine, model, tmp_path):
     for index in range(4):
         (broken / f"{index}.png").write_bytes((root / "good" / f"{index}.png").read_bytes())
     (broken / "2.png").write_bytes((root / "good" / "2.png").read_bytes()[:100])
-    module = Folder(name="broken", root=tmp_path, normal_dir="good", train_batch_size=4, num_workers=0)
+    module = data(normal_dir=str(broken))
     with pytest.raises(ValueError, match=r"training image .*good/2\.png cannot be read .*repair or remove it"):
         engine().fit(model(), datamodule=module)
 

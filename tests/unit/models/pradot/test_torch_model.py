@@ -169,13 +169,6 @@ def test_initialisations(features):
     assert all(any(torch.equal(group, image) for image in cells) for group in sampled)
 
 
-def test_prototypes_stay_float32_in_a_bfloat16_model(features):
-    prototypes = make(features).to(torch.bfloat16)
-    assert prototypes.features.dtype == torch.float32
-    prototypes.update(features.bfloat16())
-    assert prototypes(features.bfloat16()).dtype == torch.float32
-
-
 def test_state_dict_round_trip_into_a_fresh_model(features):
     trained = make(features)
     trained.update(features)
@@ -257,6 +250,16 @@ class TestModel:
         alone = torch.cat([model(image[None]).anomaly_map for image in images])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
         assert not model(images).anomaly_map.requires_grad
+
+    def test_prototypes_and_maps_stay_float32_in_a_bfloat16_model(self):
+        model = PradotModel("resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1).bfloat16().eval()
+        images = torch.rand(2, 3, 64, 64)
+        features = model.extract(images)
+        assert features["layer3"].dtype == torch.bfloat16
+        model.initialise(features)
+        model.bfloat16().update(features)
+        assert all(each.features.dtype == torch.float32 for group in model.prototypes for each in group)
+        assert model(images).anomaly_map.dtype == torch.float32
 
     def test_backbone_is_frozen(self, model):
         assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy, each module runnable as ``python -m benchmarks.NAME``."""

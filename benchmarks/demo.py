@@ -1,0 +1,114 @@
+"""The main job on an embedded category: train, compare, look, export, run the exported model.
+
+Run as ``make demo`` or ``python -m benchmarks.demo``. Needs no network and no pictures of one's own.
+"""
+
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from anomalib.data import ImageItem
+from anomalib.deploy import ExportType, OpenVINOInferencer
+from anomalib.engine import Engine
+from anomalib.models.components import AnomalibModule
+from jsonargparse import auto_cli
+from matplotlib import pyplot as plt
+
+from anomalib_ot import Assembly
+from anomalib_ot.components.offline import offline_backbone
+
+from .side_by_side import IMAGE_SIZE, measure, models
+
+NAMES = ("Pradot", "PaDiM")
+
+
+def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
+    """Train Pradot on the embedded category and show what it finds.
+
+    Args:
+        output: Folder for the pictures and the exported model.
+        seed: Seed of everything random.
+    """
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    start = time.perf_counter()
+    data = Assembly(output / "data")
+
+    print("Training Pradot and PaDiM on a tray of nine parts.", flush=True)
+    # A quarter of the benchmark's prototypes: a demonstration should not take long.
+    build = models(offline_backbone(), prototypes_per_cell=(1, 4))
+    fitted: dict[str, AnomalibModule] = {}
+    print(f"\n{'':8}{'image AUROC':>12}{'pixel AUROC':>12}{'AUPRO':>8}{'fit':>8}{'an image':>10}")
+    for name in NAMES:
+        fitted[name], result = measure(build[name], data, seed)
+        print(
+            f"{name:8}{result['image_AUROC']:12.1f}{result['pixel_AUROC']:12.1f}{result['pixel_AUPRO']:8.1f}"
+            f"{result['fit_s']:6.0f} s{result['ms_per_image']:7.0f} ms",
+            flush=True,
+        )
+
+    items = [item for item in data.test_data if int(item.image_path[-7:-4]) < 2]  # noqa: PLR2004 - two of each kind
+    picture = draw(items, fitted, output / "maps.png")
+    print(f"\nMaps of both models: {picture}")
+
+    exported = Engine(logger=False, default_root_dir=output).export(
+        fitted["Pradot"], ExportType.OPENVINO, export_root=output, input_size=IMAGE_SIZE
+    )
+    print(f"Exported to OpenVINO: {exported}")
+    print(f"Maps of the exported model differ by {drift(fitted['Pradot'], exported, items):.1e} of their range.")
+    print(f"Done in {time.perf_counter() - start:.0f} s.")
+
+
+def draw(items: list[ImageItem], fitted: dict[str, AnomalibModule], path: Path) -> Path:
+    """Save a picture with a row for each image: the image, its true mask, and each model's map.
+
+    Args:
+        items: Test images.
+        fitted: Models by name.
+        path: Where to save.
+
+    Returns:
+        The path.
+    """
+    mpl.use("Agg")
+    figure, axes = plt.subplots(len(items), 2 + len(fitted), figsize=(2 * (2 + len(fitted)), 2 * len(items)))
+    for axis, title in zip(axes[0], ["image", "true mask", *fitted], strict=True):
+        axis.set_title(title)
+    maps = {name: torch.cat([score(model, item) for item in items]) for name, model in fitted.items()}
+    for index, (item, row) in enumerate(zip(items, axes, strict=True)):
+        row[0].imshow(item.image.permute(1, 2, 0))
+        row[0].set_ylabel(Path(item.image_path).parent.name.split("_")[0])
+        row[1].imshow(item.gt_mask, cmap="gray", vmin=0, vmax=1)
+        # One colour scale for all pictures of a model, so that normal ones look normal.
+        for axis, each in zip(row[2:], maps.values(), strict=True):
+            axis.imshow(each[index, 0], cmap="inferno", vmin=each.min(), vmax=each.max())
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return path
+
+
+@torch.inference_mode()
+def score(model: AnomalibModule, item: ImageItem) -> torch.Tensor:
+    """Anomaly map (1, 1, H, W) of one image."""
+    return model.eval()(item.image[None]).anomaly_map
+
+
+def drift(model: AnomalibModule, exported: Path, items: list[ImageItem]) -> float:
+    """Largest difference between the maps of a model and of its exported file, as a fraction of the maps' range."""
+    inferencer = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    ours = np.stack([score(model, item)[0, 0].numpy() for item in items])
+    theirs = np.stack(
+        [np.squeeze(inferencer.predict(item.image.permute(1, 2, 0).numpy()).anomaly_map) for item in items]
+    )
+    return float(np.abs(ours - theirs).max() / np.ptp(ours))
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,192 @@
+"""The stock ``anomalib`` command, in processes of their own, with nothing but the plugin installed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from anomalib.deploy import OpenVINOInferencer
+from torch import nn
+
+from anomalib_ot import Assembly, Pradot
+
+pytestmark = pytest.mark.slow
+ANOMALIB = Path(sys.executable).parent / "anomalib"
+CONFIG = Path(__file__).parents[2] / "configs" / "model" / "pradot.yaml"
+
+
+def anomalib(folder, *arguments, check=True, **environment):
+    result = subprocess.run(
+        [ANOMALIB, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("command")
+
+
+@pytest.fixture(scope="module")
+def model_arguments(backbone):
+    return [
+        *("--model", "Pradot", "--model.backbone", backbone, "--model.layers", "[blocks.2, blocks.4]"),
+        *("--model.prototypes_per_cell", "[1, 4]", "--model.image_size", "[128, 128]"),
+        *("--model.epochs", "4", "--model.batch_size", "32"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def data_arguments(folder):
+    sizes = {"n_train": 64, "n_validation": 2, "n_test": 4}
+    Assembly(folder / "data", **sizes).prepare_data()
+    return ["--data", "Assembly", "--data.root", folder / "data", *(f"--data.{k}={v}" for k, v in sizes.items())]
+
+
+@pytest.fixture(scope="module")
+def trained(folder, model_arguments, data_arguments):
+    """Output of ``anomalib train`` and the checkpoint that it left."""
+    output = anomalib(folder, "train", *model_arguments, *data_arguments, "--seed_everything", 0)
+    return output, folder / "results/Pradot/Assembly/tray/latest/weights/lightning/model.ckpt"
+
+
+def test_train_reports_metrics_and_leaves_a_checkpoint_and_pictures(trained, folder):
+    output, checkpoint = trained
+    assert float(re.search(r"image_AUROC\W+([\d.]+)", output)[1]) > 0.5
+    assert "Caching the features of 64 images" in output
+    assert checkpoint.is_file()
+    assert list((folder / "results").rglob("images/**/*.png"))
+
+
+@pytest.mark.parametrize("subcommand", ["test", "validate"])
+def test_a_checkpoint_is_tested_and_validated(trained, folder, model_arguments, data_arguments, subcommand):
+    output = anomalib(folder, subcommand, *model_arguments, *data_arguments, "--ckpt_path", trained[1])
+    if subcommand == "test":
+        expected = re.search(r"image_AUROC\W+([\d.]+)", trained[0])[1]
+        assert re.search(r"image_AUROC\W+([\d.]+)", output)[1] == expected
+
+
+def test_predict_on_a_folder(trained, folder, model_arguments):
+    pictures = folder / "data/tray/test/good"
+    anomalib(folder, "predict", *model_arguments, "--data", pictures, "--ckpt_path", trained[1])
+    assert len(list((folder / "results/Pradot/latest/images").rglob("*.png"))) == 4
+
+
+def test_resume_continues_where_training_stopped(trained, folder, model_arguments, data_arguments):
+    arguments = [*model_arguments, "--model.epochs", "6", *data_arguments, "--ckpt_path", trained[1]]
+    anomalib(folder, "fit", *arguments)
+    resumed = next((folder / "results/Pradot/Assembly/tray").glob("v1/weights/lightning/model.ckpt"))
+    assert torch.load(resumed, weights_only=True)["epoch"] == 5
+
+
+@pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("onnx", "model.onnx"), ("openvino", "model.xml")])
+def test_export(trained, folder, model_arguments, kind, file):
+    arguments = ["--export_type", kind, "--ckpt_path", trained[1], "--export_root", folder / kind]
+    if kind != "torch":
+        arguments += ["--input_size", "[128, 128]"]
+    anomalib(folder, "export", *model_arguments, *arguments)
+    exported = folder / kind / "weights" / kind / file
+    assert exported.is_file()
+
+    model = Pradot.load_from_checkpoint(trained[1]).eval()
+    image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = model(image)
+    if kind == "torch":
+        loaded = torch.load(exported, weights_only=False)["model"]
+        assert isinstance(loaded, nn.Module)
+        theirs = loaded.eval()(image)
+    else:
+        runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+        theirs = runner.predict(image[0].permute(1, 2, 0).numpy())
+    difference = np.abs(np.squeeze(ours.anomaly_map.numpy()) - np.squeeze(np.asarray(theirs.anomaly_map))).max()
+    assert difference < 1e-3 * np.ptp(ours.anomaly_map.numpy())
+    assert np.squeeze(np.asarray(theirs.pred_score)) == pytest.approx(float(ours.pred_score), abs=1e-3)
+
+
+def test_export_with_a_dynamic_batch(trained, folder):
+    model = Pradot.load_from_checkpoint(trained[1])
+    path = model.to_openvino(folder / "dynamic", input_size=(128, 128))
+    runner = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    images = torch.rand(3, 3, 128, 128)
+    with torch.inference_mode():
+        ours = model.eval()(images).anomaly_map.numpy()
+    theirs = runner.model({runner.input_blob.any_name: images.numpy()})["anomaly_map"]
+    assert np.abs(ours - theirs).max() < 1e-3 * np.ptp(ours)
+
+
+def test_help_and_print_config(folder):
+    assert "--model.init_args.prototypes_per_cell" in (
+        anomalib(folder, "train", "--model.help", "Pradot").replace(
+            "--model.prototypes", "--model.init_args.prototypes"
+        )
+    )
+    printed = anomalib(folder, "train", "--model", "Pradot", "--data", "MVTecAD", "--print_config")
+    config = yaml.safe_load(printed[printed.index("seed_everything") :])
+    assert config["model"]["class_path"].endswith("Pradot")
+    assert config["model"]["init_args"]["ema_rate"] == 0.95
+
+
+def test_shipped_config_holds_the_defaults(folder):
+    shipped = yaml.safe_load(CONFIG.read_text())["model"]
+    printed = anomalib(folder, "train", "--config", CONFIG, "--data", "MVTecAD", "--print_config")
+    parsed = yaml.safe_load(printed[printed.index("seed_everything") :])["model"]["init_args"]
+    plain = anomalib(folder, "train", "--model", "Pradot", "--data", "MVTecAD", "--print_config")
+    defaults = yaml.safe_load(plain[plain.index("seed_everything") :])["model"]["init_args"]
+    assert parsed == defaults
+    assert (
+        shipped["init_args"].keys() | {"pre_processor", "post_processor", "evaluator", "visualizer"} == defaults.keys()
+    )
+
+
+def test_full_class_path_works_with_the_hook_switched_off(folder, model_arguments, data_arguments):
+    arguments = ["anomalib_ot.Pradot" if argument == "Pradot" else argument for argument in model_arguments]
+    data = ["anomalib_ot.Assembly" if argument == "Assembly" else argument for argument in data_arguments]
+    output = anomalib(folder, "fit", *arguments, *data, "--model.epochs", 1, ANOMALIB_OT_AUTOLOAD="0")
+    assert "max_epochs=1" in output
+    refused = anomalib(folder, "fit", *model_arguments, *data, check=False, ANOMALIB_OT_AUTOLOAD="0")
+    assert "Pradot" in refused
+    assert "max_epochs" not in refused
+
+
+@pytest.mark.usefixtures("data_arguments")
+def test_builtin_benchmark_takes_pradot_beside_padim(folder, backbone):
+    settings = {"backbone": backbone, "layers": ["blocks.4"]}
+    config = {
+        "accelerator": ["cpu"],
+        "benchmark": {
+            "seed": 0,
+            "model": {
+                "class_path": {"grid": ["Pradot", "Padim"]},
+                "init_args": settings,
+            },
+            "data": {
+                "class_path": "Folder",
+                "init_args": {
+                    "name": "tray",
+                    "root": str(folder / "data/tray"),
+                    "normal_dir": "train/good",
+                    "abnormal_dir": "test/logical_anomalies",
+                    "normal_test_dir": "test/good",
+                    "num_workers": 0,
+                },
+            },
+        },
+    }
+    path = folder / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(config))
+    anomalib(folder, "benchmark", "--config", path)
+    table = next((folder / "runs").rglob("results.csv")).read_text()
+    assert "Pradot" in table
+    assert "Padim" in table
