@@ -12,7 +12,6 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, AUROC, Evaluator
 from anomalib.models import Padim, Patchcore
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
 
@@ -22,12 +21,10 @@ IMAGE_SIZE = (224, 224)
 
 
 def parts(backbone: str) -> dict[str, Any]:
-    """Arguments that each model shares: one backbone, its own statistics, one size, raw scores, the same metrics."""
+    """Arguments that each model shares: one backbone, its own statistics, one size, the same metrics."""
     return {
         "backbone": backbone,
         "pre_processor": pre_processor(backbone),
-        # Normalised scores are clipped at the range seen in validation, which would make ties of what differs.
-        "post_processor": PostProcessor(enable_normalization=False),
         "evaluator": Evaluator(
             test_metrics=[
                 AUROC(fields=["pred_score", "gt_label"], prefix="image_"),

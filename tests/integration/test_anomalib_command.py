@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from anomalib.data.utils import read_image
 from anomalib.deploy import OpenVINOInferencer
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import Assembly, Pradot
 
@@ -90,6 +92,12 @@ def test_resume_continues_where_training_stopped(trained, folder, model_argument
     assert torch.load(resumed, weights_only=True)["epoch"] == 5
 
 
+def pictures(folder):
+    """Three test pictures (3, 3, 128, 128) with anomalies, in [0, 1]."""
+    paths = sorted((folder / "data/tray/test/structural_anomalies").glob("*.png"))[:3]
+    return torch.stack([resize(read_image(path, as_tensor=True), [128, 128]) for path in paths])
+
+
 @pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("onnx", "model.onnx"), ("openvino", "model.xml")])
 def test_export(trained, folder, model_arguments, kind, file):
     arguments = ["--export_type", kind, "--ckpt_path", trained[1], "--export_root", folder / kind]
@@ -100,7 +108,7 @@ def test_export(trained, folder, model_arguments, kind, file):
     assert exported.is_file()
 
     model = Pradot.load_from_checkpoint(trained[1]).eval()
-    image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    image = pictures(folder)[:1]
     with torch.inference_mode():
         ours = model(image)
     if kind == "torch":
@@ -119,7 +127,7 @@ def test_export_with_a_dynamic_batch(trained, folder):
     model = Pradot.load_from_checkpoint(trained[1])
     path = model.to_openvino(folder / "dynamic", input_size=(128, 128))
     runner = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    images = torch.rand(3, 3, 128, 128)
+    images = pictures(folder)
     with torch.inference_mode():
         ours = model.eval()(images).anomaly_map.numpy()
     theirs = runner.model({runner.input_blob.any_name: images.numpy()})["anomaly_map"]

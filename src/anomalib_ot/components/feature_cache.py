@@ -85,8 +85,12 @@ def feature_loader(dataset: Dataset, batch_size: int, seed: int | None = None) -
         seed: Shuffle anew each epoch, alike for the same seed and epoch. In order where it is None.
     """
     # The only sampler of torch whose order depends on nothing but a seed and the epoch, which Lightning sets.
-    sampler = None if seed is None else DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=FeatureBatch)
+    sampler: DistributedSampler | None = None
+    if seed is not None:
+        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+    # The data set hands over whole batches.
+    collate: Any = FeatureBatch
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
 
 
 def train_on_features(
@@ -152,8 +156,9 @@ def train_on_features(
 
 def _image_loader(trainer: Trainer) -> Any:
     source = trainer.fit_loop._data_source  # noqa: SLF001
-    if isinstance(trainer.datamodule, AnomalibDataModule) and len(trainer.datamodule.train_data) == 0:
-        msg = f"the training set of {trainer.datamodule.name} is empty; check its root and folder names"
+    module = getattr(trainer, "datamodule", None)
+    if isinstance(module, AnomalibDataModule) and len(module.train_data) == 0:
+        msg = f"the training set of {module.name} is empty; check its root and folder names"
         raise ValueError(msg)
     return source.dataloader()
 

@@ -161,7 +161,7 @@ def _stabilise(cost: Tensor | FusedCost, g: Tensor, epsilon: float, kernel: Tens
         reduced = cost[rows] - g
         f[rows] = reduced.amin(1)
         reduced.sub_(f[rows, None]).div_(-epsilon)
-        torch.exp(torch.nn.functional.threshold_(reduced, _NEGLIGIBLE, -math.inf), out=kernel[rows])
+        torch.exp(reduced.masked_fill_(reduced < _NEGLIGIBLE, -math.inf), out=kernel[rows])
     return f
 
 

@@ -194,7 +194,7 @@ class Pradot(AnomalibModule):
     @torch.no_grad()
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
         with self.trainer.precision_plugin.forward_context():
-            transform = self.pre_processor.transform if self.pre_processor else None
+            transform = getattr(self.pre_processor, "transform", None)
             return self.model.extract(transform(images) if transform else images)
 
     def on_train_epoch_start(self) -> None:
@@ -217,7 +217,7 @@ class Pradot(AnomalibModule):
             features = batch.features
         else:
             features = self.model(batch.image)
-            check_finite(features, batch.image_path)
+            check_finite(features, getattr(batch, "image_path", None))
         if not self.model.is_initialised:
             self.model.initialise(features)
         cost = self.model.update(features)

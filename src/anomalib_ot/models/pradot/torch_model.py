@@ -1,11 +1,11 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from anomalib.data import InferenceBatch
@@ -196,14 +196,13 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             feature_scale = feature_scale / (1 - lowest).view(-1, 1, 1)
             space_scale = space_scale / space.amax()
         # A group holds one prototype of each cell: the matrix at hand is n times smaller than the whole.
-        scores = None
+        nearest = []
         for index, group in enumerate(prototypes):
             cost = feature_scale * (1 - cells @ group.mT)
             if self.alpha > 0:
                 cost = cost + space_scale * space[index if self.settings.free_coordinates else 0]
-            nearest = cost.amin(-1)
-            scores = nearest if scores is None else torch.minimum(scores, nearest)
-        return scores.view(batch, 1, height, width)
+            nearest.append(cost.amin(-1))
+        return torch.stack(nearest).amin(0).view(batch, 1, height, width)
 
 
 class PradotModel(nn.Module):
@@ -252,7 +251,6 @@ class PradotModel(nn.Module):
             msg = f"alphas must be one or more different weights, not {list(alphas)}"
             raise ValueError(msg)
         self.layers = tuple(layers)
-        # Row by row: all α of the first layer, then of the second.
         self.prototypes = nn.ModuleList(
             nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings()) for alpha in alphas) for n in per_cell
         )
@@ -268,7 +266,13 @@ class PradotModel(nn.Module):
     @property
     def is_initialised(self) -> bool:
         """Whether there are prototypes, from training or a checkpoint."""
-        return all(prototypes.is_initialised for group in self.prototypes for prototypes in group)
+        return all(prototypes.is_initialised for _, prototypes in self.by_layer())
+
+    def by_layer(self) -> Iterator[tuple[str, Prototypes]]:
+        """Each layer with each of its prototypes, layer after layer, in the order of ``alphas``."""
+        for layer, group in zip(self.layers, self.prototypes, strict=True):
+            for prototypes in cast("nn.ModuleList", group):
+                yield layer, cast("Prototypes", prototypes)
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
@@ -276,25 +280,19 @@ class PradotModel(nn.Module):
 
     def initialise(self, features: dict[str, Tensor]) -> None:
         """Create the prototypes from the feature maps (B, D, H, W) of the first batch of training images."""
-        for layer, group in zip(self.layers, self.prototypes, strict=True):
-            for prototypes in group:
-                prototypes.initialise(features[layer])
+        for layer, prototypes in self.by_layer():
+            prototypes.initialise(features[layer])
 
     def update(self, features: dict[str, Tensor]) -> float:
         """One training step on the feature maps of a batch; returns the transport cost, averaged over layers and α."""
-        steps = zip(self.layers, self.prototypes, strict=True)
-        with _full_precision(next(iter(features.values())).device.type):
-            return fmean(prototypes.update(features[layer]) for layer, group in steps for prototypes in group)
+        with _full_precision(features):
+            return fmean(prototypes.update(features[layer]) for layer, prototypes in self.by_layer())
 
     def transport_cost(self, features: dict[str, Tensor]) -> float:
         """Transport cost of a batch, averaged over layers and α, without a training step."""
-        steps = zip(self.layers, self.prototypes, strict=True)
-        with _full_precision(next(iter(features.values())).device.type):
-            return fmean(
-                prototypes.transport(features[layer])[0].transport_cost()
-                for layer, group in steps
-                for prototypes in group
-            )
+        with _full_precision(features):
+            plans = (prototypes.transport(features[layer])[0] for layer, prototypes in self.by_layer())
+            return fmean(plan.transport_cost() for plan in plans)
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
         """Features while training, scores otherwise.
@@ -315,18 +313,19 @@ class PradotModel(nn.Module):
         if not self.is_initialised:
             msg = "Pradot has no prototypes yet: fit it, or load a checkpoint with ckpt_path"
             raise RuntimeError(msg)
-        with _full_precision(images.device.type):
-            scores = [
-                torch.stack([prototypes(features[layer]) for prototypes in group]).mean(0)
-                for layer, group in zip(self.layers, self.prototypes, strict=True)
-            ]
-        anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
+        scores: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+        with _full_precision(features):
+            for layer, prototypes in self.by_layer():
+                scores[layer].append(prototypes(features[layer]))
+        averages = [torch.stack(of_layer).mean(0) for of_layer in scores.values()]
+        anomaly_map = self.anomaly_map_generator(averages, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
 
 
-def _full_precision(device_type: str) -> AbstractContextManager:
+def _full_precision(features: dict[str, Tensor]) -> AbstractContextManager:
     """Suspend autocast. Where there is none there is nothing to suspend, nor to trace for export."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    device = next(iter(features.values())).device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _require(condition: bool, name: str, allowed: object, value: object) -> None:

@@ -78,7 +78,7 @@ def model():
 
 
 def prototypes_of(model):
-    return torch.cat([each.features.flatten() for group in model.model.prototypes for each in group])
+    return torch.cat([each.features.flatten() for _, each in model.model.by_layer()])
 
 
 def checkpoint(engine):

@@ -258,7 +258,7 @@ class TestModel:
         assert features["layer3"].dtype == torch.bfloat16
         model.initialise(features)
         model.bfloat16().update(features)
-        assert all(each.features.dtype == torch.float32 for group in model.prototypes for each in group)
+        assert all(each.features.dtype == torch.float32 for _, each in model.by_layer())
         assert model(images).anomaly_map.dtype == torch.float32
 
     def test_backbone_is_frozen(self, model):
