@@ -194,7 +194,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         if self.settings.normalize_score:
             lowest = torch.stack([(cells @ group.mT).flatten(1).amin(1) for group in prototypes]).amin(0)
             feature_scale = feature_scale / (1 - lowest).view(-1, 1, 1)
-            space_scale = space_scale / space.amax()
+            space_scale = space_scale / space.max()
         # A group holds one prototype of each cell: the matrix at hand is n times smaller than the whole.
         nearest = []
         for index, group in enumerate(prototypes):
