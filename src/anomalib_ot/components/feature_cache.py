@@ -3,11 +3,11 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -51,6 +51,20 @@ class FeatureBatch:
     features: FeatureMaps
     image: Tensor | None = None
     gt_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingFeatures:
+    """Features of the training images for what happens outside the epochs.
+
+    Attributes:
+        trained_on: Those of the images trained on, in order. Each iteration runs the backbone anew where there is no
+            cache.
+        held_out: Those of the images held out, or None.
+    """
+
+    trained_on: Iterable[FeatureBatch]
+    held_out: Iterable[FeatureBatch] | None = None
 
 
 class FeatureDataset(Dataset):
@@ -102,7 +116,7 @@ def train_on_features(
     batch_size: int,
     device: torch.device,
     hold_out: float = 0.0,
-) -> DataLoader | None:
+) -> TrainingFeatures:
     """Let the trainer's epochs run over cached features instead of images; call it in ``on_fit_start``.
 
     The cache is off where the training images change from epoch to epoch (augmentation), where they come from
@@ -119,15 +133,22 @@ def train_on_features(
         hold_out: Fraction of the images, in [0, 1), kept from training.
 
     Returns:
-        Loader of the held-out images' features, or None where there are none.
+        The features, for what happens outside the epochs.
 
     Raises:
         ValueError: If there are fewer images than ``batch_size``, an image cannot be read, or features are not finite.
     """
     # Set anew by each ``trainer.fit``, so there is nothing to restore.
     source = trainer.fit_loop._data_source  # noqa: SLF001
-    images = _image_loader(trainer)
-    _check_size(images, batch_size)
+    _check_not_empty(trainer)
+    images = source.dataloader()
+    count = _count(images)
+    if count is not None and count < batch_size:
+        msg = (
+            f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
+        )
+        raise ValueError(msg)
+    features = _ImageFeatures(images, extract, device)
     reason = _why_not_cached(images, trainer, place)
     if reason:
         logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
@@ -141,8 +162,8 @@ def train_on_features(
                 images.batch_size,
                 batch_size,
             )
-        return None
-    dataset = _extract_all(images, extract, place, budget, device)
+        return TrainingFeatures(features)
+    dataset = _keep(features, cast("int", count), place, budget, device)
     held_out = round(hold_out * len(dataset))
     if len(dataset) - held_out < batch_size:
         msg = f"holding out {held_out} of {len(dataset)} images leaves fewer than the batch of {batch_size}"
@@ -150,26 +171,24 @@ def train_on_features(
     # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    source.instance = feature_loader(Subset(dataset, sorted(order[held_out:])), batch_size, seed)
-    return feature_loader(Subset(dataset, sorted(order[:held_out])), batch_size) if held_out else None
+    kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
+    source.instance = feature_loader(kept, batch_size, seed)
+    return TrainingFeatures(
+        feature_loader(kept, batch_size),
+        feature_loader(out, batch_size) if held_out else None,
+    )
 
 
-def _image_loader(trainer: Trainer) -> Any:
-    source = trainer.fit_loop._data_source  # noqa: SLF001
+def _check_not_empty(trainer: Trainer) -> None:
     module = getattr(trainer, "datamodule", None)
     if isinstance(module, AnomalibDataModule) and len(module.train_data) == 0:
         msg = f"the training set of {module.name} is empty; check its root and folder names"
         raise ValueError(msg)
-    return source.dataloader()
 
 
-def _check_size(images: Any, batch_size: int) -> None:
-    if isinstance(images, DataLoader) and len(images.dataset) < batch_size:  # type: ignore[arg-type]
-        count = len(images.dataset)  # type: ignore[arg-type]
-        msg = (
-            f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
-        )
-        raise ValueError(msg)
+def _count(images: Any) -> int | None:
+    """Number of images in a loader, or None where it does not say."""
+    return len(cast("Sized", images.dataset)) if isinstance(images, DataLoader) else None
 
 
 def _why_not_cached(images: Any, trainer: Trainer, place: CachePlace) -> str | None:
@@ -191,32 +210,41 @@ def _is_deterministic(transform: Any) -> bool:
     return transform is None or isinstance(transform, _DETERMINISTIC)
 
 
-def _extract_all(
-    images: DataLoader,
-    extract: Callable[[Tensor], FeatureMaps],
-    place: CachePlace,
-    budget: float,
-    device: torch.device,
+class _ImageFeatures:
+    """Runs the backbone over the images of a loader, in order, each time it is iterated."""
+
+    def __init__(self, images: Any, extract: Callable[[Tensor], FeatureMaps], device: torch.device) -> None:
+        self.images = images
+        self.extract = extract
+        self.device = device
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        images = self.images
+        if isinstance(images, DataLoader):
+            images = DataLoader(
+                images.dataset,
+                batch_size=images.batch_size,
+                num_workers=images.num_workers,
+                collate_fn=images.collate_fn,
+            )
+        with _naming_unreadable_images(images):
+            for batch in track(images, "Extracting features", transient=True):
+                features = self.extract(batch.image.to(self.device))
+                check_finite(features, batch.image_path)
+                yield FeatureBatch(features)
+
+
+def _keep(
+    features: Iterable[FeatureBatch], count: int, place: CachePlace, budget: float, device: torch.device
 ) -> FeatureDataset:
-    count = len(images.dataset)  # type: ignore[arg-type]
-    in_order = DataLoader(
-        images.dataset,
-        batch_size=images.batch_size,
-        num_workers=images.num_workers,
-        collate_fn=images.collate_fn,
-    )
     dataset: FeatureDataset | None = None
     done = 0
-    with _naming_unreadable_images(images.dataset):
-        for batch in track(in_order, "Extracting features", transient=True):
-            features = extract(batch.image.to(device))
-            check_finite(features, batch.image_path)
-            if dataset is None:
-                dataset = _allocate(features, count, place, budget, device)
-            size = len(batch.image)
-            for layer, maps in features.items():
-                dataset.features[layer][done : done + size].copy_(maps)
-            done += size
+    for batch in features:
+        if dataset is None:
+            dataset = _allocate(batch.features, count, place, budget, device)
+        for layer, maps in batch.features.items():
+            dataset.features[layer][done : done + len(maps)].copy_(maps)
+        done += len(maps)
     assert dataset is not None  # noqa: S101 - the loader was checked not to be empty
     return dataset
 
@@ -279,12 +307,12 @@ def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | No
 
 
 @contextmanager
-def _naming_unreadable_images(dataset: Any) -> Iterator[None]:
+def _naming_unreadable_images(images: Any) -> Iterator[None]:
     """Turn a reader's error, which seldom says which file, into one that does."""
     try:
         yield
     except OSError:
-        for path in dataset.samples.image_path:
+        for path in images.dataset.samples.image_path:
             _check_readable(path)
         raise
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class AnomalyMapGenerator(nn.Module):
-    """Upsamples the score map of each layer to the image and averages them (paper, section 3.2).
+    """Upsamples the score map of each layer to the image and adds them up (paper, section 3.2).
 
     Args:
         smoothing: Standard deviation of a Gaussian over the result, in pixels, as PatchCore has it; 0 for none, as in
@@ -30,7 +30,7 @@ class AnomalyMapGenerator(nn.Module):
         """Compute the anomaly map.
 
         Args:
-            scores: Score map (B, 1, H, W) of each layer.
+            scores: Score map (B, 1, H, W) of each layer, already multiplied by its weight.
             image_size: Height and width of the map, in pixels.
 
         Returns:
@@ -39,4 +39,4 @@ class AnomalyMapGenerator(nn.Module):
         maps = [
             F.interpolate(score, size=image_size, mode="bilinear", align_corners=self.align_corners) for score in scores
         ]
-        return self.blur(torch.stack(maps).mean(0))
+        return self.blur(torch.stack(maps).sum(0))

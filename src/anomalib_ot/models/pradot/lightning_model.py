@@ -6,7 +6,7 @@ detection and localization, 2025, https://arxiv.org/abs/2508.12927
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
@@ -19,11 +19,16 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.utils.data import DataLoader  # noqa: TC002 - as the other imports of types here
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ot.components.backbones import normalization
-from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch, check_finite, train_on_features
+from anomalib_ot.components.feature_cache import (
+    CachePlace,
+    FeatureBatch,
+    TrainingFeatures,
+    check_finite,
+    train_on_features,
+)
 from anomalib_ot.transport import SpatialCost
 
 from .torch_model import Initialisation, PradotModel, PrototypeSettings
@@ -47,14 +52,19 @@ class Pradot(AnomalibModule):
         alphas: Weights of the spatial cost, in [0, 1]; 0 ignores positions.
         epochs: Largest number of passes over the training images.
         batch_size: Training images in one transport problem; at least ``prototypes_per_cell`` is advised.
+        whitened_channels: Whiten features locally, after a random projection to this many channels where they have
+            more; 0 compares them as they are (paper).
         spatial: ``squared`` distance of positions (paper) or ``euclidean`` (authors' code).
         initialisation: ``sample``, ``normal`` (paper) or ``uniform`` (authors' code).
         ema_rate: η, the share of a prototype that a step keeps, in [0, 1].
+        ema_warm_up: Forget the start in the first steps, by a lower η, instead of over many epochs.
         epsilon: Entropic regularisation of the transport.
         sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
         sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
         free_coordinates: Let the prototypes' coordinates move, as the authors' code can.
         normalize_score: Score with both costs divided by their maxima over the image (authors' code) or not (paper).
+        calibrate: Weigh the maps of all layers and α by the inverse of what normal images score, rather than alike as
+            in the paper.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
         validation_fraction: Fraction of the training images held out to measure the transport cost on; the prototypes
             with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
@@ -90,14 +100,17 @@ class Pradot(AnomalibModule):
         alphas: Sequence[float] = (0.0, 0.3),
         epochs: int = 50,
         batch_size: int = 64,
+        whitened_channels: int = 128,
         spatial: SpatialCost = "euclidean",
         initialisation: Initialisation = "sample",
         ema_rate: float = 0.95,
+        ema_warm_up: bool = True,
         epsilon: float = 0.01,
         sinkhorn_iterations: int = 100,
         sinkhorn_tolerance: float = 0.1,
         free_coordinates: bool = False,
         normalize_score: bool = True,
+        calibrate: bool = True,
         smoothing: float = 4.0,
         validation_fraction: float = 0.0,
         patience: int = 3,
@@ -132,6 +145,7 @@ class Pradot(AnomalibModule):
         self.patience = patience
         self.feature_cache = feature_cache
         self.cache_budget = cache_budget
+        self.calibrate = calibrate
         self.model = PradotModel(
             backbone,
             layers,
@@ -139,18 +153,20 @@ class Pradot(AnomalibModule):
             prototypes_per_cell,
             alphas,
             PrototypeSettings(
-                spatial,
-                initialisation,
-                ema_rate,
-                epsilon,
-                sinkhorn_iterations,
-                sinkhorn_tolerance,
-                free_coordinates,
-                normalize_score,
+                spatial=spatial,
+                initialisation=initialisation,
+                ema_rate=ema_rate,
+                ema_warm_up=ema_warm_up,
+                epsilon=epsilon,
+                sinkhorn_iterations=sinkhorn_iterations,
+                sinkhorn_tolerance=sinkhorn_tolerance,
+                free_coordinates=free_coordinates,
+                normalize_score=normalize_score,
             ),
             smoothing,
+            whitened_channels,
         )
-        self._held_out: DataLoader | None = None
+        self._training_features = TrainingFeatures(())
         self._epoch_costs: list[float] = []
         # (lowest cost so far, epochs since), kept in checkpoints.
         self._lowest_cost = float("inf")
@@ -181,7 +197,7 @@ class Pradot(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change from epoch to epoch."""
-        self._held_out = train_on_features(
+        self._training_features = train_on_features(
             self.trainer,
             self._extract,
             place=self.feature_cache,
@@ -190,6 +206,11 @@ class Pradot(AnomalibModule):
             device=self.device,
             hold_out=self.validation_fraction,
         )
+        self.model.fit_whitening(self._on_device(self._training_features.trained_on))
+
+    def _on_device(self, batches: Iterable[FeatureBatch]) -> Iterator[dict[str, Tensor]]:
+        for batch in batches:
+            yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
@@ -234,8 +255,8 @@ class Pradot(AnomalibModule):
         if not self.trainer.is_last_batch:
             return
         cost = fmean(self._epoch_costs)
-        if self._held_out is not None:
-            cost = self._held_out_cost()
+        if self._training_features.held_out is not None:
+            cost = self._held_out_cost(self._training_features.held_out)
             self.log("val_transport_cost", cost, prog_bar=True, batch_size=1)
         stop = self._falls_no_longer(cost)
         if stop:
@@ -244,24 +265,27 @@ class Pradot(AnomalibModule):
         last = stop or self.current_epoch + 1 == self.trainer.max_epochs
         if last and self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
+        if last and self.calibrate:
+            self.model.calibrate(self._on_device(self._training_features.trained_on))
         self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
 
     def on_train_epoch_end(self) -> None:
         """Let the host save a checkpoint, which it does only in epochs that might have validated."""
         self.trainer.check_val_every_n_epoch = 1
 
-    def _held_out_cost(self) -> float:
-        batches = [
-            {layer: maps.to(self.device) for layer, maps in batch.features.items()} for batch in self._held_out or ()
-        ]
-        return fmean(self.model.transport_cost(features) for features in batches)
+    def on_fit_end(self) -> None:
+        """Let go of the cached features."""
+        self._training_features = TrainingFeatures(())
+
+    def _held_out_cost(self, held_out: Iterable[FeatureBatch]) -> float:
+        return fmean(self.model.transport_cost(features) for features in self._on_device(held_out))
 
     def _falls_no_longer(self, cost: float) -> bool:
         # Less than half a percent is the noise of drawing batches.
         if cost < self._lowest_cost * 0.995:
             self._lowest_cost = cost
             self._epochs_since = 0
-            if self._held_out is not None:
+            if self._training_features.held_out is not None:
                 self._best_prototypes = {
                     name: value.clone() for name, value in self.model.prototypes.state_dict().items()
                 }
@@ -322,8 +346,8 @@ class Pradot(AnomalibModule):
         if unknown := sorted(theirs.keys() - ours.keys()):
             return f"it has {unknown[0]}, which this model lacks"
         for name, value in ours.items():
-            # The prototypes of a model that is not fitted yet have no shape.
-            if "prototypes" not in name and theirs[name].shape != value.shape:
+            # What a model learns has no shape before it is fitted.
+            if value.numel() and "prototypes" not in name and theirs[name].shape != value.shape:
                 return f"{name} is of shape {tuple(theirs[name].shape)}, not {tuple(value.shape)}"
         return None
 
@@ -342,4 +366,4 @@ class Pradot(AnomalibModule):
         return LearningType.ONE_CLASS
 
 
-_ARCHITECTURE = ("backbone", "layers", "prototypes_per_cell", "alphas")
+_ARCHITECTURE = ("backbone", "layers", "prototypes_per_cell", "alphas", "whitened_channels")

@@ -1,6 +1,6 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil, sqrt
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.whitening import LocalWhitening
 from anomalib_ot.transport import FusedCost, SpatialCost, TransportPlan, grid_coordinates, sinkhorn, spatial_cost
 
 from .anomaly_map import AnomalyMapGenerator
@@ -30,6 +31,8 @@ class PrototypeSettings:
         initialisation: ``sample`` starts at features of training images, ``normal`` at N(0, 1) as in the paper,
             ``uniform`` at U(0, 1) as in the authors' code.
         ema_rate: η of eq. 5, in [0, 1].
+        ema_warm_up: Keep min(η, t / (t + 1)) in step t, so that early prototypes are the plain mean of the start and
+            all barycentres and the start is soon forgotten. The paper keeps η from the first step.
         epsilon: Entropic regularisation ε of eq. 4, positive.
         sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
         sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
@@ -44,6 +47,7 @@ class PrototypeSettings:
     spatial: SpatialCost = "euclidean"
     initialisation: Initialisation = "sample"
     ema_rate: float = 0.95
+    ema_warm_up: bool = True
     epsilon: float = 0.01
     sinkhorn_iterations: int = 100
     sinkhorn_tolerance: float = 0.1
@@ -80,6 +84,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     features: Tensor
     coordinates: Tensor
     potential: Tensor
+    steps: Tensor
 
     def __init__(self, per_cell: float, alpha: float, settings: PrototypeSettings) -> None:
         super().__init__()
@@ -100,6 +105,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.register_buffer("features", torch.empty(0, dtype=torch.float32))
         self.register_buffer("coordinates", torch.empty(0, dtype=torch.float32))
         self.register_buffer("potential", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._kernel: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,7 +175,11 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             The transport cost ⟨T, M⟩ before the step.
         """
         plan, embeddings, coordinates = self.transport(features)
-        self.features.lerp_(plan.barycentres(embeddings).view_as(self.features), 1 - self.settings.ema_rate)
+        self.steps += 1
+        moved = 1 - self.settings.ema_rate
+        if self.settings.ema_warm_up:
+            moved = max(moved, 1 / (1 + int(self.steps)))
+        self.features.lerp_(plan.barycentres(embeddings).view_as(self.features), moved)
         if self.settings.free_coordinates:
             self.coordinates = plan.barycentres(coordinates).view_as(self.coordinates)
         self.potential = plan.potential
@@ -219,12 +229,16 @@ class PradotModel(nn.Module):
         alphas: Weights of the spatial cost; prototypes are learned for each.
         settings: How prototypes are learned and compared.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+        whitened_channels: Whiten the features locally, after a random projection to this many channels where they have
+            more; see :class:`LocalWhitening`. 0 compares them as they are, as in the paper.
 
     Raises:
         ValueError: If an argument is out of its range or the backbone lacks a layer.
 
     Example:
-        >>> model = PradotModel("resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1).eval()
+        >>> model = PradotModel(
+        ...     "resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1, whitened_channels=0
+        ... ).eval()
         >>> model.initialise(model.extract(torch.rand(2, 3, 64, 64)))
         >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
         torch.Size([2, 1, 64, 64])
@@ -239,6 +253,7 @@ class PradotModel(nn.Module):
         alphas: Sequence[float] = (0.0, 0.3),
         settings: PrototypeSettings | None = None,
         smoothing: float = 4.0,
+        whitened_channels: int = 128,
     ) -> None:
         super().__init__()
         per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
@@ -254,12 +269,20 @@ class PradotModel(nn.Module):
         self.prototypes = nn.ModuleList(
             nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings()) for alpha in alphas) for n in per_cell
         )
+        _require(whitened_channels >= 0, "whitened_channels", "at least 0", whitened_channels)
+        self.whitening = nn.ModuleDict(
+            {_key(layer): LocalWhitening(whitened_channels) for layer in layers if whitened_channels}
+        )
+        # Share of each layer and α in the anomaly map; (layers, α), equal until they are calibrated.
+        self.weights: Tensor
+        self.register_buffer("weights", torch.full((len(layers), len(alphas)), 1 / (len(layers) * len(alphas))))
         self.feature_extractor = create_extractor(backbone, layers, pre_trained)
         self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PradotModel":
         super()._apply(fn, recurse)
-        for part in (self.prototypes, self.anomaly_map_generator):
+        self.weights = self.weights.float()
+        for part in (self.whitening, self.prototypes, self.anomaly_map_generator):
             part.float()
         return self
 
@@ -278,21 +301,58 @@ class PradotModel(nn.Module):
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
         return self.feature_extractor(images.to(next(self.feature_extractor.parameters()).dtype))
 
+    def fit_whitening(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Estimate how the features vary from image to image; does nothing where it is known or not wanted.
+
+        Args:
+            batches: Feature maps (B, D, H, W) of the training images.
+        """
+        if not self.whitening or all(self._whitening_of(layer).is_fitted for layer in self.layers):
+            return
+        for features in batches:
+            for layer in self.layers:
+                self._whitening_of(layer).update(features[layer])
+        for layer in self.layers:
+            self._whitening_of(layer).compute()
+
     def initialise(self, features: dict[str, Tensor]) -> None:
         """Create the prototypes from the feature maps (B, D, H, W) of the first batch of training images."""
+        embeddings = self._embed(features)
         for layer, prototypes in self.by_layer():
-            prototypes.initialise(features[layer])
+            prototypes.initialise(embeddings[layer])
 
     def update(self, features: dict[str, Tensor]) -> float:
         """One training step on the feature maps of a batch; returns the transport cost, averaged over layers and α."""
         with _full_precision(features):
-            return fmean(prototypes.update(features[layer]) for layer, prototypes in self.by_layer())
+            embeddings = self._embed(features)
+            return fmean(prototypes.update(embeddings[layer]) for layer, prototypes in self.by_layer())
 
     def transport_cost(self, features: dict[str, Tensor]) -> float:
         """Transport cost of a batch, averaged over layers and α, without a training step."""
         with _full_precision(features):
-            plans = (prototypes.transport(features[layer])[0] for layer, prototypes in self.by_layer())
+            embeddings = self._embed(features)
+            plans = (prototypes.transport(embeddings[layer])[0] for layer, prototypes in self.by_layer())
             return fmean(plan.transport_cost() for plan in plans)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Weigh layers and α by the inverse of the scores that normal images get, so that none drowns the others.
+
+        Args:
+            batches: Feature maps (B, D, H, W) of the training images.
+        """
+        highest = torch.cat(
+            [
+                torch.stack(
+                    [torch.stack([score.flatten(1).amax(1) for score in row]) for row in self._scores(features)]
+                )
+                for features in batches
+            ],
+            dim=-1,
+        ).mean(-1)
+        # A normal image that scores nothing anywhere, as with more prototypes than features, says nothing of the scale.
+        shares = 1 / highest.clamp(min=1e-3 * float(highest.max()) or 1.0)
+        self.weights = shares / shares.sum()
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
         """Features while training, scores otherwise.
@@ -313,13 +373,33 @@ class PradotModel(nn.Module):
         if not self.is_initialised:
             msg = "Pradot has no prototypes yet: fit it, or load a checkpoint with ckpt_path"
             raise RuntimeError(msg)
-        scores: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
-        with _full_precision(features):
-            for layer, prototypes in self.by_layer():
-                scores[layer].append(prototypes(features[layer]))
-        averages = [torch.stack(of_layer).mean(0) for of_layer in scores.values()]
-        anomaly_map = self.anomaly_map_generator(averages, images.shape[-2:])
+        scores = self._scores(features)
+        maps = [sum(self.weights[i, j] * score for j, score in enumerate(row)) for i, row in enumerate(scores)]
+        anomaly_map = self.anomaly_map_generator(maps, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    def _scores(self, features: dict[str, Tensor]) -> list[list[Tensor]]:
+        """Score map (B, 1, H, W) of each layer and, within it, each α."""
+        with _full_precision(features):
+            embeddings = self._embed(features)
+            return [
+                [prototypes(embeddings[layer]) for prototypes in cast("nn.ModuleList", group)]
+                for layer, group in zip(self.layers, self.prototypes, strict=True)
+            ]
+
+    def _embed(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What prototypes are compared with: the features, whitened if wanted."""
+        if not self.whitening:
+            return features
+        return {layer: self._whitening_of(layer)(features[layer]) for layer in self.layers}
+
+    def _whitening_of(self, layer: str) -> LocalWhitening:
+        return cast("LocalWhitening", self.whitening[_key(layer)])
+
+
+def _key(layer: str) -> str:
+    """Name of a layer as a key of a ``ModuleDict``, which has no dots."""
+    return layer.replace(".", "_")
 
 
 def _full_precision(features: dict[str, Tensor]) -> AbstractContextManager:

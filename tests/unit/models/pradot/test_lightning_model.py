@@ -18,6 +18,7 @@ SMALL = {
     "pre_trained": False,
     "image_size": (64, 64),
     "prototypes_per_cell": 1,
+    "whitened_channels": 16,
     "epochs": 3,
     "batch_size": 4,
 }
@@ -126,7 +127,9 @@ def test_without_the_cache_the_same_batches_give_the_same_prototypes(data, engin
     with caplog.at_level(logging.INFO):
         for each in (cached, plain):
             torch.manual_seed(1)
-            each.model.initialise(each.model.extract(torch.rand(2, 3, 64, 64)))
+            features = each.model.extract(torch.rand(2, 3, 64, 64))
+            each.model.fit_whitening([features])
+            each.model.initialise(features)
             engine().fit(each, datamodule=data(train_batch_size=10))
     assert "Feature cache off: feature_cache is none" in caplog.text
     # One batch of all images, in another order.
@@ -176,7 +179,7 @@ def test_held_out_cost_is_logged_and_the_best_prototypes_are_kept(data, engine, 
     pradot, runner = model(validation_fraction=0.2, epochs=4, patience=4), engine()
     costs = iter([0.4, 0.1, 0.3, 0.2])
     states = []
-    monkeypatch.setattr(pradot, "_held_out_cost", lambda: states.append(prototypes_of(pradot).clone()) or next(costs))
+    monkeypatch.setattr(pradot, "_held_out_cost", lambda _: states.append(prototypes_of(pradot).clone()) or next(costs))
     runner.fit(pradot, datamodule=data())
     assert runner.trainer.callback_metrics["val_transport_cost"] == pytest.approx(0.2)
     assert torch.equal(prototypes_of(pradot), states[1])
@@ -187,7 +190,40 @@ def test_held_out_images_are_not_trained_on(data, engine, model):
     pradot, runner = model(validation_fraction=0.2, epochs=1), engine()
     runner.fit(pradot, datamodule=data())
     assert len(runner.trainer.train_dataloader.dataset) == 8
-    assert pradot._held_out_cost() > 0
+    assert runner.trainer.callback_metrics["val_transport_cost"] > 0
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_whitening_and_weights_come_from_the_images_trained_on(data, engine, model, cache):
+    pradot = model(feature_cache=cache, batch_size=10)
+    engine(limit_val_batches=0).fit(pradot, datamodule=data(train_batch_size=10))
+    module = data()
+    module.setup()
+    images = pradot.pre_processor.transform(torch.stack([item.image for item in module.train_data]))
+    fresh = model().model
+    fresh.load_state_dict(pradot.model.state_dict())
+    for whitening in fresh.whitening.values():
+        whitening.matrices = torch.empty(0)
+    features = fresh.extract(images)
+    fresh.fit_whitening([features])
+    for name, whitening in fresh.whitening.items():
+        torch.testing.assert_close(whitening.matrices, pradot.model.whitening[name].matrices, atol=1e-3, rtol=1e-3)
+    fresh.calibrate([features])
+    torch.testing.assert_close(fresh.weights, pradot.model.weights, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(fresh.weights, torch.full((2, 2), 0.25))
+
+
+def test_without_whitening_and_calibration_it_is_the_papers_model(data, engine, model):
+    pradot = model(whitened_channels=0, calibrate=False)
+    engine(limit_val_batches=0).fit(pradot, datamodule=data())
+    assert not pradot.model.whitening
+    assert torch.equal(pradot.model.weights, torch.full((2, 2), 0.25))
+
+
+def test_cached_features_are_let_go_after_training(data, engine, model):
+    pradot = model()
+    engine(limit_val_batches=0).fit(pradot, datamodule=data())
+    assert list(pradot._training_features.trained_on) == []
 
 
 def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model):

@@ -38,6 +38,7 @@ def test_reproduces_the_authors_code(case):
         PrototypeSettings(
             spatial="euclidean",
             ema_rate=float(reference["ema"]),
+            ema_warm_up=False,
             epsilon=float(reference["epsilon"]),
             normalize_score=True,
             **EXACT,
@@ -124,7 +125,7 @@ def test_update_lowers_the_transport_cost(features):
 
 
 def test_ema_rate_one_keeps_the_prototypes_and_zero_replaces_them(features):
-    kept, replaced = make(features, ema_rate=1.0), make(features, ema_rate=0.0, **EXACT)
+    kept, replaced = make(features, ema_rate=1.0, ema_warm_up=False), make(features, ema_rate=0.0, **EXACT)
     before = kept.features.clone()
     kept.update(features)
     torch.testing.assert_close(kept.features, before)
@@ -132,6 +133,20 @@ def test_ema_rate_one_keeps_the_prototypes_and_zero_replaces_them(features):
     expected = plan.barycentres(embeddings)
     replaced.update(features)
     torch.testing.assert_close(replaced.features.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_warm_up_averages_the_start_and_the_first_barycentres(features):
+    prototypes = make(features, ema_rate=0.7, **EXACT)
+    points = [prototypes.features.flatten(0, 1).clone()]
+    for step in range(5):
+        plan, embeddings, _ = prototypes.transport(features + 0.1 * step)
+        points.append(plan.barycentres(embeddings))
+        before = prototypes.features.flatten(0, 1).clone()
+        prototypes.update(features + 0.1 * step)
+        # 0.7 is reached between the second and the third step.
+        kept = 0.7 * before + 0.3 * points[-1]
+        expected = torch.stack(points).mean(0) if step < 2 else kept
+        torch.testing.assert_close(prototypes.features.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_free_coordinates_move_to_the_barycentres_and_fixed_ones_stay(features):
@@ -217,11 +232,21 @@ def test_coarser_grid_with_free_coordinates_is_refused():
         Prototypes(0.5, 0.3, PrototypeSettings(free_coordinates=True))
 
 
+def start(model, images):
+    """Fit the whitening and create the prototypes; returns the features."""
+    features = model.extract(images)
+    model.fit_whitening([features])
+    model.initialise(features)
+    return features
+
+
 class TestModel:
     @pytest.fixture(scope="class")
     def model(self):
         torch.manual_seed(0)
-        return PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=[1, 2])
+        return PradotModel(
+            "resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=[1, 2], whitened_channels=16
+        )
 
     def test_returns_features_while_training(self, model):
         features = model.train()(torch.rand(2, 3, 64, 64))
@@ -236,8 +261,8 @@ class TestModel:
     def test_any_size_and_aspect_ratio(self, size):
         model = PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=1)
         images = torch.rand(3, 3, *size)
-        model.initialise(model.extract(images))
-        assert 0 < model.update(model.extract(images)) < 1
+        features = start(model, images)
+        assert 0 < model.update(features) < 1
         output = model.eval()(images[:1])
         assert output.anomaly_map.shape == (1, 1, *size)
         assert output.pred_score.shape == (1,)
@@ -245,7 +270,7 @@ class TestModel:
 
     def test_scores_do_not_depend_on_the_batch(self, model):
         images = torch.rand(4, 3, 64, 64)
-        model.eval().initialise(model.extract(images))
+        start(model.eval(), images)
         together = model(images).anomaly_map
         alone = torch.cat([model(image[None]).anomaly_map for image in images])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
@@ -254,12 +279,33 @@ class TestModel:
     def test_prototypes_and_maps_stay_float32_in_a_bfloat16_model(self):
         model = PradotModel("resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1).bfloat16().eval()
         images = torch.rand(2, 3, 64, 64)
-        features = model.extract(images)
+        features = start(model, images)
         assert features["layer3"].dtype == torch.bfloat16
-        model.initialise(features)
         model.bfloat16().update(features)
         assert all(each.features.dtype == torch.float32 for _, each in model.by_layer())
         assert model(images).anomaly_map.dtype == torch.float32
+
+    def test_weights_are_the_inverse_of_the_mean_highest_score(self, model):
+        features = start(model.eval(), torch.rand(4, 3, 64, 64))
+        model.update(features)
+        model.calibrate([{layer: maps[part] for layer, maps in features.items()} for part in (slice(3), slice(3, 4))])
+        highest = torch.stack(
+            [each(model.whitening[layer](features[layer])).amax((1, 2, 3)).mean() for layer, each in model.by_layer()]
+        ).view(2, 2)
+        torch.testing.assert_close(model.weights * highest, torch.full((2, 2), 1 / float((1 / highest).sum())))
+        assert float(model.weights.sum()) == pytest.approx(1)
+
+    def test_map_is_the_weighted_sum_of_the_layers_and_alphas(self, model):
+        images = torch.rand(2, 3, 64, 64)
+        features = start(model.eval(), images)
+        model.update(features)
+        model.weights = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+        scores = [each(model.whitening[layer](features[layer])) for layer, each in model.by_layer()]
+        expected = sum(
+            weight * torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")
+            for weight, score in zip((0.1, 0.2, 0.3, 0.4), scores, strict=True)
+        )
+        torch.testing.assert_close(model(images).anomaly_map, model.anomaly_map_generator.blur(expected))
 
     def test_backbone_is_frozen(self, model):
         assert not any(parameter.requires_grad for parameter in model.parameters())
