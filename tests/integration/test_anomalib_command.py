@@ -100,7 +100,8 @@ def pictures(folder):
 
 
 @pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("onnx", "model.onnx"), ("openvino", "model.xml")])
-def test_export(trained, folder, model_arguments, kind, file):
+def test_export(trained, folder, model_arguments, kind, file, monkeypatch):
+    monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
     arguments = ["--export_type", kind, "--ckpt_path", trained[1], "--export_root", folder / kind]
     if kind != "torch":
         arguments += ["--input_size", "[128, 128]"]
@@ -124,7 +125,8 @@ def test_export(trained, folder, model_arguments, kind, file):
     assert np.squeeze(np.asarray(theirs.pred_score)) == pytest.approx(float(ours.pred_score), abs=1e-3)
 
 
-def test_export_with_a_dynamic_batch(trained, folder):
+def test_export_with_a_dynamic_batch(trained, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     model = Pradot.load_from_checkpoint(trained[1])
     path = model.to_openvino(folder / "dynamic", input_size=(128, 128))
     runner = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})

@@ -113,7 +113,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
                 for ours, theirs in zip(matrices.shape, (height, width), strict=False)
             )
             matrices = matrices[row[:, None], column]
-        return (self._project(maps) @ matrices.flatten(0, 1)).permute(1, 2, 0).reshape(len(maps), -1, height, width)
+        return (self._project(maps) @ matrices.flatten(0, 1)).permute(1, 2, 0).unflatten(2, (height, width))
 
     def _choose_directions(self, maps: Tensor) -> None:
         channels = maps.shape[1]

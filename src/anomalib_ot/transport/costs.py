@@ -1,6 +1,6 @@
 """The fused feature-and-space cost of PRADOT (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -132,6 +132,21 @@ class FusedCost:
     def __getitem__(self, rows: slice) -> Tensor:
         """Rows of M, (len(rows), P), in [0, 1] up to rounding."""
         return self._offsets[self._cell[rows]].addmm_(self._features[rows], self._prototypes.T, alpha=-1)
+
+    def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
+        """Rows of (g − M) / ε without the passes over memory that forming M first would take.
+
+        Args:
+            potential: g, (P,).
+            epsilon: ε.
+
+        Returns:
+            Maps a slice of rows to (len(rows), P).
+        """
+        offsets = (potential - self._offsets).div_(epsilon)
+        return lambda rows: offsets[self._cell[rows]].addmm_(
+            self._features[rows], self._prototypes.T, alpha=1 / epsilon
+        )
 
 
 def row_blocks(shape: torch.Size) -> Iterator[slice]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from .costs import FusedCost, row_blocks
 
@@ -156,12 +157,14 @@ def _column_transform(cost: Tensor | FusedCost) -> Tensor:
 
 def _stabilise(cost: Tensor | FusedCost, g: Tensor, epsilon: float, kernel: Tensor) -> Tensor:
     """Write exp((f + g − M) / ε) into ``kernel`` and return f = min_j (M_ij − g_j), (N,)."""
+    exponents = cost.exponents(g, epsilon) if isinstance(cost, FusedCost) else lambda rows: (g - cost[rows]) / epsilon
     f = kernel.new_empty(kernel.shape[0])
     for rows in row_blocks(kernel.shape):
-        reduced = cost[rows] - g
-        f[rows] = reduced.amin(1)
-        reduced.sub_(f[rows, None]).div_(-epsilon)
-        torch.exp(reduced.masked_fill_(reduced < _NEGLIGIBLE, -math.inf), out=kernel[rows])
+        block = exponents(rows)
+        highest = block.amax(1, keepdim=True)
+        f[rows] = highest[:, 0].mul(-epsilon)
+        F.threshold(block.sub_(highest), _NEGLIGIBLE, -math.inf, inplace=True)
+        torch.exp(block, out=kernel[rows])
     return f
 
 
