@@ -18,7 +18,9 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ot.components.backbones import normalization
@@ -206,10 +208,11 @@ class Pradot(AnomalibModule):
             device=self.device,
             hold_out=self.validation_fraction,
         )
-        self.model.fit_whitening(self._on_device(self._training_features.trained_on))
+        self.model.fit_whitening(self._on_device(self._training_features.trained_on, "Fitting the whitening"))
 
-    def _on_device(self, batches: Iterable[FeatureBatch]) -> Iterator[dict[str, Tensor]]:
-        for batch in batches:
+    def _on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[dict[str, Tensor]]:
+        # Features that are not cached show the progress of their extraction.
+        for batch in track(batches, task, transient=True, disable=not isinstance(batches, DataLoader)):
             yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
 
     @torch.no_grad()
@@ -266,7 +269,7 @@ class Pradot(AnomalibModule):
         if last and self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
         if last and self.calibrate:
-            self.model.calibrate(self._on_device(self._training_features.trained_on))
+            self.model.calibrate(self._on_device(self._training_features.trained_on, "Calibrating the maps"))
         self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
 
     def on_train_epoch_end(self) -> None:
@@ -278,7 +281,7 @@ class Pradot(AnomalibModule):
         self._training_features = TrainingFeatures(())
 
     def _held_out_cost(self, held_out: Iterable[FeatureBatch]) -> float:
-        return fmean(self.model.transport_cost(features) for features in self._on_device(held_out))
+        return fmean(self.model.transport_cost(features) for features in self._on_device(held_out, "Validating"))
 
     def _falls_no_longer(self, cost: float) -> bool:
         # Less than half a percent is the noise of drawing batches.

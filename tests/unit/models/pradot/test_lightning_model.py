@@ -220,6 +220,15 @@ def test_without_whitening_and_calibration_it_is_the_papers_model(data, engine, 
     assert torch.equal(pradot.model.weights, torch.full((2, 2), 0.25))
 
 
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_progress_is_shown_beside_the_trainers(data, model, tmp_path, cache):
+    # A second live display would stop the first, or raise.
+    runner = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False)
+    pradot = model(feature_cache=cache)
+    runner.fit(pradot, datamodule=data())
+    assert pradot.model.is_initialised
+
+
 def test_cached_features_are_let_go_after_training(data, engine, model):
     pradot = model()
     engine(limit_val_batches=0).fit(pradot, datamodule=data())
@@ -312,6 +321,15 @@ def test_default_pre_processor_uses_the_papers_size_and_the_backbones_statistics
     assert normalize.mean == pytest.approx([0.485, 0.456, 0.406])
     normalize = Pradot.configure_pre_processor((64, 64), "tf_efficientnet_lite0").transform.transforms[1]
     assert normalize.mean == pytest.approx([0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "does not exist"), ("empty", "Found 0 .* images in .*empty")]
+)
+def test_missing_and_empty_folders_are_named(root, data, engine, model, name, message):
+    (root / "empty").mkdir(exist_ok=True)
+    with pytest.raises((FileNotFoundError, RuntimeError), match=message):
+        engine().fit(model(), datamodule=data(normal_dir=name))
 
 
 def test_fewer_images_than_the_batch_are_refused(data, engine, model):
