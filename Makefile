@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
+# Two processes of one thread each are done sooner than one of two: most tests are too small to share.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 lint: $(READY)
 	$(BIN)/ruff check .
