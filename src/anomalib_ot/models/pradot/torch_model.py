@@ -197,22 +197,22 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         batch, _, height, width = features.shape
         cells = F.normalize(features.float().flatten(2).mT, dim=-1)
         prototypes = F.normalize(self.features, dim=-1)
-        grid = grid_coordinates(height, width, device=features.device)
-        space = spatial_cost(grid, self.coordinates, self.settings.spatial)
         similarities = [cells @ group.mT for group in prototypes]
         feature_scale: Tensor | float = 1 - self.alpha
-        space_scale: Tensor | float = self.alpha
         if self.settings.normalize_score:
             lowest = torch.stack([similarity.flatten(1).amin(1) for similarity in similarities]).amin(0)
             feature_scale = feature_scale / (1 - lowest).view(-1, 1, 1)
-            space_scale = space_scale / space.max()
+        if self.alpha > 0:
+            grid = grid_coordinates(height, width, device=features.device)
+            space = spatial_cost(grid, self.coordinates, self.settings.spatial)
+            space = space * (self.alpha / (space.max() if self.settings.normalize_score else 1))
         # The least cost is the scale less the largest of what lowers the cost: fewer passes over the large matrices.
         # A group holds one prototype of each cell, so that groups share the spatial cost.
         best = []
         for index, similarity in enumerate(similarities):
             gain = feature_scale * similarity
             if self.alpha > 0:
-                gain = gain - space_scale * space[index if self.settings.free_coordinates else 0]
+                gain = gain - space[index if self.settings.free_coordinates else 0]
             best.append(gain.amax(-1, keepdim=True))
         score = (feature_scale - torch.stack(best).amax(0)).clamp(min=0)
         return score.view(batch, 1, height, width)
