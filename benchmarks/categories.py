@@ -14,8 +14,8 @@ import torch
 from anomalib.data import AnomalibDataModule, Folder, MVTecAD
 from jsonargparse import auto_cli
 
-from anomalib_ot.components.offline import offline_backbone
 from anomalib_ot.data import MVTecLOCOAD
+from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import measure, models
 

@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
 from anomalib_ot import Assembly
-from anomalib_ot.components.offline import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import IMAGE_SIZE, measure, models
 

@@ -16,7 +16,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from anomalib_ot.transport import FusedCost, TransportPlan, grid_coordinates, sinkhorn
+from anomalib_ot.transport import FusedCost, TransportPlan, Workspace, grid_coordinates, sinkhorn
 
 T = TypeVar("T")
 EPSILON = 0.01
@@ -30,6 +30,7 @@ def main(
     per_cell: int = 16,
     alpha: float = 0.3,
     reference_iterations: int = 3,
+    memory: float = 2.0,
     threads: int = 2,
     seed: int = 0,
 ) -> None:
@@ -42,6 +43,7 @@ def main(
         per_cell: Prototypes in a cell.
         alpha: Weight of the spatial cost.
         reference_iterations: Iterations of the reference to time; 0 leaves it out, where its matrix does not fit.
+        memory: GiB that the solver may use.
         threads: Threads of torch.
         seed: Seed of the features.
     """
@@ -55,29 +57,26 @@ def main(
     prototypes = (common + 0.5 * torch.randn(per_cell, side * side, channels)).relu_().flatten(0, 1)
     coordinates = grid.repeat(per_cell, 1)
 
-    def cost() -> FusedCost:
-        return FusedCost(features, prototypes, grid, coordinates, alpha, "euclidean")
+    workspace = Workspace(memory * 2**30)
 
-    def step(tolerance: float, potential: Tensor | None = None, kernel: Tensor | None = None) -> TransportPlan:
-        plan = sinkhorn(cost(), EPSILON, ITERATIONS, tolerance, potential, kernel)
-        plan.barycentres(features)
-        return plan
+    def step(tolerance: float, potential: Tensor | None = None) -> tuple[TransportPlan, Tensor]:
+        cost = FusedCost(features, prototypes, grid, coordinates, alpha, "euclidean", workspace=workspace)
+        plan = sinkhorn(cost, EPSILON, ITERATIONS, tolerance, potential, workspace=workspace)
+        return plan, plan.barycentres(features)
 
     print(f"cost matrix {len(features)} x {len(prototypes)}, {channels} channels, {threads} threads, seed {seed}")
-    plan, cold = timed(lambda: step(0.0))
+    (plan, barycentres), cold = timed(lambda: step(0.0))
     print(f"ours, {plan.iterations} iterations: {cold:.2f} s, marginal error {plan.marginal_error:.1e}")
     # The next step of a training: prototypes moved by a twentieth towards their barycentres.
-    prototypes.lerp_(plan.barycentres(features), 0.05)
-    potential, kernel = plan.potential, plan.kernel
-    del plan
-    warm_plan, warm = timed(lambda: step(1e-3, potential, kernel))
+    prototypes.lerp_(barycentres, 0.05)
+    (warm_plan, _), warm = timed(lambda: step(1e-3, plan.potential))
     print(f"ours, warm: {warm_plan.iterations} iterations, {warm:.2f} s, marginal error {warm_plan.marginal_error:.1e}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"peak memory of the process: {peak / 1e9:.1f} GB")
-    del warm_plan
+
     if not reference_iterations:
         return
-    dense = cost()[:]
+    dense = FusedCost(features, prototypes, grid, coordinates, alpha, "euclidean")[:]
     uniform = [torch.full((size,), 1 / size) for size in dense.shape]
 
     def reference(iterations: int) -> Tensor:

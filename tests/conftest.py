@@ -1,6 +1,6 @@
 import pytest
 
-from anomalib_ot.components.offline import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,8 @@ def test_host_keeps_its_own_models():
 
 
 def test_every_import_order_works():
-    for first in ("anomalib_ot.models.pradot.torch_model", "anomalib_ot.models", "anomalib_ot.data", "anomalib.models"):
+    modules = ("components.whitening", "models.pradot.torch_model", "models", "data")
+    for first in (*(f"anomalib_ot.{module}" for module in modules), "anomalib.models"):
         run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
 
 

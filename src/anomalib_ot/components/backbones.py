@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import timm
+from anomalib.models.components import TimmFeatureExtractor
 from huggingface_hub import constants, file_exists
 from huggingface_hub.file_download import repo_folder_name
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -22,7 +23,6 @@ from timm.models import (
 )
 
 if TYPE_CHECKING:
-    from anomalib.models.components import TimmFeatureExtractor
     from timm.models import FeatureInfo
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
@@ -40,7 +40,7 @@ def create_extractor(
     backbone: str,
     layers: Sequence[str],
     pre_trained: bool = True,
-) -> "TimmFeatureExtractor":
+) -> TimmFeatureExtractor:
     """Create a frozen feature extractor in evaluation mode.
 
     Unlike with anomalib's class alone, layers that do not exist are an error, layers in any order get their own
@@ -67,9 +67,6 @@ def create_extractor(
         >>> {name: tuple(maps.shape) for name, maps in extractor(torch.zeros(1, 3, 64, 64)).items()}
         {'layer1': (1, 64, 16, 16), 'layer2': (1, 128, 8, 8)}
     """
-    # Importing anomalib's models registers ours, which import this module.
-    from anomalib.models.components import TimmFeatureExtractor  # noqa: PLC0415
-
     _check_name(backbone, pre_trained=pre_trained)
     try:
         layers = _in_network_order(backbone, layers)

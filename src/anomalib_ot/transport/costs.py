@@ -1,11 +1,15 @@
 """The fused feature-and-space cost of PRADOT (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from .processes import Processes
+from .workspace import Workspace
 
 SpatialCost = Literal["squared", "euclidean"]
 
@@ -76,11 +80,63 @@ def spatial_cost(coords: Tensor, prototype_coords: Tensor, kind: SpatialCost = "
     raise ValueError(msg)
 
 
+class Cost(Protocol):
+    """A cost matrix M that hands out its rows a block at a time.
+
+    Attributes:
+        shape: (N, P).
+    """
+
+    shape: torch.Size
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Rows of M, (len(rows), P)."""
+
+    def blocks(self) -> Iterator[slice]:
+        """Consecutive slices of rows, each small enough to stay in a processor's cache."""
+
+    def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
+        """Maps a slice of :meth:`blocks` to these rows of (g − M) / ε, valid until the next call; g is (P,)."""
+
+
+class DenseCost:
+    """A cost matrix that is at hand.
+
+    Args:
+        matrix: M, (N, P), finite.
+
+    Raises:
+        ValueError: If it is no matrix, is empty, or has NaN or infinite entries.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or not matrix.numel():  # noqa: PLR2004 - a matrix has two dimensions
+            msg = f"the cost must be a non-empty matrix, not of shape {tuple(matrix.shape)}"
+            raise ValueError(msg)
+        if not matrix.isfinite().all():
+            msg = "the cost has NaN or infinite entries"
+            raise ValueError(msg)
+        self.shape = matrix.shape
+        self._matrix = matrix
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Rows of M."""
+        return self._matrix[rows]
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of rows; see :class:`Cost`."""
+        return row_blocks(self.shape, self.shape[0], self._matrix.device)
+
+    def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
+        """Rows of (g − M) / ε; see :class:`Cost`."""
+        return lambda rows: (potential - self._matrix[rows]).div_(epsilon)
+
+
 class FusedCost:
     """Cost matrix of the transport from the features of a batch to the prototypes, PRADOT's eq. 3, row by row.
 
     M = (1 − α) M_feat / max M_feat + α M_struct / max M_struct, the maxima taken over the whole batch. The matrix is
-    never held: indexing with a slice of rows computes these rows.
+    never held. M_struct is the same for all images, so it is computed once, for one image.
 
     Args:
         features: (B·N, D), the N cells of B images, image after image.
@@ -89,12 +145,16 @@ class FusedCost:
         prototype_coords: (P, 2), in [0, 1].
         alpha: Weight of the spatial term, in [0, 1].
         kind: See :func:`spatial_cost`.
+        processes: Processes that hold further images of the batch.
+        workspace: Memory to keep the similarities in, where both they and the kernel fit; else, or without it, they are
+            computed anew on each use.
 
     Attributes:
         shape: (B·N, P).
 
     Raises:
-        ValueError: If the feature sizes differ or the features are not whole images.
+        ValueError: If there are no features or prototypes, their sizes differ, they are not finite, or the features are
+            not whole images.
 
     Example:
         >>> corners = grid_coordinates(1, 2)
@@ -110,50 +170,96 @@ class FusedCost:
         prototype_coords: Tensor,
         alpha: float,
         kind: SpatialCost = "squared",
+        processes: Processes | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         _check_channels(features, prototypes)
+        self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self.cells = coords.shape[0]
+        if not self.shape.numel():
+            msg = f"there is nothing to transport from {self.shape[0]} features to {self.shape[1]} prototypes"
+            raise ValueError(msg)
         if features.shape[0] % self.cells:
             msg = f"{features.shape[0]} features are not whole images of {self.cells} cells"
             raise ValueError(msg)
-        self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self._features = F.normalize(features, dim=-1)
         self._prototypes = F.normalize(prototypes, dim=-1)
-        lowest = min(float((self._features[rows] @ self._prototypes.T).amin()) for rows in row_blocks(self.shape))
+        self._similarities: Tensor | None = None
+        self._scratch: Tensor | None = None
+        similarities: Tensor | None = None
+        bytes_of_both = 2 * self.shape.numel() * features.element_size()
+        if workspace and bytes_of_both <= workspace.memory:
+            similarities = workspace.take("similarities", self.shape, features.dtype, features.device)
+        nothing = features.new_zeros(1, 1)
+        lowest = features.new_tensor(math.inf)
+        for rows in self.blocks():
+            block = self._affine(rows, nothing, 1.0, None if similarities is None else similarities[rows])
+            lowest = torch.minimum(lowest, block.amin())
+        self._similarities = similarities
+        farthest = 1 - float((processes or Processes()).min(lowest))
+        if not math.isfinite(farthest):
+            msg = "features and prototypes must be finite, but some are NaN or infinite"
+            raise ValueError(msg)
         # An all-zero term, a single prototype cell say, is left as it is.
-        scale = (1 - alpha) / ((1 - lowest) or 1.0)
-        self._features *= scale
-        self._offsets = torch.full((self.cells, self.shape[1]), scale, device=features.device, dtype=features.dtype)
+        self._scale = (1 - alpha) / (farthest or 1.0)
+        # The part of the cost that does not depend on the features, for the cells of one image: (N, P), or (1, 1).
+        self._offsets = torch.full((1, 1), self._scale, device=features.device, dtype=features.dtype)
         if alpha > 0:
             space = spatial_cost(coords, prototype_coords, kind)
-            self._offsets.add_(space, alpha=alpha / (float(space.max()) or 1.0))
-        self._cell = torch.arange(features.shape[0], device=features.device) % self.cells
+            self._offsets = space.mul_(alpha / (float(space.max()) or 1.0)).add_(self._scale)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Rows of M, (len(rows), P), in [0, 1] up to rounding."""
-        return self._offsets[self._cell[rows]].addmm_(self._features[rows], self._prototypes.T, alpha=-1)
+        cells = torch.arange(self.shape[0], device=self._features.device)[rows] % len(self._offsets)
+        similarities = self._features[rows] @ self._prototypes.T
+        return self._offsets[cells].sub(similarities, alpha=self._scale)
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of rows, each of whole images or of a part of one; see :class:`Cost`."""
+        return row_blocks(self.shape, self.cells, self._features.device)
 
     def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
-        """Rows of (g − M) / ε without the passes over memory that forming M first would take.
-
-        Args:
-            potential: g, (P,).
-            epsilon: ε.
-
-        Returns:
-            Maps a slice of rows to (len(rows), P).
-        """
+        """Rows of (g − M) / ε without the passes over memory that forming M first would take; see :class:`Cost`."""
         offsets = (potential - self._offsets).div_(epsilon)
-        return lambda rows: offsets[self._cell[rows]].addmm_(
-            self._features[rows], self._prototypes.T, alpha=1 / epsilon
-        )
+        if len(offsets) > 1:
+            offsets = offsets.repeat(max(1, _block_rows(self.shape, self._features.device) // self.cells), 1)
+        return lambda rows: self._affine(rows, offsets, self._scale / epsilon)
+
+    def _affine(self, rows: slice, offsets: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+        """Offsets, of all rows alike or of the images of a block, plus factor times the similarities of a block."""
+        count = rows.stop - rows.start
+        if out is None:
+            if self._scratch is None or len(self._scratch) < count:
+                self._scratch = self._features.new_empty(count, self.shape[1])
+            out = self._scratch[:count]
+        if len(offsets) > 1:
+            start = rows.start % len(offsets)
+            offsets = offsets[start : start + count]
+        if self._similarities is not None:
+            return torch.add(offsets, self._similarities[rows], alpha=factor, out=out)
+        return torch.addmm(offsets, self._features[rows], self._prototypes.T, alpha=factor, out=out)
 
 
-def row_blocks(shape: torch.Size) -> Iterator[slice]:
-    """Slices of consecutive rows of a matrix, each small enough to stay in a processor's cache."""
-    step = max(1, _BLOCK_ENTRIES // shape[1])
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+def row_blocks(shape: torch.Size, cells: int, device: torch.device) -> Iterator[slice]:
+    """Slices of consecutive rows of a matrix (N, P), each small enough to stay in a processor's cache.
+
+    Args:
+        shape: (N, P).
+        cells: Rows of one image; a block has whole images or a part of one.
+        device: Where the matrix is; graphics processors get larger blocks.
+    """
+    count = _block_rows(shape, device)
+    if count >= cells:
+        step = count - count % cells
+        yield from (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+        return
+    for image in range(0, shape[0], cells):
+        end = image + cells
+        yield from (slice(start, min(start + count, end)) for start in range(image, end, count))
+
+
+def _block_rows(shape: torch.Size, device: torch.device) -> int:
+    return max(1, (_BLOCK_ENTRIES if device.type == "cpu" else 64 * _BLOCK_ENTRIES) // shape[1])
 
 
 def _check_channels(features: Tensor, prototypes: Tensor) -> None:

@@ -1,55 +1,71 @@
-"""Entropic optimal transport with uniform marginals (Cuturi, 2013), stabilised as by Schmitzer (2019)."""
+"""Entropic optimal transport (Cuturi, 2013), stabilised and screened as by Schmitzer (2019, arXiv 1610.06519)."""
 
 import math
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from .costs import FusedCost, row_blocks
+from .costs import Cost, DenseCost
+from .kernels import TINY, Kernel, Workspace, make_kernel
+from .processes import Processes
 
-# Scalings beyond exp(±_ABSORB) move into the potentials; below _TINY a float32 sum counts as underflowed.
+# Scalings beyond exp(±_ABSORB) move into the potentials.
 _ABSORB = 40.0
-_TINY = 1e-30
-# Kernel entries below exp(_NEGLIGIBLE) cannot be told from zero next to a row's largest, which is one.
-_NEGLIGIBLE = -60.0
+_SAME_MASS = 1e-4
+
+
+class NotConvergedWarning(UserWarning):
+    """The iterations ended before the marginals were met."""
 
 
 @dataclass(frozen=True)
 class TransportPlan:
     """An entropic transport plan T = diag(u) K diag(v), kept as its factors.
 
+    It is valid until the workspace that it was solved in is used again. Where processes share the problem, each has its
+    own rows, and the methods that return something of the columns or of the whole must be called by all of them.
+
     Attributes:
-        cost: (N, P), the cost matrix M.
-        kernel: (N, P), K = exp((f + g − M) / ε) for the stabilising potentials f and g.
-        row_scaling: (N,), u.
-        column_scaling: (P,), v.
-        potential: (P,), the dual potential of the columns, g + ε log v: the warm start of a similar problem.
+        kernel: K (N, P) = exp((f + g − M) / ε).
+        row_potential: f, (N,).
+        column_potential: g, (P,).
+        row_scaling: u, (N,).
+        column_scaling: v, (P,).
+        row_weights: a, (N,), the marginal of the rows.
+        column_weights: b, (P,), the marginal of the columns.
+        epsilon: Regularisation ε.
         iterations: Sinkhorn iterations done.
-        marginal_error: L1 distance between the plan's column sums and the uniform marginal; the rows' is zero.
+        marginal_error: L1 distance between the plan's column sums and b; the rows' is zero.
+        processes: Processes that hold further rows.
     """
 
-    cost: Tensor | FusedCost
-    kernel: Tensor
+    kernel: Kernel
+    row_potential: Tensor
+    column_potential: Tensor
     row_scaling: Tensor
     column_scaling: Tensor
-    potential: Tensor
+    row_weights: Tensor
+    column_weights: Tensor
+    epsilon: float
     iterations: int
     marginal_error: float
+    processes: Processes
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Row slices and the rows of the plan T at them, a block at a time."""
-        for rows in row_blocks(self.kernel.shape):
-            yield rows, (self.kernel[rows] * self.column_scaling).mul_(self.row_scaling[rows, None])
+    @property
+    def potential(self) -> Tensor:
+        """Dual potential (P,) of the columns, g + ε log v: the warm start of a similar problem."""
+        return self.column_potential + self.epsilon * self.column_scaling.log()
 
     def dense(self) -> Tensor:
         """The plan T as one matrix (N, P), with entries that sum to one."""
-        return torch.cat([block for _, block in self.blocks()])
+        return torch.cat(
+            [block * self.column_scaling * self.row_scaling[rows, None] for rows, block in self.kernel.blocks()]
+        )
 
     def barycentres(self, points: Tensor) -> Tensor:
-        """Barycentric projection P · Tᵀ points, the mean of the points sent to each column (PRADOT, eq. 5).
+        """Barycentric projection diag(1 / b) Tᵀ points, the mean of the points sent to each column (PRADOT, eq. 5).
 
         Args:
             points: (N, D).
@@ -57,31 +73,37 @@ class TransportPlan:
         Returns:
             (P, D).
         """
-        total = points.new_zeros(self.kernel.shape[1], points.shape[1])
-        for rows in row_blocks(self.kernel.shape):
-            total.addmm_(self.kernel[rows].T, points[rows] * self.row_scaling[rows, None])
-        return total.mul_(self.column_scaling[:, None] * total.shape[0])
+        total = self.processes.sum(self.kernel.project(self.row_scaling, points))
+        return total.mul_((self.column_scaling / self.column_weights)[:, None])
 
     def transport_cost(self) -> float:
-        """⟨T, M⟩, without the entropy."""
-        products = ((rows, self.kernel[rows] * self.cost[rows]) for rows in row_blocks(self.kernel.shape))
-        return sum(float(self.row_scaling[rows] @ (block @ self.column_scaling)) for rows, block in products)
+        """⟨T, M⟩, without the entropy, from M = f + g − ε log K."""
+        rows = float(self.row_weights.double() @ self.row_potential.double())
+        columns = self.column_scaling * self.kernel.column_sums(self.row_scaling)
+        entropy = self.kernel.entropy(self.row_scaling, self.column_scaling)
+        cost = rows + float(columns.double() @ self.column_potential.double()) - self.epsilon * entropy
+        return self.processes.total(cost, self.row_weights.device)
 
 
+@torch.no_grad()
 def sinkhorn(
-    cost: Tensor | FusedCost,
+    cost: Tensor | Cost,
     epsilon: float = 0.01,
     max_iterations: int = 100,
     tolerance: float = 0.0,
     potential: Tensor | None = None,
-    out: Tensor | None = None,
+    *,
+    row_weights: Tensor | None = None,
+    column_weights: Tensor | None = None,
+    workspace: Workspace | None = None,
+    processes: Processes | None = None,
 ) -> TransportPlan:
-    """Solve min_T ⟨T, M⟩ − ε H(T) over plans with uniform marginals 1/N and 1/P (PRADOT, eq. 4).
+    """Solve min_T ⟨T, M⟩ − ε H(T) over plans with given marginals (PRADOT, eq. 4).
 
-    Alternates v = (1/P) / Kᵀu and u = (1/N) / Kv, in this order, on the kernel K = exp((f + g − M) / ε). The potentials
-    f and g start at c-transforms of the cost, so that each row of K holds a one (each column too without a warm start),
-    and absorb u and v whenever these grow large: a small ε does not overflow. The cost is computed a block of rows at a
-    time and only the kernel is held; the two products of an iteration share one pass over it.
+    Alternates v = b / Kᵀu and u = a / Kv, in this order, on the kernel K = exp((f + g − M) / ε). The potentials f and g
+    start at c-transforms of the cost, so that each row of K holds a one (each column too without a warm start), and
+    absorb u and v whenever these grow large: a small ε does not overflow. The cost is computed a block of rows at a
+    time, and the kernel is kept in the cheapest form that suits it, see :func:`make_kernel`.
 
     Args:
         cost: M, (N, P), finite. Left as it is.
@@ -89,7 +111,10 @@ def sinkhorn(
         max_iterations: Upper bound on the iterations, at least 1.
         tolerance: Stop once the L1 error of the column marginals is at most this; 0 runs all iterations.
         potential: Dual potential (P,) of the columns from an earlier, similar problem, to start from.
-        out: Kernel of an earlier plan that is no longer needed, to be overwritten where it is large enough.
+        row_weights: a, (N,), positive; uniform with sum one if left out.
+        column_weights: b, (P,), positive, with the sum of a; uniform if left out.
+        workspace: Memory to work in, 2 GiB if left out.
+        processes: Processes that hold further rows of the same problem and call this function too.
 
     Returns:
         The plan, whose row marginals are exact and whose column marginals are off by ``marginal_error``.
@@ -97,44 +122,60 @@ def sinkhorn(
     Raises:
         ValueError: If an argument is out of its range or the cost has NaN or infinite entries.
 
+    Warns:
+        NotConvergedWarning: If a positive tolerance was not reached.
+
     Example:
         >>> plan = sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), epsilon=0.1)
         >>> plan.dense().round(decimals=3).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
+    if isinstance(cost, Tensor):
+        cost = DenseCost(cost)
+    workspace = workspace or Workspace()
+    processes = processes or Processes()
     _check(cost, epsilon, max_iterations, potential)
-    n_rows, n_columns = cost.shape
     sample = cost[:1]
-    if out is None or out.numel() < n_rows * n_columns or out.dtype != sample.dtype or out.device != sample.device:
-        out = sample.new_empty(cost.shape)
-    kernel = out.flatten()[: n_rows * n_columns].view(cost.shape)
-    g = _column_transform(cost) if potential is None else potential.to(sample).clone()
-    f = _stabilise(cost, g, epsilon, kernel)
+    a, b = _marginals(row_weights, column_weights, cost.shape, sample, processes)
+    g = _column_transform(cost, processes) if potential is None else potential.to(sample)
+    kernel, f = make_kernel(cost, g, epsilon, workspace)
     if not math.isfinite(float(f.sum())):
         msg = "the cost has NaN or infinite entries"
         raise ValueError(msg)
+
+    def scale_columns(u: Tensor, sums: Tensor) -> Tensor:
+        # A column with nothing in it takes the most that was left out, so that it does not grow too far.
+        most = max(TINY, kernel.left_out * float(processes.sum(u.sum())))
+        return b / torch.where(sums > TINY, sums, most)
+
+    v = torch.ones_like(g)
     if potential is None:
         # The first update starts from u = 1 on the plain kernel exp(−M / ε); any common factor cancels.
-        v = 1 / n_columns / (kernel.T @ torch.exp((f.min() - f) / epsilon)).clamp_(min=_TINY)
-    else:
-        v = torch.ones_like(g)
+        u = torch.exp((processes.min(f.min()) - f) / epsilon)
+        v = scale_columns(u, processes.sum(kernel.column_sums(u)))
     for iteration in range(1, max_iterations + 1):
-        u, column_sums = _update_rows(kernel, v)
-        error = float((v * column_sums - 1 / n_columns).abs().sum())
+        logarithm = v.log()
+        if float(logarithm.abs().max()) > _ABSORB or float(logarithm.max() - logarithm.min()) > kernel.widest:
+            g = g + epsilon * logarithm
+            kernel, f = make_kernel(cost, g, epsilon, workspace)
+            v = torch.ones_like(v)
+        u, column_sums = kernel.scale_rows(v, a)
+        column_sums = processes.sum(column_sums)
+        error = float((v * column_sums - b).abs().sum())
         if error <= tolerance or iteration == max_iterations:
             break
-        v = 1 / n_columns / column_sums.clamp_(min=_TINY)
-        if float(v.log().abs().max()) > _ABSORB:
-            g += epsilon * v.log()
-            f = _stabilise(cost, g, epsilon, kernel)
-            v = torch.ones_like(v)
-    return TransportPlan(cost, kernel, u, v, g + epsilon * v.log(), iteration, error)
+        v = scale_columns(u, column_sums)
+    if error > tolerance > 0:
+        warnings.warn(
+            f"transport stopped after {iteration} iterations with the marginals off by {error:.2g} in sum, not by "
+            f"{tolerance:g} at most; allow more iterations, or a larger epsilon or tolerance",
+            NotConvergedWarning,
+            stacklevel=2,
+        )
+    return TransportPlan(kernel, f, g, u, v, a, b, epsilon, iteration, error, processes)
 
 
-def _check(cost: Tensor | FusedCost, epsilon: float, max_iterations: int, potential: Tensor | None) -> None:
-    if len(cost.shape) != 2 or 0 in cost.shape:  # noqa: PLR2004 - a matrix has two dimensions
-        msg = f"the cost must be a non-empty matrix, not of shape {tuple(cost.shape)}"
-        raise ValueError(msg)
+def _check(cost: Cost, epsilon: float, max_iterations: int, potential: Tensor | None) -> None:
     if not (epsilon > 0 and math.isfinite(epsilon)):
         msg = f"epsilon must be positive and finite, not {epsilon}"
         raise ValueError(msg)
@@ -146,35 +187,32 @@ def _check(cost: Tensor | FusedCost, epsilon: float, max_iterations: int, potent
         raise ValueError(msg)
 
 
-def _column_transform(cost: Tensor | FusedCost) -> Tensor:
+def _marginals(
+    row_weights: Tensor | None, column_weights: Tensor | None, shape: torch.Size, like: Tensor, processes: Processes
+) -> tuple[Tensor, Tensor]:
+    """The marginals a (N,) and b (P,), uniform where they are not given."""
+    rows = processes.total(shape[0], like.device)
+    a = like.new_full((shape[0],), 1 / rows) if row_weights is None else row_weights.to(like)
+    b = like.new_full((shape[1],), 1 / shape[1]) if column_weights is None else column_weights.to(like)
+    for name, weights, size in (("row_weights", a, shape[0]), ("column_weights", b, shape[1])):
+        if weights.shape != (size,):
+            msg = f"{name} must be of shape ({size},), not {tuple(weights.shape)}"
+            raise ValueError(msg)
+        if not (weights.isfinite() & (weights > 0)).all():
+            msg = f"{name} must be positive and finite"
+            raise ValueError(msg)
+    from_rows, to_columns = processes.total(float(a.double().sum()), like.device), float(b.double().sum())
+    if abs(from_rows - to_columns) > _SAME_MASS * max(from_rows, to_columns):
+        msg = f"row_weights sum to {from_rows:g} but column_weights to {to_columns:g}; scale them to the same sum"
+        raise ValueError(msg)
+    return a, b
+
+
+def _column_transform(cost: Cost, processes: Processes) -> Tensor:
     """Potential (P,) of the columns, g = min_i (M_ij − min_k M_ik)."""
-    transforms = []
-    for rows in row_blocks(cost.shape):
-        block = cost[rows]
-        transforms.append((block - block.amin(1, keepdim=True)).amin(0))
-    return torch.stack(transforms).amin(0)
-
-
-def _stabilise(cost: Tensor | FusedCost, g: Tensor, epsilon: float, kernel: Tensor) -> Tensor:
-    """Write exp((f + g − M) / ε) into ``kernel`` and return f = min_j (M_ij − g_j), (N,)."""
-    exponents = cost.exponents(g, epsilon) if isinstance(cost, FusedCost) else lambda rows: (g - cost[rows]) / epsilon
-    f = kernel.new_empty(kernel.shape[0])
-    for rows in row_blocks(kernel.shape):
+    exponents = cost.exponents(cost[:1].new_zeros(cost.shape[1]), 1.0)
+    lowest = cost[:1].new_full(cost.shape[1:], math.inf)
+    for rows in cost.blocks():
         block = exponents(rows)
-        highest = block.amax(1, keepdim=True)
-        f[rows] = highest[:, 0].mul(-epsilon)
-        F.threshold(block.sub_(highest), _NEGLIGIBLE, -math.inf, inplace=True)
-        torch.exp(block, out=kernel[rows])
-    return f
-
-
-def _update_rows(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """New row scaling u = (1/N) / Kv, and Kᵀu, in one pass over the kernel."""
-    n_rows = kernel.shape[0]
-    u = kernel.new_empty(n_rows)
-    column_sums = torch.zeros_like(v)
-    for rows in row_blocks(kernel.shape):
-        block = kernel[rows]
-        torch.reciprocal((block @ v).clamp_(min=_TINY).mul_(n_rows), out=u[rows])
-        column_sums.addmv_(block.T, u[rows])
-    return u, column_sums
+        lowest = torch.minimum(lowest, block.sub_(block.amax(1, keepdim=True)).amax(0).neg_())
+    return processes.min(lowest)

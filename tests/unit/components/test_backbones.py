@@ -16,7 +16,7 @@ from skimage import data
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
 from anomalib_ot.components.backbones import BackboneError, _check_hub, create_extractor, normalization
-from anomalib_ot.components.offline import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 LAYERS = ["blocks.2", "blocks.4"]
 

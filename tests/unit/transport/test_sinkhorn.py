@@ -4,7 +4,7 @@ import ot
 import pytest
 import torch
 
-from anomalib_ot.transport import FusedCost, grid_coordinates, sinkhorn
+from anomalib_ot.transport import FusedCost, NotConvergedWarning, Workspace, grid_coordinates, sinkhorn
 
 
 def reference(cost, epsilon, iterations):
@@ -65,8 +65,11 @@ def test_barycentres_and_cost_equal_those_of_the_dense_plan():
 
 def test_fused_cost_gives_the_plan_of_its_dense_matrix():
     grid = grid_coordinates(4, 4)
-    cost = FusedCost(torch.randn(6 * 16, 8), torch.randn(32, 8), grid, grid.repeat(2, 1), 0.3)
-    torch.testing.assert_close(sinkhorn(cost).dense(), sinkhorn(cost[:]).dense(), atol=1e-6, rtol=1e-4)
+    problem = torch.randn(6 * 16, 8), torch.randn(32, 8), grid, grid.repeat(2, 1), 0.3
+    expected = sinkhorn(FusedCost(*problem)[:]).dense()
+    torch.testing.assert_close(sinkhorn(FusedCost(*problem)).dense(), expected, atol=1e-6, rtol=1e-4)
+    kept = FusedCost(*problem, workspace=Workspace())
+    torch.testing.assert_close(sinkhorn(kept).dense(), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_order_of_the_rows_does_not_matter():
@@ -85,12 +88,14 @@ def test_warm_start_needs_fewer_iterations_for_the_same_plan():
     torch.testing.assert_close(warm.dense(), cold.dense(), atol=1e-5, rtol=1e-2)
 
 
-def test_storage_of_an_earlier_kernel_is_reused():
-    first = sinkhorn(torch.rand(40, 20))
+def test_a_workspace_reuses_its_memory():
+    workspace = Workspace()
+    sinkhorn(torch.rand(40, 20), workspace=workspace)
+    before = workspace.take("kernel", torch.Size([1]), torch.float32, torch.device("cpu")).data_ptr()
     cost = torch.rand(30, 20)
-    second = sinkhorn(cost, out=first.kernel)
-    assert second.kernel.data_ptr() == first.kernel.data_ptr()
-    torch.testing.assert_close(second.dense(), sinkhorn(cost).dense())
+    plan = sinkhorn(cost, workspace=workspace)
+    assert workspace.take("kernel", torch.Size([1]), torch.float32, torch.device("cpu")).data_ptr() == before
+    torch.testing.assert_close(plan.dense(), sinkhorn(cost).dense())
 
 
 def test_blocks_cover_a_matrix_larger_than_one(monkeypatch):
@@ -107,6 +112,26 @@ def test_cost_is_left_as_it_is():
     assert torch.equal(cost, before)
 
 
+def test_given_marginals_are_met():
+    rows, columns = torch.rand(40) + 0.1, torch.rand(15) + 0.1
+    rows, columns = rows / rows.sum(), columns / columns.sum()
+    cost, points = torch.rand(40, 15), torch.randn(40, 3)
+    plan = sinkhorn(cost, 0.1, 1000, 1e-5, row_weights=rows, column_weights=columns)
+    torch.testing.assert_close(plan.dense().sum(1), rows)
+    torch.testing.assert_close(plan.dense().sum(0), columns, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(plan.barycentres(points), plan.dense().T @ points / columns[:, None])
+    expected = ot.bregman.sinkhorn_log(rows, columns, cost, 0.1, numItermax=1000, stopThr=1e-9, warn=False)
+    assert (plan.dense() - expected).abs().max() * 40 < 1e-3
+
+
+def test_a_solve_that_does_not_converge_warns_with_the_error():
+    with pytest.warns(NotConvergedWarning, match="after 2 iterations with the marginals off by"):
+        sinkhorn(torch.rand(50, 20), 0.001, max_iterations=2, tolerance=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sinkhorn(torch.rand(50, 20), 0.001, max_iterations=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,6 +141,10 @@ def test_cost_is_left_as_it_is():
         ({"epsilon": float("nan")}, "epsilon must be positive"),
         ({"max_iterations": 0}, "at least 1"),
         ({"potential": torch.zeros(4)}, "4,.*5 columns"),
+        ({"row_weights": torch.tensor([0.5, 0.5, 0.0])}, "row_weights must be positive"),
+        ({"column_weights": torch.tensor([1, -1, 1, 1, 1.0])}, "column_weights must be positive"),
+        ({"column_weights": torch.ones(3)}, r"column_weights must be of shape \(5,\), not \(3,\)"),
+        ({"column_weights": torch.ones(5)}, "row_weights sum to 1 but column_weights to 5"),
         ({"cost": torch.full((3, 5), float("nan"))}, "NaN or infinite"),
         ({"cost": torch.rand(3, 5).index_fill(1, torch.tensor([2]), float("inf"))}, "NaN or infinite"),
     ],

@@ -15,7 +15,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.backbones import create_extractor
 from anomalib_ot.components.whitening import LocalWhitening
-from anomalib_ot.transport import FusedCost, SpatialCost, TransportPlan, grid_coordinates, sinkhorn, spatial_cost
+from anomalib_ot.transport import (
+    FusedCost,
+    SpatialCost,
+    TransportPlan,
+    Workspace,
+    grid_coordinates,
+    sinkhorn,
+    spatial_cost,
+)
 
 from .anomaly_map import AnomalyMapGenerator
 
@@ -76,6 +84,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             with this many cells for one of the feature map.
         alpha: Weight of the spatial cost, in [0, 1]; 0 makes the prototypes global.
         settings: How they are learned and compared.
+        workspace: Memory to solve the transport in; prototypes that learn one after another may share it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -86,7 +95,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     potential: Tensor
     steps: Tensor
 
-    def __init__(self, per_cell: float, alpha: float, settings: PrototypeSettings) -> None:
+    def __init__(
+        self, per_cell: float, alpha: float, settings: PrototypeSettings, workspace: Workspace | None = None
+    ) -> None:
         super().__init__()
         _require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
         _require(
@@ -106,10 +117,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.register_buffer("coordinates", torch.empty(0, dtype=torch.float32))
         self.register_buffer("potential", torch.empty(0, dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._kernel: Tensor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernel": None}
+        self._workspace = workspace or Workspace()
 
     @property
     def is_initialised(self) -> bool:
@@ -154,15 +162,23 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         grid = grid_coordinates(height, width, device=features.device)
         prototypes = self.features.flatten(0, 1)
         coordinates = self.coordinates.expand(len(self.features), -1, -1).flatten(0, 1)
+        cost = FusedCost(
+            embeddings,
+            prototypes,
+            grid,
+            coordinates,
+            self.alpha,
+            self.settings.spatial,
+            workspace=self._workspace,
+        )
         plan = sinkhorn(
-            FusedCost(embeddings, prototypes, grid, coordinates, self.alpha, self.settings.spatial),
+            cost,
             self.settings.epsilon,
             self.settings.sinkhorn_iterations,
             self.settings.sinkhorn_tolerance,
             potential=self.potential if self.potential.numel() else None,
-            out=self._kernel,
+            workspace=self._workspace,
         )
-        self._kernel = plan.kernel
         return plan, embeddings, grid.repeat(batch, 1)
 
     def update(self, features: Tensor) -> float:
@@ -269,8 +285,10 @@ class PradotModel(nn.Module):
             msg = f"alphas must be one or more different weights, not {list(alphas)}"
             raise ValueError(msg)
         self.layers = tuple(layers)
+        workspace = Workspace()
         self.prototypes = nn.ModuleList(
-            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings()) for alpha in alphas) for n in per_cell
+            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings(), workspace) for alpha in alphas)
+            for n in per_cell
         )
         _require(whitened_channels >= 0, "whitened_channels", "at least 0", whitened_channels)
         self.whitening = nn.ModuleDict(

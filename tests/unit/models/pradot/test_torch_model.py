@@ -85,7 +85,8 @@ def test_score_is_the_least_cost_over_the_prototypes(features, spatial, alpha, f
     scores = prototypes(features)
     assert scores.shape == (6, 1, 5, 4)
     coords = prototypes.coordinates.expand(3, -1, -1).flatten(0, 1)
-    space = spatial_cost(grid_coordinates(5, 4), coords, spatial)
+    distance = (grid_coordinates(5, 4)[:, None] - coords).norm(dim=-1)
+    space = distance if spatial == "euclidean" else distance.square()
     for image, score in zip(features, scores, strict=True):
         feature = feature_cost(image.flatten(1).T, prototypes.features.flatten(0, 1))
         if normalize:

@@ -1,0 +1,42 @@
+"""Problems whose rows are shared by several processes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that solve one problem together, each with some of its rows; alone by default.
+
+    Attributes:
+        group: Process group of ``torch.distributed``, or None for this process alone.
+    """
+
+    group: distributed.ProcessGroup | None = None
+
+    @classmethod
+    def all(cls) -> "Processes":
+        """All processes of the program, where it has been distributed; else this one alone."""
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.group.WORLD)
+        return cls()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over the processes."""
+        return self._reduce(tensor, distributed.ReduceOp.SUM)
+
+    def min(self, tensor: Tensor) -> Tensor:
+        """Least of each element over the processes."""
+        return self._reduce(tensor, distributed.ReduceOp.MIN)
+
+    def total(self, value: float, device: torch.device) -> float:
+        """Sum of a number over the processes."""
+        return value if self.group is None else float(self.sum(torch.tensor(value, dtype=torch.float64, device=device)))
+
+    def _reduce(self, tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
+        if self.group is not None:
+            tensor = tensor.contiguous()
+            distributed.all_reduce(tensor, operation, self.group)
+        return tensor

@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+
+from anomalib_ot.transport import DenseCost, FusedCost, Workspace, grid_coordinates, sinkhorn
+from anomalib_ot.transport.kernels import DenseKernel, RecomputedKernel, SparseKernel
+
+MEGABYTE = 1e6
+CELLS, CHANNELS, PER_CELL, IMAGES = 64, 16, 6, 48
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Features of images that are much alike, as of one product, and prototypes at some of them: 3072 × 384."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(CELLS, CHANNELS, generator=generator)
+    features = common + 0.3 * torch.randn(IMAGES, CELLS, CHANNELS, generator=generator)
+    prototypes = common + 0.3 * torch.randn(PER_CELL, CELLS, CHANNELS, generator=generator)
+    grid = grid_coordinates(8, 8)
+    return features.flatten(0, 1), prototypes.flatten(0, 1), grid, grid.repeat(PER_CELL, 1)
+
+
+def solve(problem, memory, alpha=0.3, **options):
+    cost = FusedCost(*problem, alpha, "euclidean")
+    return sinkhorn(cost, 0.01, workspace=Workspace(memory), **options)
+
+
+@pytest.fixture(scope="module")
+def exact(problem):
+    return sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.01)
+
+
+# The dense kernel takes 4.7 MB, its bfloat16 form 2.4 MB.
+@pytest.mark.parametrize(
+    ("memory", "kind", "error"),
+    [(2**31, SparseKernel, 1e-4), (3 * MEGABYTE, DenseKernel, 4e-3), (2 * MEGABYTE, RecomputedKernel, 1e-4)],
+)
+def test_each_form_gives_the_plan_of_the_dense_kernel_in_float64(problem, exact, memory, kind, error, monkeypatch):
+    if kind is not SparseKernel:
+        monkeypatch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", math.inf)
+        monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
+    plan = solve(problem, memory)
+    assert type(plan.kernel) is kind
+    points = problem[0]
+    assert (plan.dense() - exact.dense()).abs().sum() < error
+    assert (plan.dense().sum(0) - 1 / 384).abs().max() * 384 < 1e-3
+    assert plan.transport_cost() == pytest.approx(exact.transport_cost(), rel=error)
+    torch.testing.assert_close(plan.barycentres(points), exact.barycentres(points.double()).float(), atol=error, rtol=0)
+    assert plan.marginal_error == pytest.approx(float((plan.dense().sum(0) - 1 / 384).abs().sum()), abs=1e-5)
+
+
+def test_what_a_sparse_kernel_leaves_out_is_within_the_proven_bound(problem):
+    plan = solve(problem, 2**31)
+    ratio = plan.column_scaling.max() / plan.column_scaling.min()
+    assert math.log(ratio) <= SparseKernel.widest
+    full = torch.exp(
+        (plan.row_potential[:, None] + plan.column_potential - FusedCost(*problem, 0.3, "euclidean")[:]) / 0.01
+    )
+    kept = torch.cat([block for _, block in plan.kernel.blocks()])
+    dropped = torch.where(kept == 0, full, 0.0)
+    assert 0 < float((dropped > 0).float().mean()) < 1
+    assert ((dropped @ plan.column_scaling) / (full @ plan.column_scaling)).max() < 1e-4
+    assert 384 * ((plan.row_scaling @ dropped) * plan.column_scaling).max() < 1e-4
+
+
+def test_far_scalings_make_a_sparse_kernel_anew(problem):
+    potential = solve(problem, 2**31).potential + 0.3 * torch.rand(384)
+    plan = solve(problem, 2**31, potential=potential, max_iterations=400, tolerance=1e-3)
+    assert isinstance(plan.kernel, SparseKernel)
+    exact = sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.01, 2000, 1e-6)
+    assert plan.marginal_error <= 1e-3
+    assert (plan.dense() - exact.dense()).abs().sum() < 0.02
+
+
+def test_a_kernel_with_many_entries_is_dense(problem):
+    plan = sinkhorn(FusedCost(*problem, 0.3, "euclidean"), 1.0)
+    assert isinstance(plan.kernel, DenseKernel)
+
+
+def test_rounding_to_bfloat16_halves_the_memory(problem, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", math.inf)
+    monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
+    workspace = Workspace(3 * MEGABYTE)
+    sinkhorn(FusedCost(*problem, 0.3, "euclidean"), workspace=workspace)
+    assert workspace.take("kernel", torch.Size([1]), torch.bfloat16, torch.device("cpu")).numel() == 1
+    assert [buffer.dtype for buffer in workspace._buffers.values()] == [torch.bfloat16]
+
+
+def test_memory_below_one_block_is_refused(problem):
+    with pytest.raises(ValueError, match="100 bytes of memory for transport do not hold one block of 4"):
+        solve(problem, 100)
+    with pytest.raises(ValueError, match="must be positive, not 0 bytes"):
+        Workspace(0)
+
+
+def test_entries_that_are_not_finite_are_refused_in_every_form(problem):
+    features, *others = problem
+    broken = features.index_fill(0, torch.tensor([7]), float("nan"))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        FusedCost(broken, *others, 0.3)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        DenseCost(torch.tensor([[0.0, math.inf]]))
+    with pytest.raises(ValueError, match="nothing to transport from 0 features"):
+        FusedCost(features[:0], *others, 0.3)

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from anomalib_ot.transport import FusedCost, Processes, grid_coordinates, sinkhorn
+
+TOLERANCE = 1e-3
+
+
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    grid = grid_coordinates(4, 4)
+    return torch.randn(6, 16, 8, generator=generator), torch.randn(32, 8, generator=generator), grid, grid.repeat(2, 1)
+
+
+def solve(images, processes=None):
+    features, prototypes, grid, coordinates = problem()
+    features = features[images].flatten(0, 1)
+    cost = FusedCost(features, prototypes, grid, coordinates, 0.3, processes=processes)
+    plan = sinkhorn(cost, 0.01, 500, TOLERANCE, processes=processes)
+    warm = sinkhorn(cost, 0.02, 500, TOLERANCE, potential=plan.potential, processes=processes)
+    return [
+        (plan.potential, plan.barycentres(features), plan.transport_cost(), plan.iterations, plan.marginal_error)
+        for plan in (plan, warm)
+    ]
+
+
+def share(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    # Unequal shares: four images here, two there.
+    result = solve([slice(0, 4), slice(4, 6)][rank], Processes.all())
+    torch.save(result, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    multiprocessing.spawn(share, (tmp_path,), nprocs=2)
+    alone = solve(slice(None))
+    for rank in range(2):
+        for ours, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
+            torch.testing.assert_close(ours[0], expected[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(ours[1], expected[1], atol=1e-4, rtol=1e-4)
+            assert ours[2] == pytest.approx(expected[2], rel=1e-4)
+            assert ours[3] == expected[3]
+            assert ours[4] == pytest.approx(expected[4], abs=1e-5)
+
+
+def test_a_process_alone_needs_no_group():
+    tensor = torch.rand(3)
+    assert Processes.all() == Processes()
+    assert Processes().sum(tensor) is tensor
+    assert Processes().total(5, torch.device("cpu")) == 5
