@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import timm
+import torch
 from anomalib.models.components import TimmFeatureExtractor
 from huggingface_hub import constants, file_exists
 from huggingface_hub.file_download import repo_folder_name
@@ -76,7 +77,8 @@ def create_extractor(
             extractor = TimmFeatureExtractor(backbone, layers, pre_trained=pre_trained)
     except OSError as error:
         raise _no_weights(backbone, error) from error
-    return extractor.requires_grad_(requires_grad=False).eval()
+    # The layout in which processors and graphics processors convolve fastest.
+    return extractor.requires_grad_(requires_grad=False).eval().to(memory_format=torch.channels_last)
 
 
 def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,10 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.transforms import v2
 
+from anomalib_ot.transport import Processes
+
+from .extraction import FeatureMaps
+
 logger = logging.getLogger(__name__)
 
 CachePlace = Literal["auto", "device", "cpu", "disk", "none"]
-FeatureMaps = dict[str, Tensor]
 
 # Transforms that give the same picture each time; anything else counts as augmentation.
 _DETERMINISTIC = (
@@ -90,6 +93,28 @@ class FeatureDataset(Dataset):
         return self[indices]
 
 
+class _Share(Dataset):
+    """A data set of which each batch is shared by several processes, as evenly as can be.
+
+    Args:
+        dataset: A data set of whole batches.
+        rank: Number of this process, from 0.
+        processes: Number of processes.
+    """
+
+    def __init__(self, dataset: Dataset, rank: int, processes: int) -> None:
+        self._dataset = cast("Any", dataset)
+        self._rank = rank
+        self._processes = processes
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> FeatureMaps:
+        """This process's part of a batch, which may be none."""
+        return self._dataset.__getitems__(indices[self._rank :: self._processes])
+
+
 def feature_loader(dataset: Dataset, batch_size: int, seed: int | None = None) -> DataLoader:
     """Loader of :class:`FeatureBatch`.
 
@@ -148,8 +173,7 @@ def train_on_features(
             f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
         )
         raise ValueError(msg)
-    features = _ImageFeatures(images, extract, device)
-    reason = _why_not_cached(images, trainer, place)
+    reason = _why_not_cached(images, place)
     if reason:
         logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
         if hold_out:
@@ -162,8 +186,11 @@ def train_on_features(
                 images.batch_size,
                 batch_size,
             )
-        return TrainingFeatures(features)
-    dataset = _keep(features, cast("int", count), place, budget, device)
+        return TrainingFeatures(_ImageFeatures(images, extract, device))
+    rank, processes = trainer.global_rank, trainer.world_size
+    total = cast("int", count)
+    share = range(total * rank // processes, total * (rank + 1) // processes)
+    dataset = _keep(_ImageFeatures(images, extract, device, share), total, share, place, budget, device)
     held_out = round(hold_out * len(dataset))
     if len(dataset) - held_out < batch_size:
         msg = f"holding out {held_out} of {len(dataset)} images leaves fewer than the batch of {batch_size}"
@@ -172,7 +199,7 @@ def train_on_features(
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
-    source.instance = feature_loader(kept, batch_size, seed)
+    source.instance = feature_loader(_Share(kept, rank, processes) if processes > 1 else kept, batch_size, seed)
     return TrainingFeatures(
         feature_loader(kept, batch_size),
         feature_loader(out, batch_size) if held_out else None,
@@ -191,13 +218,11 @@ def _count(images: Any) -> int | None:
     return len(cast("Sized", images.dataset)) if isinstance(images, DataLoader) else None
 
 
-def _why_not_cached(images: Any, trainer: Trainer, place: CachePlace) -> str | None:
+def _why_not_cached(images: Any, place: CachePlace) -> str | None:
     if place == "none":
         return "feature_cache is none"
     if not isinstance(images, DataLoader):
         return f"training data come from a {type(images).__name__}, not a DataLoader"
-    if trainer.world_size > 1:
-        return "training is distributed"
     transform = getattr(images.dataset, "augmentations", None)
     if not _is_deterministic(transform):
         return f"training images are augmented ({transform})"
@@ -211,23 +236,30 @@ def _is_deterministic(transform: Any) -> bool:
 
 
 class _ImageFeatures:
-    """Runs the backbone over the images of a loader, in order, each time it is iterated."""
+    """Runs the backbone over the images of a loader, in order, each time it is iterated; over a range of them only."""
 
-    def __init__(self, images: Any, extract: Callable[[Tensor], FeatureMaps], device: torch.device) -> None:
+    def __init__(
+        self,
+        images: Any,
+        extract: Callable[[Tensor], FeatureMaps],
+        device: torch.device,
+        share: range | None = None,
+    ) -> None:
         self.images = images
         self.extract = extract
         self.device = device
+        self.share = share
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         images = self.images
         if isinstance(images, DataLoader):
             images = DataLoader(
-                images.dataset,
+                images.dataset if self.share is None else Subset(images.dataset, self.share),
                 batch_size=images.batch_size,
                 num_workers=images.num_workers,
                 collate_fn=images.collate_fn,
             )
-        with _naming_unreadable_images(images):
+        with _naming_unreadable_images(self.images):
             for batch in track(images, "Extracting features", transient=True):
                 features = self.extract(batch.image.to(self.device))
                 check_finite(features, batch.image_path)
@@ -235,10 +267,16 @@ class _ImageFeatures:
 
 
 def _keep(
-    features: Iterable[FeatureBatch], count: int, place: CachePlace, budget: float, device: torch.device
+    features: Iterable[FeatureBatch],
+    count: int,
+    share: range,
+    place: CachePlace,
+    budget: float,
+    device: torch.device,
 ) -> FeatureDataset:
+    """Features of all images, of which this process extracts a share."""
     dataset: FeatureDataset | None = None
-    done = 0
+    done = share.start
     for batch in features:
         if dataset is None:
             dataset = _allocate(batch.features, count, place, budget, device)
@@ -246,6 +284,12 @@ def _keep(
             dataset.features[layer][done : done + len(maps)].copy_(maps)
         done += len(maps)
     assert dataset is not None  # noqa: S101 - the loader was checked not to be empty
+    if len(share) < count:
+        processes = Processes.all()
+        for maps in dataset.features.values():
+            maps[: share.start], maps[share.stop :] = 0, 0
+            for part in maps.split(64):
+                part.copy_(processes.sum(part.to(device, copy=True)))
     return dataset
 
 

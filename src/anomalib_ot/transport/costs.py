@@ -176,7 +176,8 @@ class FusedCost:
         _check_channels(features, prototypes)
         self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self.cells = coords.shape[0]
-        if not self.shape.numel():
+        processes = processes or Processes()
+        if not self.shape[1] or not processes.total(self.shape[0], features.device):
             msg = f"there is nothing to transport from {self.shape[0]} features to {self.shape[1]} prototypes"
             raise ValueError(msg)
         if features.shape[0] % self.cells:
@@ -196,7 +197,7 @@ class FusedCost:
             block = self._affine(rows, nothing, 1.0, None if similarities is None else similarities[rows])
             lowest = torch.minimum(lowest, block.amin())
         self._similarities = similarities
-        farthest = 1 - float((processes or Processes()).min(lowest))
+        farthest = 1 - float(processes.min(lowest))
         if not math.isfinite(farthest):
             msg = "features and prototypes must be finite, but some are NaN or infinite"
             raise ValueError(msg)

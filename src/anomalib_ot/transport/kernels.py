@@ -78,7 +78,8 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> 
     """
     exponents = cost.exponents(g, epsilon)
     blocks = list(cost.blocks())
-    block = (blocks[0].stop - blocks[0].start) * cost.shape[1] * g.element_size()
+    # A process may have no rows.
+    block = max((rows.stop - rows.start for rows in blocks), default=0) * cost.shape[1] * g.element_size()
     if workspace.memory < block:
         msg = f"{workspace.memory:.0f} bytes of memory for transport do not hold one block of {block} bytes"
         raise ValueError(msg)

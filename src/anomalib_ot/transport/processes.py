@@ -31,6 +31,13 @@ class Processes:
         """Least of each element over the processes."""
         return self._reduce(tensor, distributed.ReduceOp.MIN)
 
+    def first(self, tensor: Tensor) -> Tensor:
+        """The tensor of the first process, in all."""
+        if self.group is not None:
+            tensor = tensor.contiguous()
+            distributed.broadcast(tensor, 0, self.group)
+        return tensor
+
     def total(self, value: float, device: torch.device) -> float:
         """Sum of a number over the processes."""
         return value if self.group is None else float(self.sum(torch.tensor(value, dtype=torch.float64, device=device)))

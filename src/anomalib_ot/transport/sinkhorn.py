@@ -97,6 +97,7 @@ def sinkhorn(
     column_weights: Tensor | None = None,
     workspace: Workspace | None = None,
     processes: Processes | None = None,
+    warn: bool = True,
 ) -> TransportPlan:
     """Solve min_T ⟨T, M⟩ − ε H(T) over plans with given marginals (PRADOT, eq. 4).
 
@@ -114,7 +115,8 @@ def sinkhorn(
         row_weights: a, (N,), positive; uniform with sum one if left out.
         column_weights: b, (P,), positive, with the sum of a; uniform if left out.
         workspace: Memory to work in, 2 GiB if left out.
-        processes: Processes that hold further rows of the same problem and call this function too.
+        processes: Processes that hold further rows of the same problem and call this function too; some may have none.
+        warn: Whether to warn where a positive tolerance was not reached.
 
     Returns:
         The plan, whose row marginals are exact and whose column marginals are off by ``marginal_error``.
@@ -123,7 +125,7 @@ def sinkhorn(
         ValueError: If an argument is out of its range or the cost has NaN or infinite entries.
 
     Warns:
-        NotConvergedWarning: If a positive tolerance was not reached.
+        NotConvergedWarning: If a positive tolerance was not reached, unless ``warn`` is off.
 
     Example:
         >>> plan = sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), epsilon=0.1)
@@ -151,7 +153,8 @@ def sinkhorn(
     v = torch.ones_like(g)
     if potential is None:
         # The first update starts from u = 1 on the plain kernel exp(−M / ε); any common factor cancels.
-        u = torch.exp((processes.min(f.min()) - f) / epsilon)
+        lowest = processes.min(torch.cat([f, f.new_full((1,), math.inf)]).min())
+        u = torch.exp((lowest - f) / epsilon)
         v = scale_columns(u, processes.sum(kernel.column_sums(u)))
     for iteration in range(1, max_iterations + 1):
         logarithm = v.log()
@@ -165,7 +168,7 @@ def sinkhorn(
         if error <= tolerance or iteration == max_iterations:
             break
         v = scale_columns(u, column_sums)
-    if error > tolerance > 0:
+    if warn and error > tolerance > 0:
         warnings.warn(
             f"transport stopped after {iteration} iterations with the marginals off by {error:.2g} in sum, not by "
             f"{tolerance:g} at most; allow more iterations, or a larger epsilon or tolerance",

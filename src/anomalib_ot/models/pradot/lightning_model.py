@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import AnomalibDataModule, Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ot.components.backbones import normalization
+from anomalib_ot.components.extraction import Extraction, FastExtractor
 from anomalib_ot.components.feature_cache import (
     CachePlace,
     FeatureBatch,
@@ -33,9 +34,13 @@ from anomalib_ot.components.feature_cache import (
 )
 from anomalib_ot.transport import SpatialCost
 
-from .torch_model import Initialisation, PradotModel, PrototypeSettings
+from .prototypes import Initialisation, PrototypeSettings
+from .torch_model import PradotModel
 
 logger = logging.getLogger(__name__)
+
+# Rise of a score, as a share of the highest of its image, that compression allows.
+_COMPRESSION = 0.1
 
 
 class Pradot(AnomalibModule):
@@ -67,13 +72,19 @@ class Pradot(AnomalibModule):
         normalize_score: Score with both costs divided by their maxima over the image (authors' code) or not (paper).
         calibrate: Weigh the maps of all layers and α by the inverse of what normal images score, rather than alike as
             in the paper.
+        compress: After training, drop prototypes as long as no cell of a training image scores more by a tenth of its
+            image's highest score.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
+        transport_memory: GiB of memory for the transport's kernel; where it does not fit, it is rounded to bfloat16 or
+            computed anew in each iteration.
         validation_fraction: Fraction of the training images held out to measure the transport cost on; the prototypes
             with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
         patience: Epochs without a fall of the transport cost by more than 0.5 % after which training stops.
         feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk``, ``none``, or ``auto`` for the first of
             these in which they fit.
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use.
+        extraction: Extract the features of training images with ``torch``, ``openvino``, or ``auto`` for OpenVINO where
+            it is installed and pays.
         pre_processor: Pre-processor, or whether to use the default.
         post_processor: Post-processor, or whether to use the default.
         evaluator: Evaluator, or whether to use the default.
@@ -113,11 +124,14 @@ class Pradot(AnomalibModule):
         free_coordinates: bool = False,
         normalize_score: bool = True,
         calibrate: bool = True,
+        compress: bool = True,
         smoothing: float = 4.0,
+        transport_memory: float = 2.0,
         validation_fraction: float = 0.0,
         patience: int = 3,
         feature_cache: CachePlace = "auto",
         cache_budget: float = 0.5,
+        extraction: Extraction = "auto",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -138,6 +152,9 @@ class Pradot(AnomalibModule):
         if feature_cache not in get_args(CachePlace):
             msg = f"feature_cache must be one of {', '.join(get_args(CachePlace))}, not {feature_cache!r}"
             raise ValueError(msg)
+        if extraction not in get_args(Extraction):
+            msg = f"extraction must be one of {', '.join(get_args(Extraction))}, not {extraction!r}"
+            raise ValueError(msg)
         if not 0 <= validation_fraction < 1:
             msg = f"validation_fraction must be in [0, 1), not {validation_fraction}"
             raise ValueError(msg)
@@ -147,7 +164,9 @@ class Pradot(AnomalibModule):
         self.patience = patience
         self.feature_cache = feature_cache
         self.cache_budget = cache_budget
+        self.extraction = extraction
         self.calibrate = calibrate
+        self.compress = compress
         self.model = PradotModel(
             backbone,
             layers,
@@ -167,7 +186,11 @@ class Pradot(AnomalibModule):
             ),
             smoothing,
             whitened_channels,
+            transport_memory,
         )
+        # Distributed training needs a parameter with a gradient.
+        self.anchor = nn.Parameter(torch.zeros(()))
+        self._extractor: FastExtractor | None = None
         self._training_features = TrainingFeatures(())
         self._epoch_costs: list[float] = []
         # (lowest cost so far, epochs since), kept in checkpoints.
@@ -199,6 +222,9 @@ class Pradot(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change from epoch to epoch."""
+        data = getattr(self.trainer, "datamodule", None)
+        count = len(data.train_data) if isinstance(data, AnomalibDataModule) else None
+        self._extractor = FastExtractor(self.model.feature_extractor, self.extraction, count)
         self._training_features = train_on_features(
             self.trainer,
             self._extract,
@@ -209,6 +235,8 @@ class Pradot(AnomalibModule):
             hold_out=self.validation_fraction,
         )
         self.model.fit_whitening(self._on_device(self._training_features.trained_on, "Fitting the whitening"))
+        if not self.model.is_initialised:
+            self.model.initialise(next(self._on_device(self._training_features.trained_on, "Starting")))
 
     def _on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[dict[str, Tensor]]:
         # Features that are not cached show the progress of their extraction.
@@ -217,9 +245,11 @@ class Pradot(AnomalibModule):
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
+        assert self._extractor is not None  # noqa: S101 - made when the fit starts
         with self.trainer.precision_plugin.forward_context():
             transform = getattr(self.pre_processor, "transform", None)
-            return self.model.extract(transform(images) if transform else images)
+            images = transform(images) if transform else images
+            return self._extractor(images.to(next(self.model.feature_extractor.parameters()).dtype))
 
     def on_train_epoch_start(self) -> None:
         """Forget the costs of the epoch before."""
@@ -234,7 +264,7 @@ class Pradot(AnomalibModule):
             **kwargs: Unused.
 
         Returns:
-            The transport cost as a loss without a gradient.
+            The transport cost as a loss that moves nothing.
         """
         del args, kwargs
         if isinstance(batch, FeatureBatch):
@@ -242,12 +272,10 @@ class Pradot(AnomalibModule):
         else:
             features = self.model(batch.image)
             check_finite(features, getattr(batch, "image_path", None))
-        if not self.model.is_initialised:
-            self.model.initialise(features)
         cost = self.model.update(features)
         self._epoch_costs.append(cost)
         self.log("train_transport_cost", cost, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
-        return torch.tensor(cost, device=self.device, requires_grad=True)
+        return cost + 0 * self.anchor
 
     def on_train_batch_end(self, *args, **kwargs) -> None:
         """After the last batch of an epoch, decide whether it was the last epoch, and validate if so.
@@ -268,9 +296,29 @@ class Pradot(AnomalibModule):
         last = stop or self.current_epoch + 1 == self.trainer.max_epochs
         if last and self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
-        if last and self.calibrate:
-            self.model.calibrate(self._on_device(self._training_features.trained_on, "Calibrating the maps"))
+        if last:
+            self._finish()
         self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
+
+    def _finish(self) -> None:
+        """Compress the prototypes and weigh their maps, by the training images."""
+        if not (self.compress or self.calibrate):
+            return
+        trained_on = self._training_features.trained_on
+        highest = self.model.highest_scores(self._on_device(trained_on, "Scoring normal images"))
+        if self.compress:
+            before, count = highest, self.model.count
+            self.model.compress(self._on_device(trained_on, "Compressing"), _COMPRESSION)
+            highest = self.model.highest_scores(self._on_device(trained_on, "Scoring normal images"))
+            change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)
+            logger.info(
+                "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
+                self.model.count,
+                count,
+                100 * float(change.max()),
+            )
+        if self.calibrate:
+            self.model.calibrate(highest)
 
     def on_train_epoch_end(self) -> None:
         """Let the host save a checkpoint, which it does only in epochs that might have validated."""
@@ -279,6 +327,7 @@ class Pradot(AnomalibModule):
     def on_fit_end(self) -> None:
         """Let go of the cached features."""
         self._training_features = TrainingFeatures(())
+        self._extractor = None
 
     def _held_out_cost(self, held_out: Iterable[FeatureBatch]) -> float:
         return fmean(self.model.transport_cost(features) for features in self._on_device(held_out, "Validating"))
@@ -360,7 +409,6 @@ class Pradot(AnomalibModule):
         return {
             "max_epochs": self.epochs,
             "num_sanity_val_steps": 0,
-            "devices": 1,
         }
 
     @property

@@ -1,6 +1,8 @@
 """Pradot through anomalib's Engine, on small random images and a small random backbone."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,11 +98,10 @@ def test_trains_and_scores_with_the_hosts_thresholds_and_metrics(data, engine, m
     assert pradot.post_processor.pixel_threshold.isfinite()
 
 
-def test_backbone_sees_each_training_image_once(data, engine, model, monkeypatch):
+def test_backbone_sees_each_training_image_once(data, engine, model):
     pradot = model(epochs=4)
     seen = []
-    extract = pradot.model.extract
-    monkeypatch.setattr(pradot.model, "extract", lambda images: seen.append(len(images)) or extract(images))
+    pradot.model.feature_extractor.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
     engine(limit_val_batches=0).fit(pradot, datamodule=data())
     assert sum(seen) == 10
 
@@ -208,7 +209,7 @@ def test_whitening_and_weights_come_from_the_images_trained_on(data, engine, mod
     fresh.fit_whitening([features])
     for name, whitening in fresh.whitening.items():
         torch.testing.assert_close(whitening.matrices, pradot.model.whitening[name].matrices, atol=1e-3, rtol=1e-3)
-    fresh.calibrate([features])
+    fresh.calibrate(fresh.highest_scores([features]))
     torch.testing.assert_close(fresh.weights, pradot.model.weights, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(fresh.weights, torch.full((2, 2), 0.25))
 
@@ -218,6 +219,65 @@ def test_without_whitening_and_calibration_it_is_the_papers_model(data, engine, 
     engine(limit_val_batches=0).fit(pradot, datamodule=data())
     assert not pradot.model.whitening
     assert torch.equal(pradot.model.weights, torch.full((2, 2), 0.25))
+
+
+def test_compression_drops_prototypes_and_says_how_scores_changed(data, engine, model, caplog):
+    full, small = model(prototypes_per_cell=4, compress=False), model(prototypes_per_cell=4)
+    with caplog.at_level(logging.INFO):
+        metrics = [runner.train(each, datamodule=data())[0] for each, runner in ((full, engine()), (small, engine()))]
+    assert small.model.count < full.model.count == 2 * 4 * (8 * 8 + 4 * 4)
+    assert f"Kept {small.model.count} of {full.model.count} prototypes" in caplog.text
+    assert metrics[1]["image_AUROC"] == metrics[0]["image_AUROC"] == 1
+
+
+def test_extraction_with_openvino_gives_the_same_prototypes(data, engine, model, caplog):
+    pytest.importorskip("openvino")
+    fast, plain = model(extraction="openvino"), model(extraction="torch")
+    with caplog.at_level(logging.INFO):
+        for each in (fast, plain):
+            torch.manual_seed(1)
+            engine(limit_val_batches=0).fit(each, datamodule=data())
+    assert "Extracting features with OpenVINO" in caplog.text
+    torch.testing.assert_close(prototypes_of(fast), prototypes_of(plain), atol=1e-3, rtol=1e-3)
+
+
+def fit_in_processes(root, folder, processes):
+    """Prototypes and weights of a training shared by processes, on its own so that Lightning can start more of it."""
+    script = f"""
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+from lightning.pytorch import seed_everything
+from anomalib_ot import Pradot
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    seed_everything(0, workers=True)
+    data = Folder(name="squares", root={str(root)!r}, normal_dir="good", abnormal_dir="bad",
+                  normal_test_dir="good_test", train_batch_size=4, eval_batch_size=4, num_workers=0,
+                  val_split_mode="same_as_test")
+    # Ten images in batches of three: the last batch has one image, so one process has none. Rounding may decide when
+    # iterations stop and which prototypes are dropped, so neither is left to it.
+    model = Pradot(**{{**{SMALL!r}, "batch_size": 3, "sinkhorn_tolerance": 0.0, "compress": False}}, visualizer=False)
+    engine = Engine(default_root_dir={str(folder)!r}, accelerator="cpu", devices={processes}, logger=False,
+                    strategy="ddp" if {processes} > 1 else "auto", enable_progress_bar=False)
+    engine.train(model, datamodule=data)
+    if engine.trainer.is_global_zero:
+        torch.save((model.model.state_dict(), engine.trainer.world_size), {str(folder / "state.pt")!r})
+"""
+    folder.mkdir()
+    (folder / "train.py").write_text(script)
+    subprocess.run([sys.executable, "-W", "ignore", str(folder / "train.py")], check=True, timeout=300)
+    return torch.load(folder / "state.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(root, tmp_path):
+    (alone, one), (together, two) = (fit_in_processes(root, tmp_path / str(count), count) for count in (1, 2))
+    assert (one, two) == (1, 2)
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, atol=2e-3, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("cache", ["auto", "none"])
@@ -354,8 +414,8 @@ def test_unreadable_image_is_named(root, data, engine, model, tmp_path):
 def test_nan_features_are_refused(data, engine, model, monkeypatch, cache):
     pradot = model(feature_cache=cache)
     monkeypatch.setattr(
-        pradot.model,
-        "extract",
+        pradot.model.feature_extractor,
+        "forward",
         lambda images: {name: torch.full((len(images), 4, 2, 2), torch.nan) for name in ("layer2", "layer3")},
     )
     with pytest.raises(ValueError, match=r"features of layer layer2 have NaN or infinite values for .*good/\d\.png"):

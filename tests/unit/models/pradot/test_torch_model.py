@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +6,9 @@ import pytest
 import torch
 
 from anomalib_ot.models.pradot.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.models.pradot.torch_model import PradotModel, Prototypes, PrototypeSettings
-from anomalib_ot.transport import feature_cost, grid_coordinates, spatial_cost
+from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
+from anomalib_ot.models.pradot.torch_model import PradotModel
+from anomalib_ot.transport import NotConvergedWarning, feature_cost, grid_coordinates, spatial_cost
 
 ORACLE = Path(__file__).parents[5] / "shared" / "oracles" / "pradot_reference.npz"
 EXACT = {"sinkhorn_tolerance": 0.0, "sinkhorn_iterations": 100}
@@ -46,15 +48,15 @@ def test_reproduces_the_authors_code(case):
     )
     prototypes.initialise(features)
     close = {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(prototypes.coordinates[0].repeat(2, 1), reference["prototype_coords"], **close)
+    torch.testing.assert_close(prototypes.coordinates, reference["prototype_coords"], **close)
     torch.testing.assert_close(grid_coordinates(6, 6), reference["grid_coords"], **close)
-    prototypes.features = reference["prototypes_before"].view(2, 36, -1).clone()
+    prototypes.features = reference["prototypes_before"].clone()
 
     plan, embeddings, _ = prototypes.transport(features)
     torch.testing.assert_close(plan.barycentres(embeddings), reference["barycentres"], **close)
-    cost = prototypes.update(features)
+    cost = prototypes.update(features).transport_cost()
     assert cost == pytest.approx(float(reference["transport_cost"]), abs=1e-4)
-    torch.testing.assert_close(prototypes.features.flatten(0, 1), reference["prototypes_after"], **close)
+    torch.testing.assert_close(prototypes.features, reference["prototypes_after"], **close)
 
     # The authors' code multiplies its map by the number of prototypes.
     image_size = tuple(reference["image_size"].tolist())
@@ -84,11 +86,10 @@ def test_score_is_the_least_cost_over_the_prototypes(features, spatial, alpha, f
     prototypes.update(features)
     scores = prototypes(features)
     assert scores.shape == (6, 1, 5, 4)
-    coords = prototypes.coordinates.expand(3, -1, -1).flatten(0, 1)
-    distance = (grid_coordinates(5, 4)[:, None] - coords).norm(dim=-1)
-    space = distance if spatial == "euclidean" else distance.square()
+    coords = prototypes.coordinates
+    space = spatial_cost(grid_coordinates(5, 4), coords, spatial)
     for image, score in zip(features, scores, strict=True):
-        feature = feature_cost(image.flatten(1).T, prototypes.features.flatten(0, 1))
+        feature = feature_cost(image.flatten(1).T, prototypes.features)
         if normalize:
             feature, scaled_space = feature / feature.max(), space / space.max()
         else:
@@ -121,7 +122,7 @@ def test_update_ignores_the_order_of_the_images(features):
 
 def test_update_lowers_the_transport_cost(features):
     prototypes = make(features, initialisation="normal", ema_rate=0.8)
-    costs = [prototypes.update(features) for _ in range(20)]
+    costs = [prototypes.update(features).transport_cost() for _ in range(20)]
     assert costs[-1] < 0.6 * costs[0]
 
 
@@ -133,21 +134,21 @@ def test_ema_rate_one_keeps_the_prototypes_and_zero_replaces_them(features):
     plan, embeddings, _ = replaced.transport(features)
     expected = plan.barycentres(embeddings)
     replaced.update(features)
-    torch.testing.assert_close(replaced.features.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(replaced.features, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_warm_up_averages_the_start_and_the_first_barycentres(features):
     prototypes = make(features, ema_rate=0.7, **EXACT)
-    points = [prototypes.features.flatten(0, 1).clone()]
+    points = [prototypes.features.clone()]
     for step in range(5):
         plan, embeddings, _ = prototypes.transport(features + 0.1 * step)
         points.append(plan.barycentres(embeddings))
-        before = prototypes.features.flatten(0, 1).clone()
+        before = prototypes.features.clone()
         prototypes.update(features + 0.1 * step)
         # 0.7 is reached between the second and the third step.
         kept = 0.7 * before + 0.3 * points[-1]
         expected = torch.stack(points).mean(0) if step < 2 else kept
-        torch.testing.assert_close(prototypes.features.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(prototypes.features, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_free_coordinates_move_to_the_barycentres_and_fixed_ones_stay(features):
@@ -157,22 +158,22 @@ def test_free_coordinates_move_to_the_barycentres_and_fixed_ones_stay(features):
     expected = plan.barycentres(coordinates)
     fixed.update(features)
     free.update(features)
-    assert torch.equal(fixed.coordinates, grid[None])
-    torch.testing.assert_close(free.coordinates.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
-    assert (free.coordinates - grid).abs().max() > 1e-3
+    assert torch.equal(fixed.coordinates, grid.repeat(2, 1))
+    torch.testing.assert_close(free.coordinates, expected, atol=1e-5, rtol=1e-4)
+    assert (free.coordinates - grid.repeat(2, 1)).abs().max() > 1e-3
 
 
 def test_fewer_than_one_prototype_a_cell_gives_a_coarser_grid():
     features = torch.rand(3, 4, 8, 12)
     prototypes = make(features, 0.25)
-    assert prototypes.features.shape == (1, 4 * 6, 4)
-    assert prototypes.update(features) > 0
+    assert prototypes.features.shape == (4 * 6, 4)
+    assert prototypes.update(features).transport_cost() > 0
     assert prototypes(features).shape == (3, 1, 8, 12)
 
 
 def test_more_prototypes_than_images():
     features = torch.rand(2, 4, 3, 3)
-    assert make(features, 5).features.shape == (5, 9, 4)
+    assert make(features, 5).features.shape == (5 * 9, 4)
 
 
 def test_initialisations(features):
@@ -182,7 +183,44 @@ def test_initialisations(features):
     assert uniform.max() < 1
     cells = features.flatten(2).mT
     sampled = make(features, 4, initialisation="sample").features
-    assert all(any(torch.equal(group, image) for image in cells) for group in sampled)
+    assert all(any(torch.equal(group, image) for image in cells) for group in sampled.unflatten(0, (4, -1)))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_dropping_prototypes_raises_no_score_by_more_than_the_tolerance(alpha, normalize):
+    # Two kinds of cells, so that many of the prototypes say much the same.
+    kinds = torch.randn(2, 8, 1, 1).repeat(1, 1, 3, 6)
+    images = torch.cat([kinds[:1], kinds[1:]], 2) + 0.3 * torch.randn(12, 8, 6, 6)
+    prototypes = make(images, 4, alpha, normalize_score=normalize)
+    for _ in range(5):
+        prototypes.update(images)
+    before = prototypes(images)
+    needed = torch.zeros(144, dtype=torch.bool)
+    for part in images.split(5):
+        prototypes.add_needed(needed, part, 0.5)
+    prototypes.keep(needed)
+    assert len(prototypes.features) == len(prototypes.coordinates) == len(prototypes.potential) == int(needed.sum())
+    assert len(prototypes.features) < 130
+    rise = prototypes(images) - before
+    allowed = 0.5 * before.amax((1, 2, 3), keepdim=True)
+    # Without the prototype farthest from an image the unit of its costs is a little smaller.
+    assert (rise <= allowed + (0.05 * before if normalize else 0) + 1e-5).all()
+    assert rise.max() > 1e-3
+    prototypes.update(images)
+
+
+def test_dropping_nothing_that_is_ever_nearest_changes_no_score(features):
+    prototypes = make(features, 3, normalize_score=False)
+    prototypes.update(features)
+    prototypes.features[7] = prototypes.features[8]
+    prototypes.coordinates[7] = prototypes.coordinates[8]
+    before = prototypes(features)
+    needed = torch.zeros(60, dtype=torch.bool)
+    prototypes.add_needed(needed, features, 0.0)
+    prototypes.keep(needed)
+    assert len(prototypes.features) < 60
+    torch.testing.assert_close(prototypes(features), before)
 
 
 def test_state_dict_round_trip_into_a_fresh_model(features):
@@ -289,7 +327,8 @@ class TestModel:
     def test_weights_are_the_inverse_of_the_mean_highest_score(self, model):
         features = start(model.eval(), torch.rand(4, 3, 64, 64))
         model.update(features)
-        model.calibrate([{layer: maps[part] for layer, maps in features.items()} for part in (slice(3), slice(3, 4))])
+        parts = [{layer: maps[part] for layer, maps in features.items()} for part in (slice(3), slice(3, 4))]
+        model.calibrate(model.highest_scores(parts))
         highest = torch.stack(
             [each(model.whitening[layer](features[layer])).amax((1, 2, 3)).mean() for layer, each in model.by_layer()]
         ).view(2, 2)
@@ -307,6 +346,16 @@ class TestModel:
             for weight, score in zip((0.1, 0.2, 0.3, 0.4), scores, strict=True)
         )
         torch.testing.assert_close(model(images).anomaly_map, model.anomaly_map_generator.blur(expected))
+
+    def test_warns_once_where_transport_does_not_converge(self):
+        settings = PrototypeSettings(sinkhorn_iterations=1, sinkhorn_tolerance=1e-6)
+        model = PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, settings=settings)
+        features = start(model.eval(), torch.rand(4, 3, 64, 64))
+        with pytest.warns(NotConvergedWarning, match="after 1 iterations with the marginals off by"):
+            model.update(features)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.update(features)
 
     def test_backbone_is_frozen(self, model):
         assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,322 @@
+"""PRADOT's prototypes of one layer and one α: how they learn and how they score."""
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from scipy.sparse import csr_array, vstack
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot.components.extraction import is_exporting
+from anomalib_ot.transport import (
+    FusedCost,
+    Processes,
+    SpatialCost,
+    TransportPlan,
+    Workspace,
+    grid_coordinates,
+    sinkhorn,
+    spatial_cost,
+)
+
+Initialisation = Literal["sample", "normal", "uniform"]
+
+
+@dataclass(frozen=True)
+class PrototypeSettings:
+    """How prototypes are learned and compared; the defaults are those that measured best.
+
+    Args:
+        spatial: ``squared`` distance of positions as in the paper, or ``euclidean`` as in the authors' code.
+        initialisation: ``sample`` starts at features of training images, ``normal`` at N(0, 1) as in the paper,
+            ``uniform`` at U(0, 1) as in the authors' code.
+        ema_rate: η of eq. 5, in [0, 1].
+        ema_warm_up: Keep min(η, t / (t + 1)) in step t, so that early prototypes are the plain mean of the start and
+            all barycentres and the start is soon forgotten. The paper keeps η from the first step.
+        epsilon: Entropic regularisation ε of eq. 4, positive.
+        sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
+        sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
+        free_coordinates: Move the coordinates to the barycentre of the coordinates sent to them.
+        normalize_score: Score with both costs divided by their maxima over the image, as in the authors' code, rather
+            than the plain cost of eq. 1, as in the paper's eq. 6.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    spatial: SpatialCost = "euclidean"
+    initialisation: Initialisation = "sample"
+    ema_rate: float = 0.95
+    ema_warm_up: bool = True
+    epsilon: float = 0.01
+    sinkhorn_iterations: int = 100
+    sinkhorn_tolerance: float = 0.1
+    free_coordinates: bool = False
+    normalize_score: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.spatial in get_args(SpatialCost), "spatial", get_args(SpatialCost), self.spatial)
+        require(
+            self.initialisation in get_args(Initialisation),
+            "initialisation",
+            get_args(Initialisation),
+            self.initialisation,
+        )
+        require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
+        require(self.epsilon > 0, "epsilon", "positive", self.epsilon)
+        require(self.sinkhorn_iterations >= 1, "sinkhorn_iterations", "at least 1", self.sinkhorn_iterations)
+        require(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
+
+
+class Prototypes(DynamicBufferMixin, nn.Module):
+    """The prototypes of one layer and one α, each with a coordinate.
+
+    Args:
+        per_cell: Prototypes in a cell of the feature map, n. Below 1, the prototypes have a coarser grid of their own,
+            with this many cells for one of the feature map.
+        alpha: Weight of the spatial cost, in [0, 1]; 0 makes the prototypes global.
+        settings: How they are learned and compared.
+        workspace: Memory to solve the transport in; prototypes that learn one after another may share it.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    features: Tensor
+    coordinates: Tensor
+    potential: Tensor
+    reach: Tensor
+    steps: Tensor
+
+    def __init__(
+        self, per_cell: float, alpha: float, settings: PrototypeSettings, workspace: Workspace | None = None
+    ) -> None:
+        super().__init__()
+        require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
+        require(
+            0 < per_cell < 1 or (per_cell >= 1 and per_cell == int(per_cell)),
+            "prototypes_per_cell",
+            "a whole number or between 0 and 1",
+            per_cell,
+        )
+        if per_cell < 1 and settings.free_coordinates:
+            msg = "free_coordinates needs prototypes_per_cell of at least 1: a coarser grid has fixed coordinates"
+            raise ValueError(msg)
+        self.per_cell = per_cell
+        self.alpha = alpha
+        self.settings = settings
+        # (P, D), (P, 2) and (P,), known with the first batch: one prototype of each cell, then the next of each.
+        self.register_buffer("features", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("coordinates", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("potential", torch.empty(0, dtype=torch.float32))
+        # Largest spatial cost between a cell and a prototype.
+        self.register_buffer("reach", torch.ones((), dtype=torch.float32))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._workspace = workspace or Workspace()
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether there are prototypes, from training or a checkpoint."""
+        return self.features.numel() > 0
+
+    def initialise(self, features: Tensor) -> None:
+        """Create the prototypes.
+
+        Args:
+            features: Feature maps (B, D, H, W) of the first batch of training images.
+        """
+        height, width = features.shape[-2:]
+        per_cell = max(1, int(self.per_cell))
+        if self.per_cell < 1:
+            height, width = (ceil(side * sqrt(self.per_cell)) for side in (height, width))
+        shape = (per_cell, height * width, features.shape[1])
+        # From the seed alone, however much chance was used before.
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        if self.settings.initialisation == "normal":
+            start = torch.randn(shape, dtype=torch.float32, generator=generator)
+        elif self.settings.initialisation == "uniform":
+            start = torch.rand(shape, dtype=torch.float32, generator=generator)
+        else:
+            coarse = F.adaptive_avg_pool2d(features.float(), (height, width)).flatten(2).mT
+            rounds = [torch.randperm(len(coarse), generator=generator) for _ in range(ceil(per_cell / len(coarse)))]
+            start = coarse[torch.cat(rounds)[:per_cell].to(coarse.device)]
+        # Processes that learn together start alike.
+        self.features = Processes.all().first(start.flatten(0, 1).to(features.device))
+        self.coordinates = grid_coordinates(height, width, device=features.device).repeat(per_cell, 1)
+        self._measure_reach(features)
+
+    @torch.no_grad()
+    def transport(self, features: Tensor) -> tuple[TransportPlan, Tensor, Tensor]:
+        """Solve eq. 4 from a batch of embeddings to the prototypes.
+
+        In a distributed program all processes call this, each with its images, and solve one problem together.
+
+        Args:
+            features: Feature maps (B, D, H, W).
+
+        Returns:
+            The plan, the embeddings (B·H·W, D) and their coordinates (B·H·W, 2).
+        """
+        batch, channels, height, width = features.shape
+        embeddings = features.float().permute(0, 2, 3, 1).reshape(-1, channels)
+        grid = grid_coordinates(height, width, device=features.device)
+        processes = Processes.all()
+        cost = FusedCost(
+            embeddings,
+            self.features,
+            grid,
+            self.coordinates,
+            self.alpha,
+            self.settings.spatial,
+            processes,
+            self._workspace,
+        )
+        plan = sinkhorn(
+            cost,
+            self.settings.epsilon,
+            self.settings.sinkhorn_iterations,
+            self.settings.sinkhorn_tolerance,
+            potential=self.potential if self.potential.numel() else None,
+            workspace=self._workspace,
+            processes=processes,
+            warn=False,
+        )
+        return plan, embeddings, grid.repeat(batch, 1)
+
+    def update(self, features: Tensor) -> TransportPlan:
+        """One training step: move the prototypes to their barycentres (eq. 5).
+
+        Args:
+            features: Feature maps (B, D, H, W).
+
+        Returns:
+            The transport plan before the step, valid until the next.
+        """
+        plan, embeddings, coordinates = self.transport(features)
+        self.steps += 1
+        moved = 1 - self.settings.ema_rate
+        if self.settings.ema_warm_up:
+            moved = max(moved, 1 / (1 + int(self.steps)))
+        self.features.lerp_(plan.barycentres(embeddings), moved)
+        if self.settings.free_coordinates:
+            self.coordinates = plan.barycentres(coordinates)
+            self._measure_reach(features)
+        self.potential = plan.potential
+        return plan
+
+    @torch.no_grad()
+    def add_needed(self, needed: Tensor, features: Tensor, tolerance: float) -> None:
+        """Add to a set of prototypes what images need to score about the same without all others.
+
+        A cell needs one of the prototypes whose cost is above its least cost by at most ``tolerance`` times the highest
+        score of its image. Of those that are not in the set, the one that most cells without any could use is added,
+        until none is without (the greedy solution of a hitting set problem).
+
+        Args:
+            needed: Boolean mask (P,) of the set, on the CPU; changed in place.
+            features: Feature maps (B, D, H, W).
+            tolerance: Rise of a score, as a share of the image's highest score, that is allowed; at least 0.
+        """
+        without = []
+        for image in features.split(1):
+            gain, scale = self._gains(image)
+            best = gain.amax(-1, keepdim=True)
+            usable = (gain >= best - tolerance * (scale - best).amax().clamp(min=0))[0].cpu()
+            without.append(csr_array(usable[~(usable & needed).any(-1)].numpy()))
+        needed[_hitting_set(csr_array(vstack(without)))] = True
+
+    def keep(self, mask: Tensor) -> None:
+        """Drop the prototypes that a Boolean mask (P,) leaves out."""
+        mask = mask.to(self.features.device)
+        self.features, self.coordinates = self.features[mask], self.coordinates[mask]
+        # Without a potential, as before the first step, there is none to start from.
+        self.potential = self.potential[mask] if self.potential.numel() else self.potential
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score of each cell, the least cost over the prototypes (eq. 6).
+
+        Args:
+            features: Feature maps (B, D, H, W).
+
+        Returns:
+            (B, 1, H, W).
+        """
+        # On a processor one image's costs fit in its cache; an exported graph takes a batch as it comes.
+        images = features.split(1) if features.device.type == "cpu" and not is_exporting() else (features,)
+        scores = []
+        for image in images:
+            gain, scale = self._gains(image)
+            scores.append((scale - gain.amax(-1, keepdim=True)).clamp(min=0).mT.unflatten(2, features.shape[-2:]))
+        return torch.cat(scores)
+
+    def _gains(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What each prototype takes from the highest feature cost, (B, H·W, P), and that cost, (B, 1, 1).
+
+        The cost is the second less the first. Its least is the second less the largest of the first, which takes fewer
+        passes over the matrix.
+        """
+        cells = F.normalize(features.float().flatten(2).mT, dim=-1)
+        gain = cells @ F.normalize(self.features, dim=-1).T
+        scale = gain.new_full((features.shape[0], 1, 1), 1 - self.alpha)
+        if self.settings.normalize_score:
+            scale = scale / (1 - gain.flatten(1).amin(1).view(-1, 1, 1))
+        gain = gain.mul_(scale)
+        if self.alpha > 0:
+            weight = self.alpha / self.reach if self.settings.normalize_score else self.alpha
+            gain = gain.sub_(self._space(features) * weight)
+        return gain, scale
+
+    def _space(self, features: Tensor) -> Tensor:
+        """Spatial cost (H·W, P) of the cells of feature maps (B, D, H, W)."""
+        grid = grid_coordinates(*features.shape[-2:], device=features.device)
+        return spatial_cost(grid, self.coordinates, self.settings.spatial)
+
+    def _measure_reach(self, features: Tensor) -> None:
+        farthest = self._space(features).max()
+        # A single cell has no distances to scale.
+        self.reach = torch.where(farthest > 0, farthest, 1.0)
+
+
+def _hitting_set(rows: csr_array) -> list[int]:
+    """Few columns such that each row of a Boolean matrix has one of them, by the greedy algorithm.
+
+    Args:
+        rows: (N, P), with at least one true entry in each row.
+
+    Returns:
+        Indices of the columns.
+    """
+    columns = rows.T.tocsr()
+    open_rows = np.ones(rows.shape[0], dtype=bool)
+    counts = np.diff(columns.indptr)
+    chosen = []
+    while open_rows.any():
+        best = int(counts.argmax())
+        chosen.append(best)
+        hit = columns.indices[columns.indptr[best] : columns.indptr[best + 1]]
+        hit = hit[open_rows[hit]]
+        open_rows[hit] = False
+        counts -= np.bincount(rows[hit].indices, minlength=len(counts))
+    return chosen
+
+
+def require(condition: bool, name: str, allowed: object, value: object) -> None:
+    """Refuse a value out of its range.
+
+    Args:
+        condition: Whether it is within.
+        name: Name of the argument.
+        allowed: What it may be, in words or as the possible values.
+        value: What it is.
+
+    Raises:
+        ValueError: If it is not within.
+    """
+    if not condition:
+        allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
+        msg = f"{name} must be {allowed}, not {value!r}"
+        raise ValueError(msg)

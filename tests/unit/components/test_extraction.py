@@ -1,0 +1,88 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from anomalib_ot.components import extraction
+from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.extraction import FastExtractor, extract_by_parts
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return create_extractor("resnet18", ["layer1", "layer2"], pre_trained=False)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(19, 3, 32, 48)
+
+
+class TwoLayers(nn.Module):
+    def forward(self, images):
+        return {"a": images + self.shift(images), "b": images[..., ::2, ::2]}
+
+    def shift(self, images):
+        return torch.zeros_like(images)
+
+
+def test_parts_give_what_the_whole_gives(extractor, images):
+    ours, expected = extract_by_parts(extractor, images), extractor(images)
+    assert list(ours) == list(expected)
+    for layer, maps in expected.items():
+        torch.testing.assert_close(ours[layer], maps, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 3, 19])
+def test_openvino_gives_what_torch_gives(extractor, images, count, caplog):
+    pytest.importorskip("openvino")
+    fast = FastExtractor(extractor, "openvino", None)
+    with caplog.at_level(logging.INFO):
+        ours = fast(images[:count])
+    assert fast.name == "openvino"
+    assert "differ from torch's by" in caplog.text
+    for layer, maps in extract_by_parts(extractor, images[:count]).items():
+        torch.testing.assert_close(ours[layer], maps, atol=1e-4, rtol=1e-4)
+    # Later batches do not overwrite earlier ones.
+    first = {layer: maps.clone() for layer, maps in ours.items()}
+    fast(images[-count:])
+    assert all(torch.equal(ours[layer], maps) for layer, maps in first.items())
+
+
+@pytest.mark.parametrize(("count", "name"), [(None, "torch"), (99, "torch"), (100, "openvino")])
+def test_auto_takes_openvino_for_many_images(extractor, images, count, name):
+    pytest.importorskip("openvino")
+    fast = FastExtractor(extractor, "auto", count)
+    fast(images[:1])
+    assert fast.name == name
+
+
+def test_auto_does_without_openvino(extractor, images, monkeypatch):
+    monkeypatch.setattr(extraction, "find_spec", lambda _: None)
+    fast = FastExtractor(extractor, "auto", 1000)
+    fast(images[:1])
+    assert fast.name == "torch"
+    with pytest.raises(ModuleNotFoundError, match=r"pip install .*openvino"):
+        FastExtractor(extractor, "openvino", 1000)
+
+
+def test_a_graph_with_other_features_is_not_used(images, caplog):
+    pytest.importorskip("openvino")
+
+    class Moody(TwoLayers):
+        def shift(self, images):
+            return torch.full_like(images, float(torch.jit.is_tracing()))
+
+    fast = FastExtractor(Moody(), "openvino", None)
+    maps = fast(images)
+    assert fast.name == "torch"
+    assert "OpenVINO's differ by" in caplog.text
+    assert torch.equal(maps["a"], images)
+
+
+def test_mixed_precision_stays_with_torch(extractor, images):
+    fast = FastExtractor(extractor, "openvino", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast(images)["layer1"].dtype == torch.bfloat16
+    assert fast.name == "torch"
