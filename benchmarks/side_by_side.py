@@ -83,13 +83,18 @@ def measure(
 
 
 @torch.inference_mode()
-def seconds_per_image(model: AnomalibModule, repeats: int = 20) -> float:
+def seconds_per_image(model: AnomalibModule) -> float:
     """Median time of the fitted network on one pre-processed image."""
     image = torch.rand(1, 3, *IMAGE_SIZE)
     model.eval()
+    return median_seconds(lambda: model.model(image))
+
+
+def median_seconds(function: Callable[[], object], repeats: int = 20) -> float:
+    """Median wall time of a function, after two calls to warm up."""
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
-        model.model(image)
+        function()
         times.append(time.perf_counter() - start)
     return sorted(times[2:])[repeats // 2]

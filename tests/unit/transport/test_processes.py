@@ -27,17 +27,19 @@ def solve(images, processes=None):
 
 def share(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    # Unequal shares: four images here, two there.
-    result = solve([slice(0, 4), slice(4, 6)][rank], Processes.all())
-    torch.save(result, folder / f"{rank}.pt")
+    # Unequal shares: four images here, two there; all here, none there.
+    results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
+    torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
     multiprocessing.spawn(share, (tmp_path,), nprocs=2)
     alone = solve(slice(None))
-    for rank in range(2):
-        for ours, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
+    results = [result for rank in range(2) for result in torch.load(tmp_path / f"{rank}.pt")]
+    assert len(results) == 4
+    for result in results:
+        for ours, expected in zip(result, alone, strict=True):
             torch.testing.assert_close(ours[0], expected[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(ours[1], expected[1], atol=1e-4, rtol=1e-4)
             assert ours[2] == pytest.approx(expected[2], rel=1e-4)

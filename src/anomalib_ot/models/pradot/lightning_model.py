@@ -128,7 +128,7 @@ class Pradot(AnomalibModule):
         smoothing: float = 4.0,
         transport_memory: float = 2.0,
         validation_fraction: float = 0.0,
-        patience: int = 3,
+        patience: int = 2,
         feature_cache: CachePlace = "auto",
         cache_budget: float = 0.5,
         extraction: Extraction = "auto",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -117,6 +117,10 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.register_buffer("reach", torch.ones((), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._workspace = workspace or Workspace()
+        self._kept_penalties: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_penalties": None}
 
     @property
     def is_initialised(self) -> bool:
@@ -223,7 +227,8 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         """
         without = []
         for image in features.split(1):
-            gain, scale = self._gains(image)
+            similarities, scale = self._compare(image)
+            gain = self._gains(similarities, scale, image)
             best = gain.amax(-1, keepdim=True)
             usable = (gain >= best - tolerance * (scale - best).amax().clamp(min=0))[0].cpu()
             without.append(csr_array(usable[~(usable & needed).any(-1)].numpy()))
@@ -249,26 +254,42 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         images = features.split(1) if features.device.type == "cpu" and not is_exporting() else (features,)
         scores = []
         for image in images:
-            gain, scale = self._gains(image)
-            scores.append((scale - gain.amax(-1, keepdim=True)).clamp(min=0).mT.unflatten(2, features.shape[-2:]))
+            similarities, scale = self._compare(image)
+            if self.alpha > 0:
+                best = self._gains(similarities, scale, image).amax(-1, keepdim=True)
+            else:
+                best = similarities.amax(-1, keepdim=True) * scale
+            scores.append((scale - best).clamp(min=0).mT.unflatten(2, features.shape[-2:]))
         return torch.cat(scores)
 
-    def _gains(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What each prototype takes from the highest feature cost, (B, H·W, P), and that cost, (B, 1, 1).
-
-        The cost is the second less the first. Its least is the second less the largest of the first, which takes fewer
-        passes over the matrix.
-        """
+    def _compare(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine similarity of cells and prototypes, (B, H·W, P), and the scale of the feature cost, (B, 1, 1)."""
         cells = F.normalize(features.float().flatten(2).mT, dim=-1)
-        gain = cells @ F.normalize(self.features, dim=-1).T
-        scale = gain.new_full((features.shape[0], 1, 1), 1 - self.alpha)
+        similarities = cells @ F.normalize(self.features, dim=-1).T
+        scale = similarities.new_full((features.shape[0], 1, 1), 1 - self.alpha)
         if self.settings.normalize_score:
-            scale = scale / (1 - gain.flatten(1).amin(1).view(-1, 1, 1))
-        gain = gain.mul_(scale)
-        if self.alpha > 0:
+            scale = scale / (1 - similarities.flatten(1).amin(1).view(-1, 1, 1))
+        return similarities, scale
+
+    def _gains(self, similarities: Tensor, scale: Tensor, features: Tensor) -> Tensor:
+        """By how much the cost of each prototype is below the scale, (B, H·W, P).
+
+        The least cost is the scale less the largest of these, which takes fewer passes over the matrix.
+        """
+        if self.alpha == 0:
+            return similarities * scale
+        return torch.addcmul(self._penalties(features), similarities, scale)
+
+    def _penalties(self, features: Tensor) -> Tensor:
+        """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""
+        of = (features.shape[-2:], features.device, self.coordinates, self.coordinates._version)  # noqa: SLF001
+        if self._kept_penalties is None or not _same(self._kept_penalties[0], of) or is_exporting():
             weight = self.alpha / self.reach if self.settings.normalize_score else self.alpha
-            gain = gain.sub_(self._space(features) * weight)
-        return gain, scale
+            penalties = self._space(features) * -weight
+            if is_exporting():
+                return penalties
+            self._kept_penalties = (of, penalties)
+        return self._kept_penalties[1]
 
     def _space(self, features: Tensor) -> Tensor:
         """Spatial cost (H·W, P) of the cells of feature maps (B, D, H, W)."""
@@ -279,6 +300,11 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         farthest = self._space(features).max()
         # A single cell has no distances to scale.
         self.reach = torch.where(farthest > 0, farthest, 1.0)
+
+
+def _same(these: tuple[Any, ...], those: tuple[Any, ...]) -> bool:
+    """Whether all are equal, tensors being equal only to themselves."""
+    return all(a is b if isinstance(a, Tensor) else a == b for a, b in zip(these, those, strict=True))
 
 
 def _hitting_set(rows: csr_array) -> list[int]:

@@ -112,6 +112,17 @@ def test_a_known_feature_in_the_wrong_place_scores_only_with_alpha(features):
     assert local[:, 1:4].abs().max() < 1e-6
 
 
+def test_scores_follow_prototypes_that_move(features):
+    prototypes, fresh = make(features), make(features)
+    prototypes(features)
+    for each in (prototypes, fresh):
+        each.coordinates.mul_(0.5)
+    assert torch.equal(prototypes(features), fresh(features))
+    for each in (prototypes, fresh):
+        each.coordinates = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(prototypes(features), fresh(features))
+
+
 def test_update_ignores_the_order_of_the_images(features):
     one, other = make(features, **EXACT), make(features, **EXACT)
     other.features = one.features.clone()

@@ -1,0 +1,76 @@
+"""How time and memory of a training step grow with images, prototypes and resolution, as a plot.
+
+Run as ``python -m benchmarks.growth``. Each point is a process of its own: its peak of memory less what it held before
+the first step. The slope is that of a line through the points on logarithmic axes: 1 is proportional.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from math import log
+from multiprocessing import get_context
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+from jsonargparse import auto_cli
+from matplotlib import pyplot as plt
+from numpy import polyfit
+
+from anomalib_ot.transport import Workspace
+
+from .transport import Steps, make_problem, peak_memory, timed
+
+# Batch, prototypes a cell, pixels; one of them grows at a time.
+BASE = {"images in a batch": 32, "prototypes a cell": 8, "pixels a side": 224}
+SERIES = {
+    "images in a batch": (8, 16, 32, 64),
+    "prototypes a cell": (2, 4, 8, 16),
+    "pixels a side": (112, 160, 224, 320),
+}
+STRIDE = 16
+WARM_STEPS = 5
+
+
+def main(output: Path = Path("docs/growth.png"), threads: int = 2, seed: int = 0) -> None:
+    """Measure, print and draw.
+
+    Args:
+        output: Picture to write.
+        threads: Threads of torch.
+        seed: Seed of all that is random.
+    """
+    mpl.use("Agg")
+    figure, axes = plt.subplots(1, len(SERIES), figsize=(12, 3.6))
+    for axis, (name, values) in zip(axes, SERIES.items(), strict=True):
+        points = [measure({**BASE, name: value}, threads, seed) for value in values]
+        for label, index, unit in (("time of a step", 0, "s"), ("memory", 1, "GB")):
+            ours = [point[index] for point in points]
+            slope = polyfit([log(value) for value in values], [log(value) for value in ours], 1)[0]
+            axis.loglog(values, ours, marker="o", label=f"{label} in {unit}, slope {slope:.1f}")
+            print(f"{name} {values}: {label} {[round(each, 3) for each in ours]} {unit}, slope {slope:.2f}", flush=True)
+        axis.set(xlabel=name, xticks=values, xticklabels=values)
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(output, dpi=80)
+    plt.close(figure)
+
+
+def measure(sizes: dict[str, int], threads: int, seed: int) -> tuple[float, float]:
+    """Mean seconds of a warm step, and GB, in a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_measure, *sizes.values(), threads, seed).result()
+
+
+def _measure(batch: int, per_cell: int, pixels: int, threads: int, seed: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    problem = make_problem("pictures", pixels // STRIDE, STRIDE, 112, batch, per_cell)
+    before = peak_memory()
+    steps = Steps(problem, 0.3, Workspace())
+    steps.take(0.1)
+    seconds = [timed(lambda: steps.take(0.1))[1] for _ in range(WARM_STEPS)]
+    return sum(seconds) / len(seconds), peak_memory() - before
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

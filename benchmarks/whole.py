@@ -1,0 +1,47 @@
+"""The whole four-part model of the paper on features of ResNet-50's shape, extraction included.
+
+Run as ``python -m benchmarks.whole``. Pradot with its defaults: two layers, two α, 16 prototypes a cell, batches of 64.
+The weights are random, as only the shape matters here.
+"""
+
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from anomalib.engine import Engine
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+
+from anomalib_ot import Assembly, Pradot
+
+from .transport import peak_memory
+
+
+def main(images: int = 320, threads: int = 2, seed: int = 0) -> None:
+    """Print the seconds of a fit and its peak of memory.
+
+    Args:
+        images: Training pictures.
+        threads: Threads of torch.
+        seed: Seed of everything random.
+    """
+    torch.set_num_threads(threads)
+    seed_everything(seed, workers=True, verbose=False)
+    folder = Path(mkdtemp())
+    data = Assembly(folder, n_train=images)
+    data.prepare_data()
+    model = Pradot(pre_trained=False, evaluator=False, visualizer=False)
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, limit_val_batches=0)
+    start = time.perf_counter()
+    engine.fit(model, datamodule=data)
+    seconds = time.perf_counter() - start
+    _, prototypes = next(model.model.by_layer())
+    print(
+        f"{images} pictures, {int(prototypes.steps)} steps of four solves, {threads} threads, seed {seed}: "
+        f"{seconds:.0f} s, peak {peak_memory():.1f} GB, {model.model.count} prototypes after compression"
+    )
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
