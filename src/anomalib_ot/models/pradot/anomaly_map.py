@@ -4,12 +4,17 @@ from collections.abc import Sequence
 
 import torch
 from anomalib.models.components import GaussianBlur2d
+from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 
 class AnomalyMapGenerator(nn.Module):
     """Upsamples the score map of each layer to the image and adds them up (paper, section 3.2).
+
+    Bilinear upsampling and a Gaussian are linear and act on rows and columns one after the other. So a map is its
+    scores between two matrices, one for the rows and one for the columns, with far less work than the convolution with
+    a Gaussian of two dimensions.
 
     Args:
         smoothing: Standard deviation of a Gaussian over the result, in pixels, as PatchCore has it; 0 for none, as in
@@ -24,7 +29,9 @@ class AnomalyMapGenerator(nn.Module):
             msg = f"smoothing must be at least 0, not {smoothing}"
             raise ValueError(msg)
         self.align_corners = align_corners
-        self.blur = GaussianBlur2d(sigma=smoothing) if smoothing else nn.Identity()
+        # Along the first dimension only.
+        size = (compute_kernel_size(smoothing), 1)
+        self.blur = GaussianBlur2d(smoothing, kernel_size=size) if smoothing else nn.Identity()
 
     def forward(self, scores: Sequence[Tensor], image_size: tuple[int, int] | torch.Size) -> Tensor:
         """Compute the anomaly map.
@@ -36,7 +43,15 @@ class AnomalyMapGenerator(nn.Module):
         Returns:
             (B, 1, *image_size).
         """
+        height, width = image_size
         maps = [
-            F.interpolate(score, size=image_size, mode="bilinear", align_corners=self.align_corners) for score in scores
+            self._matrix(score.shape[-2], height, score) @ score @ self._matrix(score.shape[-1], width, score).mT
+            for score in scores
         ]
-        return self.blur(torch.stack(maps).sum(0))
+        return torch.stack(maps).sum(0)
+
+    def _matrix(self, cells: int, pixels: int, like: Tensor) -> Tensor:
+        """What upsampling and smoothing make of each cell along one dimension, (pixels, cells)."""
+        each = torch.eye(cells, dtype=like.dtype, device=like.device)[None, None]
+        rows = F.interpolate(each, size=(pixels, cells), mode="bilinear", align_corners=self.align_corners)
+        return self.blur(rows)[0, 0]

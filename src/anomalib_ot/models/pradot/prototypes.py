@@ -230,6 +230,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             similarities, scale = self._compare(image)
             gain = self._gains(similarities, scale, image)
             best = gain.amax(-1, keepdim=True)
+            if self.settings.normalize_score:
+                # The farthest prototype is the unit of the image's costs.
+                needed[int(similarities.argmin()) % len(needed)] = True
             usable = (gain >= best - tolerance * (scale - best).amax().clamp(min=0))[0].cpu()
             without.append(csr_array(usable[~(usable & needed).any(-1)].numpy()))
         needed[_hitting_set(csr_array(vstack(without)))] = True

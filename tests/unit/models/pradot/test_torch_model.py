@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anomalib.models.components import GaussianBlur2d
 
 from anomalib_ot.models.pradot.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
@@ -201,8 +202,9 @@ def test_initialisations(features):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_dropping_prototypes_raises_no_score_by_more_than_the_tolerance(alpha, normalize):
     # Two kinds of cells, so that many of the prototypes say much the same.
-    kinds = torch.randn(2, 8, 1, 1).repeat(1, 1, 3, 6)
-    images = torch.cat([kinds[:1], kinds[1:]], 2) + 0.3 * torch.randn(12, 8, 6, 6)
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(2, 8, 1, 1, generator=generator).repeat(1, 1, 3, 6)
+    images = torch.cat([kinds[:1], kinds[1:]], 2) + 0.3 * torch.randn(12, 8, 6, 6, generator=generator)
     prototypes = make(images, 4, alpha, normalize_score=normalize)
     for _ in range(5):
         prototypes.update(images)
@@ -215,8 +217,8 @@ def test_dropping_prototypes_raises_no_score_by_more_than_the_tolerance(alpha, n
     assert len(prototypes.features) < 130
     rise = prototypes(images) - before
     allowed = 0.5 * before.amax((1, 2, 3), keepdim=True)
-    # Without the prototype farthest from an image the unit of its costs is a little smaller.
-    assert (rise <= allowed + (0.05 * before if normalize else 0) + 1e-5).all()
+    assert (rise <= allowed + 1e-5).all()
+    assert (rise >= -1e-5).all()
     assert rise.max() > 1e-3
     prototypes.update(images)
 
@@ -290,6 +292,20 @@ def start(model, images):
     return features
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 1.5, 4.0])
+def test_map_is_the_sum_of_upsampled_and_smoothed_scores(align_corners, smoothing):
+    scores = [torch.rand(3, 1, 7, 9), torch.rand(3, 1, 4, 5)]
+    expected = sum(
+        torch.nn.functional.interpolate(score, size=(50, 70), mode="bilinear", align_corners=align_corners)
+        for score in scores
+    )
+    if smoothing:
+        expected = GaussianBlur2d(sigma=smoothing)(expected)
+    ours = AnomalyMapGenerator(smoothing, align_corners)(scores, (50, 70))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
 class TestModel:
     @pytest.fixture(scope="class")
     def model(self):
@@ -356,7 +372,7 @@ class TestModel:
             weight * torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")
             for weight, score in zip((0.1, 0.2, 0.3, 0.4), scores, strict=True)
         )
-        torch.testing.assert_close(model(images).anomaly_map, model.anomaly_map_generator.blur(expected))
+        torch.testing.assert_close(model(images).anomaly_map, GaussianBlur2d(sigma=4)(expected), atol=1e-5, rtol=1e-4)
 
     def test_warns_once_where_transport_does_not_converge(self):
         settings = PrototypeSettings(sinkhorn_iterations=1, sinkhorn_tolerance=1e-6)
