@@ -1,17 +1,19 @@
 """What the engine's short cuts change: against a dense solver, and in the number of solves.
 
 Run as ``python -m benchmarks.exactness --root DATA``, with DATA as for ``benchmarks.categories``. Prototypes of one
-layer and one α are trained on the same batches
+layer and one α are trained on the same batches in two schedules, the paper's (a random start, η = 0.95 throughout) and
+the default (a start at features, a lower η in the first steps), each with
 
-- with POT's log-domain solver on the dense cost matrix, 100 iterations from nothing, in the paper's schedule: a random
-  start and η = 0.95 throughout;
-- with this engine (kernel in its cheapest form, warm start, stop at the default marginal error), in the same schedule;
-- with this engine in its default schedule: a start at features and a lower η in the first steps.
+- POT's log-domain solver on the dense cost matrix in float64, 100 iterations from nothing;
+- this engine with 100 iterations a step, from the potentials of the step before;
+- this engine stopping at the default marginal error.
 
-The sizes are such that the reference ends: a quarter of a prototype a cell, batches of 16.
+The sizes are such that the reference ends: one prototype a cell, batches of 16.
 """
 
+import time
 from collections.abc import Callable
+from itertools import product
 from math import ceil
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +37,7 @@ from .categories import CATEGORIES
 from .side_by_side import IMAGE_SIZE
 
 LAYER = "blocks.4"
-PER_CELL = 0.25
+PER_CELL = 1
 BATCH = 16
 ITERATIONS = 100
 Step = Callable[[Prototypes, Tensor], float]
@@ -45,7 +47,7 @@ def main(
     root: Path,
     categories: tuple[str, ...] = ("tray/breakfast_box", "magnetic_tile"),
     images: int = 200,
-    epochs: int = 50,
+    epochs: int = 10,
     alpha: float = 0.3,
     threads: int = 2,
     seed: int = 0,
@@ -56,35 +58,37 @@ def main(
         root: Folder of the categories.
         categories: Categories to run.
         images: Largest number of training images.
-        epochs: Passes over them; the paper has 50.
+        epochs: Passes over them; after ten, less than 2 % of the start is left at η = 0.95.
         alpha: Weight of the spatial cost.
         threads: Threads of torch.
         seed: Seed of everything random.
     """
     torch.set_num_threads(threads)
-    paper = {"initialisation": "normal", "ema_warm_up": False}
+    schedules = {"paper": {"initialisation": "normal", "ema_warm_up": False}, "default": {}}
+    solvers = {
+        "dense": (dense_step, {}),
+        "engine, 100 iterations": (engine_step, {"sinkhorn_tolerance": 0.0}),
+        "engine, default stop": (engine_step, {}),
+    }
     for category in categories:
         train, test, labels = features_of(CATEGORIES[category](root), images)
         print(f"{category}: {len(train)} training images, {epochs} epochs, seed {seed}")
-        for name, step, settings in (
-            ("dense reference, paper's schedule", dense_step, paper),
-            ("engine, paper's schedule", engine_step, paper),
-            ("engine, its own schedule", engine_step, {}),
-        ):
+        for (schedule, start), (solver, (step, stop)) in product(schedules.items(), solvers.items()):
             torch.manual_seed(seed)
-            prototypes = Prototypes(PER_CELL, alpha, PrototypeSettings(**settings))
+            prototypes = Prototypes(PER_CELL, alpha, PrototypeSettings(**start, **stop))
+            began = time.perf_counter()
             costs = fit(prototypes, train, step, epochs, seed)
+            seconds = time.perf_counter() - began
             final = fmean(costs[-ceil(len(train) / BATCH) :])
             with torch.no_grad():
                 scores = prototypes(test).flatten(1).amax(1)
-            # Costs by the number of solves: where the curve would be drawn.
-            curve = {
-                solves: round(costs[solves - 1], 4) for solves in (2**k for k in range(12)) if solves <= len(costs)
-            }
             auroc = 100 * float(binary_auroc(scores, labels))
-            print(
-                f"  {name}: cost of the last epoch {final:.5f}, image AUROC {auroc:.1f}, by solves {curve}", flush=True
-            )
+            print(f"  {schedule:8}{solver:24}cost {final:.5f}, image AUROC {auroc:.1f}, {seconds:.0f} s")
+            # Transport cost by the number of solves.
+            curve = [
+                f"{solves}: {costs[solves - 1]:.4f}" for solves in (2**k for k in range(12)) if solves <= len(costs)
+            ]
+            print(f"{'':34}{', '.join(curve)}", flush=True)
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ the first step. The slope is that of a line through the points on logarithmic ax
 """
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from math import log
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
 import torch
@@ -17,16 +19,17 @@ from numpy import polyfit
 
 from anomalib_ot.transport import Workspace
 
-from .transport import Steps, make_problem, peak_memory, timed
+from .transport import Problem, Steps, make_problem, peak_memory, timed
 
 # Batch, prototypes a cell, pixels; one of them grows at a time.
 BASE = {"images in a batch": 32, "prototypes a cell": 8, "pixels a side": 224}
 SERIES = {
-    "images in a batch": (8, 16, 32, 64),
-    "prototypes a cell": (2, 4, 8, 16),
-    "pixels a side": (112, 160, 224, 320),
+    "images in a batch": (16, 32, 64, 128),
+    "prototypes a cell": (4, 8, 16, 32),
+    "pixels a side": (160, 224, 320, 448),
 }
 STRIDE = 16
+CHANNELS = 112
 WARM_STEPS = 5
 
 
@@ -56,15 +59,19 @@ def main(output: Path = Path("docs/growth.png"), threads: int = 2, seed: int = 0
 
 
 def measure(sizes: dict[str, int], threads: int, seed: int) -> tuple[float, float]:
-    """Mean seconds of a warm step, and GB, in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_measure, *sizes.values(), threads, seed).result()
-
-
-def _measure(batch: int, per_cell: int, pixels: int, threads: int, seed: int) -> tuple[float, float]:
-    torch.set_num_threads(threads)
+    """Mean seconds of a warm step, and GB, in a fresh process that never extracted features."""
+    batch, per_cell, pixels = sizes.values()
     torch.manual_seed(seed)
-    problem = make_problem("pictures", pixels // STRIDE, STRIDE, 112, batch, per_cell)
+    problem = make_problem("pictures", pixels // STRIDE, STRIDE, CHANNELS, batch, per_cell)
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        path = Path(folder) / "problem.pt"
+        torch.save(asdict(problem), path)
+        return pool.submit(_measure, path, threads).result()
+
+
+def _measure(path: Path, threads: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    problem = Problem(**torch.load(path))
     before = peak_memory()
     steps = Steps(problem, 0.3, Workspace())
     steps.take(0.1)
