@@ -81,7 +81,10 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> 
     # A process may have no rows.
     block = max((rows.stop - rows.start for rows in blocks), default=0) * cost.shape[1] * g.element_size()
     if workspace.memory < block:
-        msg = f"{workspace.memory:.0f} bytes of memory for transport do not hold one block of {block} bytes"
+        msg = (
+            f"{workspace.memory:.0f} bytes of memory for transport do not hold one block of {block} bytes; "
+            "give it more (transport_memory)"
+        )
         raise ValueError(msg)
     entries = cost.shape.numel()
     highest = g.new_empty(cost.shape[0])

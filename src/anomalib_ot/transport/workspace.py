@@ -31,6 +31,10 @@ class Workspace:
             buffer = self._buffers[name] = torch.empty(shape.numel(), dtype=dtype, device=device)
         return buffer[: shape.numel()].view(shape)
 
+    def clear(self) -> None:
+        """Give the memory back; the next solve takes it anew."""
+        self._buffers = {}
+
     def __deepcopy__(self, memo: dict[int, object]) -> "Workspace":
         return Workspace(self.memory)
 

@@ -325,8 +325,9 @@ class Pradot(AnomalibModule):
         self.trainer.check_val_every_n_epoch = 1
 
     def on_fit_end(self) -> None:
-        """Let go of the cached features."""
+        """Let go of the cached features and of the memory for transport."""
         self._training_features = TrainingFeatures(())
+        self.model.workspace.clear()
         self._extractor = None
 
     def _held_out_cost(self, held_out: Iterable[FeatureBatch]) -> float:

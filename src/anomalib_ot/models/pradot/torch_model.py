@@ -74,9 +74,9 @@ class PradotModel(nn.Module):
             raise ValueError(msg)
         self.layers = tuple(layers)
         require(transport_memory > 0, "transport_memory", "positive", transport_memory)
-        workspace = Workspace(transport_memory * 2**30)
+        self.workspace = Workspace(transport_memory * 2**30)
         self.prototypes = nn.ModuleList(
-            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings(), workspace) for alpha in alphas)
+            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings(), self.workspace) for alpha in alphas)
             for n in per_cell
         )
         require(whitened_channels >= 0, "whitened_channels", "at least 0", whitened_channels)

@@ -293,6 +293,7 @@ def test_cached_features_are_let_go_after_training(data, engine, model):
     pradot = model()
     engine(limit_val_batches=0).fit(pradot, datamodule=data())
     assert list(pradot._training_features.trained_on) == []
+    assert not pradot.model.workspace._buffers
 
 
 def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model):
