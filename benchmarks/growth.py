@@ -1,7 +1,8 @@
 """How time and memory of a training step grow with images, prototypes and resolution, as a plot.
 
-Run as ``python -m benchmarks.growth``. Each point is a process of its own: its peak of memory less what it held before
-the first step. The slope is that of a line through the points on logarithmic axes: 1 is proportional.
+Run as ``python -m benchmarks.growth``, on Linux. Each point is a process of its own: the most memory that it held less
+what it held before the first step. The slope is that of a line through the points on logarithmic axes: 1 is
+proportional.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -9,7 +10,9 @@ from dataclasses import asdict
 from math import log
 from multiprocessing import get_context
 from pathlib import Path
+from resource import getpagesize
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 
 import matplotlib as mpl
 import torch
@@ -19,7 +22,7 @@ from numpy import polyfit
 
 from anomalib_ot.transport import Workspace
 
-from .transport import Problem, Steps, make_problem, peak_memory, timed
+from .transport import Problem, Steps, make_problem, timed
 
 # Batch, prototypes a cell, pixels; one of them grows at a time.
 BASE = {"images in a batch": 32, "prototypes a cell": 8, "pixels a side": 224}
@@ -71,12 +74,26 @@ def measure(sizes: dict[str, int], threads: int, seed: int) -> tuple[float, floa
 
 def _measure(path: Path, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
-    problem = Problem(**torch.load(path))
-    before = peak_memory()
-    steps = Steps(problem, 0.3, Workspace())
+    steps = Steps(Problem(**torch.load(path)), 0.3, Workspace())
+    before = resident()
+    highest, done = [before], Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            highest.append(resident())
+
+    watcher = Thread(target=watch)
+    watcher.start()
     steps.take(0.1)
     seconds = [timed(lambda: steps.take(0.1))[1] for _ in range(WARM_STEPS)]
-    return sum(seconds) / len(seconds), peak_memory() - before
+    done.set()
+    watcher.join()
+    return sum(seconds) / len(seconds), max(highest) - before
+
+
+def resident() -> float:
+    """Memory of this process at the moment, in GB; Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize() / 1e9
 
 
 if __name__ == "__main__":
