@@ -138,8 +138,7 @@ def dense_step(prototypes: Prototypes, features: Tensor) -> float:
     plan = ot.bregman.sinkhorn(
         *uniform, cost, settings.epsilon, method="sinkhorn_log", numItermax=ITERATIONS, stopThr=0.0, warn=False
     )
-    barycentres = len(prototypes.features) * plan.T @ embeddings.double()
-    prototypes.features.lerp_(barycentres.float(), 1 - settings.ema_rate)
+    prototypes.move((len(prototypes.features) * plan.T @ embeddings.double()).float())
     return float((plan * cost).sum())
 
 

@@ -201,16 +201,20 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             The transport plan before the step, valid until the next.
         """
         plan, embeddings, coordinates = self.transport(features)
-        self.steps += 1
-        moved = 1 - self.settings.ema_rate
-        if self.settings.ema_warm_up:
-            moved = max(moved, 1 / (1 + int(self.steps)))
-        self.features.lerp_(plan.barycentres(embeddings), moved)
+        self.move(plan.barycentres(embeddings))
         if self.settings.free_coordinates:
             self.coordinates = plan.barycentres(coordinates)
             self._measure_reach(features)
         self.potential = plan.potential
         return plan
+
+    def move(self, barycentres: Tensor) -> None:
+        """Count a step and move the prototypes towards their barycentres (P, D) at its rate (eq. 5)."""
+        self.steps += 1
+        moved = 1 - self.settings.ema_rate
+        if self.settings.ema_warm_up:
+            moved = max(moved, 1 / (1 + int(self.steps)))
+        self.features.lerp_(barycentres, moved)
 
     @torch.no_grad()
     def add_needed(self, needed: Tensor, features: Tensor, tolerance: float) -> None:
