@@ -30,11 +30,12 @@ def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
 
     Args:
         extractor: Maps images to the feature map of each layer.
-        images: (B, 3, h, w), pre-processed.
+        images: (B, 3, h, w), pre-processed; they are brought to the type of the weights.
 
     Returns:
         Feature map (B, D, H, W) of each layer.
     """
+    images = _as_weights(extractor, images)
     if images.device.type != "cpu" or is_exporting():
         return extractor(images)
     parts = [extractor(part) for part in images.contiguous(memory_format=torch.channels_last).split(_PART)]
@@ -71,6 +72,7 @@ class FastExtractor:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureMaps:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w), pre-processed."""
+        images = _as_weights(self._extractor, images)
         if self.name is None:
             self.name = "torch"
             exact = images.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
@@ -104,3 +106,8 @@ class FastExtractor:
         logger.info("Extracting features with OpenVINO; they differ from torch's by %.1e of their range.", difference)
         self.name = "openvino"
         return extract
+
+
+def _as_weights(extractor: nn.Module, images: Tensor) -> Tensor:
+    """Images in the type of the weights, where there are any."""
+    return images.to(next(extractor.parameters(), images).dtype)

@@ -199,7 +199,7 @@ def train_on_features(
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
-    source.instance = feature_loader(_Share(kept, rank, processes) if processes > 1 else kept, batch_size, seed)
+    source.instance = feature_loader(_Share(kept, rank, processes), batch_size, seed)
     return TrainingFeatures(
         feature_loader(kept, batch_size),
         feature_loader(out, batch_size) if held_out else None,

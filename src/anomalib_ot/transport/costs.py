@@ -185,18 +185,15 @@ class FusedCost:
             raise ValueError(msg)
         self._features = F.normalize(features, dim=-1)
         self._prototypes = F.normalize(prototypes, dim=-1)
-        self._similarities: Tensor | None = None
         self._scratch: Tensor | None = None
-        similarities: Tensor | None = None
+        self._similarities: Tensor | None = None
         bytes_of_both = 2 * self.shape.numel() * features.element_size()
         if workspace and bytes_of_both <= workspace.memory:
-            similarities = workspace.take("similarities", self.shape, features.dtype, features.device)
-        nothing = features.new_zeros(1, 1)
+            self._similarities = workspace.take("similarities", self.shape, features.dtype, features.device)
         lowest = features.new_tensor(math.inf)
         for rows in self.blocks():
-            block = self._affine(rows, nothing, 1.0, None if similarities is None else similarities[rows])
-            lowest = torch.minimum(lowest, block.amin())
-        self._similarities = similarities
+            kept = None if self._similarities is None else self._similarities[rows]
+            lowest = torch.minimum(lowest, torch.mm(self._features[rows], self._prototypes.T, out=kept).amin())
         farthest = 1 - float(processes.min(lowest))
         if not math.isfinite(farthest):
             msg = "features and prototypes must be finite, but some are NaN or infinite"
@@ -226,13 +223,12 @@ class FusedCost:
             offsets = offsets.repeat(max(1, _block_rows(self.shape, self._features.device) // self.cells), 1)
         return lambda rows: self._affine(rows, offsets, self._scale / epsilon)
 
-    def _affine(self, rows: slice, offsets: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+    def _affine(self, rows: slice, offsets: Tensor, factor: float) -> Tensor:
         """Offsets, of all rows alike or of the images of a block, plus factor times the similarities of a block."""
         count = rows.stop - rows.start
-        if out is None:
-            if self._scratch is None or len(self._scratch) < count:
-                self._scratch = self._features.new_empty(count, self.shape[1])
-            out = self._scratch[:count]
+        if self._scratch is None or len(self._scratch) < count:
+            self._scratch = self._features.new_empty(count, self.shape[1])
+        out = self._scratch[:count]
         if len(offsets) > 1:
             start = rows.start % len(offsets)
             offsets = offsets[start : start + count]

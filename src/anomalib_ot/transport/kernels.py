@@ -1,6 +1,7 @@
 """Storage of the Sinkhorn kernel K = exp((f + g − M) / ε): sparse, dense, rounded, or not at all."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -97,8 +98,8 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> 
     if kernel is None:
         for rows in blocks:
             highest[rows] = exponents(rows).amax(1)
-        kernel = RecomputedKernel(exponents, blocks, highest.clone(), cost.shape[1])
-    return kernel, highest.mul_(-epsilon)
+        kernel = RecomputedKernel(exponents, blocks, highest, cost.shape[1])
+    return kernel, highest * -epsilon
 
 
 class SparseKernel:
@@ -142,7 +143,7 @@ class SparseKernel:
             yield rows, torch.from_numpy(self._matrix[rows].toarray())
 
 
-class _BlockedKernel:
+class _BlockedKernel(ABC):
     """Products over dense blocks of rows, wherever these come from; see :class:`Kernel`."""
 
     widest = -_NEGLIGIBLE - 20
@@ -152,8 +153,9 @@ class _BlockedKernel:
         self._slices = blocks
         self._columns = columns
 
+    @abstractmethod
     def _block(self, rows: slice) -> Tensor:
-        raise NotImplementedError
+        """Rows of K."""
 
     def column_sums(self, u: Tensor) -> Tensor:
         """Kᵀu."""

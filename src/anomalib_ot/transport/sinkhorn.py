@@ -35,6 +35,7 @@ class TransportPlan:
         column_scaling: v, (P,).
         row_weights: a, (N,), the marginal of the rows.
         column_weights: b, (P,), the marginal of the columns.
+        column_sums: v Kᵀu, (P,), of the plan over all processes.
         epsilon: Regularisation ε.
         iterations: Sinkhorn iterations done.
         marginal_error: L1 distance between the plan's column sums and b; the rows' is zero.
@@ -48,6 +49,7 @@ class TransportPlan:
     column_scaling: Tensor
     row_weights: Tensor
     column_weights: Tensor
+    column_sums: Tensor
     epsilon: float
     iterations: int
     marginal_error: float
@@ -79,10 +81,9 @@ class TransportPlan:
     def transport_cost(self) -> float:
         """⟨T, M⟩, without the entropy, from M = f + g − ε log K."""
         rows = float(self.row_weights.double() @ self.row_potential.double())
-        columns = self.column_scaling * self.kernel.column_sums(self.row_scaling)
+        columns = float(self.column_sums.double() @ self.column_potential.double())
         entropy = self.kernel.entropy(self.row_scaling, self.column_scaling)
-        cost = rows + float(columns.double() @ self.column_potential.double()) - self.epsilon * entropy
-        return self.processes.total(cost, self.row_weights.device)
+        return columns + self.processes.total(rows - self.epsilon * entropy, self.row_weights.device)
 
 
 @torch.no_grad()
@@ -162,12 +163,12 @@ def sinkhorn(
             g = g + epsilon * logarithm
             kernel, f = make_kernel(cost, g, epsilon, workspace)
             v = torch.ones_like(v)
-        u, column_sums = kernel.scale_rows(v, a)
-        column_sums = processes.sum(column_sums)
-        error = float((v * column_sums - b).abs().sum())
+        u, sums = kernel.scale_rows(v, a)
+        sums = processes.sum(sums)
+        error = float((v * sums - b).abs().sum())
         if error <= tolerance or iteration == max_iterations:
             break
-        v = scale_columns(u, column_sums)
+        v = scale_columns(u, sums)
     if warn and error > tolerance > 0:
         warnings.warn(
             f"transport stopped after {iteration} iterations with the marginals off by {error:.2g} in sum, not by "
@@ -175,7 +176,7 @@ def sinkhorn(
             NotConvergedWarning,
             stacklevel=2,
         )
-    return TransportPlan(kernel, f, g, u, v, a, b, epsilon, iteration, error, processes)
+    return TransportPlan(kernel, f, g, u, v, a, b, v * sums, epsilon, iteration, error, processes)
 
 
 def _check(cost: Cost, epsilon: float, max_iterations: int, potential: Tensor | None) -> None:

@@ -248,8 +248,7 @@ class Pradot(AnomalibModule):
         assert self._extractor is not None  # noqa: S101 - made when the fit starts
         with self.trainer.precision_plugin.forward_context():
             transform = getattr(self.pre_processor, "transform", None)
-            images = transform(images) if transform else images
-            return self._extractor(images.to(next(self.model.feature_extractor.parameters()).dtype))
+            return self._extractor(transform(images) if transform else images)
 
     def on_train_epoch_start(self) -> None:
         """Forget the costs of the epoch before."""

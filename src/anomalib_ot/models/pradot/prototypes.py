@@ -117,7 +117,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.register_buffer("reach", torch.ones((), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._workspace = workspace or Workspace()
-        self._kept_penalties: tuple[tuple[Any, ...], Tensor] | None = None
+        self._kept_penalties: tuple[Tensor, tuple[torch.Size, int], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept_penalties": None}
@@ -289,14 +289,14 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
     def _penalties(self, features: Tensor) -> Tensor:
         """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""
-        of = (features.shape[-2:], features.device, self.coordinates, self.coordinates._version)  # noqa: SLF001
-        if self._kept_penalties is None or not _same(self._kept_penalties[0], of) or is_exporting():
-            weight = self.alpha / self.reach if self.settings.normalize_score else self.alpha
-            penalties = self._space(features) * -weight
-            if is_exporting():
-                return penalties
-            self._kept_penalties = (of, penalties)
-        return self._kept_penalties[1]
+        kept, state = self._kept_penalties, (features.shape[-2:], self.coordinates._version)  # noqa: SLF001
+        if kept is not None and kept[0] is self.coordinates and kept[1] == state and not is_exporting():
+            return kept[2]
+        weight = self.alpha / self.reach if self.settings.normalize_score else self.alpha
+        penalties = self._space(features) * -weight
+        if not is_exporting():
+            self._kept_penalties = (self.coordinates, state, penalties)
+        return penalties
 
     def _space(self, features: Tensor) -> Tensor:
         """Spatial cost (H·W, P) of the cells of feature maps (B, D, H, W)."""
@@ -307,11 +307,6 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         farthest = self._space(features).max()
         # A single cell has no distances to scale.
         self.reach = torch.where(farthest > 0, farthest, 1.0)
-
-
-def _same(these: tuple[Any, ...], those: tuple[Any, ...]) -> bool:
-    """Whether all are equal, tensors being equal only to themselves."""
-    return all(a is b if isinstance(a, Tensor) else a == b for a, b in zip(these, those, strict=True))
 
 
 def _hitting_set(rows: csr_array) -> list[int]:

@@ -115,7 +115,7 @@ class PradotModel(nn.Module):
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
-        return extract_by_parts(self.feature_extractor, images.to(next(self.feature_extractor.parameters()).dtype))
+        return extract_by_parts(self.feature_extractor, images)
 
     def fit_whitening(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Estimate how the features vary from image to image; does nothing where it is known or not wanted.
