@@ -25,15 +25,11 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import extract_by_parts
-from anomalib_ot.components.whitening import LocalWhitening
-from anomalib_ot.models.pradot import Pradot
 from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
-from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import FusedCost, grid_coordinates
 
 from .categories import CATEGORIES
+from .features import layer_features, whitening_of
 from .side_by_side import IMAGE_SIZE
 
 LAYER = "blocks.4"
@@ -85,31 +81,19 @@ def main(
             auroc = 100 * float(binary_auroc(scores, labels))
             print(f"  {schedule:8}{solver:24}cost {final:.5f}, image AUROC {auroc:.1f}, {seconds:.0f} s")
             # Transport cost by the number of solves.
-            curve = [
-                f"{solves}: {costs[solves - 1]:.4f}" for solves in (2**k for k in range(12)) if solves <= len(costs)
-            ]
-            print(f"{'':34}{', '.join(curve)}", flush=True)
+            curve = ", ".join(f"{2**k}: {costs[2**k - 1]:.4f}" for k in range(len(costs).bit_length()))
+            print(f"{'':34}{curve}", flush=True)
 
 
-@torch.no_grad()
 def features_of(data: AnomalibDataModule, images: int) -> tuple[Tensor, Tensor, Tensor]:
     """Whitened features of training and test images, and the labels of the latter."""
     data.prepare_data()
     data.setup()
-    backbone = offline_backbone()
-    transform = Pradot.configure_pre_processor(IMAGE_SIZE, backbone).transform
-    extractor = create_extractor(backbone, [LAYER])
-
-    def extract(items: list) -> Tensor:
-        return torch.cat([extract_by_parts(extractor, transform(item.image)[None])[LAYER] for item in items])
-
-    train = extract([data.train_data[index] for index in range(min(images, len(data.train_data)))])
-    test_items = list(data.test_data)
-    whitening = LocalWhitening()
-    whitening.update(train)
-    whitening.compute()
-    labels = torch.tensor([int(item.gt_label) for item in test_items])
-    return whitening(train), whitening(extract(test_items)), labels
+    normal = [data.train_data[index] for index in range(min(images, len(data.train_data)))]
+    tested = list(data.test_data)
+    train, test = (layer_features(items, LAYER, IMAGE_SIZE) for items in (normal, tested))
+    whitening = whitening_of(train)
+    return whitening(train), whitening(test), torch.tensor([int(item.gt_label) for item in tested])
 
 
 def fit(prototypes: Prototypes, train: Tensor, step: Step, epochs: int, seed: int) -> list[float]:

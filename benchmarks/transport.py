@@ -21,12 +21,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from anomalib_ot import Assembly
-from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import extract_by_parts
-from anomalib_ot.components.whitening import LocalWhitening
-from anomalib_ot.models.pradot import Pradot
-from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import FusedCost, TransportPlan, Workspace, grid_coordinates, sinkhorn
+
+from .features import layer_features, whitening_of
 
 T = TypeVar("T")
 Source = Literal["pictures", "random"]
@@ -149,9 +146,8 @@ def make_problem(source: Source, side: int, stride: int, channels: int, batch: i
     grid = grid_coordinates(side, side)
     if source == "random":
         # A common feature at each cell and some noise, not negative, as after a ReLU.
-        maps = (
-            torch.rand(1, side * side, channels) + 0.5 * torch.randn(batch + per_cell, side * side, channels)
-        ).relu_()
+        common = torch.rand(1, side * side, channels)
+        maps = (common + 0.5 * torch.randn(batch + per_cell, side * side, channels)).relu_()
     else:
         maps = picture_features(batch + per_cell, side * stride, LAYERS[stride]).flatten(2).mT
         # Columns of an orthogonal matrix: lengths and angles stay.
@@ -159,20 +155,13 @@ def make_problem(source: Source, side: int, stride: int, channels: int, batch: i
     return Problem(maps[:batch].flatten(0, 1), maps[batch:].flatten(0, 1).clone(), grid, grid.repeat(per_cell, 1))
 
 
-@torch.no_grad()
 def picture_features(count: int, size: int, layer: str) -> Tensor:
     """Whitened features (count, D, H, W) of normal pictures of the embedded category at a size in pixels."""
     data = Assembly(Path("results/benchmark") / str(count), n_train=count)
     data.prepare_data()
     data.setup()
-    backbone = offline_backbone()
-    transform = Pradot.configure_pre_processor((size, size), backbone).transform
-    images = torch.stack([transform(item.image) for item in data.train_data])
-    maps = extract_by_parts(create_extractor(backbone, [layer]), images)[layer]
-    whitening = LocalWhitening()
-    whitening.update(maps)
-    whitening.compute()
-    return whitening(maps)
+    maps = layer_features(data.train_data, layer, (size, size))
+    return whitening_of(maps)(maps)
 
 
 def peak_memory() -> float:
