@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
+from anomalib.pre_processing import PreProcessor
 from huggingface_hub import constants, file_exists
 from huggingface_hub.file_download import repo_folder_name
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -22,6 +23,7 @@ from timm.models import (
     load_model_config_from_hf,
     parse_model_name,
 )
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -108,6 +110,20 @@ def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         config = vars(_registered_config(name))
     return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
+
+
+def resize_and_normalize(image_size: tuple[int, int], backbone: str) -> PreProcessor:
+    """The pre-processor of our models: resize, then normalise with the backbone's own mean and standard deviation.
+
+    Args:
+        image_size: Height and width, in pixels.
+        backbone: As for :func:`create_extractor`.
+
+    Returns:
+        The pre-processor.
+    """
+    mean, std = normalization(backbone)
+    return PreProcessor(Compose([Resize(image_size, antialias=True), Normalize(mean=mean, std=std)]))
 
 
 def _check_name(backbone: str, *, pre_trained: bool) -> None:

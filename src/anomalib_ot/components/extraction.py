@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Literal
 
@@ -40,6 +41,12 @@ def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
         return extractor(images)
     parts = [extractor(part) for part in images.contiguous(memory_format=torch.channels_last).split(_PART)]
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def full_precision(features: FeatureMaps) -> AbstractContextManager:
+    """Suspend autocast. Where there is none there is nothing to suspend, nor to trace for export."""
+    device = next(iter(features.values())).device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class FastExtractor:

@@ -21,9 +21,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_ot.components.backbones import normalization
+from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.checkpoints import refuse_another_architecture
 from anomalib_ot.components.extraction import Extraction, FastExtractor
 from anomalib_ot.components.feature_cache import (
     CachePlace,
@@ -212,8 +212,7 @@ class Pradot(AnomalibModule):
         Returns:
             The pre-processor.
         """
-        mean, std = normalization(backbone)
-        return PreProcessor(Compose([Resize(image_size or (224, 224), antialias=True), Normalize(mean=mean, std=std)]))
+        return resize_and_normalize(image_size or (224, 224), backbone)
 
     @staticmethod
     def configure_optimizers() -> None:
@@ -374,34 +373,12 @@ class Pradot(AnomalibModule):
         Raises:
             ValueError: If it is one.
         """
-        difference = self._difference(checkpoint["state_dict"])
-        if difference:
-            theirs = {key: checkpoint.get("hyper_parameters", {}).get(key) for key in _ARCHITECTURE}
-            ours = {key: self.hparams.get(key) for key in _ARCHITECTURE}
-            msg = (
-                f"the checkpoint is of another architecture: {difference}. It was made with {theirs}, this model has "
-                f"{ours}. Give this model the checkpoint's settings, or let Pradot.load_from_checkpoint take them."
-            )
-            raise ValueError(msg)
+        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, ("prototypes",))
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["pradot"]
         self._lowest_cost = state["lowest_cost"]
         self._epochs_since = state["epochs_since"]
         self._best_prototypes = state["best_prototypes"]
-
-    def _difference(self, state_dict: dict[str, Tensor]) -> str | None:
-        """The first way in which a state dict does not fit the backbone and the prototypes, in words."""
-        ours = {name: value for name, value in self.state_dict().items() if name.startswith("model.")}
-        theirs = {name: value for name, value in state_dict.items() if name.startswith("model.")}
-        if missing := sorted(ours.keys() - theirs.keys()):
-            return f"it lacks {missing[0]}"
-        if unknown := sorted(theirs.keys() - ours.keys()):
-            return f"it has {unknown[0]}, which this model lacks"
-        for name, value in ours.items():
-            # What a model learns has no shape before it is fitted.
-            if value.numel() and "prototypes" not in name and theirs[name].shape != value.shape:
-                return f"{name} is of shape {tuple(theirs[name].shape)}, not {tuple(value.shape)}"
-        return None
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

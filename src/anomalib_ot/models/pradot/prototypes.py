@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.extraction import is_exporting
+from anomalib_ot.components.settings import require
 from anomalib_ot.transport import (
     FusedCost,
     Processes,
@@ -330,21 +331,3 @@ def _hitting_set(rows: csr_array) -> list[int]:
         open_rows[hit] = False
         counts -= np.bincount(rows[hit].indices, minlength=len(counts))
     return chosen
-
-
-def require(condition: bool, name: str, allowed: object, value: object) -> None:
-    """Refuse a value out of its range.
-
-    Args:
-        condition: Whether it is within.
-        name: Name of the argument.
-        allowed: What it may be, in words or as the possible values.
-        value: What it is.
-
-    Raises:
-        ValueError: If it is not within.
-    """
-    if not condition:
-        allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
-        msg = f"{name} must be {allowed}, not {value!r}"
-        raise ValueError(msg)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
 from typing import Any, cast
 
@@ -10,13 +9,14 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
+from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import extract_by_parts
+from anomalib_ot.components.extraction import extract_by_parts, full_precision
+from anomalib_ot.components.settings import require
 from anomalib_ot.components.whitening import LocalWhitening
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
-from .anomaly_map import AnomalyMapGenerator
-from .prototypes import Prototypes, PrototypeSettings, require
+from .prototypes import Prototypes, PrototypeSettings
 
 
 class PradotModel(nn.Module):
@@ -144,7 +144,7 @@ class PradotModel(nn.Module):
             NotConvergedWarning: Once, if the transport stopped before the tolerance was reached.
         """
         costs, errors = [], []
-        with _full_precision(features):
+        with full_precision(features):
             embeddings = self._embed(features)
             for layer, prototypes in self.by_layer():
                 plan = prototypes.update(embeddings[layer])
@@ -164,7 +164,7 @@ class PradotModel(nn.Module):
 
     def transport_cost(self, features: dict[str, Tensor]) -> float:
         """Transport cost of a batch, averaged over layers and α, without a training step."""
-        with _full_precision(features):
+        with full_precision(features):
             embeddings = self._embed(features)
             plans = (prototypes.transport(embeddings[layer])[0] for layer, prototypes in self.by_layer())
             return fmean(plan.transport_cost() for plan in plans)
@@ -209,7 +209,7 @@ class PradotModel(nn.Module):
         """
         needed = [torch.zeros(len(each.features), dtype=torch.bool) for _, each in self.by_layer()]
         for features in batches:
-            with _full_precision(features):
+            with full_precision(features):
                 embeddings = self._embed(features)
                 for (layer, prototypes), mask in zip(self.by_layer(), needed, strict=True):
                     prototypes.add_needed(mask, embeddings[layer], tolerance)
@@ -242,7 +242,7 @@ class PradotModel(nn.Module):
 
     def _scores(self, features: dict[str, Tensor]) -> list[list[Tensor]]:
         """Score map (B, 1, H, W) of each layer and, within it, each α."""
-        with _full_precision(features):
+        with full_precision(features):
             embeddings = self._embed(features)
             return [
                 [prototypes(embeddings[layer]) for prototypes in cast("nn.ModuleList", group)]
@@ -262,9 +262,3 @@ class PradotModel(nn.Module):
 def _key(layer: str) -> str:
     """Name of a layer as a key of a ``ModuleDict``, which has no dots."""
     return layer.replace(".", "_")
-
-
-def _full_precision(features: dict[str, Tensor]) -> AbstractContextManager:
-    """Suspend autocast. Where there is none there is nothing to suspend, nor to trace for export."""
-    device = next(iter(features.values())).device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

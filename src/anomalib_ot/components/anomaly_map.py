@@ -1,4 +1,4 @@
-"""Anomaly map of PRADOT."""
+"""From the scores of cells to an anomaly map."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class AnomalyMapGenerator(nn.Module):
-    """Upsamples the score map of each layer to the image and adds them up (paper, section 3.2).
+    """Upsamples the score map of each layer to the image and adds them up (PRADOT, section 3.2).
 
     Bilinear upsampling and a Gaussian are linear and act on rows and columns one after the other. So a map is its
     scores between two matrices, one for the rows and one for the columns, with far less work than the convolution with
@@ -18,7 +18,7 @@ class AnomalyMapGenerator(nn.Module):
 
     Args:
         smoothing: Standard deviation of a Gaussian over the result, in pixels, as PatchCore has it; 0 for none, as in
-            the paper.
+            PRADOT.
         align_corners: Whether the corner cells lie on the corners of the image, as in the authors' code, rather than
             half a cell inside it, where a strided convolution puts them.
     """
