@@ -5,8 +5,13 @@ The public names are imported on first use, so that ``import anomalib_ot`` stays
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Assembly": "anomalib_ot.data", "Pradot": "anomalib_ot.models"}
-__all__ = ["Assembly", "Pradot"]
+_PUBLIC = {
+    "Assembly": "anomalib_ot.data",
+    "FewShot": "anomalib_ot.data",
+    "Foct": "anomalib_ot.models",
+    "Pradot": "anomalib_ot.models",
+}
+__all__ = ["Assembly", "FewShot", "Foct", "Pradot"]
 
 
 def __getattr__(name: str) -> type:

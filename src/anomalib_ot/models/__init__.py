@@ -1,9 +1,10 @@
 """The models. Importing this package registers them with anomalib."""
 
 from anomalib_ot import data  # noqa: F401 - so that anomalib finds our data modules by name too
+from anomalib_ot.models.foct import Foct
 from anomalib_ot.models.pradot import Pradot
 from anomalib_ot.plugin import register
 
-register(Pradot)
+register(Foct, Pradot)
 
-__all__ = ["Pradot"]
+__all__ = ["Foct", "Pradot"]

@@ -1,0 +1,6 @@
+"""FOCT: few-shot detection with conditional transport and an online memory."""
+
+from .lightning_model import Foct
+from .torch_model import FoctModel
+
+__all__ = ["Foct", "FoctModel"]

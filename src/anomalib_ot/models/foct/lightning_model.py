@@ -1,0 +1,297 @@
+"""FOCT for anomalib: few-shot detection with foreground-aware online conditional transport.
+
+Paper: FOCT: Few-shot industrial anomaly detection with foreground-aware online conditional transport, ACM Multimedia
+2024.
+"""
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Normalize
+
+from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.checkpoints import refuse_another_architecture
+from anomalib_ot.components.feature_cache import check_finite
+from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
+from anomalib_ot.transport import NavigatorStart
+
+from .torch_model import FoctModel, Measure, TransportSettings
+
+logger = logging.getLogger(__name__)
+
+# Support images beyond which every query takes long.
+_MANY = 32
+
+
+class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+    """Few-shot anomaly detection with conditional transport and an online memory.
+
+    Made for one to a few normal images; ``FewShot`` draws them from any data module. Online, the result of an image
+    depends on the images before it.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
+        layers: Layers of the backbone whose features are concatenated.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
+        online: Whether queries teach the episodic memory and the navigator (paper). Otherwise scores are independent of
+            each other.
+        keep_memory: Keep what queries taught from one test or prediction to the next, rather than start afresh.
+        foreground: Finds the product in the support images: ``pca``, the first principal component of the features;
+            ``sam``, segment-anything (paper); or ``none``.
+        sam_checkpoint: File of SAM's weights.
+        sam_prompt: ``box`` around the image or ``point`` at its centre.
+        rotations: Views of each support image, turned by equal angles, of which the one nearest to the query counts; 1
+            for the image alone (paper).
+        position_weight: Weight of positions in the cost; 0 ignores them (paper).
+        foreground_ratio: Share of the foreground features that the memory keeps, in (0, 1].
+        background_ratio: Share of the background features that the memory keeps, in (0, 1].
+        capacity: Features at which the episodic memory is compressed.
+        compression: Share of the capacity that compression keeps, in (0, 1).
+        top_foreground: Largest number of foreground features that a query adds to the episodic memory.
+        top_background: Largest number of background features that it adds.
+        rho: Weight of the forward transport in the objective, in [0, 1].
+        navigator_start: Start the navigator at the ``metric`` of the features, or at ``random`` (paper).
+        navigator_hidden: Hidden units of the navigator.
+        temperature: Temperature of the start ``metric``.
+        learning_rate: Learning rate of the navigator; 1e-4 in the paper.
+        support_steps: Largest number of steps that fit the navigator to each support image; 0 in the paper.
+        query_steps: Largest number of steps that fit it to each query; 100 in the paper.
+        fit_features: Features of memory and query that such a fit samples; 0 for all (paper).
+        tolerance: Relative change of the objective at which a fit ends; 0 takes all steps (paper).
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels.
+        pre_processor: Pre-processor, or whether to use the default.
+        post_processor: Post-processor, or whether to use the default.
+        evaluator: Evaluator, or whether to use the default.
+        visualizer: Visualizer, or whether to use the default.
+
+    Raises:
+        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ModuleNotFoundError: If ``foreground="sam"`` and segment-anything is not installed.
+        FileNotFoundError: If ``foreground="sam"`` and there is no checkpoint.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_ot import FewShot, Foct
+        >>> data = FewShot(MVTecAD(category="bottle"), shots=4)
+        >>> Engine().train(Foct(), datamodule=data)  # doctest: +SKIP
+    """
+
+    model: FoctModel
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        pre_trained: bool = True,
+        image_size: tuple[int, int] = (336, 336),
+        measure: Measure = "transport",
+        online: bool = True,
+        keep_memory: bool = False,
+        foreground: ForegroundName = "pca",
+        sam_checkpoint: Path | str | None = None,
+        sam_prompt: Prompt = "box",
+        rotations: int = 12,
+        position_weight: float = 4.0,
+        foreground_ratio: float = 0.1,
+        background_ratio: float = 0.075,
+        capacity: int = 100,
+        compression: float = 0.25,
+        top_foreground: int = 10,
+        top_background: int = 40,
+        rho: float = 0.5,
+        navigator_start: NavigatorStart = "metric",
+        navigator_hidden: int = 16,
+        temperature: float = 0.3,
+        learning_rate: float = 1e-2,
+        support_steps: int = 100,
+        query_steps: int = 5,
+        fit_features: int = 256,
+        tolerance: float = 1e-3,
+        smoothing: float = 4.0,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(image_size, backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.keep_memory = keep_memory
+        self.foreground = create_foreground(foreground, sam_checkpoint, sam_prompt)
+        self.model = FoctModel(
+            backbone,
+            layers,
+            pre_trained,
+            measure,
+            online,
+            rotations,
+            position_weight,
+            foreground_ratio,
+            background_ratio,
+            capacity,
+            compression,
+            top_foreground,
+            top_background,
+            TransportSettings(
+                rho=rho,
+                hidden=navigator_hidden,
+                start=navigator_start,
+                temperature=temperature,
+                learning_rate=learning_rate,
+                support_steps=support_steps,
+                query_steps=query_steps,
+                fit_features=fit_features,
+                tolerance=tolerance,
+            ),
+            smoothing,
+        )
+        self._support: list[Tensor] = []
+        self._before_validation: dict[str, dict[str, Tensor]] = {}
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        backbone: str = "wide_resnet50_2",
+    ) -> PreProcessor:
+        """Resize and normalise with the backbone's own mean and standard deviation.
+
+        Args:
+            image_size: Height and width, in pixels. Defaults to the paper's 336 × 336.
+            backbone: Backbone whose data configuration to use.
+
+        Returns:
+            The pre-processor.
+        """
+        return resize_and_normalize(image_size or (336, 336), backbone)
+
+    @staticmethod
+    def configure_optimizers() -> None:
+        """The navigator is fitted where it is used, not by the trainer."""
+        return
+
+    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Collect the support images.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            A loss that moves nothing.
+        """
+        del args, kwargs
+        images = batch.image
+        assert images is not None  # noqa: S101 - a data loader's batches have images
+        check_finite({"the backbone": self.model(images)}, getattr(batch, "image_path", None))
+        self._support.append(images)
+        return torch.zeros((), requires_grad=True, device=self.device)
+
+    def fit(self) -> None:
+        """Fill the memory with the support set.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        if not self._support:
+            msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+        images = torch.cat(self._support)
+        self._support = []
+        if len(images) > _MANY:
+            logger.warning(
+                "Foct compares every query with each of %d support images; it is made for a few. Draw some with "
+                "FewShot, or train Pradot.",
+                len(images),
+            )
+        self.model.fit(images, self._pixels(images), self.foreground)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Images as they were before the pre-processor normalised them."""
+        for each in extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Normalize):
+            mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (each.mean, each.std))
+            images = images * std + mean
+        return images
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Score a batch, one image after the other.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The batch with its anomaly maps and image scores.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_validation_start(self) -> None:
+        """Start afresh; what validation teaches is forgotten after it."""
+        super().on_validation_start()
+        self._before_validation = {name: deepcopy(part.state_dict()) for name, part in self._taught().items()}
+        self.model.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Forget the images of the validation set."""
+        for name, part in self._taught().items():
+            part.load_state_dict(self._before_validation[name])
+
+    def _taught(self) -> dict[str, nn.Module]:
+        """What queries teach."""
+        return {"episodic": self.model.episodic, "navigator": self.model.navigator}
+
+    def on_test_start(self) -> None:
+        """Start afresh, unless the memory is kept."""
+        if not self.keep_memory:
+            self.model.reset()
+
+    def on_predict_start(self) -> None:
+        """Start afresh, unless the memory is kept."""
+        if not self.keep_memory:
+            self.model.reset()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another architecture.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        learned = ("semantic", "episodic", "centre", "scale")
+        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, learned)
+        super().on_load_checkpoint(checkpoint)
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of the trainer that the model sets."""
+        return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: Foct learns from normal images. For what anomalib calls few-shot, it would not fit at all."""
+        return LearningType.ONE_CLASS
+
+
+_ARCHITECTURE = ("backbone", "layers", "position_weight", "navigator_hidden")

@@ -1,0 +1,176 @@
+"""FOCT's two memories: semantic, of the support set, and episodic, of the queries so far."""
+
+from typing import NamedTuple
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor, nn
+
+from anomalib_ot.components.coreset import greedy_coreset, random_projection
+from anomalib_ot.components.settings import require
+from anomalib_ot.transport import euclidean_cost
+
+# Dimensions of the projection in which coresets are chosen.
+_PROJECTION = 128
+
+
+class Memory(NamedTuple):
+    """Features that a query is compared with.
+
+    Attributes:
+        features: (B, N, C), for each query of a batch.
+        is_foreground: Whether each is of the foreground, (B, N).
+    """
+
+    features: Tensor
+    is_foreground: Tensor
+
+
+class SemanticMemory(DynamicBufferMixin, nn.Module):
+    """Coresets of the views of the support images (paper, section 4.1).
+
+    Args:
+        foreground_ratio: Share of the foreground features that are kept, in (0, 1].
+        background_ratio: Share of the background features that are kept, in (0, 1].
+
+    Raises:
+        ValueError: If a ratio is out of its range.
+    """
+
+    features: Tensor
+    is_foreground: Tensor
+    threshold: Tensor
+
+    def __init__(self, foreground_ratio: float, background_ratio: float) -> None:
+        super().__init__()
+        require(0 < foreground_ratio <= 1, "foreground_ratio", "in (0, 1]", foreground_ratio)
+        require(0 < background_ratio <= 1, "background_ratio", "in (0, 1]", background_ratio)
+        self.foreground_ratio = foreground_ratio
+        self.background_ratio = background_ratio
+        # (K, R, n, C) and (K, R, n): n features of each of R views of K support images.
+        self.register_buffer("features", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("is_foreground", torch.empty(0, dtype=torch.bool))
+        # Largest distance of a support feature from the coreset of its own view.
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a support set."""
+        return self.features.numel() > 0
+
+    def fit(self, features: Tensor, is_foreground: Tensor) -> None:
+        """Keep coresets, of the same size in each view.
+
+        Args:
+            features: Features of the views of the support images, (K, R, M, C).
+            is_foreground: (K, R, M).
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if is_foreground.shape != features.shape[:-1]:
+            msg = f"masks of shape {tuple(is_foreground.shape)} do not fit features {tuple(features.shape)}"
+            raise ValueError(msg)
+        cells = features.shape[2]
+        share = float(is_foreground.float().mean())
+        foreground = max(1, round(self.foreground_ratio * share * cells)) if share > 0 else 0
+        background = round(self.background_ratio * (1 - share) * cells)
+        kept, flags, reach = [], [], []
+        projection = random_projection(features.shape[-1], _PROJECTION).to(features)
+        for view, mask in zip(features.flatten(0, 1), is_foreground.flatten(0, 1), strict=True):
+            chosen = _coreset_of_parts(view @ projection, mask, foreground, background)
+            kept.append(view[chosen])
+            flags.append(mask[chosen])
+            reach.append(euclidean_cost(view[chosen], view).amin(1).amax())
+        self.features = torch.stack(kept).unflatten(0, features.shape[:2])
+        self.is_foreground = torch.stack(flags).unflatten(0, features.shape[:2])
+        self.threshold = torch.stack(reach).amax()
+
+    def register_to(self, query: Tensor) -> Memory:
+        """Of each support image, the view that lies nearest to the query.
+
+        How near is the mean distance of the query's features from the nearest of the view: the cost of transport where
+        each is sent to one feature.
+
+        Args:
+            query: (B, M, C).
+
+        Returns:
+            The memory of each query, N = K n.
+        """
+        _, views, size, _ = self.features.shape
+        features, flags = [], []
+        for support, mask in zip(self.features, self.is_foreground, strict=True):
+            nearest = euclidean_cost(support.flatten(0, 1), query).unflatten(-1, (views, size)).amin(-1)
+            best = nearest.mean(1).argmin(-1)
+            features.append(support[best])
+            flags.append(mask[best])
+        return Memory(torch.cat(features, 1), torch.cat(flags, 1))
+
+
+class EpisodicMemory(DynamicBufferMixin, nn.Module):
+    """Features of earlier queries (paper, section 4.2).
+
+    Args:
+        capacity: Number of features at which the memory is compressed, L.
+        compression: Share of the capacity that compression keeps, λ, in (0, 1).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    features: Tensor
+    is_foreground: Tensor
+
+    def __init__(self, capacity: int, compression: float) -> None:
+        super().__init__()
+        require(capacity >= 1, "capacity", "at least 1", capacity)
+        require(0 < compression < 1, "compression", "in (0, 1)", compression)
+        self.capacity = capacity
+        self.compression = compression
+        self.register_buffer("features", torch.empty((0, 0), dtype=torch.float32))
+        self.register_buffer("is_foreground", torch.empty(0, dtype=torch.bool))
+
+    def clear(self) -> None:
+        """Forget the queries."""
+        self._set(self.features.new_empty((0, 0)), self.is_foreground.new_empty(0))
+
+    def add(self, features: Tensor, is_foreground: Tensor) -> None:
+        """Remember features (L, C), and compress once the memory is full (eq. 7)."""
+        if not features.numel():
+            return
+        if self.features.numel():
+            features = torch.cat([self.features, features])
+            is_foreground = torch.cat([self.is_foreground, is_foreground])
+        if features.shape[0] >= self.capacity:
+            projection = random_projection(features.shape[1], _PROJECTION).to(features)
+            size = min(features.shape[0], max(1, round(self.compression * self.capacity)))
+            chosen = greedy_coreset(features @ projection, size)
+            features, is_foreground = features[chosen], is_foreground[chosen]
+        self._set(features, is_foreground)
+
+    def _set(self, features: Tensor, is_foreground: Tensor) -> None:
+        # Scoring runs in inference mode, whose tensors could not be loaded into from a checkpoint.
+        with torch.inference_mode(mode=False):
+            self.features, self.is_foreground = features.clone(), is_foreground.clone()
+
+    def join(self, memory: Memory) -> Memory:
+        """The memory of each query of a batch, with what is remembered."""
+        if not self.features.numel():
+            return memory
+        batch = memory.features.shape[0]
+        return Memory(
+            torch.cat([memory.features, self.features.expand(batch, -1, -1)], 1),
+            torch.cat([memory.is_foreground, self.is_foreground.expand(batch, -1)], 1),
+        )
+
+
+def _coreset_of_parts(features: Tensor, mask: Tensor, foreground: int, background: int) -> Tensor:
+    """Coresets of foreground and background; where a part is too small for its share, the other makes up for it."""
+    parts = [mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]]
+    total = foreground + background
+    first = max(min(foreground, parts[0].shape[0]), total - parts[1].shape[0])
+    sizes = [first, total - first]
+    return torch.cat(
+        [part[greedy_coreset(features[part], size)] for part, size in zip(parts, sizes, strict=True) if size]
+    )

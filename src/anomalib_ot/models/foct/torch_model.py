@@ -1,0 +1,332 @@
+"""FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.extraction import extract_by_parts, full_precision, is_exporting
+from anomalib_ot.components.foreground import Everything, Foreground
+from anomalib_ot.components.settings import require
+from anomalib_ot.transport import (
+    Navigator,
+    NavigatorStart,
+    conditional_plan,
+    euclidean_cost,
+    fit_navigator,
+    grid_coordinates,
+)
+
+from .memory import EpisodicMemory, Memory, SemanticMemory
+
+Measure = Literal["transport", "nearest"]
+
+
+@dataclass(frozen=True)
+class TransportSettings:
+    """How the navigator is learned.
+
+    Args:
+        rho: ρ of eq. 4, weight of the forward transport, in [0, 1].
+        hidden: Hidden units of the navigator.
+        start: Where the navigator starts, ``metric`` or, as in the paper, ``random``.
+        temperature: Temperature of the start ``metric``.
+        learning_rate: Of Adam.
+        support_steps: Largest number of steps on the support set.
+        query_steps: Largest number of steps on each query; 0 keeps the navigator of the support set.
+        fit_features: Features of memory and query that a fit takes; 0 for all.
+        tolerance: Relative change of the objective at which a fit ends; 0 takes all steps.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    rho: float = 0.5
+    hidden: int = 16
+    start: NavigatorStart = "metric"
+    temperature: float = 0.3
+    learning_rate: float = 1e-2
+    support_steps: int = 100
+    query_steps: int = 5
+    fit_features: int = 256
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require(0 <= self.rho <= 1, "rho", "in [0, 1]", self.rho)
+        require(self.hidden >= 1, "hidden", "at least 1", self.hidden)
+        require(self.start in get_args(NavigatorStart), "start", get_args(NavigatorStart), self.start)
+        require(self.temperature > 0, "temperature", "positive", self.temperature)
+        require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require(self.support_steps >= 0, "support_steps", "at least 0", self.support_steps)
+        require(self.query_steps >= 0, "query_steps", "at least 0", self.query_steps)
+        require(self.fit_features >= 0, "fit_features", "at least 0", self.fit_features)
+        require(self.tolerance >= 0, "tolerance", "at least 0", self.tolerance)
+
+    def fit(self, navigator: Navigator, memory: Tensor, query: Tensor, steps: int) -> None:
+        """Fit a navigator, in place, to a memory (N, C) and a query (M, C)."""
+        fit_navigator(
+            navigator,
+            memory,
+            query,
+            rho=self.rho,
+            learning_rate=self.learning_rate,
+            steps=steps,
+            features=self.fit_features or None,
+            tolerance=self.tolerance,
+        )
+
+
+class FoctModel(DynamicBufferMixin, nn.Module):
+    """Frozen features, a semantic and an episodic memory, and the transport between them and a query.
+
+    Memories, transport and maps stay in float32 whatever the precision of the backbone.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:PATH``.
+        layers: Layers whose features are concatenated, at the finest grid among them.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
+        online: Whether queries teach the episodic memory.
+        rotations: Views of each support image, turned by equal angles; 1 for the image alone, as in the paper.
+        position_weight: Weight of positions in the cost, with features of unit variance and an image of unit size; 0
+            ignores positions, as in the paper.
+        foreground_ratio: α, share of the foreground features of the support set that is kept, in (0, 1].
+        background_ratio: β, share of the background features that is kept, in (0, 1].
+        capacity: L, features at which the episodic memory is compressed.
+        compression: λ, share of the capacity that compression keeps, in (0, 1).
+        top_foreground: Largest number of foreground features that a query adds to the episodic memory.
+        top_background: Largest number of background features that it adds.
+        transport: How the navigator is learned.
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+
+    Raises:
+        ValueError: If an argument is out of its range or the backbone lacks a layer.
+
+    Example:
+        >>> model = FoctModel("resnet18", ["layer2", "layer3"], pre_trained=False, rotations=1).eval()
+        >>> model.fit(torch.rand(2, 3, 64, 64))
+        >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
+        torch.Size([2, 1, 64, 64])
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        pre_trained: bool = True,
+        measure: Measure = "transport",
+        online: bool = True,
+        rotations: int = 12,
+        position_weight: float = 4.0,
+        foreground_ratio: float = 0.1,
+        background_ratio: float = 0.075,
+        capacity: int = 100,
+        compression: float = 0.25,
+        top_foreground: int = 10,
+        top_background: int = 40,
+        transport: TransportSettings | None = None,
+        smoothing: float = 4.0,
+    ) -> None:
+        super().__init__()
+        require(measure in get_args(Measure), "measure", get_args(Measure), measure)
+        require(rotations >= 1, "rotations", "at least 1", rotations)
+        require(position_weight >= 0, "position_weight", "at least 0", position_weight)
+        require(top_foreground >= 0, "top_foreground", "at least 0", top_foreground)
+        require(top_background >= 0, "top_background", "at least 0", top_background)
+        added = top_foreground + top_background
+        require(capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", capacity)
+        self.measure = measure
+        self.online = online
+        self.rotations = rotations
+        self.position_weight = position_weight
+        self.top_foreground = top_foreground
+        self.top_background = top_background
+        self.settings = transport or TransportSettings()
+        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.semantic = SemanticMemory(foreground_ratio, background_ratio)
+        self.episodic = EpisodicMemory(capacity, compression)
+        # Mean (C,) and total standard deviation () of the support features.
+        self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        channels = sum(self.feature_extractor.out_dims) + 2 * (position_weight > 0)
+        # As the support set leaves it, and as it stands.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.support_navigator = Navigator(
+                channels, self.settings.hidden, self.settings.start, self.settings.temperature
+            )
+        self.navigator = deepcopy(self.support_navigator)
+        self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FoctModel":
+        super()._apply(fn, recurse)
+        self.centre, self.scale = self.centre.float(), self.scale.float()
+        for part in (self.semantic, self.episodic, self.support_navigator, self.navigator, self.anomaly_map_generator):
+            part.float()
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a support set, from training or a checkpoint."""
+        return self.semantic.is_fitted
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features of cells as PatchCore's: averaged over 3 x 3 cells, layers concatenated at the finest grid.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            (B, D, H, W), float32.
+        """
+        maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in self._layers_of(images)]
+        return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
+
+    def _layers_of(self, images: Tensor) -> list[Tensor]:
+        # In the order of the network, the finest first.
+        return list(extract_by_parts(self.feature_extractor, images).values())
+
+    def views(self, images: Tensor) -> Tensor:
+        """Images (K, C, h, w) turned by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
+        if self.rotations == 1:
+            return images[:, None]
+        height, width = images.shape[-2:]
+        padded = F.pad(images, [width // 4, width // 4, height // 4, height // 4], mode="reflect")
+        return torch.stack(
+            [
+                transforms.center_crop(
+                    transforms.rotate(padded, 360 * i / self.rotations, InterpolationMode.BILINEAR), [height, width]
+                )
+                for i in range(self.rotations)
+            ],
+            dim=1,
+        )
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, pixels: Tensor | None = None, foreground: Foreground | None = None) -> None:
+        """Fill the semantic memory with the support set and fit the navigator to it.
+
+        Args:
+            images: Support images, pre-processed, (K, 3, h, w).
+            pixels: The same as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
+            foreground: Finds the foreground; by default all is.
+        """
+        features = self.extract(images)
+        masks = (foreground or Everything())(images if pixels is None else pixels, features)
+        flat = features.movedim(1, -1).flatten(0, -2)
+        self.centre = flat.mean(0)
+        self.scale = flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
+        rows, columns = features.shape[-2:]
+        embeddings = torch.stack([self._embed(self.extract(views)) for views in self.views(images)])
+        # Rotating is for images: masks are turned as such.
+        turned = self.views(masks[:, None].float())
+        turned = F.interpolate(turned.flatten(0, 1), (rows, columns)).flatten(1).unflatten(0, turned.shape[:2])
+        self.semantic.fit(embeddings, turned > 0.5)  # noqa: PLR2004
+        if self.measure == "transport":
+            for query in embeddings[:, 0]:
+                memory = self.semantic.register_to(query[None]).features[0]
+                self.settings.fit(self.support_navigator, memory, query, self.settings.support_steps)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the queries: an empty episodic memory and the navigator of the support set."""
+        self.episodic.clear()
+        self.navigator.load_state_dict(self.support_navigator.state_dict())
+
+    def forward(self, images: Tensor) -> Tensor | InferenceBatch:
+        """Features while training, scores otherwise.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            While training, the features (B, D, H, W). Otherwise the anomaly map (B, 1, h, w) and the image score (B,),
+            its maximum. Online, one query after another teaches the memory.
+
+        Raises:
+            RuntimeError: If there is no support set yet.
+        """
+        features = self.extract(images)
+        if self.training:
+            return features
+        if not self.is_fitted:
+            msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+        with full_precision({"features": features}):
+            query = self._embed(features)
+            if is_exporting():
+                scores, _, _ = self._score(query, self.episodic.join(self.semantic.register_to(query)), self.navigator)
+            else:
+                scores = torch.cat([self._score_and_learn(each) for each in query.split(1)])
+            maps = scores.unflatten(-1, features.shape[-2:])[:, None]
+            anomaly_map = self.anomaly_map_generator([maps], images.shape[-2:])
+        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """Features (B, D, H, W) with their positions, as points (B, M, C) whose Euclidean distance is the cost."""
+        points = (features.movedim(1, -1) - self.centre) / self.scale
+        if self.position_weight:
+            positions = self.position_weight * grid_coordinates(*features.shape[-2:]).to(points)
+            batch = features.shape[0]
+            points = torch.cat([points, positions.view(*features.shape[-2:], 2).expand(batch, -1, -1, -1)], -1)
+        return points.flatten(1, 2)
+
+    def _score_and_learn(self, query: Tensor) -> Tensor:
+        """Scores (1, M) of one query (1, M, C), which may then join the episodic memory."""
+        semantic = self.semantic.register_to(query)
+        memory = self.episodic.join(semantic)
+        navigator = self.navigator
+        if self.measure == "transport" and self.settings.query_steps:
+            if not self.online:
+                navigator = deepcopy(self.support_navigator)
+            self.settings.fit(navigator, memory.features[0], query[0], self.settings.query_steps)
+        scores, relevance, foreground = self._score(query, memory, navigator)
+        if self.online:
+            self._learn(query[0], scores[0], relevance[0], foreground[0])
+        return scores
+
+    def _score(self, query: Tensor, memory: Memory, navigator: Navigator) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 8 for queries (B, M, C): their scores, how relevant they are to the memory, and what of it is foreground.
+
+        Relevance is the largest probability of being sent to a feature of the memory (eq. 6); where it is the nearest
+        that counts, closeness to it. All are (B, M).
+        """
+        costs = euclidean_cost(memory.features, query)
+        flags = memory.is_foreground.to(costs.dtype)
+        if self.measure == "nearest":
+            scores, nearest = costs.min(-1)
+            return scores, -scores, flags.gather(-1, nearest)
+        forward = conditional_plan(navigator(memory.features, query)).forward
+        return (forward * costs).sum(-1), forward.amax(-1), (forward @ flags[..., None])[..., 0]
+
+    def _learn(self, query: Tensor, scores: Tensor, relevance: Tensor, foreground: Tensor) -> None:
+        """Remember the most relevant features of a query (M, C), none of which scores as anomalous.
+
+        A feature is normal if it is no farther from the memory than the farthest feature of the support set is from the
+        coreset of its own image: that much was left out as the same. So a defect, be it ever so frequent, never enters.
+        """
+        normal = scores <= self.semantic.threshold
+        is_foreground = foreground > 0.5  # noqa: PLR2004
+        chosen = torch.cat(
+            [
+                part[relevance[part].topk(min(count, part.shape[0])).indices]
+                for count, part in (
+                    (self.top_foreground, (normal & is_foreground).nonzero()[:, 0]),
+                    (self.top_background, (normal & ~is_foreground).nonzero()[:, 0]),
+                )
+            ]
+        )
+        self.episodic.add(query[chosen], is_foreground[chosen])
