@@ -94,7 +94,9 @@ class PrincipalComponent(Foreground):
         values = component.float().cpu().numpy()
         if np.ptp(values) == 0:
             return torch.zeros_like(component, dtype=torch.bool)
-        masks = component > float(threshold_otsu(values))
+        split = float(threshold_otsu(values))
+        # Otsu's threshold is a bin of the lower class: what lies between the means of the classes is farther from both.
+        masks = component > (values[values <= split].mean() + values[values > split].mean()) / 2
         border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], dim=1)
         return ~masks if border.float().mean() > masks.float().mean() else masks
 

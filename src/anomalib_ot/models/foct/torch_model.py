@@ -291,7 +291,9 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         navigator = self.navigator
         if self.measure == "transport" and self.settings.query_steps:
             if not self.online:
-                navigator = deepcopy(self.support_navigator)
+                # Parameters made in inference mode could not be fitted.
+                with torch.inference_mode(mode=False):
+                    navigator = deepcopy(self.support_navigator)
             self.settings.fit(navigator, memory.features[0], query[0], self.settings.query_steps)
         scores, relevance, foreground = self._score(query, memory, navigator)
         if self.online:

@@ -1,0 +1,263 @@
+"""The torch model of FOCT, with a small random backbone."""
+
+import pytest
+import torch
+
+from anomalib_ot.components.foreground import PrincipalComponent
+from anomalib_ot.models.foct import FoctModel
+from anomalib_ot.models.foct.memory import EpisodicMemory, SemanticMemory
+from anomalib_ot.models.foct.torch_model import TransportSettings
+from anomalib_ot.transport import conditional_plan
+
+
+def images(count, seed=0):
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def model():
+    def make(transport=None, shots=2, **arguments):
+        torch.manual_seed(0)
+        made = FoctModel(
+            "resnet18",
+            ["layer2", "layer3"],
+            pre_trained=False,
+            transport=TransportSettings(**{"support_steps": 3, "query_steps": 2, "tolerance": 0, **(transport or {})}),
+            **{"rotations": 2, "foreground_ratio": 0.5, "background_ratio": 0.5, **arguments},
+        ).eval()
+        if shots:
+            made.fit(images(shots))
+        return made
+
+    return make
+
+
+def score(model, batch):
+    with torch.inference_mode():
+        return model(batch)
+
+
+def test_shapes_and_image_score(model):
+    result = score(model(), images(3, 1))
+    assert result.anomaly_map.shape == (3, 1, 64, 64)
+    torch.testing.assert_close(result.pred_score, result.anomaly_map.amax((1, 2, 3)))
+
+
+def test_features_are_those_of_patchcore(model):
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    ours = model(shots=0)
+    theirs = PatchcoreModel(["layer2", "layer3"], "resnet18", pre_trained=False).train()
+    theirs.feature_extractor.load_state_dict(ours.feature_extractor.state_dict())
+    theirs.feature_extractor.eval()
+    expected = theirs(images(2))
+    torch.testing.assert_close(ours.extract(images(2)).permute(0, 2, 3, 1).flatten(0, 2), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_nearest_is_the_distance_to_the_support_set(model):
+    ours = model(measure="nearest", online=False, rotations=1, position_weight=0.0, foreground_ratio=1.0, smoothing=0)
+    features, support = (ours.extract(each).permute(0, 2, 3, 1) for each in (images(1, 1), images(2)))
+    expected = torch.cdist(features.flatten(0, 2), support.flatten(0, 2)).amin(1) / ours.scale
+    score_map = ours._score_and_learn(ours._embed(ours.extract(images(1, 1))))
+    torch.testing.assert_close(score_map[0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_score_is_the_expected_cost_under_the_forward_navigator(model):
+    ours = model(online=False, rotations=1, transport={"query_steps": 0})
+    query = ours._embed(ours.extract(images(1, 1)))
+    memory = ours.semantic.features.flatten(0, 2)
+    navigators = conditional_plan(ours.support_navigator(memory, query[0])).forward
+    expected = (navigators * torch.cdist(query[0], memory)).sum(1)
+    torch.testing.assert_close(ours._score_and_learn(query)[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_support_image_scores_nothing(model):
+    ours = model(measure="nearest", online=False, foreground_ratio=1.0)
+    seen, new = score(ours, images(2)), score(ours, images(2, 1))
+    assert float(seen.pred_score.max()) < 0.1 * float(new.pred_score.min())
+
+
+def test_view_nearest_to_the_query_counts(model):
+    ours = model(measure="nearest", online=False, rotations=4, foreground_ratio=1.0)
+    for turn in range(4):
+        query = ours._embed(ours.extract(ours.views(images(1))[0, turn : turn + 1]))
+        registered = ours.semantic.register_to(query).features[0, : ours.semantic.features.shape[2]]
+        assert torch.equal(registered, ours.semantic.features[0, turn])
+
+
+def test_views_are_turned_by_equal_angles(model):
+    ours = model(rotations=4, shots=0)
+    views = ours.views(images(2))
+    assert views.shape == (2, 4, 3, 64, 64)
+    torch.testing.assert_close(views[:, 0], images(2))
+    torch.testing.assert_close(views[:, 1], images(2).rot90(1, (-2, -1)), atol=1e-3, rtol=1e-3)
+
+
+def test_position_weight_tells_places_apart(model):
+    maps = torch.zeros(1, 128 + 256, 8, 8)
+    weighted, plain = model(), model(position_weight=0.0)
+    assert weighted._embed(maps).shape[-1] == plain._embed(maps).shape[-1] + 2
+    points = weighted._embed(maps)[0]
+    assert float((points[0] - points[-1]).norm()) == pytest.approx(4 * 2**0.5, rel=1e-4)
+    assert float((plain._embed(maps)[0][0] - plain._embed(maps)[0][-1]).norm()) == 0
+
+
+@pytest.mark.parametrize("arguments", [{}, {"online": False}, {"measure": "nearest"}])
+def test_batches_give_what_single_queries_give(model, arguments):
+    together, single = model(**arguments), model(**arguments)
+    batch = images(4, 1)
+    one_by_one = torch.cat([score(single, image[None]).anomaly_map for image in batch])
+    torch.testing.assert_close(score(together, batch).anomaly_map, one_by_one, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together.episodic.features, single.episodic.features)
+
+
+def test_scores_are_independent_unless_online(model):
+    offline = model(online=False)
+    first = score(offline, images(1, 5)).anomaly_map
+    score(offline, images(4, 1))
+    assert torch.equal(score(offline, images(1, 5)).anomaly_map, first)
+    assert not offline.episodic.features.numel()
+
+
+def test_online_depends_on_what_came_before_until_reset(model):
+    online = model()
+    first = score(online, images(1, 5)).anomaly_map
+    assert online.episodic.features.numel()
+    assert not torch.equal(score(online, images(1, 5)).anomaly_map, first)
+    online.reset()
+    assert torch.equal(score(online, images(1, 5)).anomaly_map, first)
+
+
+def test_stream_of_defects_does_not_teach_the_memory_defects(model):
+    """The same defect in every query: nothing of it is ever remembered, and its score stays."""
+    normal = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
+    defect = normal.clone()
+    defect[..., :24, :24] = 8.0
+    online, offline = (
+        model(measure="nearest", rotations=1, foreground_ratio=0.2, online=online, shots=0) for online in (True, False)
+    )
+    for each in (online, offline):
+        each.fit(normal)
+    scores = torch.stack([score(online, defect).pred_score[0] for _ in range(20)])
+    query = offline._embed(offline.extract(defect))
+    anomalous = query[0][offline._score_and_learn(query)[0] > offline.semantic.threshold]
+    assert len(anomalous) > 5
+    assert len(online.episodic.features) > 5
+    assert float(torch.cdist(anomalous, online.episodic.features).min()) > 0
+    assert float(scores[-1]) > 0.9 * float(scores[0]) > 2 * float(offline.semantic.threshold)
+
+
+def test_threshold_is_the_largest_distance_within_the_support_set():
+    memory = SemanticMemory(0.5, 0.5)
+    features = torch.rand(2, 3, 20, 4, generator=torch.Generator().manual_seed(0))
+    memory.fit(features, torch.ones(2, 3, 20, dtype=torch.bool))
+    reach = torch.cdist(features, memory.features).amin(-1).amax()
+    torch.testing.assert_close(memory.threshold, reach, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_keeps_shares_of_foreground_and_background():
+    memory = SemanticMemory(0.5, 0.25)
+    mask = torch.zeros(1, 2, 40, dtype=torch.bool)
+    mask[..., :8] = True
+    memory.fit(torch.rand(1, 2, 40, 3), mask)
+    assert memory.features.shape == (1, 2, 4 + 8, 3)
+    assert memory.is_foreground.sum(-1).tolist() == [[4, 4]]
+
+
+def test_view_without_foreground_is_filled_from_its_background():
+    memory = SemanticMemory(0.5, 0.25)
+    mask = torch.zeros(1, 2, 40, dtype=torch.bool)
+    mask[:, 0, :16] = True
+    memory.fit(torch.rand(1, 2, 40, 3), mask)
+    assert memory.is_foreground.sum(-1).tolist() == [[4, 0]]
+
+
+def test_masks_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        SemanticMemory(0.1, 0.1).fit(torch.rand(1, 2, 40, 3), torch.ones(1, 2, 39, dtype=torch.bool))
+
+
+def test_episodic_memory_stays_within_its_capacity():
+    memory = EpisodicMemory(20, 0.25)
+    sizes = []
+    for step in range(30):
+        memory.add(torch.rand(6, 3), torch.arange(6) < step % 6)
+        sizes.append(len(memory.features))
+        assert len(memory.is_foreground) == sizes[-1]
+    assert sizes[:4] == [6, 12, 18, 5]
+    assert max(sizes) < 20
+
+
+def test_foreground_splits_what_is_remembered(model):
+    ours = model(rotations=1, shots=0, top_foreground=3, top_background=5, capacity=100, measure="nearest")
+    picture = 0.05 * images(1)
+    picture[..., 16:48, 16:48] += 2
+    ours.fit(picture, foreground=PrincipalComponent())
+    assert ours.semantic.is_foreground.any()
+    assert not ours.semantic.is_foreground.all()
+    score(ours, picture)
+    assert int(ours.episodic.is_foreground.sum()) == 3
+    assert len(ours.episodic.features) == 8
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 50)])
+def test_any_size(model, size):
+    ours = model(shots=0)
+    ours.fit(torch.rand(1, 3, *size))
+    assert score(ours, torch.rand(2, 3, *size)).anomaly_map.shape == (2, 1, *size)
+
+
+def test_bfloat16_backbone(model):
+    ours = model().to(torch.bfloat16)
+    assert ours.semantic.features.dtype == torch.float32
+    assert score(ours, images(1, 1).bfloat16()).anomaly_map.isfinite().all()
+
+
+def test_state_dict_restores_memory_and_navigator(model):
+    ours = model()
+    score(ours, images(3, 1))
+    other = model(shots=0)
+    other.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(score(other, images(1, 2)).anomaly_map, score(ours, images(1, 2)).anomaly_map)
+
+
+def test_unfitted_model_says_what_to_do(model):
+    with pytest.raises(RuntimeError, match="no support set yet: fit it, or load"):
+        score(model(shots=0), images(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measure": "cosine"}, "measure must be"),
+        ({"rotations": 0}, "rotations must be at least 1"),
+        ({"position_weight": -1.0}, "position_weight must be at least 0"),
+        ({"foreground_ratio": 0.0}, r"foreground_ratio must be in \(0, 1\]"),
+        ({"background_ratio": 1.5}, r"background_ratio must be in \(0, 1\]"),
+        ({"capacity": 49}, r"capacity must be at least top_foreground \+ top_background, 50, not 49"),
+        ({"compression": 1.0}, r"compression must be in \(0, 1\)"),
+        ({"top_foreground": -1}, "top_foreground must be at least 0"),
+    ],
+)
+def test_bad_settings(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(shots=0, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rho": -0.1}, r"rho must be in \[0, 1\]"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"query_steps": -1}, "query_steps must be at least 0"),
+        ({"support_steps": -1}, "support_steps must be at least 0"),
+        ({"hidden": 0}, "hidden must be at least 1"),
+        ({"start": "zero"}, "start must be"),
+        ({"fit_features": -1}, "fit_features must be at least 0"),
+        ({"tolerance": -1.0}, "tolerance must be at least 0"),
+    ],
+)
+def test_bad_transport_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TransportSettings(**arguments)
