@@ -14,10 +14,11 @@ import torch
 from anomalib.data import AnomalibDataModule, Folder, MVTecAD
 from jsonargparse import auto_cli
 
+from anomalib_ot.comparison import measure
 from anomalib_ot.data import MVTecLOCOAD
 from anomalib_ot.offline import offline_backbone
 
-from .side_by_side import measure, models
+from .side_by_side import models
 
 CATEGORIES: dict[str, Callable[[Path], AnomalibDataModule]] = {
     "tray/breakfast_box": lambda root: MVTecLOCOAD(

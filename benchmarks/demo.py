@@ -19,9 +19,10 @@ from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
 from anomalib_ot import Assembly
+from anomalib_ot.comparison import measure
 from anomalib_ot.offline import offline_backbone
 
-from .side_by_side import IMAGE_SIZE, measure, models
+from .side_by_side import IMAGE_SIZE, models
 
 NAMES = ("Pradot", "PaDiM")
 

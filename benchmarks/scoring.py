@@ -15,10 +15,11 @@ from anomalib.engine import Engine
 from jsonargparse import auto_cli
 
 from anomalib_ot import Assembly
+from anomalib_ot.comparison import measure, median_seconds
 from anomalib_ot.components.extraction import extract_by_parts
 from anomalib_ot.offline import offline_backbone
 
-from .side_by_side import IMAGE_SIZE, measure, median_seconds, models
+from .side_by_side import IMAGE_SIZE, models
 
 FLOAT = {"INFERENCE_PRECISION_HINT": "f32"}
 

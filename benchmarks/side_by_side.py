@@ -1,19 +1,12 @@
-"""Fit and test models on the same images, backbone and size, and measure them alike."""
+"""The models that are compared, with the same backbone, size and metrics."""
 
-import time
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
-import torch
-from anomalib.data import AnomalibDataModule
-from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, AUROC, Evaluator
 from anomalib.models import Padim, Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import seed_everything
 
 from anomalib_ot import Pradot
 
@@ -55,46 +48,3 @@ def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dic
         "PaDiM": lambda: Padim(layers=["blocks.1", *two], n_features=100, **parts(backbone)),
         "PatchCore 1 %": lambda: Patchcore(layers=two, coreset_sampling_ratio=0.01, **parts(backbone)),
     }
-
-
-def measure(
-    build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int = 0
-) -> tuple[AnomalibModule, dict[str, float]]:
-    """Fit and test one model.
-
-    Args:
-        build: Makes the model.
-        data: Images to fit and test on.
-        seed: Seed of everything random.
-
-    Returns:
-        The fitted model, and the test metrics in percent, ``fit_s`` with the validation that sets the thresholds, and
-        ``ms_per_image``, the median of the network alone on one image at a time.
-    """
-    seed_everything(seed, workers=True, verbose=False)
-    model = build()
-    engine = Engine(default_root_dir=Path(mkdtemp()), accelerator="cpu", logger=False, enable_progress_bar=False)
-    start = time.perf_counter()
-    engine.fit(model, datamodule=data)
-    fit_s = time.perf_counter() - start
-    metrics = engine.test(model, datamodule=data, verbose=False)[0]
-    result = {name: 100 * value for name, value in metrics.items()}
-    return model, {**result, "fit_s": fit_s, "ms_per_image": 1000 * seconds_per_image(model)}
-
-
-@torch.inference_mode()
-def seconds_per_image(model: AnomalibModule) -> float:
-    """Median time of the fitted network on one pre-processed image."""
-    image = torch.rand(1, 3, *IMAGE_SIZE)
-    model.eval()
-    return median_seconds(lambda: model.model(image))
-
-
-def median_seconds(function: Callable[[], object], repeats: int = 20) -> float:
-    """Median wall time of a function, after two calls to warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return sorted(times[2:])[repeats // 2]

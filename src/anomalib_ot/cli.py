@@ -30,7 +30,36 @@ def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_
     return offline_backbone(cache_dir, architecture)
 
 
-_SUBCOMMANDS = {"weights": weights}
+def few_shot(
+    plan: Path,
+    backbone: str | None = None,
+    shots: list[int] = [1, 2, 4],  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    seeds: int = 5,
+    output: Path = Path("results/few_shot.csv"),
+    accelerator: str = "auto",
+) -> str:
+    """Compare models that are given a few training images, and print mean and standard deviation over draws.
+
+    A comparison that was broken off goes on where it stopped.
+
+    Args:
+        plan: YAML file with the data module and the models, as configs/compare/few_shot.yaml.
+        backbone: Backbone to give to all models instead of the file's.
+        shots: Numbers of training images.
+        seeds: Number of draws of each.
+        output: CSV file to which each result is added.
+        accelerator: Where to run, as the trainer's.
+
+    Returns:
+        The table, in Markdown.
+    """
+    from anomalib_ot.comparison import FewShotPlan, compare_few_shot, summarise  # noqa: PLC0415
+
+    read = FewShotPlan(plan, backbone)
+    return summarise(compare_few_shot(read.data, read.models(), shots, seeds, output, accelerator))
+
+
+_SUBCOMMANDS = {"few-shot": few_shot, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:

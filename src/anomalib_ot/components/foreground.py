@@ -91,7 +91,7 @@ class PrincipalComponent(Foreground):
         centred = flat - flat.mean(0)
         direction = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
         component = (cells - flat.mean(0)) @ direction
-        values = component.float().cpu().numpy()
+        values = component.float().flatten().cpu().numpy()
         if np.ptp(values) == 0:
             return torch.zeros_like(component, dtype=torch.bool)
         split = float(threshold_otsu(values))

@@ -8,6 +8,7 @@ from .conditional import (
     conditional_plan,
     euclidean_cost,
     fit_navigator,
+    squared_distance,
 )
 from .costs import Cost, DenseCost, FusedCost, SpatialCost, feature_cost, grid_coordinates, spatial_cost
 from .processes import Processes
@@ -34,4 +35,5 @@ __all__ = [
     "grid_coordinates",
     "sinkhorn",
     "spatial_cost",
+    "squared_distance",
 ]

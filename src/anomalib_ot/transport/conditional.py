@@ -41,7 +41,7 @@ class Navigator(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int = 16, start: NavigatorStart = "metric", temperature: float = 0.3
+        self, channels: int, hidden: int = 4, start: NavigatorStart = "metric", temperature: float = 0.3
     ) -> None:
         super().__init__()
         if channels < 1 or hidden < 1:
@@ -76,10 +76,13 @@ class Navigator(nn.Module):
         """
         memory_part = memory.square() @ self.weight.mT
         query_part = query.square() @ self.weight.mT + self.bias
+        # The squares and the bias come in as two more channels.
+        left, right = torch.ones_like(query[..., :1]), torch.ones_like(memory[..., :1])
         total: Tensor | None = None
         for h, (weight, out) in enumerate(zip(self.weight, self.out, strict=True)):
-            inner = (query * (-2 * weight)) @ memory.mT
-            unit = (inner + query_part[..., h, None] + memory_part[..., None, :, h]).relu() * out
+            queries = torch.cat([query * (-2 * weight), query_part[..., h : h + 1], left], -1)
+            memories = torch.cat([memory, right, memory_part[..., h : h + 1]], -1)
+            unit = (queries @ memories.mT).relu() * out
             total = unit if total is None else total + unit
         assert total is not None  # noqa: S101 - there is at least one hidden unit
         return total
@@ -113,8 +116,23 @@ def euclidean_cost(memory: Tensor, query: Tensor) -> Tensor:
     Returns:
         (..., M, N). Distances far smaller than the norms lose digits: centre the features.
     """
-    square = query.square().sum(-1)[..., :, None] + memory.square().sum(-1)[..., None, :]
-    return (square - 2 * query @ memory.mT).clamp(min=0).sqrt()
+    return squared_distance(memory, query).clamp(min=0).sqrt()
+
+
+def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
+    """Squared Euclidean distance of all pairs, up to rounding errors, which may leave it just below 0.
+
+    Args:
+        memory: (..., N, C).
+        query: (..., M, C).
+
+    Returns:
+        (..., M, N).
+    """
+    # The squares come in as two more channels of the one product.
+    queries = torch.cat([-2 * query, query.square().sum(-1, keepdim=True), torch.ones_like(query[..., :1])], -1)
+    memories = torch.cat([memory, torch.ones_like(memory[..., :1]), memory.square().sum(-1, keepdim=True)], -1)
+    return queries @ memories.mT
 
 
 def conditional_plan(pairwise: Tensor) -> ConditionalPlan:

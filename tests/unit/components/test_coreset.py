@@ -15,7 +15,7 @@ def test_covers_as_well_as_anomalibs():
     ours = radius(features, greedy_coreset(features, 40))
     sampler = KCenterGreedy(features, 0.1)
     # The same method without its random projection.
-    sampler.model.fit = lambda features: sampler.model
+    sampler.model.fit = lambda _: sampler.model
     sampler.model.transform = lambda features: features
     theirs = radius(features, torch.tensor(sampler.select_coreset_idxs()))
     assert ours == pytest.approx(theirs, rel=0.1)

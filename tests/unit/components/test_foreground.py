@@ -4,7 +4,9 @@ import logging
 import sys
 
 import pytest
+import segment_anything
 import torch
+from segment_anything.build_sam import _build_sam
 
 from anomalib_ot.components import foreground as module
 from anomalib_ot.components.foreground import Foreground, PrincipalComponent, SegmentAnything, create_foreground
@@ -43,6 +45,7 @@ def test_none_takes_everything_silently(features, caplog):
 def test_masks_of_another_size_are_refused(features):
     class Wrong(Foreground):
         def masks(self, images, features):
+            del features
             return torch.ones(len(images), 5, 5, dtype=torch.bool)
 
     with pytest.raises(ValueError, match=r"shape \(2, 5, 5\), the features ask for \(2, 8, 8\)"):
@@ -52,8 +55,6 @@ def test_masks_of_another_size_are_refused(features):
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A checkpoint of SAM's architecture with 16 channels, and its place in SAM's registry."""
-    segment_anything = pytest.importorskip("segment_anything")
-    from segment_anything.build_sam import _build_sam
 
     def build(checkpoint=None):
         del checkpoint
@@ -97,13 +98,13 @@ def test_file_that_is_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("checkpoint", [None, "missing.pth"])
 def test_missing_checkpoint_says_where_to_get_one(checkpoint):
-    with pytest.raises(FileNotFoundError, match="download one: https://github.com/facebookresearch"):
+    with pytest.raises(FileNotFoundError, match=r"download one: https://github\.com/facebookresearch"):
         SegmentAnything(checkpoint)
 
 
 def test_missing_extra_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "segment_anything", None)
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"anomalib-ot\[sam\]"):
         SegmentAnything(tmp_path)
 

@@ -116,7 +116,7 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
         top_background: int = 40,
         rho: float = 0.5,
         navigator_start: NavigatorStart = "metric",
-        navigator_hidden: int = 16,
+        navigator_hidden: int = 4,
         temperature: float = 0.3,
         learning_rate: float = 1e-2,
         support_steps: int = 100,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalib_ot.components.coreset import greedy_coreset, random_projection
 from anomalib_ot.components.settings import require
-from anomalib_ot.transport import euclidean_cost
+from anomalib_ot.transport import euclidean_cost, squared_distance
 
 # Dimensions of the projection in which coresets are chosen.
 _PROJECTION = 128
@@ -101,7 +101,8 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         _, views, size, _ = self.features.shape
         features, flags = [], []
         for support, mask in zip(self.features, self.is_foreground, strict=True):
-            nearest = euclidean_cost(support.flatten(0, 1), query).unflatten(-1, (views, size)).amin(-1)
+            distances = squared_distance(support.flatten(0, 1), query)
+            nearest = distances.unflatten(-1, (views, size)).amin(-1).clamp(min=0).sqrt()
             best = nearest.mean(1).argmin(-1)
             features.append(support[best])
             flags.append(mask[best])

@@ -52,7 +52,7 @@ class TransportSettings:
     """
 
     rho: float = 0.5
-    hidden: int = 16
+    hidden: int = 4
     start: NavigatorStart = "metric"
     temperature: float = 0.3
     learning_rate: float = 1e-2

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
 from anomalib_ot.components.foreground import PrincipalComponent
 from anomalib_ot.models.foct import FoctModel
@@ -44,14 +45,14 @@ def test_shapes_and_image_score(model):
 
 
 def test_features_are_those_of_patchcore(model):
-    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-
     ours = model(shots=0)
     theirs = PatchcoreModel(["layer2", "layer3"], "resnet18", pre_trained=False).train()
     theirs.feature_extractor.load_state_dict(ours.feature_extractor.state_dict())
     theirs.feature_extractor.eval()
     expected = theirs(images(2))
-    torch.testing.assert_close(ours.extract(images(2)).permute(0, 2, 3, 1).flatten(0, 2), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        ours.extract(images(2)).permute(0, 2, 3, 1).flatten(0, 2), expected, atol=1e-4, rtol=1e-3
+    )
 
 
 def test_nearest_is_the_distance_to_the_support_set(model):

@@ -4,12 +4,10 @@ import logging
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder, PredictDataset
+from anomalib.data import PredictDataset
 from anomalib.engine import Engine
-from PIL import Image
 from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
 
 from anomalib_ot import Pradot
@@ -26,51 +24,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A folder of grey squares; the abnormal ones have a white patch."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for split, count in (("good", 10), ("good_test", 4), ("bad", 4), ("mask", 4)):
-        (folder / split).mkdir()
-        for index in range(count):
-            picture = generator.integers(90, 110, (72, 80), dtype=np.uint8)
-            if split == "mask":
-                picture[:] = 0
-            if split in {"bad", "mask"}:
-                picture[20:50, 20:50] = 255
-            Image.fromarray(picture).save(folder / split / f"{index}.png")
-    return folder
-
-
-@pytest.fixture
-def data(root):
-    def make(**arguments):
-        defaults = {
-            "normal_dir": "good",
-            "abnormal_dir": "bad",
-            "normal_test_dir": "good_test",
-            "mask_dir": "mask",
-            "train_batch_size": 4,
-            "eval_batch_size": 4,
-            "num_workers": 0,
-            "val_split_mode": "same_as_test",
-        }
-        return Folder(name="squares", root=root, **{**defaults, **arguments})
-
-    return make
-
-
-@pytest.fixture
-def engine(tmp_path):
-    def make(**arguments):
-        return Engine(
-            default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, **arguments
-        )
-
-    return make
-
-
 @pytest.fixture
 def model():
     def make(**arguments):
@@ -82,10 +35,6 @@ def model():
 
 def prototypes_of(model):
     return torch.cat([each.features.flatten() for _, each in model.model.by_layer()])
-
-
-def checkpoint(engine):
-    return engine.trainer.checkpoint_callback.best_model_path
 
 
 def test_trains_and_scores_with_the_hosts_thresholds_and_metrics(data, engine, model):
@@ -158,7 +107,7 @@ def test_the_last_incomplete_batch_is_used(data, engine, model, monkeypatch):
     assert sorted(sizes) == [2, 4, 4]
 
 
-def test_stops_when_the_cost_falls_no_longer_and_still_validates(data, engine, model):
+def test_stops_when_the_cost_falls_no_longer_and_still_validates(data, engine, model, checkpoint):
     pradot, runner = model(epochs=200, patience=2, ema_rate=0.5), engine()
     runner.fit(pradot, datamodule=data())
     assert 2 < runner.trainer.current_epoch < 200
@@ -296,7 +245,7 @@ def test_cached_features_are_let_go_after_training(data, engine, model):
     assert not pradot.model.workspace._buffers
 
 
-def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model):
+def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model, checkpoint):
     pradot, runner = model(), engine()
     runner.fit(pradot, datamodule=data())
     loaded = Pradot.load_from_checkpoint(checkpoint(runner), visualizer=False).eval()
@@ -306,7 +255,7 @@ def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model):
     assert torch.equal(loaded(images).pred_label, pradot(images).pred_label)
 
 
-def test_resumed_training_equals_uninterrupted_training(data, engine, model):
+def test_resumed_training_equals_uninterrupted_training(data, engine, model, checkpoint):
     whole = model(epochs=4)
     engine().fit(whole, datamodule=data())
     first, runner = model(epochs=2), engine()
@@ -318,7 +267,7 @@ def test_resumed_training_equals_uninterrupted_training(data, engine, model):
     torch.testing.assert_close(prototypes_of(second), prototypes_of(whole), atol=1e-4, rtol=1e-4)
 
 
-def test_every_epoch_leaves_a_checkpoint(data, engine, model):
+def test_every_epoch_leaves_a_checkpoint(data, engine, model, checkpoint):
     class Interrupt(Exception):  # noqa: N818
         pass
 
@@ -431,7 +380,7 @@ def test_nan_features_are_refused(data, engine, model, monkeypatch, cache):
         ({"alphas": [0.0]}, "prototypes"),
     ],
 )
-def test_checkpoint_of_another_architecture_is_refused(data, engine, model, arguments, message):
+def test_checkpoint_of_another_architecture_is_refused(data, engine, model, arguments, message, checkpoint):
     runner = engine()
     runner.fit(model(), datamodule=data())
     with pytest.raises(ValueError, match=rf"of another architecture: .*{message}"):

@@ -1,0 +1,196 @@
+"""Foct's ablation beside PatchCore, with few training images, on categories of real images.
+
+Run as ``python -m benchmarks.few_shot --root DATA``, with DATA as for ``benchmarks.categories``; the embedded category
+needs none. The features of the test images are extracted once for all models, shots and draws, which makes hundreds of
+runs affordable; ``anomalib-ot few-shot`` compares through the host's engine instead. All test images of the
+screws count.
+"""
+
+import csv
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.metrics import AUROC, F1Max
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot import Assembly, FewShot, Foct
+from anomalib_ot.comparison import summarise
+from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.offline import offline_backbone
+
+from .categories import CATEGORIES
+
+LAYERS = ("blocks.2", "blocks.4")
+IMAGE_SIZE = (336, 336)
+# The pixels' AUROC is that of maps and masks at a quarter of the size.
+REDUCED = (84, 84)
+
+_PLAIN = {"rotations": 1, "position_weight": 0.0}
+_NEAREST = {"measure": "nearest", "online": False, "foreground": "none"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "nearest": {**_NEAREST, **_PLAIN},
+    "+ views": {**_NEAREST, "position_weight": 0.0},
+    "+ positions": _NEAREST,
+    "+ transport": {"measure": "transport", "online": False, "foreground": "none"},
+    "+ online": {"measure": "transport", "online": True, "foreground": "none"},
+    "+ foreground": {"measure": "transport", "online": True, "foreground": "pca"},
+    "default": {},
+}
+COLUMNS = ("category", "model", "shots", "seed", "image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max")
+
+Scorer = Callable[[Tensor], Tensor]
+
+
+def main(
+    root: Path | None = None,
+    output: Path = Path("results/few_shot_ablation.csv"),
+    categories: list[str] = ["Assembly", *CATEGORIES],  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    models: list[str] = ["PatchCore 10 %", *VARIANTS],  # noqa: B006
+    shots: list[int] = [1, 2, 4],  # noqa: B006
+    seeds: int = 5,
+    every: int = 1,
+    settings: dict[str, Any] = {},  # noqa: B006
+) -> None:
+    """Measure the models on the same draws and print the table.
+
+    Args:
+        root: Folder of the categories.
+        output: CSV file to add the results to.
+        categories: Categories to run.
+        models: Models to run.
+        shots: Numbers of training images.
+        seeds: Number of draws for each.
+        every: Take every so many-th test image, where all would take too long.
+        settings: Further settings of Foct, in all its variants.
+    """
+    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
+    print(f"{packages}, Python {platform.python_version()}, every {every} test images, {settings}", flush=True)
+    backbone = offline_backbone()
+    rows = []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not output.exists()
+    with output.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        if is_new:
+            writer.writeheader()
+        for category in categories:
+            data = open_category(category, root)
+            features, labels, masks = test_set(data, backbone, every)
+            for k, seed, name, scorer in scorers(data, models, shots, seeds, backbone, settings):
+                maps = torch.stack([scorer(each[None].float()) for each in features])
+                row = {"category": category, "model": name, "shots": str(k), "seed": str(seed)}
+                row |= {key: f"{100 * value:.2f}" for key, value in metrics(maps, labels, masks).items()}
+                rows.append(row)
+                writer.writerow(row)
+                file.flush()
+                print(row, flush=True)
+    print(summarise(rows))
+
+
+def open_category(category: str, root: Path | None) -> AnomalibDataModule:
+    """The data module of a category, set up, with its whole test set."""
+    if category != "Assembly" and root is None:
+        msg = f"{category} needs --root"
+        raise ValueError(msg)
+    data = Assembly() if root is None or category == "Assembly" else CATEGORIES[category](root)
+    data.val_split_mode = type(data.val_split_mode)("same_as_test")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@torch.inference_mode()
+def test_set(data: AnomalibDataModule, backbone: str, every: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Features (D, H, W) in half precision, labels (N,) and masks (N, h, w) of the test images."""
+    extract = Foct(backbone, LAYERS).model.extract
+    transform = resize_and_normalize(IMAGE_SIZE, backbone).transform
+    features, labels, masks = [], [], []
+    for index in track(range(0, len(data.test_data), every), "Extracting features"):
+        item = data.test_data[index]
+        features.append(extract(transform(item.image)[None])[0].half())
+        labels.append(bool(item.gt_label))
+        mask = torch.zeros(1, 1, *REDUCED) if item.gt_mask is None else item.gt_mask[None, None].float()
+        masks.append(F.adaptive_max_pool2d(mask, REDUCED)[0, 0].bool())
+    return features, torch.tensor(labels), torch.stack(masks)
+
+
+def scorers(
+    data: AnomalibDataModule, models: list[str], shots: list[int], seeds: int, backbone: str, settings: dict[str, Any]
+) -> Iterator[tuple[int, int, str, Scorer]]:
+    """Each model fitted to each draw: what makes a map (1, h, w) of features (1, D, H, W)."""
+    transform = resize_and_normalize(IMAGE_SIZE, backbone).transform
+    for k in shots:
+        for seed in range(seeds):
+            few = FewShot(data, k, seed)
+            few.setup()
+            images = torch.stack([transform(item.image) for item in few.train_data])
+            for name in models:
+                seed_everything(seed, verbose=False)
+                if name in VARIANTS:
+                    yield k, seed, name, foct(Foct(backbone, LAYERS, **{**VARIANTS[name], **settings}), images)
+                else:
+                    yield k, seed, name, patchcore(backbone, images)
+
+
+def foct(model: Foct, images: Tensor) -> Scorer:
+    """Foct fitted to support images, on features in place of images."""
+    network = model.model.eval()
+    network.fit(images, foreground=model.foreground)
+
+    @torch.inference_mode()
+    def score(features: Tensor) -> Tensor:
+        network.extract = lambda images: features  # noqa: ARG005 - the features are there already
+        return network(torch.empty(1, 3, *IMAGE_SIZE)).anomaly_map[0]
+
+    return score
+
+
+def patchcore(backbone: str, images: Tensor) -> Scorer:
+    """PatchCore with a coreset of a tenth, on features in place of images."""
+    network = PatchcoreModel(LAYERS, backbone).train()
+    network.feature_extractor.eval()
+    network(images)
+    network.subsample_embedding(0.1)
+    network.eval()
+
+    @torch.inference_mode()
+    def score(features: Tensor) -> Tensor:
+        distances, _ = network.nearest_neighbors(network.reshape_embedding(features), 1)
+        return network.anomaly_map_generator(distances.view(1, 1, *features.shape[-2:]), IMAGE_SIZE)[0]
+
+    return score
+
+
+def metrics(maps: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
+    """The protocol's metrics for maps (N, 1, h, w); the highest value of a map is its image's score."""
+    scores = maps.flatten(1).amax(1)
+    reduced = F.adaptive_avg_pool2d(maps, REDUCED)[:, 0]
+    batch = ImageBatch(
+        image=torch.empty(len(maps), 3, *REDUCED),
+        pred_score=scores / scores.max(),
+        gt_label=labels,
+        anomaly_map=reduced / reduced.max(),
+        gt_mask=masks,
+    )
+    result = {}
+    for metric in (AUROC, F1Max):
+        for level, fields in {"image": ["pred_score", "gt_label"], "pixel": ["anomaly_map", "gt_mask"]}.items():
+            if level == "image" or masks.any():
+                measured = metric(fields=fields, prefix=f"{level}_")
+                measured.update(batch)
+                result[measured.name] = float(measured.compute())
+    return result
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

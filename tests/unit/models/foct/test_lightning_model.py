@@ -1,0 +1,173 @@
+"""Foct through anomalib's Engine, on small random images and a small random backbone."""
+
+import logging
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+
+from anomalib_ot import FewShot, Foct
+
+SMALL = {
+    "backbone": "resnet18",
+    "layers": ["layer2", "layer3"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "rotations": 2,
+    "support_steps": 3,
+    "query_steps": 1,
+}
+
+
+@pytest.fixture
+def model():
+    def make(**arguments):
+        torch.manual_seed(0)
+        return Foct(**{**SMALL, "visualizer": False, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def few(data):
+    return lambda shots=2: FewShot(data(), shots)
+
+
+def remembered(model):
+    return model.model.episodic.features
+
+
+def test_trains_and_scores_with_the_hosts_thresholds_and_metrics(few, engine, model):
+    foct = model()
+    metrics = engine().train(foct, datamodule=few())[0]
+    assert {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"} <= set(metrics)
+    assert metrics["image_AUROC"] == 1
+    assert metrics["pixel_AUROC"] > 0.8
+    assert foct.post_processor.image_threshold.isfinite()
+
+
+def test_support_set_is_the_training_images(few, engine, model):
+    foct = model()
+    engine().fit(foct, datamodule=few(3))
+    assert foct.model.semantic.features.shape[:2] == (3, 2)
+
+
+def test_validation_leaves_no_trace(few, engine, model):
+    foct = model()
+    engine().fit(foct, datamodule=few())
+    assert not remembered(foct).numel()
+    state = {name: value.clone() for name, value in foct.model.navigator.state_dict().items()}
+    assert all(torch.equal(value, state[name]) for name, value in foct.model.support_navigator.state_dict().items())
+
+
+def test_memory_starts_afresh_unless_it_is_kept(few, engine, model):
+    scores = {}
+    for keep in (False, True):
+        foct, runner = model(keep_memory=keep), engine()
+        runner.fit(foct, datamodule=few())
+        runs = []
+        for _ in range(2):
+            predictions = runner.predict(foct, datamodule=few(), return_predictions=True)
+            runs.append(torch.cat([batch.pred_score for batch in predictions]))
+        scores[keep] = runs
+        assert len(remembered(foct))
+    assert torch.equal(*scores[False])
+    assert not torch.equal(*scores[True])
+
+
+def test_checkpoint_keeps_the_memory(few, engine, model, tmp_path):
+    foct, runner = model(keep_memory=True), engine()
+    runner.fit(foct, datamodule=few())
+    runner.test(foct, datamodule=few(), verbose=False)
+    runner.trainer.save_checkpoint(tmp_path / "taught.ckpt")
+    loaded = Foct.load_from_checkpoint(tmp_path / "taught.ckpt", visualizer=False)
+    assert len(remembered(loaded))
+    assert torch.equal(remembered(loaded), remembered(foct))
+    # Into a model that has a memory of its own.
+    engine().predict(foct, datamodule=few(), ckpt_path=tmp_path / "taught.ckpt")
+
+
+def test_checkpoint_round_trip_gives_the_same_scores(few, engine, model, checkpoint):
+    foct, runner = model(), engine()
+    runner.fit(foct, datamodule=few())
+    first = runner.predict(foct, datamodule=few())
+    second = engine().predict(model(), datamodule=few(), ckpt_path=checkpoint(runner))
+    for ours, theirs in zip(first, second, strict=True):
+        assert torch.equal(ours.pred_score, theirs.pred_score)
+
+
+def test_same_seed_gives_the_same_scores(few, engine, model):
+    runs = []
+    for noise in (1, 2):
+        foct, runner = model(), engine()
+        torch.manual_seed(noise)
+        runner.fit(foct, datamodule=few())
+        runs.append(torch.cat([batch.pred_score for batch in runner.predict(foct, datamodule=few())]))
+    torch.testing.assert_close(*runs)
+
+
+def test_predicts_a_folder(root, few, engine, model):
+    foct, runner = model(), engine()
+    runner.fit(foct, datamodule=few())
+    predictions = runner.predict(foct, dataset=PredictDataset(root / "bad", image_size=(64, 64)))
+    assert sum(len(batch.pred_score) for batch in predictions) == 4
+
+
+def test_foreground_sees_the_pixels_before_normalisation(few, engine, model, monkeypatch):
+    seen = []
+    foct = model()
+    find = foct.foreground.masks
+    monkeypatch.setattr(
+        foct.foreground, "masks", lambda images, features: seen.append(images) or find(images, features)
+    )
+    engine().fit(foct, datamodule=few())
+    (images,) = seen
+    # Grey squares between 90 and 110.
+    assert 80 / 255 < float(images.min()) < float(images.max()) < 120 / 255
+
+
+def test_many_support_images_are_warned_of(data, engine, model, caplog, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.models.foct.lightning_model._MANY", 5)
+    with caplog.at_level(logging.WARNING):
+        engine(limit_val_batches=0).fit(model(), datamodule=data())
+    assert "each of 10 support images" in caplog.text
+
+
+def test_validating_without_a_support_set_says_what_to_do(few, engine, model):
+    with pytest.raises(RuntimeError, match="no support set yet: fit it, or load"):
+        engine().validate(model(), datamodule=few())
+
+
+def test_weights_that_are_not_finite_are_refused(few, engine, model):
+    foct = model()
+    torch.nn.init.constant_(next(foct.model.feature_extractor.parameters()), torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite values for"):
+        engine().fit(foct, datamodule=few())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": ["layer3", "layer4"]}, "model.*layer4"),
+        ({"backbone": "resnet34"}, "model.*layer"),
+        ({"position_weight": 0.0}, "navigator"),
+    ],
+)
+def test_checkpoint_of_another_architecture_is_refused(few, engine, model, checkpoint, arguments, message):
+    runner = engine()
+    runner.fit(model(), datamodule=few())
+    with pytest.raises(ValueError, match=rf"of another architecture: .*{message}"):
+        engine().test(model(**arguments), datamodule=few(), ckpt_path=checkpoint(runner))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"foreground": "otsu"}, "foreground must be pca, sam or none"),
+        ({"capacity": 10}, "capacity must be at least"),
+        ({"rotations": 0}, "rotations must be at least 1"),
+    ],
+)
+def test_bad_settings(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
