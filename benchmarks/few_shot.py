@@ -35,16 +35,13 @@ IMAGE_SIZE = (336, 336)
 # The pixels' AUROC is that of maps and masks at a quarter of the size.
 REDUCED = (84, 84)
 
-_PLAIN = {"rotations": 1, "position_weight": 0.0}
-_NEAREST = {"measure": "nearest", "online": False, "foreground": "none"}
+# Each adds to the one before; ours come first, then the paper's.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "nearest": {**_NEAREST, **_PLAIN},
-    "+ views": {**_NEAREST, "position_weight": 0.0},
-    "+ positions": _NEAREST,
-    "+ transport": {"measure": "transport", "online": False, "foreground": "none"},
-    "+ online": {"measure": "transport", "online": True, "foreground": "none"},
-    "+ foreground": {"measure": "transport", "online": True, "foreground": "pca"},
-    "default": {},
+    "nearest": {"measure": "nearest", "foreground": "none", "rotations": 1, "position_weight": 0.0},
+    "+ views, positions": {"measure": "nearest", "foreground": "none"},
+    "+ transport": {"foreground": "none"},
+    "+ foreground": {},
+    "+ online": {"online": True, "query_steps": 5},
 }
 COLUMNS = ("category", "model", "shots", "seed", "image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max")
 

@@ -15,7 +15,7 @@ from anomalib.deploy import OpenVINOInferencer
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_ot import Assembly, Pradot
+from anomalib_ot import Assembly, Foct, Pradot
 
 pytestmark = pytest.mark.slow
 ANOMALIB = Path(sys.executable).parent / "anomalib"
@@ -193,3 +193,49 @@ def test_builtin_benchmark_takes_pradot_beside_the_hosts_models(folder):
     anomalib(folder, "benchmark", "--config", path)
     table = next((folder / "runs").rglob("results.csv")).read_text()
     assert all(model in table for model in ("Pradot", "Padim", "Patchcore"))
+
+
+@pytest.fixture(scope="module")
+def few_shot(folder, backbone, data_arguments):
+    """Arguments of Foct, and the checkpoint that ``anomalib train`` left with two of the training images."""
+    model = [
+        *("--model", "Foct", "--model.backbone", backbone, "--model.layers", "[blocks.2, blocks.4]"),
+        *("--model.image_size", "[128, 128]", "--model.rotations", "2"),
+    ]
+    _, _, *inner = data_arguments
+    inner = [str(argument).replace("--data.", "--data.datamodule.") for argument in inner]
+    data = ["--data", "FewShot", "--data.shots", "2", "--data.seed", "3", "--data.datamodule", "Assembly", *inner]
+    output = anomalib(folder, "train", *model, *data)
+    return model, data, output, next((folder / "results/Foct").rglob("model.ckpt"))
+
+
+def test_few_shot_training(few_shot, folder):
+    model, data, output, checkpoint = few_shot
+    score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
+    assert float(score) > 0.5
+    assert "Assembly_2shot_3" in str(checkpoint)
+    assert torch.load(checkpoint, weights_only=True)["state_dict"]["model.semantic.features"].shape[:2] == (2, 2)
+    again = anomalib(folder, "test", *model, *data, "--ckpt_path", checkpoint)
+    assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
+
+
+@pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("onnx", "model.onnx"), ("openvino", "model.xml")])
+def test_few_shot_export_is_the_frozen_model(few_shot, folder, kind, file, monkeypatch):
+    monkeypatch.chdir(folder)
+    model, _, _, checkpoint = few_shot
+    arguments = ["--export_type", kind, "--ckpt_path", checkpoint, "--export_root", folder / f"foct_{kind}"]
+    if kind != "torch":
+        arguments += ["--input_size", "[128, 128]"]
+    anomalib(folder, "export", *model, *arguments)
+    exported = folder / f"foct_{kind}" / "weights" / kind / file
+    frozen = Foct.load_from_checkpoint(checkpoint, online=False, query_steps=0).eval()
+    image = pictures(folder)[:1]
+    with torch.inference_mode():
+        ours = frozen(image)
+    if kind == "torch":
+        theirs = torch.load(exported, weights_only=False)["model"].eval()(image)
+    else:
+        runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+        theirs = runner.predict(image[0].permute(1, 2, 0).numpy())
+    difference = np.abs(np.squeeze(ours.anomaly_map.numpy()) - np.squeeze(np.asarray(theirs.anomaly_map))).max()
+    assert difference < 1e-3 * np.ptp(ours.anomaly_map.numpy())

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -11,9 +12,8 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
 
-
 # Standard output belongs to the results.
-_QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+_QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 def measure(

@@ -39,8 +39,7 @@ _MANY = 32
 class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
     """Few-shot anomaly detection with conditional transport and an online memory.
 
-    Made for one to a few normal images; ``FewShot`` draws them from any data module. Online, the result of an image
-    depends on the images before it.
+    Made for one to a few normal images; ``FewShot`` draws them from any data module.
 
     Args:
         backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
@@ -48,8 +47,8 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
-        online: Whether queries teach the episodic memory and the navigator (paper). Otherwise scores are independent of
-            each other.
+        online: Let queries teach the memory (paper): the result of an image then depends on those before it. Otherwise
+            scores are independent of each other.
         keep_memory: Keep what queries taught from one test or prediction to the next, rather than start afresh.
         foreground: Finds the product in the support images: ``pca``, the first principal component of the features;
             ``sam``, segment-anything (paper); or ``none``.
@@ -101,7 +100,7 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
         pre_trained: bool = True,
         image_size: tuple[int, int] = (336, 336),
         measure: Measure = "transport",
-        online: bool = True,
+        online: bool = False,
         keep_memory: bool = False,
         foreground: ForegroundName = "pca",
         sam_checkpoint: Path | str | None = None,
@@ -120,7 +119,7 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
         temperature: float = 0.3,
         learning_rate: float = 1e-2,
         support_steps: int = 100,
-        query_steps: int = 5,
+        query_steps: int = 0,
         fit_features: int = 256,
         tolerance: float = 1e-3,
         smoothing: float = 4.0,
@@ -272,6 +271,22 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
         """Start afresh, unless the memory is kept."""
         if not self.keep_memory:
             self.model.reset()
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export the frozen model: memory and navigator as they stand, which no query teaches any more.
+
+        Args:
+            export_root: Folder of the export.
+            model_file_name: Name of the file.
+
+        Returns:
+            Path of the file.
+        """
+        self.model.is_frozen = True
+        try:
+            return super().to_torch(export_root, model_file_name)
+        finally:
+            self.model.is_frozen = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another architecture.

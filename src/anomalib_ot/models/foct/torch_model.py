@@ -57,7 +57,7 @@ class TransportSettings:
     temperature: float = 0.3
     learning_rate: float = 1e-2
     support_steps: int = 100
-    query_steps: int = 5
+    query_steps: int = 0
     fit_features: int = 256
     tolerance: float = 1e-3
 
@@ -96,7 +96,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         layers: Layers whose features are concatenated, at the finest grid among them.
         pre_trained: Whether to load the backbone's pre-trained weights.
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
-        online: Whether queries teach the episodic memory.
+        online: Whether queries teach the episodic memory and the navigator, as in the paper.
         rotations: Views of each support image, turned by equal angles; 1 for the image alone, as in the paper.
         position_weight: Weight of positions in the cost, with features of unit variance and an image of unit size; 0
             ignores positions, as in the paper.
@@ -128,7 +128,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         measure: Measure = "transport",
-        online: bool = True,
+        online: bool = False,
         rotations: int = 12,
         position_weight: float = 4.0,
         foreground_ratio: float = 0.1,
@@ -150,6 +150,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         require(capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", capacity)
         self.measure = measure
         self.online = online
+        # Scores by memory and navigator as they stand.
+        self.is_frozen = False
         self.rotations = rotations
         self.position_weight = position_weight
         self.top_foreground = top_foreground
@@ -268,9 +270,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         with full_precision({"features": features}):
             query = self._embed(features)
             if is_exporting():
-                scores, _, _ = self._score(query, self.episodic.join(self.semantic.register_to(query)), self.navigator)
+                scores = self._score_frozen(query)
             else:
-                scores = torch.cat([self._score_and_learn(each) for each in query.split(1)])
+                score = self._score_frozen if self.is_frozen else self._score_and_learn
+                scores = torch.cat([score(each) for each in query.split(1)])
             maps = scores.unflatten(-1, features.shape[-2:])[:, None]
             anomaly_map = self.anomaly_map_generator([maps], images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
@@ -283,6 +286,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
             batch = features.shape[0]
             points = torch.cat([points, positions.view(*features.shape[-2:], 2).expand(batch, -1, -1, -1)], -1)
         return points.flatten(1, 2)
+
+    def _score_frozen(self, query: Tensor) -> Tensor:
+        """Scores (B, M) of queries (B, M, C), by memory and navigator as they stand."""
+        return self._score(query, self.episodic.join(self.semantic.register_to(query)), self.navigator)[0]
 
     def _score_and_learn(self, query: Tensor) -> Tensor:
         """Scores (1, M) of one query (1, M, C), which may then join the episodic memory."""

@@ -171,3 +171,17 @@ def test_checkpoint_of_another_architecture_is_refused(few, engine, model, check
 def test_bad_settings(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model(**arguments)
+
+
+def test_exported_torch_model_is_not_taught(few, engine, model, tmp_path):
+    foct = model()
+    engine().fit(foct, datamodule=few())
+    path = foct.to_torch(tmp_path)
+    exported = torch.load(path, weights_only=False)["model"].eval()
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = exported(images)
+        single = exported(images[2:])
+    torch.testing.assert_close(together.anomaly_map[2:], single.anomaly_map, atol=1e-4, rtol=1e-4)
+    assert not remembered(exported).numel()
+    assert not foct.model.is_frozen
