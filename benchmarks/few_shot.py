@@ -125,18 +125,23 @@ def scorers(
     data: AnomalibDataModule, models: list[str], shots: list[int], seeds: int, backbone: str, settings: dict[str, Any]
 ) -> Iterator[tuple[int, int, str, Scorer]]:
     """Each model fitted to each draw: what makes a map (1, h, w) of features (1, D, H, W)."""
-    transform = resize_and_normalize(IMAGE_SIZE, backbone).transform
     for k in shots:
         for seed in range(seeds):
-            few = FewShot(data, k, seed)
-            few.setup()
-            images = torch.stack([transform(item.image) for item in few.train_data])
+            images = support_images(data, k, seed, backbone)
             for name in models:
                 seed_everything(seed, verbose=False)
                 if name in VARIANTS:
                     yield k, seed, name, foct(Foct(backbone, LAYERS, **{**VARIANTS[name], **settings}), images)
                 else:
                     yield k, seed, name, patchcore(backbone, images)
+
+
+def support_images(data: AnomalibDataModule, shots: int, seed: int, backbone: str) -> Tensor:
+    """The training images of a draw, pre-processed, (K, 3, h, w)."""
+    few = FewShot(data, shots, seed)
+    few.setup()
+    transform = resize_and_normalize(IMAGE_SIZE, backbone).transform
+    return torch.stack([transform(item.image) for item in few.train_data])
 
 
 def foct(model: Foct, images: Tensor) -> Scorer:

@@ -200,7 +200,7 @@ def few_shot(folder, backbone, data_arguments):
     """Arguments of Foct, and the checkpoint that ``anomalib train`` left with two of the training images."""
     model = [
         *("--model", "Foct", "--model.backbone", backbone, "--model.layers", "[blocks.2, blocks.4]"),
-        *("--model.image_size", "[128, 128]", "--model.rotations", "2"),
+        *("--model.image_size", "[128, 128]", "--model.rotations", "2", "--model.online", "true"),
     ]
     _, _, *inner = data_arguments
     inner = [str(argument).replace("--data.", "--data.datamodule.") for argument in inner]
@@ -228,7 +228,7 @@ def test_few_shot_export_is_the_frozen_model(few_shot, folder, kind, file, monke
         arguments += ["--input_size", "[128, 128]"]
     anomalib(folder, "export", *model, *arguments)
     exported = folder / f"foct_{kind}" / "weights" / kind / file
-    frozen = Foct.load_from_checkpoint(checkpoint, online=False, query_steps=0).eval()
+    frozen = Foct.load_from_checkpoint(checkpoint, online=False).eval()
     image = pictures(folder)[:1]
     with torch.inference_mode():
         ours = frozen(image)

@@ -15,7 +15,6 @@ SMALL = {
     "image_size": (64, 64),
     "rotations": 2,
     "support_steps": 3,
-    "query_steps": 1,
 }
 
 
@@ -53,7 +52,7 @@ def test_support_set_is_the_training_images(few, engine, model):
 
 
 def test_validation_leaves_no_trace(few, engine, model):
-    foct = model()
+    foct = model(online=True, query_steps=1)
     engine().fit(foct, datamodule=few())
     assert not remembered(foct).numel()
     state = {name: value.clone() for name, value in foct.model.navigator.state_dict().items()}
@@ -63,7 +62,7 @@ def test_validation_leaves_no_trace(few, engine, model):
 def test_memory_starts_afresh_unless_it_is_kept(few, engine, model):
     scores = {}
     for keep in (False, True):
-        foct, runner = model(keep_memory=keep), engine()
+        foct, runner = model(keep_memory=keep, online=True, query_steps=1), engine()
         runner.fit(foct, datamodule=few())
         runs = []
         for _ in range(2):
@@ -76,7 +75,7 @@ def test_memory_starts_afresh_unless_it_is_kept(few, engine, model):
 
 
 def test_checkpoint_keeps_the_memory(few, engine, model, tmp_path):
-    foct, runner = model(keep_memory=True), engine()
+    foct, runner = model(keep_memory=True, online=True, query_steps=1), engine()
     runner.fit(foct, datamodule=few())
     runner.test(foct, datamodule=few(), verbose=False)
     runner.trainer.save_checkpoint(tmp_path / "taught.ckpt")
@@ -174,7 +173,7 @@ def test_bad_settings(model, arguments, message):
 
 
 def test_exported_torch_model_is_not_taught(few, engine, model, tmp_path):
-    foct = model()
+    foct = model(online=True, query_steps=1)
     engine().fit(foct, datamodule=few())
     path = foct.to_torch(tmp_path)
     exported = torch.load(path, weights_only=False)["model"].eval()

@@ -56,7 +56,7 @@ def test_features_are_those_of_patchcore(model):
 
 
 def test_nearest_is_the_distance_to_the_support_set(model):
-    ours = model(measure="nearest", online=False, rotations=1, position_weight=0.0, foreground_ratio=1.0, smoothing=0)
+    ours = model(measure="nearest", rotations=1, position_weight=0.0, foreground_ratio=1.0, smoothing=0)
     features, support = (ours.extract(each).permute(0, 2, 3, 1) for each in (images(1, 1), images(2)))
     expected = torch.cdist(features.flatten(0, 2), support.flatten(0, 2)).amin(1) / ours.scale
     score_map = ours._score_and_learn(ours._embed(ours.extract(images(1, 1))))
@@ -64,7 +64,7 @@ def test_nearest_is_the_distance_to_the_support_set(model):
 
 
 def test_score_is_the_expected_cost_under_the_forward_navigator(model):
-    ours = model(online=False, rotations=1, transport={"query_steps": 0})
+    ours = model(rotations=1, transport={"query_steps": 0})
     query = ours._embed(ours.extract(images(1, 1)))
     memory = ours.semantic.features.flatten(0, 2)
     navigators = conditional_plan(ours.support_navigator(memory, query[0])).forward
@@ -73,13 +73,13 @@ def test_score_is_the_expected_cost_under_the_forward_navigator(model):
 
 
 def test_support_image_scores_nothing(model):
-    ours = model(measure="nearest", online=False, foreground_ratio=1.0)
+    ours = model(measure="nearest", foreground_ratio=1.0)
     seen, new = score(ours, images(2)), score(ours, images(2, 1))
     assert float(seen.pred_score.max()) < 0.1 * float(new.pred_score.min())
 
 
 def test_view_nearest_to_the_query_counts(model):
-    ours = model(measure="nearest", online=False, rotations=4, foreground_ratio=1.0)
+    ours = model(measure="nearest", rotations=4, foreground_ratio=1.0)
     for turn in range(4):
         query = ours._embed(ours.extract(ours.views(images(1))[0, turn : turn + 1]))
         registered = ours.semantic.register_to(query).features[0, : ours.semantic.features.shape[2]]
@@ -103,7 +103,7 @@ def test_position_weight_tells_places_apart(model):
     assert float((plain._embed(maps)[0][0] - plain._embed(maps)[0][-1]).norm()) == 0
 
 
-@pytest.mark.parametrize("arguments", [{}, {"online": False}, {"measure": "nearest"}])
+@pytest.mark.parametrize("arguments", [{}, {"online": True}, {"online": True, "measure": "nearest"}])
 def test_batches_give_what_single_queries_give(model, arguments):
     together, single = model(**arguments), model(**arguments)
     batch = images(4, 1)
@@ -113,7 +113,7 @@ def test_batches_give_what_single_queries_give(model, arguments):
 
 
 def test_scores_are_independent_unless_online(model):
-    offline = model(online=False)
+    offline = model()
     first = score(offline, images(1, 5)).anomaly_map
     score(offline, images(4, 1))
     assert torch.equal(score(offline, images(1, 5)).anomaly_map, first)
@@ -121,7 +121,7 @@ def test_scores_are_independent_unless_online(model):
 
 
 def test_online_depends_on_what_came_before_until_reset(model):
-    online = model()
+    online = model(online=True)
     first = score(online, images(1, 5)).anomaly_map
     assert online.episodic.features.numel()
     assert not torch.equal(score(online, images(1, 5)).anomaly_map, first)
@@ -190,7 +190,7 @@ def test_episodic_memory_stays_within_its_capacity():
 
 
 def test_foreground_splits_what_is_remembered(model):
-    ours = model(rotations=1, shots=0, top_foreground=3, top_background=5, capacity=100, measure="nearest")
+    ours = model(rotations=1, shots=0, top_foreground=3, top_background=5, capacity=100, measure="nearest", online=True)
     picture = 0.05 * images(1)
     picture[..., 16:48, 16:48] += 2
     ours.fit(picture, foreground=PrincipalComponent())
@@ -215,9 +215,9 @@ def test_bfloat16_backbone(model):
 
 
 def test_state_dict_restores_memory_and_navigator(model):
-    ours = model()
+    ours = model(online=True)
     score(ours, images(3, 1))
-    other = model(shots=0)
+    other = model(shots=0, online=True)
     other.load_state_dict(ours.state_dict())
     torch.testing.assert_close(score(other, images(1, 2)).anomaly_map, score(ours, images(1, 2)).anomaly_map)
 
