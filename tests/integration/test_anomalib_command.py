@@ -212,7 +212,6 @@ def few_shot(folder, backbone, data_arguments):
 def test_few_shot_training(few_shot, folder):
     model, data, output, checkpoint = few_shot
     score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
-    assert float(score) > 0.5
     assert "Assembly_2shot_3" in str(checkpoint)
     assert torch.load(checkpoint, weights_only=True)["state_dict"]["model.semantic.features"].shape[:2] == (2, 2)
     again = anomalib(folder, "test", *model, *data, "--ckpt_path", checkpoint)

@@ -198,7 +198,8 @@ def fit_navigator(
         generator = torch.Generator().manual_seed(seed)
         memory, query = _sample(memory, features, generator), _sample(query, features, generator)
         costs = euclidean_cost(memory, query)
-        optimizer = torch.optim.Adam(navigator.parameters(), learning_rate)
+        needed_gradients = [parameter.requires_grad for parameter in navigator.parameters()]
+        optimizer = torch.optim.Adam(navigator.requires_grad_().parameters(), learning_rate)
         for _ in range(steps):
             loss = conditional_plan(navigator(memory, query)).cost(costs, rho)
             objective.append(loss.item())
@@ -208,6 +209,8 @@ def fit_navigator(
             if len(objective) > 1 and abs(objective[-2] - objective[-1]) < tolerance * abs(objective[-1]):
                 break
         optimizer.zero_grad()
+        for parameter, needed in zip(navigator.parameters(), needed_gradients, strict=True):
+            parameter.requires_grad_(needed)
     return NavigatorFit(len(objective), objective)
 
 

@@ -169,7 +169,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
             torch.manual_seed(0)
             self.support_navigator = Navigator(
                 channels, self.settings.hidden, self.settings.start, self.settings.temperature
-            )
+            ).requires_grad_(requires_grad=False)
         self.navigator = deepcopy(self.support_navigator)
         self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
 
