@@ -4,13 +4,15 @@ import logging
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot.components.settings import require
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ _DOWNLOAD = "https://github.com/facebookresearch/segment-anything#model-checkpoi
 
 class Foreground(ABC):
     """Finds the foreground of the images of a support set."""
+
+    def load(self) -> None:  # noqa: B027 - most need nothing
+        """Load what it needs, if anything, so that what is missing is noticed early."""
 
     @abstractmethod
     def masks(self, images: Tensor, features: Tensor) -> Tensor:
@@ -104,28 +109,37 @@ class PrincipalComponent(Foreground):
 class SegmentAnything(Foreground):
     """Segments the product with SAM (Kirillov et al., 2023, arXiv 2304.02643), by one prompt at the centre.
 
+    SAM is held only while it is needed: a fitted model runs, and is saved, without it.
+
     Args:
         checkpoint: File of SAM's weights, ViT-B, L or H.
         prompt: ``box``, the image but for a margin of a twentieth, or ``point``, its centre.
 
     Raises:
-        ModuleNotFoundError: If segment-anything is not installed.
-        FileNotFoundError: If there is no checkpoint.
-        ValueError: If the checkpoint is not of SAM, or the prompt is unknown.
+        ValueError: If the prompt is unknown.
     """
 
     def __init__(self, checkpoint: Path | str | None, prompt: Prompt = "box") -> None:
+        require(prompt in get_args(Prompt), "sam_prompt", get_args(Prompt), prompt)
+        self.checkpoint = checkpoint
+        self.prompt = prompt
+        self._predictor: Any = None
+
+    def load(self) -> None:
+        """Load SAM.
+
+        Raises:
+            ModuleNotFoundError: If segment-anything is not installed.
+            FileNotFoundError: If there is no checkpoint.
+            ValueError: If the checkpoint is not of SAM.
+        """
         if find_spec("segment_anything") is None:
             msg = 'segment-anything is not installed; run: pip install "anomalib-ot[sam]"'
             raise ModuleNotFoundError(msg)
-        if checkpoint is None or not Path(checkpoint).is_file():
-            msg = f"foreground='sam' needs a checkpoint, but there is no file {checkpoint}; download one: {_DOWNLOAD}"
+        if self.checkpoint is None or not Path(self.checkpoint).is_file():
+            msg = f"foreground='sam' needs a checkpoint, not {self.checkpoint}; download one: {_DOWNLOAD}"
             raise FileNotFoundError(msg)
-        if prompt not in {"box", "point"}:
-            msg = f"sam_prompt must be box or point, not {prompt!r}"
-            raise ValueError(msg)
-        self.prompt = prompt
-        self._predictor = _load_predictor(Path(checkpoint))
+        self._predictor = _load_predictor(Path(self.checkpoint))
 
     def masks(self, images: Tensor, features: Tensor) -> Tensor:
         """The mask that SAM trusts most for each image; see :meth:`Foreground.masks`."""
@@ -136,13 +150,15 @@ class SegmentAnything(Foreground):
         else:
             prompt = {"point_coords": np.array([[width / 2, height / 2]]), "point_labels": np.array([1])}
         found = []
+        if self._predictor is None:
+            self.load()
         self._predictor.model.to(images.device)
         for image in images:
             pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
             self._predictor.set_image(pixels)
             masks, trust, _ = self._predictor.predict(**prompt, multimask_output=True)
             found.append(torch.from_numpy(masks[int(trust.argmax())]))
-        self._predictor.reset_image()
+        self._predictor = None
         pixels = torch.stack(found)[:, None].float()
         height, width = features.shape[-2:]
         return F.adaptive_avg_pool2d(pixels, (height, width))[:, 0].to(features.device) > 0.5  # noqa: PLR2004
@@ -159,17 +175,13 @@ def create_foreground(name: ForegroundName, sam_checkpoint: Path | str | None, s
     Raises:
         ValueError: If the name is unknown, or a checkpoint is given that nothing reads.
     """
+    require(name in get_args(ForegroundName), "foreground", get_args(ForegroundName), name)
     if name == "sam":
         return SegmentAnything(sam_checkpoint, sam_prompt)
     if sam_checkpoint is not None:
         msg = f"sam_checkpoint is given, but foreground={name!r} does not read it; set foreground to sam"
         raise ValueError(msg)
-    if name == "pca":
-        return PrincipalComponent()
-    if name == "none":
-        return Everything()
-    msg = f"foreground must be pca, sam or none, not {name!r}"
-    raise ValueError(msg)
+    return PrincipalComponent() if name == "pca" else Everything()
 
 
 def _load_predictor(checkpoint: Path) -> Any:

@@ -80,8 +80,6 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
 
     Raises:
         ValueError: If an argument is out of its range or the backbone lacks a layer.
-        ModuleNotFoundError: If ``foreground="sam"`` and segment-anything is not installed.
-        FileNotFoundError: If ``foreground="sam"`` and there is no checkpoint.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -188,6 +186,15 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
     def configure_optimizers() -> None:
         """The navigator is fitted where it is used, not by the trainer."""
         return
+
+    def on_fit_start(self) -> None:
+        """Load what finds the foreground, before any image is looked at.
+
+        Raises:
+            ModuleNotFoundError: If ``foreground="sam"`` and segment-anything is not installed.
+            FileNotFoundError: If ``foreground="sam"`` and there is no checkpoint.
+        """
+        self.foreground.load()
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Collect the support images.

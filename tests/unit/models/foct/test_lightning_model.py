@@ -162,7 +162,7 @@ def test_checkpoint_of_another_architecture_is_refused(few, engine, model, check
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"foreground": "otsu"}, "foreground must be pca, sam or none"),
+        ({"foreground": "otsu"}, "foreground must be"),
         ({"capacity": 10}, "capacity must be at least"),
         ({"rotations": 0}, "rotations must be at least 1"),
     ],
@@ -184,3 +184,10 @@ def test_exported_torch_model_is_not_taught(few, engine, model, tmp_path):
     torch.testing.assert_close(together.anomaly_map[2:], single.anomaly_map, atol=1e-4, rtol=1e-4)
     assert not remembered(exported).numel()
     assert not foct.model.is_frozen
+
+
+def test_missing_sam_checkpoint_is_noticed_before_any_image_is_looked_at(few, engine, model, tmp_path):
+    foct = model(foreground="sam", sam_checkpoint=tmp_path / "missing.pth")
+    with pytest.raises(FileNotFoundError, match="download one"):
+        engine().fit(foct, datamodule=few())
+    assert not foct._support
