@@ -304,7 +304,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
             self.settings.fit(navigator, memory.features[0], query[0], self.settings.query_steps)
         scores, relevance, foreground = self._score(query, memory, navigator)
         if self.online:
-            self._learn(query[0], scores[0], relevance[0], foreground[0])
+            # Not from what queries taught: a chain of small steps would lead away from the support set.
+            distance = euclidean_cost(semantic.features, query).amin(-1)
+            normal = torch.maximum(scores, distance)[0] <= self.semantic.threshold
+            self._learn(query[0], normal, relevance[0], foreground[0] > 0.5)  # noqa: PLR2004
         return scores
 
     def _score(self, query: Tensor, memory: Memory, navigator: Navigator) -> tuple[Tensor, Tensor, Tensor]:
@@ -321,14 +324,13 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         forward = conditional_plan(navigator(memory.features, query)).forward
         return (forward * costs).sum(-1), forward.amax(-1), (forward @ flags[..., None])[..., 0]
 
-    def _learn(self, query: Tensor, scores: Tensor, relevance: Tensor, foreground: Tensor) -> None:
-        """Remember the most relevant features of a query (M, C), none of which scores as anomalous.
+    def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
+        """Remember the most relevant of the normal features of a query (M, C).
 
-        A feature is normal if it is no farther from the memory than the farthest feature of the support set is from the
-        coreset of its own image: that much was left out as the same. So a defect, be it ever so frequent, never enters.
+        A feature is normal if neither its score nor its distance from the semantic memory is more than that of the
+        farthest feature of the support set from the coreset of its own image: that much was left out as the same. So a
+        defect, be it ever so frequent, never enters.
         """
-        normal = scores <= self.semantic.threshold
-        is_foreground = foreground > 0.5  # noqa: PLR2004
         chosen = torch.cat(
             [
                 part[relevance[part].topk(min(count, part.shape[0])).indices]

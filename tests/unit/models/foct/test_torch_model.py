@@ -148,6 +148,21 @@ def test_stream_of_defects_does_not_teach_the_memory_defects(model):
     assert float(scores[-1]) > 0.9 * float(scores[0]) > 2 * float(offline.semantic.threshold)
 
 
+def test_memory_does_not_walk_away_from_the_support_set(model):
+    """What is near to something remembered, but not to the support set, is not remembered."""
+    ours = model(measure="nearest", online=True, rotations=1)
+    start = ours.semantic.features[0, 0, 0]
+    ours.semantic.features = start.view(1, 1, 1, -1).clone()
+    ours.semantic.is_foreground = torch.ones(1, 1, 1, dtype=torch.bool)
+    ours.semantic.threshold = torch.ones(())
+    step = torch.zeros_like(start)
+    step[0] = 0.9
+    ours._score_and_learn((start + step)[None, None])
+    scores = ours._score_and_learn((start + 2 * step)[None, None])
+    assert float(scores) == pytest.approx(0.9, abs=1e-3)
+    assert len(ours.episodic.features) == 1
+
+
 def test_threshold_is_the_largest_distance_within_the_support_set():
     memory = SemanticMemory(0.5, 0.5)
     features = torch.rand(2, 3, 20, 4, generator=torch.Generator().manual_seed(0))
