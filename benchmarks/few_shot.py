@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
-from anomalib.metrics import AUROC, F1Max
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot import Assembly, FewShot, Foct
-from anomalib_ot.comparison import summarise
+from anomalib_ot.comparison import METRICS, protocol_metrics, summarise
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
@@ -43,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "+ foreground": {},
     "+ online": {"online": True, "query_steps": 5},
 }
-COLUMNS = ("category", "model", "shots", "seed", "image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max")
+COLUMNS = ("category", "model", "shots", "seed", *METRICS)
 
 Scorer = Callable[[Tensor], Tensor]
 
@@ -185,12 +184,10 @@ def metrics(maps: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
         gt_mask=masks,
     )
     result = {}
-    for metric in (AUROC, F1Max):
-        for level, fields in {"image": ["pred_score", "gt_label"], "pixel": ["anomaly_map", "gt_mask"]}.items():
-            if level == "image" or masks.any():
-                measured = metric(fields=fields, prefix=f"{level}_")
-                measured.update(batch)
-                result[measured.name] = float(measured.compute())
+    for metric in protocol_metrics():
+        if metric.name.startswith("image") or masks.any():
+            metric.update(batch)
+            result[metric.name] = float(metric.compute())
     return result
 
 

@@ -4,13 +4,14 @@ import csv
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import yaml
 from anomalib.data import AnomalibDataModule
-from anomalib.metrics import AUROC, Evaluator, F1Max
+from anomalib.metrics import AUROC, AnomalibMetric, Evaluator, F1Max
 from anomalib.models.components import AnomalibModule
 from jsonargparse import ArgumentParser, Namespace
 
@@ -46,7 +47,6 @@ class FewShotPlan:
             msg = f"{path} must have data and models, with a class_path each"
             raise ValueError(msg)
         self.image_size: tuple[int, int] = tuple(plan.get("image_size", (336, 336)))
-        self.backbone = backbone
         self._data: dict[str, Any] = plan["data"]
         self._models: dict[str, dict[str, Any]] = plan["models"]
         if backbone:
@@ -59,26 +59,25 @@ class FewShotPlan:
 
     def models(self) -> dict[str, Callable[[], AnomalibModule]]:
         """For each label, what makes a new model."""
-        return {label: self._maker(config) for label, config in self._models.items()}
+        return {label: partial(self._model, config) for label, config in self._models.items()}
 
-    def _maker(self, config: dict[str, Any]) -> Callable[[], AnomalibModule]:
-        def make() -> AnomalibModule:
-            model = _build(AnomalibModule, config)
-            backbone = config.get("init_args", {}).get("backbone")
-            return with_same_metrics(model, self.image_size, backbone)
+    def _model(self, config: dict[str, Any]) -> AnomalibModule:
+        backbone = config.get("init_args", {}).get("backbone")
+        return with_same_metrics(_build(AnomalibModule, config), self.image_size, backbone)
 
-        return make
+
+def protocol_metrics() -> list[AnomalibMetric]:
+    """The metrics of :data:`METRICS`, those of pixels only where there are masks."""
+    return [
+        metric(fields=_FIELDS[level], prefix=f"{level}_", strict=False)
+        for metric in (AUROC, F1Max)
+        for level in _FIELDS
+    ]
 
 
 def with_same_metrics(model: AnomalibModule, image_size: tuple[int, int], backbone: str | None) -> AnomalibModule:
     """Give a model the metrics of the protocol and, with a backbone, the size and statistics of all models."""
-    model.evaluator = Evaluator(
-        test_metrics=[
-            metric(fields=_FIELDS[level], prefix=f"{level}_", strict=False)
-            for metric in (AUROC, F1Max)
-            for level in _FIELDS
-        ]
-    )
+    model.evaluator = Evaluator(test_metrics=protocol_metrics())
     model.visualizer = None
     if backbone:
         model.pre_processor = resize_and_normalize(image_size, backbone)

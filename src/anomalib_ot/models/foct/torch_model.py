@@ -194,12 +194,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         Returns:
             (B, D, H, W), float32.
         """
-        maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in self._layers_of(images)]
-        return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
-
-    def _layers_of(self, images: Tensor) -> list[Tensor]:
         # In the order of the network, the finest first.
-        return list(extract_by_parts(self.feature_extractor, images).values())
+        layers = extract_by_parts(self.feature_extractor, images).values()
+        maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in layers]
+        return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
 
     def views(self, images: Tensor) -> Tensor:
         """Images (K, C, h, w) turned by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
@@ -231,12 +229,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         flat = features.movedim(1, -1).flatten(0, -2)
         self.centre = flat.mean(0)
         self.scale = flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
-        rows, columns = features.shape[-2:]
         embeddings = torch.stack([self._embed(self.extract(views)) for views in self.views(images)])
         # Rotating is for images: masks are turned as such.
-        turned = self.views(masks[:, None].float())
-        turned = F.interpolate(turned.flatten(0, 1), (rows, columns)).flatten(1).unflatten(0, turned.shape[:2])
-        self.semantic.fit(embeddings, turned > 0.5)  # noqa: PLR2004
+        turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
+        self.semantic.fit(embeddings, turned.flatten(2))
         if self.measure == "transport":
             for query in embeddings[:, 0]:
                 memory = self.semantic.register_to(query[None]).features[0]
