@@ -11,6 +11,16 @@ from .conditional import (
     squared_distance,
 )
 from .costs import Cost, DenseCost, FusedCost, SpatialCost, feature_cost, grid_coordinates, spatial_cost
+from .coupling import (
+    Coupling,
+    CouplingName,
+    IndependentCoupling,
+    OptimalCoupling,
+    Scope,
+    Solver,
+    WorstCoupling,
+    create_coupling,
+)
 from .processes import Processes
 from .sinkhorn import NotConvergedWarning, TransportPlan, sinkhorn
 from .workspace import Workspace
@@ -18,17 +28,25 @@ from .workspace import Workspace
 __all__ = [
     "ConditionalPlan",
     "Cost",
+    "Coupling",
+    "CouplingName",
     "DenseCost",
     "FusedCost",
+    "IndependentCoupling",
     "Navigator",
     "NavigatorFit",
     "NavigatorStart",
     "NotConvergedWarning",
+    "OptimalCoupling",
     "Processes",
+    "Scope",
+    "Solver",
     "SpatialCost",
     "TransportPlan",
     "Workspace",
+    "WorstCoupling",
     "conditional_plan",
+    "create_coupling",
     "euclidean_cost",
     "feature_cost",
     "fit_navigator",

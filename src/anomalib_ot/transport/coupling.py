@@ -1,0 +1,285 @@
+"""Couplings: which noise goes with which data in flow matching.
+
+A coupling is an object that is called with a batch of data and one of noise and returns the noise in the order of its
+partners. Flow matching then regresses the velocity between partners and does not know how they were chosen.
+
+For data x_1 … x_N and noise z_1 … z_N the *optimal* coupling is the permutation σ that minimises Σ_i |x_i − z_σ(i)|²
+(optimal-transport flow matching: Tong et al., 2024, arXiv 2302.00482; Pooladian et al., 2023, arXiv 2304.14772), and
+the *worst* one maximises it (WT-Flow: Li et al., 2025, arXiv 2508.05461). Both depend on the inner products ⟨x_i, z_j⟩
+alone.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+CouplingName = Literal["independent", "optimal", "worst"]
+Scope = Literal["positions", "maps"]
+Solver = Literal["auto", "exact", "greedy"]
+
+# Points of a block that is not given, at most. Four times as many make partners a quarter more alike or unalike, and
+# take thirty times as long.
+_BLOCK = 128
+# Points of a block up to which the Hungarian method is faster than the greedy one on the CPU.
+_EXACT = 1024
+
+
+class Coupling(Protocol):
+    """Pairs noise with data."""
+
+    def __call__(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Order the noise by its partners.
+
+        Args:
+            data: (B, C, H, W).
+            noise: (B, C, H, W).
+            generator: Source of what is random, on the tensors' device; torch's own by default.
+
+        Returns:
+            (B, C, H, W), the noise that goes with each of the data.
+        """
+        ...
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse batches of a shape (B, C, H, W) that it cannot pair.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        ...
+
+
+class IndependentCoupling:
+    """Leaves data and noise as they were drawn.
+
+    Example:
+        >>> data, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+        >>> IndependentCoupling()(data, noise) is noise
+        True
+    """
+
+    def __call__(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The noise as it is."""
+        del data, generator
+        return noise
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Any batch will do."""
+
+
+class OptimalCoupling:
+    """Pairs data and noise at the least transport cost, within blocks drawn at random.
+
+    Args:
+        scope: Assign the cells of all maps of a batch, ``positions``, or ``maps`` as wholes.
+        block_size: Points of a block, a divisor of those of a batch; the time of an assignment grows with its square
+            (``greedy``) or cube (``exact``). 0 takes the batch as one block, None the largest divisor up to 128.
+        solver: ``exact`` is the Hungarian method, on the CPU; ``greedy`` joins pairs that are each other's best until
+            none is left, on the tensors' device without waiting for it; ``auto`` is exact for blocks of up to 1024
+            points on the CPU.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> data = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
+        >>> noise = torch.tensor([-2.0, 1.0]).view(2, 1, 1, 1)
+        >>> OptimalCoupling("maps")(data, noise).flatten().tolist()
+        [1.0, -2.0]
+    """
+
+    _sign = 1
+
+    def __init__(
+        self,
+        scope: Scope = "positions",
+        block_size: int | None = None,
+        solver: Solver = "auto",
+    ) -> None:
+        for name, value, allowed in (("scope", scope, get_args(Scope)), ("solver", solver, get_args(Solver))):
+            if value not in allowed:
+                msg = f"{name} must be one of {', '.join(allowed)}, not {value!r}"
+                raise ValueError(msg)
+        if block_size is not None and block_size < 0:
+            msg = f"block_size must be at least 0, not {block_size}"
+            raise ValueError(msg)
+        self.scope = scope
+        self.block_size = block_size
+        self.solver = solver
+
+    @torch.no_grad()
+    def __call__(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Order the noise by its partners.
+
+        Args:
+            data: (B, C, H, W).
+            noise: (B, C, H, W).
+            generator: Source of what is random, on the tensors' device; torch's own by default.
+
+        Returns:
+            (B, C, H, W), the noise that goes with each of the data.
+
+        Raises:
+            ValueError: If the shapes differ, or the block size does not divide the number of points.
+        """
+        points, partners = self._points(data), self._points(noise)
+        if points.shape != partners.shape:
+            msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
+            raise ValueError(msg)
+        blocks = self._blocks(points, generator)
+        chosen = partners[blocks].gather(
+            1, self._assign(points[blocks], partners[blocks])[..., None].expand(-1, -1, points.shape[1])
+        )
+        paired = torch.empty_like(partners)
+        paired[blocks.flatten()] = chosen.flatten(0, 1)
+        if self.scope == "maps":
+            return paired.view_as(noise)
+        batch, channels, height, width = noise.shape
+        return paired.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def gap(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> float:
+        """How far the solver stays behind the exact assignment within the same blocks.
+
+        Args:
+            data: (B, C, H, W).
+            noise: (B, C, H, W).
+            generator: As in a call.
+
+        Returns:
+            1 − ⟨data, noise⟩ of the solver over that of the exact assignment, in sum; 0 where the solver is exact.
+        """
+        points, partners = self._points(data), self._points(noise)
+        blocks = self._blocks(points, generator)
+        gains = self._gains(points[blocks], partners[blocks])
+        ours, best = (
+            float(gains.gather(2, chosen[..., None]).sum())
+            for chosen in (self._assign(points[blocks], partners[blocks]), _exact_assignment(gains))
+        )
+        return 1 - ours / best
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse batches whose points the block size does not divide.
+
+        Args:
+            shape: (B, C, H, W).
+
+        Raises:
+            ValueError: If it does not.
+        """
+        self._size_of_blocks(shape[0] if self.scope == "maps" else shape[0] * shape[2] * shape[3])
+
+    def _size_of_blocks(self, count: int) -> int:
+        if self.block_size is None:
+            return max(size for size in range(1, min(count, _BLOCK) + 1) if count % size == 0)
+        size = self.block_size or count
+        if count % size:
+            msg = f"block_size {size} does not divide the {count} {self.scope} of a batch; choose a divisor or 0"
+            raise ValueError(msg)
+        return size
+
+    def _points(self, maps: Tensor) -> Tensor:
+        """What is assigned, (N, D)."""
+        return maps.flatten(1) if self.scope == "maps" else maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def _blocks(self, points: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Indices of the points of each block, (K, n)."""
+        count = len(points)
+        size = self._size_of_blocks(count)
+        if size == count:
+            return torch.arange(count, device=points.device)[None]
+        return torch.randperm(count, generator=generator, device=points.device).view(-1, size)
+
+    def _gains(self, points: Tensor, partners: Tensor) -> Tensor:
+        """What pairing each with each is worth, (K, n, n), in single precision even where autocast is on."""
+        with torch.autocast(points.device.type, enabled=False):
+            return self._sign * points.float() @ partners.float().mT
+
+    def _assign(self, points: Tensor, partners: Tensor) -> Tensor:
+        """Partner of each point within its block, (K, n)."""
+        gains = self._gains(points, partners)
+        is_exact = self.solver == "exact" or (
+            self.solver == "auto" and gains.device.type == "cpu" and gains.shape[-1] <= _EXACT
+        )
+        return _exact_assignment(gains) if is_exact else _greedy_assignment(gains)
+
+
+class WorstCoupling(OptimalCoupling):
+    """Pairs data and noise at the greatest transport cost, within blocks drawn at random (WT-Flow).
+
+    In high dimension all noise is about equally long, so the worst partner is the one that points most against the
+    data. Arguments and errors are those of :class:`OptimalCoupling`.
+
+    Example:
+        >>> data = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
+        >>> noise = torch.tensor([-2.0, 1.0]).view(2, 1, 1, 1)
+        >>> WorstCoupling("maps")(data, noise).flatten().tolist()
+        [-2.0, 1.0]
+    """
+
+    _sign = -1
+
+
+def create_coupling(
+    name: CouplingName,
+    scope: Scope = "positions",
+    block_size: int | None = None,
+    solver: Solver = "auto",
+) -> Coupling:
+    """Create a coupling by its name.
+
+    Args:
+        name: ``independent``, ``optimal`` or ``worst``.
+        scope: See :class:`OptimalCoupling`.
+        block_size: See :class:`OptimalCoupling`.
+        solver: See :class:`OptimalCoupling`.
+
+    Returns:
+        The coupling.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> type(create_coupling("worst")).__name__
+        'WorstCoupling'
+    """
+    assignments = {"optimal": OptimalCoupling, "worst": WorstCoupling}
+    if name not in get_args(CouplingName):
+        msg = f"coupling must be one of {', '.join(get_args(CouplingName))}, not {name!r}"
+        raise ValueError(msg)
+    return assignments[name](scope, block_size, solver) if name in assignments else IndependentCoupling()
+
+
+def _exact_assignment(gains: Tensor) -> Tensor:
+    """Column of each row at the greatest sum of gains, (K, n) for gains (K, n, n)."""
+    columns = [torch.from_numpy(linear_sum_assignment(block, maximize=True)[1]) for block in gains.cpu().numpy()]
+    return torch.stack(columns).to(gains.device)
+
+
+def _greedy_assignment(gains: Tensor) -> Tensor:
+    """Column of each row by joining rows and columns that are each other's best, (K, n) for gains (K, n, n).
+
+    In as many rounds as are enough for nearly all; what is left is joined in order. Without a decision that needs the
+    values, so that a device is never waited for.
+    """
+    _, size, _ = gains.shape
+    free = gains.clone()
+    columns = torch.zeros(gains.shape[:2], dtype=torch.long, device=gains.device)
+    is_joined = torch.zeros_like(columns, dtype=torch.bool)
+    is_taken = is_joined.clone()
+    for _ in range(2 * math.ceil(math.log2(size)) + 4 if size > 1 else 1):
+        column, row = free.argmax(2), free.argmax(1)
+        # A row whose best column has it as its best row.
+        join = (row.gather(1, column) == torch.arange(size, device=gains.device)) & ~is_joined
+        columns = torch.where(join, column, columns)
+        is_joined = is_joined | join
+        is_taken = is_taken | torch.zeros_like(is_taken).scatter_reduce(1, column, join, "amax")
+        free.masked_fill_(is_joined[:, :, None] | is_taken[:, None, :], -torch.inf)
+    rows_left, columns_left = (flags.int().argsort(dim=1, stable=True) for flags in (is_joined, is_taken))
+    rest = torch.zeros_like(columns).scatter(1, rows_left, columns_left)
+    return torch.where(is_joined, columns, rest)
