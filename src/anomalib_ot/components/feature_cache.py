@@ -15,7 +15,7 @@ from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 from torchvision.transforms import v2
 
 from anomalib_ot.transport import Processes
@@ -115,18 +115,35 @@ class _Share(Dataset):
         return self._dataset.__getitems__(indices[self._rank :: self._processes])
 
 
-def feature_loader(dataset: Dataset, batch_size: int, seed: int | None = None) -> DataLoader:
+class _Order(DistributedSampler):
+    """Shuffles anew each epoch, alike for the same seed and epoch.
+
+    The epoch is the trainer's, when iteration starts: what Lightning hands to ``set_epoch`` is one too many after
+    resuming from a checkpoint of an epoch's end.
+
+    Args:
+        dataset: Data set to draw from.
+        trainer: Trainer that counts the epochs.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, dataset: Dataset, trainer: Trainer, seed: int) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch = self._trainer.current_epoch
+        return super().__iter__()
+
+
+def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
     """Loader of :class:`FeatureBatch`.
 
     Args:
         dataset: A :class:`FeatureDataset` or a subset of one.
         batch_size: Images in a batch; the last batch may have fewer.
-        seed: Shuffle anew each epoch, alike for the same seed and epoch. In order where it is None.
+        sampler: Order of the images; as they come where it is None.
     """
-    # The only sampler of torch whose order depends on nothing but a seed and the epoch, which Lightning sets.
-    sampler: DistributedSampler | None = None
-    if seed is not None:
-        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
     # The data set hands over whole batches.
     collate: Any = FeatureBatch
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
@@ -199,7 +216,7 @@ def train_on_features(
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
-    source.instance = feature_loader(_Share(kept, rank, processes), batch_size, seed)
+    source.instance = feature_loader(_Share(kept, rank, processes), batch_size, _Order(kept, trainer, seed))
     return TrainingFeatures(
         feature_loader(kept, batch_size),
         feature_loader(out, batch_size) if held_out else None,

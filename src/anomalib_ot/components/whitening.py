@@ -13,16 +13,20 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 
     PaDiM (Defard et al., 2021, arXiv 2011.08785) measures deviations at a cell by the covariance there. This brings the
     same knowledge to any model that compares features by cosine: between whitened features, the cosine is that of the
-    inner product zᵀ Σ⁻¹ z′. Features are not centred, so that a cosine near the mean stays well defined.
+    inner product zᵀ Σ⁻¹ z′. Features are then not centred, so that a cosine near the mean stays well defined; centred,
+    normal features have zero mean and about unit variance, and their squared norm is PaDiM's squared score.
 
     The covariance at a cell is estimated from one feature of each image, too few to be sure of. It is mixed with the
-    covariance pooled over all cells, which counts as much as D more images (the mean of the posterior under an
-    inverse-Wishart prior), and a tenth of the mean variance is added to each direction. Features of more than
+    covariance pooled over all cells, which counts as much as D or a share of D more images (the mean of the posterior
+    under an inverse-Wishart prior), and a share of the mean variance is added to each direction. Features of more than
     ``max_channels`` channels are first projected to so many random orthonormal directions, the same in each run, as
     PaDiM keeps a random part of them.
 
     Args:
         max_channels: Largest number of channels to keep, at least 1.
+        shrinkage: Share of the mean variance that is added to each direction.
+        prior: Share of D images that the pooled covariance counts as.
+        centred: Whether to subtract the mean at each cell.
 
     Raises:
         ValueError: If ``max_channels`` is below 1.
@@ -36,20 +40,29 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         True
     """
 
-    SHRINKAGE = 0.1
-
     projection: Tensor
     matrices: Tensor
+    mean: Tensor
 
-    def __init__(self, max_channels: int = 128) -> None:
+    def __init__(
+        self,
+        max_channels: int = 128,
+        shrinkage: float = 0.1,
+        prior: float = 1.0,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
         if max_channels < 1:
             msg = f"whitened_channels must be at least 1, not {max_channels}"
             raise ValueError(msg)
         self.max_channels = max_channels
-        # (E, D) and (H, W, E, E), known once fitted.
+        self.shrinkage = shrinkage
+        self.prior = prior
+        self.centred = centred
+        # (E, D), (H, W, E, E) and, if centred, (H, W, 1, E), known once fitted.
         self.register_buffer("projection", torch.empty(0, dtype=torch.float32))
         self.register_buffer("matrices", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("mean", torch.empty(0, dtype=torch.float32), persistent=centred)
         self._moments: _Moments | None = None
 
     @property
@@ -79,22 +92,23 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             msg = "there are no features to whiten by: call update first"
             raise RuntimeError(msg)
         local = self._moments.covariance()
-        channels = local.shape[-1]
-        count = self._moments.count
+        count, prior = self._moments.count, self.prior * local.shape[-1]
         with _one_thread():
-            values, vectors = torch.linalg.eigh((count * local + channels * local.mean(0)) / (count + channels))
+            values, vectors = torch.linalg.eigh((count * local + prior * local.mean(0)) / (count + prior))
         values = values.clamp(min=0)
-        floor = self.SHRINKAGE * values.mean(1, keepdim=True)
+        floor = self.shrinkage * values.mean(1, keepdim=True)
         # Images that are all alike leave nothing to whiten.
         scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
         self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, self._moments.grid)
+        if self.centred:
+            self.mean = self._moments.mean().float().unflatten(0, self._moments.grid)
         self._moments = None
 
     def forward(self, maps: Tensor) -> Tensor:
         """Whiten feature maps.
 
         Args:
-            maps: (B, D, H, W). A map of another size than in training takes the nearest cell's covariance.
+            maps: (B, D, H, W). A map of another size than in training takes the nearest cell's mean and covariance.
 
         Returns:
             (B, E, H, W) in float32.
@@ -106,14 +120,11 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             msg = "features cannot be whitened yet: fit the model, or load a checkpoint"
             raise RuntimeError(msg)
         height, width = maps.shape[-2:]
-        matrices = self.matrices
-        if matrices.shape[:2] != (height, width):
-            row, column = (
-                torch.linspace(0, ours - 1, theirs, device=maps.device).round().long()
-                for ours, theirs in zip(matrices.shape, (height, width), strict=False)
-            )
-            matrices = matrices[row[:, None], column]
-        return (self._project(maps) @ matrices.flatten(0, 1)).permute(1, 2, 0).unflatten(2, (height, width))
+        cells = self._project(maps)
+        if self.centred:
+            cells = cells - nearest_cells(self.mean, height, width).flatten(0, 1)
+        matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
+        return (cells @ matrices).permute(1, 2, 0).unflatten(2, (height, width))
 
     def _choose_directions(self, maps: Tensor) -> None:
         channels = maps.shape[1]
@@ -127,6 +138,26 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         """Cells of the maps, (H·W, B, E)."""
         cells = maps.float().flatten(2).permute(2, 0, 1)
         return cells @ self.projection.T if len(self.projection) < self.projection.shape[1] else cells
+
+
+def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
+    """What the nearest cell has, for a map of another size.
+
+    Args:
+        grid: (H, W, ...).
+        height: Rows of the map.
+        width: Columns of the map.
+
+    Returns:
+        (height, width, ...); ``grid`` itself where it is of this size.
+    """
+    if grid.shape[:2] == (height, width):
+        return grid
+    row, column = (
+        torch.linspace(0, ours - 1, theirs, device=grid.device).round().long()
+        for ours, theirs in zip(grid.shape, (height, width), strict=False)
+    )
+    return grid[row[:, None], column]
 
 
 @contextmanager
@@ -156,6 +187,10 @@ class _Moments:
         self.total += deviations.sum(1, keepdim=True)
         self.outer.baddbmm_(deviations.mT, deviations)
         self.count += cells.shape[1]
+
+    def mean(self) -> Tensor:
+        """Mean (H·W, 1, E) at each cell."""
+        return self.shift + self.total / self.count
 
     def covariance(self) -> Tensor:
         """Covariance (H·W, E, E) at each cell."""

@@ -6,32 +6,26 @@ detection and localization, 2025, https://arxiv.org/abs/2508.12927
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.components.checkpoints import refuse_another_architecture
-from anomalib_ot.components.extraction import Extraction, FastExtractor
-from anomalib_ot.components.feature_cache import (
-    CachePlace,
-    FeatureBatch,
-    TrainingFeatures,
-    check_finite,
-    train_on_features,
-)
+from anomalib_ot.components.extraction import Extraction
+from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch
+from anomalib_ot.components.feature_training import FeatureTraining
+from anomalib_ot.components.settings import require
 from anomalib_ot.transport import SpatialCost
 
 from .prototypes import Initialisation, PrototypeSettings
@@ -43,7 +37,7 @@ logger = logging.getLogger(__name__)
 _COMPRESSION = 0.1
 
 
-class Pradot(AnomalibModule):
+class Pradot(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
     One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training
@@ -145,26 +139,11 @@ class Pradot(AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        for name, value in {"epochs": epochs, "batch_size": batch_size, "patience": patience}.items():
-            if value < 1:
-                msg = f"{name} must be at least 1, not {value}"
-                raise ValueError(msg)
-        if feature_cache not in get_args(CachePlace):
-            msg = f"feature_cache must be one of {', '.join(get_args(CachePlace))}, not {feature_cache!r}"
-            raise ValueError(msg)
-        if extraction not in get_args(Extraction):
-            msg = f"extraction must be one of {', '.join(get_args(Extraction))}, not {extraction!r}"
-            raise ValueError(msg)
-        if not 0 <= validation_fraction < 1:
-            msg = f"validation_fraction must be in [0, 1), not {validation_fraction}"
-            raise ValueError(msg)
+        require(epochs >= 1, "epochs", "at least 1", epochs)
+        require(patience >= 1, "patience", "at least 1", patience)
+        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, validation_fraction)
         self.epochs = epochs
-        self.batch_size = batch_size
-        self.validation_fraction = validation_fraction
         self.patience = patience
-        self.feature_cache = feature_cache
-        self.cache_budget = cache_budget
-        self.extraction = extraction
         self.calibrate = calibrate
         self.compress = compress
         self.model = PradotModel(
@@ -190,8 +169,6 @@ class Pradot(AnomalibModule):
         )
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
-        self._extractor: FastExtractor | None = None
-        self._training_features = TrainingFeatures(())
         self._epoch_costs: list[float] = []
         # (lowest cost so far, epochs since), kept in checkpoints.
         self._lowest_cost = float("inf")
@@ -221,33 +198,10 @@ class Pradot(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change from epoch to epoch."""
-        data = getattr(self.trainer, "datamodule", None)
-        count = len(data.train_data) if isinstance(data, AnomalibDataModule) else None
-        self._extractor = FastExtractor(self.model.feature_extractor, self.extraction, count)
-        self._training_features = train_on_features(
-            self.trainer,
-            self._extract,
-            place=self.feature_cache,
-            budget=self.cache_budget,
-            batch_size=self.batch_size,
-            device=self.device,
-            hold_out=self.validation_fraction,
-        )
-        self.model.fit_whitening(self._on_device(self._training_features.trained_on, "Fitting the whitening"))
+        self.extract_training_features(self.model.feature_extractor)
+        self.model.fit_whitening(self.features_on_device(self.training_features.trained_on, "Fitting the whitening"))
         if not self.model.is_initialised:
-            self.model.initialise(next(self._on_device(self._training_features.trained_on, "Starting")))
-
-    def _on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[dict[str, Tensor]]:
-        # Features that are not cached show the progress of their extraction.
-        for batch in track(batches, task, transient=True, disable=not isinstance(batches, DataLoader)):
-            yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
-
-    @torch.no_grad()
-    def _extract(self, images: Tensor) -> dict[str, Tensor]:
-        assert self._extractor is not None  # noqa: S101 - made when the fit starts
-        with self.trainer.precision_plugin.forward_context():
-            transform = getattr(self.pre_processor, "transform", None)
-            return self._extractor(transform(images) if transform else images)
+            self.model.initialise(next(self.features_on_device(self.training_features.trained_on, "Starting")))
 
     def on_train_epoch_start(self) -> None:
         """Forget the costs of the epoch before."""
@@ -265,12 +219,7 @@ class Pradot(AnomalibModule):
             The transport cost as a loss that moves nothing.
         """
         del args, kwargs
-        if isinstance(batch, FeatureBatch):
-            features = batch.features
-        else:
-            features = self.model(batch.image)
-            check_finite(features, getattr(batch, "image_path", None))
-        cost = self.model.update(features)
+        cost = self.model.update(self.features_of(batch))
         self._epoch_costs.append(cost)
         self.log("train_transport_cost", cost, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
         return cost + 0 * self.anchor
@@ -284,8 +233,8 @@ class Pradot(AnomalibModule):
         if not self.trainer.is_last_batch:
             return
         cost = fmean(self._epoch_costs)
-        if self._training_features.held_out is not None:
-            cost = self._held_out_cost(self._training_features.held_out)
+        if self.training_features.held_out is not None:
+            cost = self._held_out_cost(self.training_features.held_out)
             self.log("val_transport_cost", cost, prog_bar=True, batch_size=1)
         stop = self._falls_no_longer(cost)
         if stop:
@@ -302,12 +251,12 @@ class Pradot(AnomalibModule):
         """Compress the prototypes and weigh their maps, by the training images."""
         if not (self.compress or self.calibrate):
             return
-        trained_on = self._training_features.trained_on
-        highest = self.model.highest_scores(self._on_device(trained_on, "Scoring normal images"))
+        trained_on = self.training_features.trained_on
+        highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
         if self.compress:
             before, count = highest, self.model.count
-            self.model.compress(self._on_device(trained_on, "Compressing"), _COMPRESSION)
-            highest = self.model.highest_scores(self._on_device(trained_on, "Scoring normal images"))
+            self.model.compress(self.features_on_device(trained_on, "Compressing"), _COMPRESSION)
+            highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
             change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)
             logger.info(
                 "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
@@ -324,19 +273,20 @@ class Pradot(AnomalibModule):
 
     def on_fit_end(self) -> None:
         """Let go of the cached features and of the memory for transport."""
-        self._training_features = TrainingFeatures(())
+        self.forget_training_features()
         self.model.workspace.clear()
-        self._extractor = None
 
     def _held_out_cost(self, held_out: Iterable[FeatureBatch]) -> float:
-        return fmean(self.model.transport_cost(features) for features in self._on_device(held_out, "Validating"))
+        return fmean(
+            self.model.transport_cost(features) for features in self.features_on_device(held_out, "Validating")
+        )
 
     def _falls_no_longer(self, cost: float) -> bool:
         # Less than half a percent is the noise of drawing batches.
         if cost < self._lowest_cost * 0.995:
             self._lowest_cost = cost
             self._epochs_since = 0
-            if self._training_features.held_out is not None:
+            if self.training_features.held_out is not None:
                 self._best_prototypes = {
                     name: value.clone() for name, value in self.model.prototypes.state_dict().items()
                 }

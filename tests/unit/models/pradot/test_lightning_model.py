@@ -241,7 +241,7 @@ def test_progress_is_shown_beside_the_trainers(data, model, tmp_path, cache):
 def test_cached_features_are_let_go_after_training(data, engine, model):
     pradot = model()
     engine(limit_val_batches=0).fit(pradot, datamodule=data())
-    assert list(pradot._training_features.trained_on) == []
+    assert list(pradot.training_features.trained_on) == []
     assert not pradot.model.workspace._buffers
 
 
@@ -394,7 +394,7 @@ def test_checkpoint_of_another_architecture_is_refused(data, engine, model, argu
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
-        ({"feature_cache": "ram"}, "feature_cache must be one of auto"),
+        ({"feature_cache": "ram"}, "feature_cache must be 'auto' or 'device'"),
     ],
 )
 def test_bad_arguments_are_refused_early(model, arguments, message):

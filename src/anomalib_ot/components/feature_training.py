@@ -1,0 +1,121 @@
+"""Models whose epochs run over the frozen features of the training images."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+import torch
+from anomalib.data import AnomalibDataModule, Batch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .extraction import Extraction, FastExtractor, FeatureMaps
+from .feature_cache import CachePlace, FeatureBatch, TrainingFeatures, check_finite, train_on_features
+from .settings import require
+
+
+class FeatureTraining:
+    """Part of a Lightning model that extracts frozen features once and trains on them.
+
+    The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
+    and :meth:`forget_training_features` when it ends. Its torch model returns features while it trains.
+
+    Attributes:
+        training_features: Features of the training images, during a fit.
+    """
+
+    trainer: Any
+    device: Any
+    model: nn.Module
+    pre_processor: Any
+
+    def set_feature_training(
+        self,
+        feature_cache: CachePlace,
+        cache_budget: float,
+        extraction: Extraction,
+        batch_size: int,
+        validation_fraction: float,
+    ) -> None:
+        """Set how features are extracted and kept.
+
+        Args:
+            feature_cache: See :func:`train_on_features`.
+            cache_budget: Likewise.
+            extraction: See :class:`FastExtractor`.
+            batch_size: Images in a training batch.
+            validation_fraction: Fraction of the training images held out, in [0, 1).
+
+        Raises:
+            ValueError: If an argument is out of its range.
+        """
+        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(feature_cache in get_args(CachePlace), "feature_cache", get_args(CachePlace), feature_cache)
+        require(extraction in get_args(Extraction), "extraction", get_args(Extraction), extraction)
+        require(0 <= validation_fraction < 1, "validation_fraction", "in [0, 1)", validation_fraction)
+        self.feature_cache = feature_cache
+        self.cache_budget = cache_budget
+        self.extraction = extraction
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.training_features = TrainingFeatures(())
+        self._extractor: FastExtractor | None = None
+
+    def extract_training_features(self, extractor: nn.Module) -> None:
+        """Extract the features of the training images, unless they change from epoch to epoch.
+
+        Args:
+            extractor: Maps images to the feature map of each layer.
+
+        Raises:
+            ValueError: As :func:`train_on_features`.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        count = len(data.train_data) if isinstance(data, AnomalibDataModule) else None
+        self._extractor = FastExtractor(extractor, self.extraction, count)
+        self.training_features = train_on_features(
+            self.trainer,
+            self._extract,
+            place=self.feature_cache,
+            budget=self.cache_budget,
+            batch_size=self.batch_size,
+            device=self.device,
+            hold_out=self.validation_fraction,
+        )
+
+    def forget_training_features(self) -> None:
+        """Let go of the cached features."""
+        self.training_features = TrainingFeatures(())
+        self._extractor = None
+
+    def features_on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[FeatureMaps]:
+        """Iterate over features, on the model's device.
+
+        Args:
+            batches: Features, of ``training_features``.
+            task: What is done with them, shown where they are not cached and so extracted anew.
+
+        Yields:
+            Feature map (B, D, H, W) of each layer.
+        """
+        for batch in track(batches, task, transient=True, disable=not isinstance(batches, DataLoader)):
+            yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
+
+    def features_of(self, batch: Batch | FeatureBatch) -> FeatureMaps:
+        """Feature map (B, D, H, W) of each layer of a training batch, be it images or cached features.
+
+        Raises:
+            ValueError: If features are not finite.
+        """
+        if isinstance(batch, FeatureBatch):
+            return batch.features
+        features = self.model(batch.image)
+        check_finite(features, getattr(batch, "image_path", None))
+        return features
+
+    @torch.no_grad()
+    def _extract(self, images: Tensor) -> FeatureMaps:
+        assert self._extractor is not None  # noqa: S101 - made when the fit starts
+        with self.trainer.precision_plugin.forward_context():
+            transform = getattr(self.pre_processor, "transform", None)
+            return self._extractor(transform(images) if transform else images)
