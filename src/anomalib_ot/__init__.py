@@ -10,8 +10,9 @@ _PUBLIC = {
     "FewShot": "anomalib_ot.data",
     "Foct": "anomalib_ot.models",
     "Pradot": "anomalib_ot.models",
+    "WtFlow": "anomalib_ot.models",
 }
-__all__ = ["Assembly", "FewShot", "Foct", "Pradot"]
+__all__ = ["Assembly", "FewShot", "Foct", "Pradot", "WtFlow"]
 
 
 def __getattr__(name: str) -> type:

@@ -3,8 +3,9 @@
 from anomalib_ot import data  # noqa: F401 - so that anomalib finds our data modules by name too
 from anomalib_ot.models.foct import Foct
 from anomalib_ot.models.pradot import Pradot
+from anomalib_ot.models.wt_flow import WtFlow
 from anomalib_ot.plugin import register
 
-register(Foct, Pradot)
+register(Foct, Pradot, WtFlow)
 
-__all__ = ["Foct", "Pradot"]
+__all__ = ["Foct", "Pradot", "WtFlow"]

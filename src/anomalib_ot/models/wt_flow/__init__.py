@@ -1,0 +1,6 @@
+"""WtFlow: time-reversed flow matching with worst-transport coupling."""
+
+from .lightning_model import WtFlow
+from .torch_model import WtFlowModel
+
+__all__ = ["WtFlow", "WtFlowModel"]

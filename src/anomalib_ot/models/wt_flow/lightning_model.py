@@ -1,0 +1,384 @@
+"""WT-Flow for anomalib: time-reversed flow matching with worst transport.
+
+Paper: Li et al., Time-reversed flow matching with worst transport in high-dimensional latent space for image anomaly
+detection, 2025, https://arxiv.org/abs/2508.05461
+"""
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable, Sequence, Sized
+from copy import deepcopy
+from statistics import fmean
+from typing import Any, cast
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.checkpoints import refuse_another_architecture
+from anomalib_ot.components.extraction import Extraction
+from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch
+from anomalib_ot.components.feature_training import FeatureTraining
+from anomalib_ot.components.settings import require
+from anomalib_ot.transport import CouplingName, Scope, Solver, create_coupling
+
+from .torch_model import Normalization, Score, WtFlowModel, matching_losses
+
+logger = logging.getLogger(__name__)
+
+# Share of the training in which the learning rate rises.
+_WARM_UP = 0.1
+# Steps from one look at the held-out images to the next, and draws of noise and times in each.
+_LOOK = 25
+_DRAWS = 4
+
+
+class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+    """Anomaly detection by time-reversed flow matching with worst transport.
+
+    The frozen features of the training images are extracted once and kept, so that a step is the flow alone. Scores are
+    those of the exponential moving average of the weights.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
+        layers: Layers of the backbone to take features from; each has a flow of its own, and their maps are averaged.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        normalization: Features are normalised by ``whitening`` each cell by its mean and covariance in normal images,
+            or by ``layer`` normalisation over the map (paper).
+        whitened_channels: Channels to which whitening projects features that have more.
+        pooling: Average the features over 3 x 3 cells at every second cell (paper).
+        width: Channels of the velocity field, a multiple of 16.
+        depth: Times that the velocity field halves the resolution.
+        coupling: Pairs features and noise ``independent`` of each other, at ``optimal`` or at ``worst`` transport cost
+            (paper).
+        scope: Pair ``positions`` or ``maps`` as wholes.
+        block_size: Points among which pairs are sought, a divisor of those of a batch; 0 for all, None for the largest
+            up to 128.
+        solver: ``exact``, ``greedy`` or ``auto``, see :class:`anomalib_ot.transport.OptimalCoupling`.
+        score: ``density`` (paper), ``log_density`` or ``mismatch``, see :meth:`WtFlowModel.scores`.
+        euler_steps: Euler steps of ``density`` and ``log_density``.
+        mismatch_times: Times in (0, 1) at which ``mismatch`` compares velocities.
+        mismatch_draws: Noise draws of ``mismatch`` at each time.
+        top_share: Share of the pixels, the highest, whose mean is the image score.
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
+        training_steps: Steps of the optimiser, over which the learning rate rises, then falls to 0 by a cosine.
+        batch_size: Training images in a step.
+        learning_rate: Highest learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        ema_rate: Share of the averaged weights that a step keeps, in [0, 1); less in the first steps.
+        validation_fraction: Fraction of the training images held out; training stops when their loss falls no longer,
+            and the weights with the lowest are kept. 0 holds out none.
+        patience: Looks at the held-out images, one every 25 steps, without a lower loss after which training stops.
+        feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk``, ``none``, or ``auto`` for the first of
+            these in which they fit.
+        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use.
+        extraction: Extract the features of training images with ``torch``, ``openvino``, or ``auto`` for OpenVINO where
+            it is installed and pays.
+        pre_processor: Pre-processor, or whether to use the default.
+        post_processor: Post-processor, or whether to use the default.
+        evaluator: Evaluator, or whether to use the default.
+        visualizer: Visualizer, or whether to use the default.
+
+    Raises:
+        ValueError: If an argument is out of its range or the backbone lacks a layer.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_ot import WtFlow
+        >>> Engine().train(WtFlow(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
+    """
+
+    model: WtFlowModel
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer3",),
+        pre_trained: bool = True,
+        image_size: tuple[int, int] = (256, 256),
+        normalization: Normalization = "whitening",
+        whitened_channels: int = 128,
+        pooling: bool = False,
+        width: int = 64,
+        depth: int = 1,
+        coupling: CouplingName = "worst",
+        scope: Scope = "positions",
+        block_size: int | None = None,
+        solver: Solver = "auto",
+        score: Score = "log_density",
+        euler_steps: int = 1,
+        mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        mismatch_draws: int = 1,
+        top_share: float = 0.03,
+        smoothing: float = 0.0,
+        training_steps: int = 300,
+        batch_size: int = 16,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        ema_rate: float = 0.99,
+        validation_fraction: float = 0.0,
+        patience: int = 4,
+        feature_cache: CachePlace = "auto",
+        cache_budget: float = 0.5,
+        extraction: Extraction = "auto",
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(image_size, backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        require(training_steps >= 1, "training_steps", "at least 1", training_steps)
+        require(learning_rate > 0, "learning_rate", "positive", learning_rate)
+        require(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
+        require(0 <= ema_rate < 1, "ema_rate", "in [0, 1)", ema_rate)
+        require(patience >= 1, "patience", "at least 1", patience)
+        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, validation_fraction)
+        self.coupling = create_coupling(coupling, scope, block_size, solver)
+        self.training_steps = training_steps
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.ema_rate = ema_rate
+        self.patience = patience
+        self.model = WtFlowModel(
+            backbone,
+            layers,
+            pre_trained,
+            normalization,
+            whitened_channels,
+            pooling,
+            width,
+            depth,
+            score,
+            euler_steps,
+            mismatch_times,
+            mismatch_draws,
+            top_share,
+            smoothing,
+        )
+        # The model has the average of the weights that are trained.
+        self.trained = deepcopy(self.model.velocities())
+        self.model.requires_grad_(requires_grad=False)
+        # (lowest loss so far, looks since), kept in checkpoints.
+        self._lowest_loss = float("inf")
+        self._looks_since = 0
+        self._best_weights: dict[str, Tensor] | None = None
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        backbone: str = "wide_resnet50_2",
+    ) -> PreProcessor:
+        """Resize and normalise with the backbone's own mean and standard deviation.
+
+        Args:
+            image_size: Height and width, in pixels. Defaults to the paper's 256 × 256.
+            backbone: Backbone whose data configuration to use.
+
+        Returns:
+            The pre-processor.
+        """
+        return resize_and_normalize(image_size or (256, 256), backbone)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""
+        optimizer = torch.optim.AdamW(self.trained.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _share_of_learning_rate(self, step: int) -> float:
+        done = min(1.0, (step + 1) / (self.training_steps + 1))
+        return min(1.0, done / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
+
+    def on_fit_start(self) -> None:
+        """Extract the features of the training images and estimate how they vary.
+
+        Raises:
+            ValueError: If the feature maps are too small for the velocity field, or the block size does not divide
+                the points of a batch.
+        """
+        self.extract_training_features(self.model.feature_extractor)
+        trained_on = self.training_features.trained_on
+        if not self.model.is_fitted:
+            self.model.fit_normalization(self.features_on_device(trained_on, "Fitting the normalisation"))
+        first = self.model.embed(next(self.features_on_device(trained_on, "Checking a batch")))
+        sizes = {len(first[0])}
+        if isinstance(trained_on, DataLoader):
+            sizes.add(len(cast("Sized", trained_on.dataset)) % self.batch_size)
+        for size in sorted(sizes - {0}, reverse=True):
+            for maps in first:
+                self.coupling.check((size, *maps.shape[1:]))
+
+    def training_step(self, batch: Batch | FeatureBatch, *args, **kwargs) -> STEP_OUTPUT:
+        """Regress the velocity between features and the noise that they are paired with.
+
+        Args:
+            batch: Images, or their cached features.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The loss, or None where it is not finite; training then stops with the last good weights.
+
+        Raises:
+            RuntimeError: If the very first loss is not finite.
+        """
+        del args, kwargs
+        embeddings = self.model.embed(self.features_of(batch))
+        losses = matching_losses(self.trained, embeddings, self.coupling, self._generator())
+        if not losses.isfinite().all():
+            self._stop_at(losses)
+            return None
+        # The loss has shown that the weights are good.
+        self._average()
+        loss = losses.mean()
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(embeddings[0]))
+        return loss
+
+    def _generator(self) -> torch.Generator:
+        """Noise and times depend on seed, step and process alone, so that a resumed run equals an uninterrupted one."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        return torch.Generator(self.device).manual_seed(seed * 1_000_003 + step)
+
+    def _stop_at(self, losses: Tensor) -> None:
+        layer = self.model.layers[int((~losses.isfinite()).nonzero()[0])]
+        msg = (
+            f"the loss of layer {layer} is not finite at step {self.global_step} (epoch {self.current_epoch}); lower "
+            "learning_rate or train with a higher precision"
+        )
+        if self.global_step == 0:
+            raise RuntimeError(msg)
+        logger.error("Training stops with the weights of the step before: %s.", msg)
+        self.trainer.should_stop = True
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        rate = min(self.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
+        for average, weights in zip(self.model.velocities().parameters(), self.trained.parameters(), strict=True):
+            average.lerp_(weights.to(average.dtype), 1 - rate)
+
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        """Look at the held-out images now and then; after the last step, validate.
+
+        The host's validation computes maps and thresholds of all its images, so it runs once, after the last step.
+        """
+        del args, kwargs
+        held_out = self.training_features.held_out
+        if (
+            held_out is not None
+            and self.global_step % _LOOK == 0
+            and self._falls_no_longer(self._held_out_loss(held_out))
+        ):
+            logger.info("The loss of held-out images falls no longer after %d steps.", self.global_step)
+            self.trainer.should_stop = True
+        ends = self.trainer.is_last_batch and self.current_epoch + 1 == self.trainer.max_epochs
+        if self.global_step == self.trainer.max_steps:
+            # Lightning validates in the midst of an epoch only when it is told to stop.
+            self.trainer.should_stop = True
+        last = self.trainer.should_stop or ends
+        if last and self._best_weights is not None:
+            self.model.velocities().load_state_dict(self._best_weights)
+        self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
+
+    @torch.no_grad()
+    def _held_out_loss(self, held_out: Iterable[FeatureBatch]) -> float:
+        """Loss of the averaged weights, with the same noise and times at each look."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        velocities = self.model.velocities()
+        loss = fmean(
+            float(matching_losses(velocities, self.model.embed(features), self.coupling, generator).mean())
+            for features in self.features_on_device(held_out, "Validating")
+            for _ in range(_DRAWS)
+        )
+        self.log("val_loss", loss, prog_bar=True, batch_size=1)
+        return loss
+
+    def _falls_no_longer(self, loss: float) -> bool:
+        if loss < self._lowest_loss:
+            self._lowest_loss = loss
+            self._looks_since = 0
+            self._best_weights = {name: value.clone() for name, value in self.model.velocities().state_dict().items()}
+        else:
+            self._looks_since += 1
+        return self._looks_since >= self.patience
+
+    def on_train_epoch_end(self) -> None:
+        """Let the host save a checkpoint, which it does only in epochs that might have validated."""
+        self.trainer.check_val_every_n_epoch = 1
+
+    def on_fit_end(self) -> None:
+        """Let go of the cached features."""
+        self.forget_training_features()
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Score a batch, for the post-processor's thresholds.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The batch with its anomaly maps and image scores.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what resuming needs beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["wt_flow"] = {
+            "lowest_loss": self._lowest_loss,
+            "looks_since": self._looks_since,
+            "best_weights": self._best_weights,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another architecture.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, ("normalization", "noise"))
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["wt_flow"]
+        self._lowest_loss = state["lowest_loss"]
+        self._looks_since = state["looks_since"]
+        self._best_weights = state["best_weights"]
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of the trainer that the model sets."""
+        return {
+            "max_epochs": -1,
+            "max_steps": self.training_steps,
+            "gradient_clip_val": 1.0,
+            "num_sanity_val_steps": 0,
+        }
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: WtFlow learns from normal images."""
+        return LearningType.ONE_CLASS
+
+
+_ARCHITECTURE = ("backbone", "layers", "normalization", "whitened_channels", "width", "depth", "mismatch_draws")

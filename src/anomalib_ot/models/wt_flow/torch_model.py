@@ -1,0 +1,302 @@
+"""WT-Flow: time-reversed flow matching with worst transport (Li et al., 2025, arXiv 2508.05461)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.extraction import extract_by_parts, full_precision
+from anomalib_ot.components.settings import require
+from anomalib_ot.components.whitening import LocalWhitening, nearest_cells
+from anomalib_ot.transport import Coupling
+
+from .velocity import VelocityField
+
+Normalization = Literal["whitening", "layer"]
+Score = Literal["density", "log_density", "mismatch"]
+
+# Whitening trusts the covariance at a cell more than where features are only compared with one another.
+_SHRINKAGE = 0.01
+_PRIOR = 0.1
+
+
+class WtFlowModel(nn.Module):
+    """Frozen features, a velocity field for each layer and its scores.
+
+    The flow runs from the features x_0 at t = 0 to Gaussian noise x_1 at t = 1 on the straight lines
+    x_t = (1 − t) x_0 + t x_1, and the field v(x_t, t) is regressed on x_1 − x_0.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:PATH``.
+        layers: Layers to take features from; each has a field of its own, and their maps are averaged.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        normalization: ``whitening`` of each cell by the mean and covariance there, see :class:`LocalWhitening`, or
+            ``layer`` normalisation over the whole map, without parameters (paper).
+        whitened_channels: Channels to which whitening projects features that have more.
+        pooling: Whether features are first averaged over 3 x 3 cells at every second cell (paper).
+        width: Channels of the velocity field.
+        depth: Times that the velocity field halves the resolution.
+        score: What the anomaly map shows; see :meth:`scores`.
+        euler_steps: Euler steps from t = 0 to 1 of ``density`` and ``log_density``.
+        mismatch_times: Times in (0, 1) at which ``mismatch`` compares velocities.
+        mismatch_draws: Noise draws of ``mismatch`` at each time.
+        top_share: Share of the anomaly map's pixels, the highest, whose mean is the image score.
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
+
+    Raises:
+        ValueError: If an argument is out of its range or the backbone lacks a layer.
+
+    Example:
+        >>> model = WtFlowModel("resnet18", ["layer3"], pre_trained=False, width=16)
+        >>> features = model.extract(torch.rand(8, 3, 64, 64))
+        >>> model.fit_normalization([features])
+        >>> model.eval()(torch.rand(2, 3, 64, 64)).anomaly_map.shape
+        torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        backbone: str = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer3",),
+        pre_trained: bool = True,
+        normalization: Normalization = "whitening",
+        whitened_channels: int = 128,
+        pooling: bool = False,
+        width: int = 64,
+        depth: int = 1,
+        score: Score = "log_density",
+        euler_steps: int = 1,
+        mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        mismatch_draws: int = 1,
+        top_share: float = 0.03,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require(normalization in get_args(Normalization), "normalization", get_args(Normalization), normalization)
+        require(score in get_args(Score), "score", get_args(Score), score)
+        require(euler_steps >= 1, "euler_steps", "at least 1", euler_steps)
+        times = list(mismatch_times)
+        is_inside = bool(times) and all(0 < time < 1 for time in times)
+        require(is_inside, "mismatch_times", "one or more times between 0 and 1", times)
+        require(mismatch_draws >= 1, "mismatch_draws", "at least 1", mismatch_draws)
+        require(0 < top_share <= 1, "top_share", "in (0, 1]", top_share)
+        require(whitened_channels >= 1, "whitened_channels", "at least 1", whitened_channels)
+        self.layers = tuple(layers)
+        self.score = score
+        self.euler_steps = euler_steps
+        self.mismatch_times = tuple(times)
+        self.top_share = top_share
+        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
+        is_whitened = normalization == "whitening"
+        self.heads = nn.ModuleList(
+            _Head(
+                LocalWhitening(whitened_channels, _SHRINKAGE, _PRIOR, centred=True) if is_whitened else _LayerNorm(),
+                VelocityField(
+                    min(channels[layer], whitened_channels) if is_whitened else channels[layer], width, depth
+                ),
+                pooling,
+                len(times) * mismatch_draws,
+            )
+            for layer in layers
+        )
+        self.anomaly_map_generator = AnomalyMapGenerator(smoothing, align_corners=True)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WtFlowModel":
+        super()._apply(fn, recurse)
+        # Whitening and maps do not bear less than single precision.
+        for head in self.heads:
+            cast("_Head", head).normalization.float()
+        self.anomaly_map_generator.float()
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a normalisation, from training or a checkpoint."""
+        return all(cast("_Head", head).noise.numel() > 0 for head in self.heads)
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
+        return extract_by_parts(self.feature_extractor, images)
+
+    def fit_normalization(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Estimate how the features of normal images vary, and draw the noise of ``mismatch``.
+
+        Args:
+            batches: Feature maps (B, D, H, W) of the training images.
+
+        Raises:
+            ValueError: If the maps are too small for the velocity field.
+        """
+        heads = [cast("_Head", head) for head in self.heads]
+        for features in batches:
+            for layer, head in zip(self.layers, heads, strict=True):
+                head.count_in(features[layer])
+        for head in heads:
+            head.compute()
+
+    def embed(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Pooled and normalised feature maps (B, C, H, W) of each layer, what the flow starts from."""
+        with full_precision(features):
+            return [
+                cast("_Head", head).embed(features[layer]) for layer, head in zip(self.layers, self.heads, strict=True)
+            ]
+
+    def velocities(self) -> nn.ModuleList:
+        """The velocity field of each layer."""
+        return nn.ModuleList(cast("_Head", head).velocity for head in self.heads)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
+        """Features while training, scores otherwise.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
+            (B,), the mean of the highest ``top_share`` of its pixels.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
+        features = self.extract(images)
+        if self.training:
+            return features
+        if not self.is_fitted:
+            msg = "WtFlow knows no normal features yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+        scores = [score / len(self.layers) for score in self.scores(features)]
+        anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
+        pixels = anomaly_map.flatten(1)
+        count = max(1, round(self.top_share * images.shape[-2] * images.shape[-1]))
+        return InferenceBatch(pred_score=pixels.topk(count, dim=1).values.mean(1), anomaly_map=anomaly_map)
+
+    def scores(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Score map of each layer by ``score``.
+
+        ``log_density`` is −log p = ½ mean_c y², for the end y of the flow that starts at the features; ``density`` is
+        max p − p with the maximum over the image (paper); ``mismatch`` is the mean of |v(x_t, t) − (z − x)|² over
+        times t and noise z, with x_t = (1 − t) x + t z (Flow Mismatching, 2026, arXiv 2605.23070). The noise is the
+        same for all images.
+
+        Args:
+            features: Feature map (B, D, H, W) of each layer.
+
+        Returns:
+            (B, 1, H', W') for each layer, at least 0.
+        """
+        return [
+            self._score(cast("_Head", head), maps) for head, maps in zip(self.heads, self.embed(features), strict=True)
+        ]
+
+    def _score(self, head: "_Head", maps: Tensor) -> Tensor:
+        if self.score == "mismatch":
+            return head.mismatch(maps, self.mismatch_times)
+        minus_log_density = head.flow(maps, self.euler_steps).square().mean(1, keepdim=True) / 2
+        if self.score == "log_density":
+            return minus_log_density
+        density = torch.exp(-minus_log_density)
+        return density.amax((-2, -1), keepdim=True) - density
+
+
+class _Head(DynamicBufferMixin, nn.Module):
+    """Normalisation and velocity field of one layer.
+
+    Args:
+        normalization: From feature maps (B, D, H, W) to (B, C, H, W).
+        velocity: The field.
+        pooling: Whether maps are first averaged.
+        draws: Noise maps for ``mismatch``.
+    """
+
+    noise: Tensor
+
+    def __init__(self, normalization: nn.Module, velocity: VelocityField, pooling: bool, draws: int) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 2, 1) if pooling else nn.Identity()
+        self.normalization = normalization
+        self.velocity = velocity
+        self.draws = draws
+        # (H, W, draws, C), known once fitted.
+        self.register_buffer("noise", torch.empty(0))
+        self._shape: torch.Size | None = None
+
+    def count_in(self, maps: Tensor) -> None:
+        pooled = self.pool(maps)
+        self.velocity.check_size(*pooled.shape[-2:])
+        self._shape = pooled.shape
+        if isinstance(self.normalization, LocalWhitening):
+            self.normalization.update(pooled)
+
+    def compute(self) -> None:
+        if self._shape is None:
+            msg = "there are no features to normalise by"
+            raise RuntimeError(msg)
+        if isinstance(self.normalization, LocalWhitening):
+            self.normalization.compute()
+        channels = self.velocity.first.in_channels
+        shape = (*self._shape[-2:], self.draws, channels)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self.noise = noise.to(self.velocity.frequencies.device)
+
+    def embed(self, maps: Tensor) -> Tensor:
+        return self.normalization(self.pool(maps.float()))
+
+    def flow(self, maps: Tensor, steps: int) -> Tensor:
+        """The end of the flow, by Euler steps."""
+        for step in range(steps):
+            maps = maps + self._velocity(maps, step / steps) / steps
+        return maps
+
+    def mismatch(self, maps: Tensor, times: Sequence[float]) -> Tensor:
+        noise = nearest_cells(self.noise, *maps.shape[-2:]).permute(2, 3, 0, 1)
+        scores = []
+        for index, draw in enumerate(noise):
+            time = times[index % len(times)]
+            velocity = self._velocity((1 - time) * maps + time * draw, time)
+            scores.append((velocity - (draw - maps)).square().mean(1, keepdim=True))
+        return torch.stack(scores).mean(0)
+
+    def _velocity(self, maps: Tensor, time: float) -> Tensor:
+        return self.velocity(maps, torch.full((1,), time, device=maps.device)).float()
+
+
+class _LayerNorm(nn.Module):
+    """Layer normalisation over (C, H, W) without parameters."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.layer_norm(maps, maps.shape[1:])
+
+
+def matching_losses(
+    velocities: Iterable[nn.Module],
+    embeddings: Iterable[Tensor],
+    coupling: Coupling,
+    generator: torch.Generator,
+) -> Tensor:
+    """Flow-matching loss of each layer, the mean of (v(x_t, t) − (x_1 − x_0))² over maps and their entries.
+
+    Args:
+        velocities: Velocity field of each layer.
+        embeddings: x_0, (B, C, H, W) of each layer.
+        coupling: Pairs each x_0 with its noise x_1.
+        generator: Source of noise and times, on the embeddings' device.
+
+    Returns:
+        (layers,).
+    """
+    losses = []
+    for velocity, maps in zip(velocities, embeddings, strict=True):
+        noise = torch.randn(maps.shape, generator=generator, device=maps.device)
+        noise = coupling(maps, noise, generator)
+        times = torch.rand(len(maps), generator=generator, device=maps.device)
+        share = times[:, None, None, None]
+        predicted = velocity((1 - share) * maps + share * noise, times)
+        losses.append(F.mse_loss(predicted.float(), noise - maps))
+    return torch.stack(losses)

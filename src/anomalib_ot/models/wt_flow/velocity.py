@@ -1,0 +1,124 @@
+"""The velocity field of WT-Flow: a compact U-Net with a time embedding."""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot.components.settings import require
+
+_GROUPS = 8
+# GroupNorm wants more than one value in a group, be it a map of one cell.
+_MULTIPLE = 2 * _GROUPS
+_EMBEDDING = 64
+
+
+class VelocityField(nn.Module):
+    """v(x, t), a U-Net over feature maps.
+
+    Each level halves the resolution and has one residual block on the way down and one on the way up; all blocks have
+    ``width`` channels, shifted and scaled by an embedding of t. The last layer starts at zero, so that the field does.
+
+    Args:
+        channels: C, of the feature maps.
+        width: Channels of the blocks, a multiple of 16.
+        depth: Times that the resolution is halved; 0 for none.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> velocity = VelocityField(4, width=16, depth=1)
+        >>> velocity(torch.rand(2, 4, 6, 6), torch.rand(2)).shape
+        torch.Size([2, 4, 6, 6])
+    """
+
+    def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
+        super().__init__()
+        require(width >= _MULTIPLE and width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", width)
+        require(depth >= 0, "depth", "at least 0", depth)
+        self.depth = depth
+        self.time = nn.Sequential(
+            nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU(), nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU()
+        )
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.down = nn.ModuleList(_Block(width, width) for _ in range(depth))
+        self.halve = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(depth))
+        self.middle = _Block(width, width)
+        self.up = nn.ModuleList(_Block(2 * width, width) for _ in range(depth))
+        self.norm = nn.GroupNorm(_GROUPS, width)
+        self.last = _zero(nn.Conv2d(width, channels, 3, padding=1))
+        frequencies = torch.exp(-math.log(1000) * torch.arange(_EMBEDDING // 2) / (_EMBEDDING // 2))
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", 100 * frequencies, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "VelocityField":
+        super()._apply(fn, recurse)
+        self.frequencies = self.frequencies.float()
+        return self
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse maps that cannot be halved ``depth`` times.
+
+        Raises:
+            ValueError: If a map of this many cells is too small.
+        """
+        if min(height, width) < 2**self.depth:
+            msg = (
+                f"feature maps of {height} x {width} cells cannot be halved {self.depth} times; lower depth, raise "
+                "image_size or take an earlier layer"
+            )
+            raise ValueError(msg)
+
+    def forward(self, maps: Tensor, time: Tensor) -> Tensor:
+        """Compute the velocity.
+
+        Args:
+            maps: x, (B, C, H, W); brought to the type of the weights.
+            time: t, (B,) or (1,) for all alike, in [0, 1].
+
+        Returns:
+            (B, C, H, W).
+        """
+        weights = self.first.weight.dtype
+        angles = time[:, None] * self.frequencies
+        embedding = self.time(torch.cat([angles.sin(), angles.cos()], 1).to(weights))
+        hidden = self.first(maps.to(weights))
+        skips = []
+        for block, halve in zip(self.down, self.halve, strict=True):
+            hidden = block(hidden, embedding)
+            skips.append(hidden)
+            hidden = halve(hidden)
+        hidden = self.middle(hidden, embedding)
+        for block in self.up:
+            skip = skips.pop()
+            hidden = F.interpolate(hidden, size=skip.shape[-2:], mode="nearest")
+            hidden = block(torch.cat([hidden, skip], 1), embedding)
+        return self.last(F.silu(self.norm(hidden)))
+
+
+class _Block(nn.Module):
+    """Residual block of two convolutions, between which the time shifts and scales."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.first_norm = nn.GroupNorm(_GROUPS, channels)
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.time = nn.Linear(_EMBEDDING, 2 * width)
+        self.second_norm = nn.GroupNorm(_GROUPS, width)
+        self.second = _zero(nn.Conv2d(width, width, 3, padding=1))
+        self.skip = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
+
+    def forward(self, maps: Tensor, embedding: Tensor) -> Tensor:
+        hidden = self.first(F.silu(self.first_norm(maps)))
+        scale, shift = self.time(embedding)[:, :, None, None].chunk(2, 1)
+        hidden = self.second(F.silu(self.second_norm(hidden) * (1 + scale) + shift))
+        return self.skip(maps) + hidden
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(cast("Tensor", layer.bias))
+    return layer
