@@ -24,11 +24,11 @@ from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import IMAGE_SIZE, models
 
-NAMES = ("Pradot", "PaDiM")
+NAMES = ("Pradot", "WtFlow", "PaDiM")
 
 
 def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
-    """Train Pradot on the embedded category and show what it finds.
+    """Train the models on the embedded category and show what they find.
 
     Args:
         output: Folder for the pictures and the exported model.
@@ -39,7 +39,7 @@ def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
     start = time.perf_counter()
     data = Assembly(output / "data")
 
-    print("Training Pradot and PaDiM on a tray of nine parts.", flush=True)
+    print("Training Pradot, WtFlow and PaDiM on a tray of nine parts.", flush=True)
     # A quarter of the benchmark's prototypes: a demonstration should not take long.
     build = models(offline_backbone(), prototypes_per_cell=(1, 4))
     fitted: dict[str, AnomalibModule] = {}
@@ -54,7 +54,7 @@ def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
 
     items = [item for item in data.test_data if int(item.image_path[-7:-4]) < 2]  # noqa: PLR2004 - two of each kind
     picture = draw(items, fitted, output / "maps.png")
-    print(f"\nMaps of both models: {picture}")
+    print(f"\nMaps of the models: {picture}")
 
     exported = Engine(logger=False, default_root_dir=output).export(
         fitted["Pradot"], ExportType.OPENVINO, export_root=output, input_size=IMAGE_SIZE

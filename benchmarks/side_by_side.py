@@ -8,7 +8,7 @@ from anomalib.models import Padim, Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
-from anomalib_ot import Pradot
+from anomalib_ot import Pradot, WtFlow
 
 IMAGE_SIZE = (224, 224)
 
@@ -45,6 +45,7 @@ def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dic
     two = ("blocks.2", "blocks.4")
     return {
         "Pradot": lambda: Pradot(layers=two, prototypes_per_cell=prototypes_per_cell, batch_size=32, **parts(backbone)),
+        "WtFlow": lambda: WtFlow(layers=two[1:], **parts(backbone)),
         "PaDiM": lambda: Padim(layers=["blocks.1", *two], n_features=100, **parts(backbone)),
         "PatchCore 1 %": lambda: Patchcore(layers=two, coreset_sampling_ratio=0.01, **parts(backbone)),
     }

@@ -15,11 +15,11 @@ from anomalib.deploy import OpenVINOInferencer
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_ot import Assembly, Foct, Pradot
+from anomalib_ot import Assembly, Foct, Pradot, WtFlow
 
 pytestmark = pytest.mark.slow
 ANOMALIB = Path(sys.executable).parent / "anomalib"
-CONFIG = Path(__file__).parents[2] / "configs" / "model" / "pradot.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 def anomalib(folder, *arguments, check=True, **environment):
@@ -99,20 +99,20 @@ def pictures(folder):
     return torch.stack([resize(read_image(path, as_tensor=True), [128, 128]).clamp(0, 1) for path in paths])
 
 
-@pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("onnx", "model.onnx"), ("openvino", "model.xml")])
-def test_export(trained, folder, model_arguments, kind, file, monkeypatch):
-    monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
-    arguments = ["--export_type", kind, "--ckpt_path", trained[1], "--export_root", folder / kind]
+FILES = {"torch": "model.pt", "onnx": "model.onnx", "openvino": "model.xml"}
+
+
+def check_export(folder, model_arguments, checkpoint, kind, model):
+    """Export a checkpoint by the command and compare what it says of a picture with what the model says."""
+    name = type(model).__name__
+    arguments = ["--export_type", kind, "--ckpt_path", checkpoint, "--export_root", folder / f"{name}_{kind}"]
     if kind != "torch":
         arguments += ["--input_size", "[128, 128]"]
     anomalib(folder, "export", *model_arguments, *arguments)
-    exported = folder / kind / "weights" / kind / file
-    assert exported.is_file()
-
-    model = Pradot.load_from_checkpoint(trained[1]).eval()
+    exported = folder / f"{name}_{kind}" / "weights" / kind / FILES[kind]
     image = pictures(folder)[:1]
     with torch.inference_mode():
-        ours = model(image)
+        ours = model.eval()(image)
     if kind == "torch":
         loaded = torch.load(exported, weights_only=False)["model"]
         assert isinstance(loaded, nn.Module)
@@ -123,6 +123,12 @@ def test_export(trained, folder, model_arguments, kind, file, monkeypatch):
     difference = np.abs(np.squeeze(ours.anomaly_map.numpy()) - np.squeeze(np.asarray(theirs.anomaly_map))).max()
     assert difference < 1e-3 * np.ptp(ours.anomaly_map.numpy())
     assert np.squeeze(np.asarray(theirs.pred_score)) == pytest.approx(float(ours.pred_score), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_export(trained, folder, model_arguments, kind, monkeypatch):
+    monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
+    check_export(folder, model_arguments, trained[1], kind, Pradot.load_from_checkpoint(trained[1]))
 
 
 def test_export_with_a_dynamic_batch(trained, folder, monkeypatch):
@@ -145,12 +151,19 @@ def init_args(folder, *arguments):
     return yaml.safe_load(config)["model"]["init_args"]
 
 
-def test_help_and_config(folder):
-    assert "--model.prototypes_per_cell" in anomalib(folder, "train", "--model.help", "Pradot")
-    defaults = init_args(folder, "--model", "Pradot")
-    assert defaults["ema_rate"] == 0.95
-    assert init_args(folder, "--config", CONFIG) == defaults
-    shipped = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
+@pytest.mark.parametrize(
+    ("model", "file", "argument"),
+    [
+        ("Pradot", "pradot.yaml", "prototypes_per_cell"),
+        ("Foct", "foct.yaml", "foreground"),
+        ("WtFlow", "wt_flow.yaml", "coupling"),
+    ],
+)
+def test_help_and_config(folder, model, file, argument):
+    assert f"--model.{argument}" in anomalib(folder, "train", "--model.help", model)
+    defaults = init_args(folder, "--model", model)
+    assert init_args(folder, "--config", CONFIGS / file) == defaults
+    shipped = yaml.safe_load((CONFIGS / file).read_text())["model"]["init_args"]
     assert shipped.keys() | {"pre_processor", "post_processor", "evaluator", "visualizer"} == defaults.keys()
 
 
@@ -218,23 +231,43 @@ def test_few_shot_training(few_shot, folder):
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
-@pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("onnx", "model.onnx"), ("openvino", "model.xml")])
-def test_few_shot_export_is_the_frozen_model(few_shot, folder, kind, file, monkeypatch):
+@pytest.mark.parametrize("kind", FILES)
+def test_few_shot_export_is_the_frozen_model(few_shot, folder, kind, monkeypatch):
     monkeypatch.chdir(folder)
     model, _, _, checkpoint = few_shot
-    arguments = ["--export_type", kind, "--ckpt_path", checkpoint, "--export_root", folder / f"foct_{kind}"]
-    if kind != "torch":
-        arguments += ["--input_size", "[128, 128]"]
-    anomalib(folder, "export", *model, *arguments)
-    exported = folder / f"foct_{kind}" / "weights" / kind / file
-    frozen = Foct.load_from_checkpoint(checkpoint, online=False).eval()
-    image = pictures(folder)[:1]
-    with torch.inference_mode():
-        ours = frozen(image)
-    if kind == "torch":
-        theirs = torch.load(exported, weights_only=False)["model"].eval()(image)
-    else:
-        runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-        theirs = runner.predict(image[0].permute(1, 2, 0).numpy())
-    difference = np.abs(np.squeeze(ours.anomaly_map.numpy()) - np.squeeze(np.asarray(theirs.anomaly_map))).max()
-    assert difference < 1e-3 * np.ptp(ours.anomaly_map.numpy())
+    check_export(folder, model, checkpoint, kind, Foct.load_from_checkpoint(checkpoint, online=False))
+
+
+@pytest.fixture(scope="module")
+def flow(folder, backbone, data_arguments):
+    """Arguments of WtFlow, the output of ``anomalib train`` and the checkpoint that it left."""
+    model = [
+        *("--model", "WtFlow", "--model.backbone", backbone, "--model.layers", "[blocks.4]"),
+        *("--model.image_size", "[128, 128]", "--model.training_steps", "30"),
+    ]
+    output = anomalib(folder, "train", *model, *data_arguments, "--seed_everything", 0)
+    return model, output, next((folder / "results/WtFlow").rglob("model.ckpt"))
+
+
+def test_flow_training_and_testing(flow, folder, data_arguments):
+    model, output, checkpoint = flow
+    score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
+    assert float(score) > 0.5
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 30
+    again = anomalib(folder, "test", *model, *data_arguments, "--ckpt_path", checkpoint)
+    assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
+
+
+@pytest.mark.parametrize(
+    ("kind", "score"),
+    [
+        *((kind, "log_density") for kind in FILES),
+        *((kind, "mismatch") for kind in ("onnx", "openvino")),
+        ("openvino", "density"),
+    ],
+)
+def test_flow_export(flow, folder, kind, score, monkeypatch):
+    monkeypatch.chdir(folder)
+    model, _, checkpoint = flow
+    arguments = [*model, "--model.score", score]
+    check_export(folder, arguments, checkpoint, kind, WtFlow.load_from_checkpoint(checkpoint, score=score))

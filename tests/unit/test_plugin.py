@@ -37,6 +37,15 @@ def test_short_names_resolve_after_importing_anomalib_alone():
     assert [line for line in out.splitlines() if line in {"True", "Pradot"}] == ["True", *["Pradot"] * 4, "True"]
 
 
+def test_all_models_are_listed_by_the_hosts_names():
+    out = run(
+        "from anomalib.models import list_models, get_model\n"
+        "print({'foct', 'pradot', 'wt_flow'} <= set(list_models()))\n"
+        "print(type(get_model('wt_flow', backbone='resnet18', pre_trained=False)).__name__)\n"
+    )
+    assert "True\nWtFlow" in out
+
+
 def test_host_keeps_its_own_models():
     out = run(
         "from anomalib.models import get_model, Padim\nprint(type(get_model('padim', pre_trained=False)) is Padim)"

@@ -136,6 +136,15 @@ class _Order(DistributedSampler):
         return super().__iter__()
 
 
+def shuffled(dataset: Dataset, trainer: Trainer) -> Sampler:
+    """Order of a data set that depends on the user's seed and the trainer's epoch alone."""
+    return _Order(dataset, trainer, _user_seed())
+
+
+def _user_seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
 def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
     """Loader of :class:`FeatureBatch`.
 
@@ -213,10 +222,9 @@ def train_on_features(
         msg = f"holding out {held_out} of {len(dataset)} images leaves fewer than the batch of {batch_size}"
         raise ValueError(msg)
     # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
-    seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(_user_seed())).tolist()
     kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
-    source.instance = feature_loader(_Share(kept, rank, processes), batch_size, _Order(kept, trainer, seed))
+    source.instance = feature_loader(_Share(kept, rank, processes), batch_size, shuffled(kept, trainer))
     return TrainingFeatures(
         feature_loader(kept, batch_size),
         feature_loader(out, batch_size) if held_out else None,

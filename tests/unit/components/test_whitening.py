@@ -15,29 +15,32 @@ def maps():
     return cells.permute(1, 2, 0).reshape(20, 5, 3, 4)
 
 
-def fitted(*batches, max_channels=128):
-    whitening = LocalWhitening(max_channels)
+def fitted(*batches, **arguments):
+    whitening = LocalWhitening(**arguments)
     for batch in batches:
         whitening.update(batch)
     whitening.compute()
     return whitening
 
 
-def reference(maps):
+def reference(maps, shrinkage=0.1, prior=1.0, centred=False):
     """The same, cell by cell with NumPy."""
     count, channels, height, width = maps.shape
+    prior *= channels
     cells = maps.double().numpy().reshape(count, channels, -1)
     local = np.stack([np.cov(cells[..., cell].T, bias=True) for cell in range(height * width)])
     white = np.empty_like(cells)
     for cell, covariance in enumerate(local):
-        mixed = (count * covariance + channels * local.mean(0)) / (count + channels)
-        values, vectors = np.linalg.eigh(mixed + 0.1 * np.trace(mixed) / channels * np.eye(channels))
-        white[..., cell] = cells[..., cell] @ (vectors / np.sqrt(values)) @ vectors.T
+        mixed = (count * covariance + prior * local.mean(0)) / (count + prior)
+        values, vectors = np.linalg.eigh(mixed + shrinkage * np.trace(mixed) / channels * np.eye(channels))
+        points = cells[..., cell] - (cells[..., cell].mean(0) if centred else 0)
+        white[..., cell] = points @ (vectors / np.sqrt(values)) @ vectors.T
     return torch.from_numpy(white.reshape(maps.shape)).float()
 
 
-def test_equals_a_loop_over_cells(maps):
-    torch.testing.assert_close(fitted(maps)(maps), reference(maps), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("arguments", [{}, {"shrinkage": 0.01, "prior": 0.1, "centred": True}])
+def test_equals_a_loop_over_cells(maps, arguments):
+    torch.testing.assert_close(fitted(maps, **arguments)(maps), reference(maps, **arguments), atol=1e-4, rtol=1e-4)
 
 
 def test_batches_do_not_matter(maps):
@@ -61,8 +64,9 @@ def test_projects_many_channels_alike_in_each_run():
     assert torch.equal(whitening.projection, fitted(maps, max_channels=8).projection)
 
 
-def test_a_larger_map_takes_the_nearest_cells_covariance(maps):
-    whitening = fitted(maps)
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_larger_map_takes_the_nearest_cells_covariance(maps, centred):
+    whitening = fitted(maps, centred=centred)
     doubled = maps.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(
         whitening(doubled)[..., [0, -1], :][..., [0, -1]], whitening(maps)[..., [0, -1], :][..., [0, -1]]
@@ -74,10 +78,11 @@ def test_images_all_alike_stay_finite():
     torch.testing.assert_close(fitted(maps)(maps), maps)
 
 
-def test_state_dict_round_trip(maps):
-    fresh = LocalWhitening()
-    fresh.load_state_dict(fitted(maps).state_dict())
-    assert torch.equal(fresh(maps), fitted(maps)(maps))
+@pytest.mark.parametrize("centred", [False, True])
+def test_state_dict_round_trip(maps, centred):
+    fresh = LocalWhitening(centred=centred)
+    fresh.load_state_dict(fitted(maps, centred=centred).state_dict())
+    assert torch.equal(fresh(maps), fitted(maps, centred=centred)(maps))
 
 
 def test_use_before_fitting_is_refused(maps):

@@ -123,7 +123,7 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
         mismatch_draws: int = 1,
         top_share: float = 0.03,
         smoothing: float = 0.0,
-        training_steps: int = 300,
+        training_steps: int = 200,
         batch_size: int = 16,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
