@@ -138,10 +138,11 @@ class _Order(DistributedSampler):
 
 def shuffled(dataset: Dataset, trainer: Trainer) -> Sampler:
     """Order of a data set that depends on the user's seed and the trainer's epoch alone."""
-    return _Order(dataset, trainer, _user_seed())
+    return _Order(dataset, trainer, user_seed())
 
 
-def _user_seed() -> int:
+def user_seed() -> int:
+    """The seed that the user gave to Lightning's ``seed_everything``, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
@@ -222,7 +223,7 @@ def train_on_features(
         msg = f"holding out {held_out} of {len(dataset)} images leaves fewer than the batch of {batch_size}"
         raise ValueError(msg)
     # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(_user_seed())).tolist()
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(user_seed())).tolist()
     kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
     source.instance = feature_loader(_Share(kept, rank, processes), batch_size, shuffled(kept, trainer))
     return TrainingFeatures(

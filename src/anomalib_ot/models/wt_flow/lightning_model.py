@@ -6,7 +6,6 @@ detection, 2025, https://arxiv.org/abs/2508.05461
 
 import logging
 import math
-import os
 import sys
 from collections.abc import Iterable, Sequence, Sized
 from copy import deepcopy
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.components.checkpoints import refuse_another_architecture
 from anomalib_ot.components.extraction import Extraction
-from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch
+from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch, user_seed
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.settings import require
 from anomalib_ot.transport import CouplingName, Scope, Solver, create_coupling
@@ -221,8 +220,10 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
             self.model.fit_normalization(self.features_on_device(trained_on, "Fitting the normalisation"))
         first = self.model.embed(next(self.features_on_device(trained_on, "Checking a batch")))
         sizes = {len(first[0])}
-        if isinstance(trained_on, DataLoader):
-            sizes.add(len(cast("Sized", trained_on.dataset)) % self.batch_size)
+        for features in (trained_on, self.training_features.held_out):
+            if isinstance(features, DataLoader):
+                count = len(cast("Sized", features.dataset))
+                sizes |= {min(count, self.batch_size), count % self.batch_size}
         for size in sorted(sizes - {0}, reverse=True):
             for maps in first:
                 self.coupling.check((size, *maps.shape[1:]))
@@ -255,9 +256,8 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
 
     def _generator(self) -> torch.Generator:
         """Noise and times depend on seed, step and process alone, so that a resumed run equals an uninterrupted one."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         step = self.global_step * self.trainer.world_size + self.global_rank
-        return torch.Generator(self.device).manual_seed(seed * 1_000_003 + step)
+        return torch.Generator(self.device).manual_seed(user_seed() * 1_000_003 + step)
 
     def _stop_at(self, losses: Tensor) -> None:
         layer = self.model.layers[int((~losses.isfinite()).nonzero()[0])]

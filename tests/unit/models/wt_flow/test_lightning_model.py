@@ -238,6 +238,9 @@ def test_a_block_size_that_does_not_divide_is_refused_before_training(data, engi
     # The last batch of an epoch has two images.
     with pytest.raises(ValueError, match="block_size 4 does not divide the 2 maps of a batch"):
         engine().fit(model(coupling="worst", scope="maps", block_size=4), datamodule=data())
+    # Eight images are trained on, two are held out.
+    with pytest.raises(ValueError, match="block_size 4 does not divide the 2 maps of a batch"):
+        engine().fit(model(scope="maps", block_size=4, validation_fraction=0.2), datamodule=data())
 
 
 def test_maps_smaller_than_the_depth_are_refused(data, engine, model):
