@@ -61,7 +61,7 @@ def main(
     root: Path | None = None,
     output: Path = Path("results/wt_flow.csv"),
     categories: list[str] = ["Assembly", *CATEGORIES],  # noqa: B006 - jsonargparse shows the default, nothing changes it
-    models: list[str] = [*VARIANTS, "FastFlow", "PaDiM", "PatchCore 1 %"],  # noqa: B006
+    models: list[str] = [*VARIANTS, "no flow", "FastFlow", "PaDiM", "PatchCore 1 %"],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     every: int = 1,
     threads: int = 2,
@@ -103,7 +103,7 @@ def main(
                     if name in VARIANTS:
                         results = wt_flow(train, test, backbone, {**VARIANTS[name], **settings})
                     else:
-                        results = HOSTS[name](train, test, backbone)
+                        results = OTHERS[name](train, test, backbone)
                     for score, maps, image_scores, fit_s in results:
                         row = {"category": category, "model": name, "score": score, "seed": str(seed)}
                         values = metrics(maps, image_scores, labels, masks)
@@ -214,6 +214,15 @@ def batches_of(features: FeatureMaps, layers: Sequence[str] = LAYERS, size: int 
         yield {layer: features[layer][start : start + size] for layer in layers}
 
 
+def no_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """The density of whitened features where they are, without a flow: what there is to gain; as :func:`wt_flow`."""
+    network = WtFlow(backbone, [LAYER]).model.eval()
+    network.fit_normalization([train])
+    network.euler_steps = 0
+    end = time.perf_counter()
+    yield "log_density", *in_parts(network, test[LAYER]), end
+
+
 def padim(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
     """PaDiM on three layers; as :func:`wt_flow`."""
     model = PadimModel(backbone, list(LAYERS), n_features=100).train()
@@ -263,7 +272,7 @@ def fast_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[
     yield "", *score_all(model, (list(batch.values()) for batch in batches_of(test))), end
 
 
-HOSTS = {"FastFlow": fast_flow, "PaDiM": padim, "PatchCore 1 %": patchcore}
+OTHERS = {"no flow": no_flow, "FastFlow": fast_flow, "PaDiM": padim, "PatchCore 1 %": patchcore}
 
 
 def metrics(maps: Tensor, scores: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
