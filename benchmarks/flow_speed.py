@@ -159,7 +159,9 @@ class Listed(nn.Module):
 def both(network: nn.Module, image: Tensor) -> tuple[float, float]:
     """Milliseconds in torch and in OpenVINO."""
     in_torch = median_seconds(lambda: network(image))
-    compiled = openvino.compile_model(openvino.convert_model(network, example_input=image), "CPU", FLOAT)
+    with torch.inference_mode(mode=False):
+        program = torch.export.export(network.eval(), (image.clone(),))
+    compiled = openvino.compile_model(openvino.convert_model(program), "CPU", FLOAT)
     array = image.numpy().astype(np.float32)
     return 1000 * in_torch, 1000 * median_seconds(lambda: compiled(array))
 

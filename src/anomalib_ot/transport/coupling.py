@@ -22,7 +22,7 @@ Scope = Literal["positions", "maps"]
 Solver = Literal["auto", "exact", "greedy"]
 
 # Points of a block that is not given, at most. Eight times as many make partners a quarter more alike or unalike, and
-# take some twenty times as long.
+# take ten times as long.
 _BLOCK = 128
 # Points of a block up to which the Hungarian method is faster than the greedy one on the CPU.
 _EXACT = 1024
