@@ -8,7 +8,7 @@ benchmarks.categories`` trains through the host's engine instead.
 import csv
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,6 +21,8 @@ from anomalib.models.image.fastflow.loss import FastflowLoss
 from anomalib.models.image.fastflow.torch_model import FastflowModel, create_fast_flow_block
 from anomalib.models.image.padim.torch_model import PadimModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from anomalib.models.image.patchflow.loss import PatchflowLoss
+from anomalib.models.image.patchflow.torch_model import PatchflowModel
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ LAYER = "blocks.4"
 LAYERS = ("blocks.1", "blocks.2", LAYER)
 # Maps and masks at a quarter of the size count for the pixels' metrics.
 REDUCED = (64, 64)
-# FastFlow's, as many as WtFlow's by default.
+# Of the other flows, as many as WtFlow's by default.
 STEPS, BATCH_SIZE = 200, 16
 SCORES: tuple[Score, ...] = get_args(Score)
 
@@ -61,7 +63,7 @@ def main(
     root: Path | None = None,
     output: Path = Path("results/wt_flow.csv"),
     categories: list[str] = ["Assembly", *CATEGORIES],  # noqa: B006 - jsonargparse shows the default, nothing changes it
-    models: list[str] = [*VARIANTS, "no flow", "FastFlow", "PaDiM", "PatchCore 1 %"],  # noqa: B006
+    models: list[str] = [*VARIANTS, "no flow", "FastFlow", "PatchFlow", "PaDiM", "PatchCore 1 %"],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     every: int = 1,
     threads: int = 2,
@@ -256,23 +258,53 @@ def fast_flow_model(channels: Sequence[int], sizes: Sequence[int]) -> FastflowMo
     return model
 
 
-def fast_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """FastFlow on three layers, trained as by its Lightning model, on as many images as WtFlow; as :func:`wt_flow`."""
-    del backbone
-    model = fast_flow_model([maps.shape[1] for maps in train.values()], [maps.shape[-1] for maps in train.values()])
-    optimizer, loss = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5), FastflowLoss()
+def train_flow(model: nn.Module, loss: nn.Module, batches: Callable[[Tensor], Any], count: int, decay: float) -> None:
+    """Train a normalizing flow as its Lightning model does, on as many of ``count`` images as WtFlow takes."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=decay)
     model.train()
     for _ in range(STEPS):
-        chosen = torch.randint(len(train[LAYER]), (BATCH_SIZE,))
-        value = loss(*on_features(model, [maps[chosen] for maps in train.values()]))
+        value = loss(*on_features(model, batches(torch.randint(count, (BATCH_SIZE,)))))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
+
+
+def fast_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """FastFlow on three layers; as :func:`wt_flow`."""
+    del backbone
+    model = fast_flow_model([maps.shape[1] for maps in train.values()], [maps.shape[-1] for maps in train.values()])
+    train_flow(
+        model, FastflowLoss(), lambda chosen: [maps[chosen] for maps in train.values()], len(train[LAYER]), decay=1e-5
+    )
     end = time.perf_counter()
     yield "", *score_all(model, (list(batch.values()) for batch in batches_of(test))), end
 
 
-OTHERS = {"no flow": no_flow, "FastFlow": fast_flow, "PaDiM": padim, "PatchCore 1 %": patchcore}
+def patch_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """PatchFlow on two layers at one resolution; as :func:`wt_flow`."""
+    layers = LAYERS[1:]
+    model = PatchflowModel(IMAGE_SIZE, backbone, num_scales=1)
+    model.feature_extractor = Given()
+    channels = sum(train[layer].shape[1] for layer in layers)
+    model.feature_adaptor = nn.Conv2d(channels, model.feature_adaptor.out_channels, 1)
+    train_flow(
+        model,
+        PatchflowLoss(),
+        lambda chosen: {layer: train[layer][chosen] for layer in layers},
+        len(train[LAYER]),
+        decay=1e-4,
+    )
+    end = time.perf_counter()
+    yield "", *score_all(model, batches_of(test, layers)), end
+
+
+OTHERS = {
+    "no flow": no_flow,
+    "FastFlow": fast_flow,
+    "PatchFlow": patch_flow,
+    "PaDiM": padim,
+    "PatchCore 1 %": patchcore,
+}
 
 
 def metrics(maps: Tensor, scores: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
