@@ -4,7 +4,6 @@ Run as ``python -m benchmarks.categories --root DATA``, where DATA holds ``tray/
 LOCO AD, ``magnetic_tile`` in that of MVTec AD and ``screw`` with image labels alone. One configuration for all.
 """
 
-import csv
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from anomalib_ot.comparison import measure
 from anomalib_ot.data import MVTecLOCOAD
 from anomalib_ot.offline import offline_backbone
 
+from .rows import appended
 from .side_by_side import models
 
 CATEGORIES: dict[str, Callable[[Path], AnomalibDataModule]] = {
@@ -62,12 +62,7 @@ def main(
     torch.set_num_threads(threads)
     packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch", "lightning", "POT"))
     print(f"{packages}, Python {platform.python_version()}, {threads} threads, seed {seed}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not output.exists()
-    with output.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if is_new:
-            writer.writeheader()
+    with appended(output, COLUMNS) as add:
         for category in categories:
             for name, build in models(offline_backbone()).items():
                 if only and name not in only:
@@ -75,9 +70,7 @@ def main(
                 _, result = measure(build, CATEGORIES[category](root), seed)
                 row = {"category": category, "model": name, "seed": seed}
                 row.update({key: f"{value:.1f}" for key, value in result.items()})
-                writer.writerow(row)
-                file.flush()
-                print(row, flush=True)
+                add(row)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ runs affordable; ``anomalib-ot few-shot`` compares through the host's engine ins
 screws count.
 """
 
-import csv
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES
+from .rows import appended
 
 LAYERS = ("blocks.2", "blocks.4")
 IMAGE_SIZE = (336, 336)
@@ -73,12 +73,7 @@ def main(
     print(f"{packages}, Python {platform.python_version()}, every {every} test images, {settings}", flush=True)
     backbone = offline_backbone()
     rows = []
-    output.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not output.exists()
-    with output.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if is_new:
-            writer.writeheader()
+    with appended(output, COLUMNS) as add:
         for category in categories:
             data = open_category(category, root)
             features, labels, masks = test_set(data, backbone, every)
@@ -87,9 +82,7 @@ def main(
                 row = {"category": category, "model": name, "shots": str(k), "seed": str(seed)}
                 row |= {key: f"{100 * value:.2f}" for key, value in metrics(maps, labels, masks).items()}
                 rows.append(row)
-                writer.writerow(row)
-                file.flush()
-                print(row, flush=True)
+                add(row)
     print(summarise(rows))
 
 

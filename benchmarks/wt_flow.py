@@ -5,7 +5,6 @@ needs none. The features of all images are extracted once, which makes dozens of
 benchmarks.categories`` trains through the host's engine instead.
 """
 
-import csv
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +36,7 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES
 from .few_shot import open_category
+from .rows import appended
 
 IMAGE_SIZE = (256, 256)
 LAYER = "blocks.4"
@@ -86,12 +86,7 @@ def main(
     print(f"{packages}, Python {platform.python_version()}, {threads} threads, every {every} test images, {settings}")
     backbone = offline_backbone()
     rows = []
-    output.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not output.exists()
-    with output.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if is_new:
-            writer.writeheader()
+    with appended(output, COLUMNS) as add:
         for category in categories:
             data = open_category(category, root)
             train, *_ = cached(map(data.train_data.__getitem__, range(len(data.train_data))), backbone)
@@ -111,9 +106,7 @@ def main(
                         values = metrics(maps, image_scores, labels, masks)
                         row |= {key: f"{value:.2f}" for key, value in {**values, "fit_s": fit_s - start}.items()}
                         rows.append(row)
-                        writer.writerow(row)
-                        file.flush()
-                        print(row, flush=True)
+                        add(row)
     print(summary(rows))
 
 
