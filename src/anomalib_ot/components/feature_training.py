@@ -1,5 +1,6 @@
 """Models whose epochs run over the frozen features of the training images."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
@@ -112,6 +113,18 @@ class FeatureTraining:
         features = self.model(batch.image)
         check_finite(features, getattr(batch, "image_path", None))
         return features
+
+    def validate_if(self, last: bool) -> None:
+        """Let the host validate after the last batch only: it computes maps and thresholds of all its images.
+
+        Args:
+            last: Whether training ends with this batch.
+        """
+        self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
+
+    def on_train_epoch_end(self) -> None:
+        """Let the host save a checkpoint, which it does only in epochs that might have validated."""
+        self.trainer.check_val_every_n_epoch = 1
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> FeatureMaps:

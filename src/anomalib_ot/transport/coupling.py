@@ -131,11 +131,9 @@ class OptimalCoupling:
             msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
             raise ValueError(msg)
         blocks = self._blocks(points, generator)
-        chosen = partners[blocks].gather(
-            1, self._assign(points[blocks], partners[blocks])[..., None].expand(-1, -1, points.shape[1])
-        )
+        chosen = self._assign(self._gains(points[blocks], partners[blocks]))
         paired = torch.empty_like(partners)
-        paired[blocks.flatten()] = chosen.flatten(0, 1)
+        paired[blocks] = partners[blocks.gather(1, chosen)]
         if self.scope == "maps":
             return paired.view_as(noise)
         batch, channels, height, width = noise.shape
@@ -158,7 +156,7 @@ class OptimalCoupling:
         gains = self._gains(points[blocks], partners[blocks])
         ours, best = (
             float(gains.gather(2, chosen[..., None]).sum())
-            for chosen in (self._assign(points[blocks], partners[blocks]), _exact_assignment(gains))
+            for chosen in (self._assign(gains), _exact_assignment(gains))
         )
         return 1 - ours / best
 
@@ -199,9 +197,8 @@ class OptimalCoupling:
         with torch.autocast(points.device.type, enabled=False):
             return self._sign * points.float() @ partners.float().mT
 
-    def _assign(self, points: Tensor, partners: Tensor) -> Tensor:
-        """Partner of each point within its block, (K, n)."""
-        gains = self._gains(points, partners)
+    def _assign(self, gains: Tensor) -> Tensor:
+        """Partner of each point within its block, (K, n), for gains (K, n, n)."""
         is_exact = self.solver == "exact" or (
             self.solver == "auto" and gains.device.type == "cpu" and gains.shape[-1] <= _EXACT
         )

@@ -5,7 +5,6 @@ detection and localization, 2025, https://arxiv.org/abs/2508.12927
 """
 
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
@@ -245,7 +244,7 @@ class Pradot(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
             self.model.prototypes.load_state_dict(self._best_prototypes)
         if last:
             self._finish()
-        self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
+        self.validate_if(last)
 
     def _finish(self) -> None:
         """Compress the prototypes and weigh their maps, by the training images."""
@@ -266,10 +265,6 @@ class Pradot(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
             )
         if self.calibrate:
             self.model.calibrate(highest)
-
-    def on_train_epoch_end(self) -> None:
-        """Let the host save a checkpoint, which it does only in epochs that might have validated."""
-        self.trainer.check_val_every_n_epoch = 1
 
     def on_fit_end(self) -> None:
         """Let go of the cached features and of the memory for transport."""

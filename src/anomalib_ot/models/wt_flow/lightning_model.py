@@ -6,7 +6,6 @@ detection, 2025, https://arxiv.org/abs/2508.05461
 
 import logging
 import math
-import sys
 from collections.abc import Iterable, Sequence, Sized
 from copy import deepcopy
 from statistics import fmean
@@ -297,7 +296,7 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
         last = self.trainer.should_stop or ends
         if last and self._best_weights is not None:
             self.model.velocities().load_state_dict(self._best_weights)
-        self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
+        self.validate_if(last)
 
     @torch.no_grad()
     def _held_out_loss(self, held_out: Iterable[FeatureBatch]) -> float:
@@ -305,8 +304,8 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
         generator = torch.Generator(self.device).manual_seed(0)
         velocities = self.model.velocities()
         loss = fmean(
-            float(matching_losses(velocities, self.model.embed(features), self.coupling, generator).mean())
-            for features in self.features_on_device(held_out, "Validating")
+            float(matching_losses(velocities, embeddings, self.coupling, generator).mean())
+            for embeddings in map(self.model.embed, self.features_on_device(held_out, "Validating"))
             for _ in range(_DRAWS)
         )
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
@@ -320,10 +319,6 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
         else:
             self._looks_since += 1
         return self._looks_since >= self.patience
-
-    def on_train_epoch_end(self) -> None:
-        """Let the host save a checkpoint, which it does only in epochs that might have validated."""
-        self.trainer.check_val_every_n_epoch = 1
 
     def on_fit_end(self) -> None:
         """Let go of the cached features."""
