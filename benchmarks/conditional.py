@@ -78,7 +78,7 @@ def timed(score: Callable[[Tensor], Tensor], features: list[Tensor]) -> tuple[Te
 def row(name: str, seconds: float, auroc: float | None) -> str:
     """A line of the table, with the largest memory that the process has taken so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    shown = "" if auroc is None else f"image {AUROC.__name__} {100 * auroc:.1f}, "
+    shown = "" if auroc is None else f"image {AUROC.__name__} {auroc:.1f}, "
     return f"{name:16} {shown}{seconds:.3f} s a query without the backbone, peak {peak:.2f} GiB"
 
 

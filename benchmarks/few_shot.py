@@ -2,8 +2,7 @@
 
 Run as ``python -m benchmarks.few_shot --root DATA``, with DATA as for ``benchmarks.categories``; the embedded category
 needs none. The features of the test images are extracted once for all models, shots and draws, which makes hundreds of
-runs affordable; ``anomalib-ot few-shot`` compares through the host's engine instead. All test images of the
-screws count.
+runs affordable; ``anomalib-ot compare`` goes through the host's engine instead.
 """
 
 import platform
@@ -12,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import AnomalibDataModule
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot import Assembly, FewShot, Foct
-from anomalib_ot.comparison import METRICS, protocol_metrics, summarise
+from anomalib_ot.comparison import Predictions, evaluate
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "+ foreground": {},
     "+ online": {"online": True, "query_steps": 5},
 }
+METRICS = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max")
 COLUMNS = ("category", "model", "shots", "seed", *METRICS)
 
 Scorer = Callable[[Tensor], Tensor]
@@ -80,10 +81,10 @@ def main(
             for k, seed, name, scorer in scorers(data, models, shots, seeds, backbone, settings):
                 maps = torch.stack([scorer(each[None].float()) for each in features])
                 row = {"category": category, "model": name, "shots": str(k), "seed": str(seed)}
-                row |= {key: f"{100 * value:.2f}" for key, value in metrics(maps, labels, masks).items()}
+                row |= {key: f"{value:.2f}" for key, value in metrics(maps, labels, masks).items()}
                 rows.append(row)
                 add(row)
-    print(summarise(rows))
+    print(table(rows))
 
 
 def open_category(category: str, root: Path | None) -> AnomalibDataModule:
@@ -166,22 +167,25 @@ def patchcore(backbone: str, images: Tensor) -> Scorer:
 
 
 def metrics(maps: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
-    """The protocol's metrics for maps (N, 1, h, w); the highest value of a map is its image's score."""
-    scores = maps.flatten(1).amax(1)
-    reduced = F.adaptive_avg_pool2d(maps, REDUCED)[:, 0]
-    batch = ImageBatch(
-        image=torch.empty(len(maps), 3, *REDUCED),
-        pred_score=scores / scores.max(),
-        gt_label=labels,
-        anomaly_map=reduced / reduced.max(),
-        gt_mask=masks,
+    """Metrics in percent of maps (N, 1, h, w); the highest value of a map is its image's score."""
+    names = [str(index) for index in range(len(maps))]
+    predictions = Predictions(
+        images=names,
+        kinds=["anomalous" if label else "good" for label in labels],
+        labels=labels.long().numpy(),
+        scores=maps.flatten(1).amax(1).numpy(),
+        maps=F.adaptive_avg_pool2d(maps, REDUCED)[:, 0].numpy(),
+        truth=masks.numpy(),
     )
-    result = {}
-    for metric in protocol_metrics():
-        if metric.name.startswith("image") or masks.any():
-            metric.update(batch)
-            result[metric.name] = float(metric.compute())
-    return result
+    return {name: value for name, value in evaluate(predictions)[0].items() if name in METRICS}
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Mean ± standard deviation over the draws, a line for each category, number of shots and model."""
+    draws = pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
+    groups = draws.groupby(["category", "shots", "model"], sort=False)[list(METRICS)]
+    mean, spread = (values.map("{:.1f}".format) for values in (groups.mean(), groups.std()))
+    return (mean + " ± " + spread).replace(" ± nan", "", regex=True).to_string()
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(queries: int = 1000, shots: int = 4, block: int = 200, seed: int = 0, t
             start = time.perf_counter()
             maps = torch.stack([score(features[i][None].float()) for i in part])
             auroc = metrics(maps, labels[part], masks[part])["image_AUROC"]
-            found[online] = (100 * auroc, 1000 * (time.perf_counter() - start) / len(part))
+            found[online] = (auroc, 1000 * (time.perf_counter() - start) / len(part))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"queries {first} to {first + len(part)}: image AUROC {found[True][0]:.1f} online, {found[False][0]:.1f} "

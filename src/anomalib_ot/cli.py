@@ -7,10 +7,13 @@ answers at once.
 import logging
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import CLI
 
 from anomalib_ot import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
@@ -30,36 +33,75 @@ def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_
     return offline_backbone(cache_dir, architecture)
 
 
-def few_shot(
-    plan: Path,
+def compare(
+    plan: Path | None = None,
+    models: list[str | dict[str, Any]] | None = None,
+    data: list[str | dict[str, Any]] | None = None,
+    root: Path | None = None,
     backbone: str | None = None,
-    shots: list[int] = [1, 2, 4],  # noqa: B006 - jsonargparse shows the default, nothing changes it
-    seeds: int = 5,
-    output: Path = Path("results/few_shot.csv"),
+    layers: list[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    seeds: list[int] | None = None,
+    shots: list[int] | None = None,
+    baseline: str | None = None,
+    ensemble: list[str] | None = None,
+    output: Path = Path("results/compare"),
+    workers: int = 1,
+    engine: Literal["processes", "ray"] = "processes",
     accelerator: str = "auto",
+    threads: int | None = None,
+    openvino: bool = False,
+    time_limit: float | None = None,
 ) -> str:
-    """Compare models that are given a few training images, and print mean and standard deviation over draws.
+    """Compare models on the same images, and write a report.
 
-    A comparison that was broken off goes on where it stopped.
+    Each run is kept as it ends; a comparison that was broken off goes on where it stopped.
 
     Args:
-        plan: YAML file with the data module and the models, as configs/compare/few_shot.yaml.
-        backbone: Backbone to give to all models instead of the file's.
-        shots: Numbers of training images.
-        seeds: Number of draws of each.
-        output: CSV file to which each result is added.
+        plan: YAML file with models, data and settings, as configs/compare/quick.yaml; what else is given wins over it.
+        models: Models of the plan to run, or others, by class as for anomalib.
+        data: Data of the plan to take, or others, by class as for anomalib.
+        root: Folder that the data's relative roots are meant from.
+        backbone: Backbone of all models that take one.
+        layers: Layers of all models that take several.
+        image_size: Height and width of all models.
+        seeds: Seeds of everything random.
+        shots: Numbers of training images, instead of all of them.
+        baseline: Model that the others are compared with.
+        ensemble: Models whose mean is shown as one more model, as Pradot+Padim.
+        output: Folder of the results and the report.
+        workers: Number of runs at a time.
+        engine: Local processes, or Ray, whose cluster RAY_ADDRESS names.
         accelerator: Where to run, as the trainer's.
+        threads: Threads of each run, by default the cores shared among the workers.
+        openvino: Time the models in OpenVINO too.
+        time_limit: Minutes after which a run is given up.
 
     Returns:
-        The table, in Markdown.
+        The report, in Markdown.
     """
-    from anomalib_ot.comparison import FewShotPlan, compare_few_shot, summarise  # noqa: PLC0415
+    from anomalib_ot import comparison  # noqa: PLC0415
 
-    read = FewShotPlan(plan, backbone)
-    return summarise(compare_few_shot(read.data, read.models(), shots, seeds, output, accelerator))
+    read = comparison.read_plan(
+        plan,
+        models,
+        data,
+        root,
+        backbone=backbone,
+        layers=layers,
+        image_size=image_size,
+        seeds=seeds,
+        shots=shots,
+        baseline=baseline,
+        ensembles=ensemble,
+    )
+    records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
+    text, page = comparison.write_report(records, output, read.title, read.baseline, read.published())
+    logger.info("report: %s", page)
+    return text.read_text(encoding="utf-8")
 
 
-_SUBCOMMANDS = {"few-shot": few_shot, "weights": weights}
+_SUBCOMMANDS = {"compare": compare, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:

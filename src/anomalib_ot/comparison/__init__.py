@@ -1,15 +1,25 @@
 """Models side by side, on the same images and by the same metrics."""
 
-from .few_shot import METRICS, FewShotPlan, compare_few_shot, protocol_metrics, summarise
+from .compare import compare
+from .evaluate import evaluate
 from .measure import measure, median_seconds, seconds_per_image
+from .plan import Job, Plan, read_plan
+from .record import Key, Predictions, Record, read_records, write_record
+from .report import write_report
 
 __all__ = [
-    "METRICS",
-    "FewShotPlan",
-    "compare_few_shot",
+    "Job",
+    "Key",
+    "Plan",
+    "Predictions",
+    "Record",
+    "compare",
+    "evaluate",
     "measure",
     "median_seconds",
-    "protocol_metrics",
+    "read_plan",
+    "read_records",
     "seconds_per_image",
-    "summarise",
+    "write_record",
+    "write_report",
 ]

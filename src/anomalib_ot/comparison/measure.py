@@ -13,7 +13,7 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
 
 # Standard output belongs to the results.
-_QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 def measure(
@@ -37,7 +37,7 @@ def measure(
     seed_everything(seed, workers=True, verbose=False)
     model = build()
     with TemporaryDirectory() as folder:
-        engine = Engine(default_root_dir=Path(folder), accelerator=accelerator, logger=False, **_QUIET)
+        engine = Engine(default_root_dir=Path(folder), accelerator=accelerator, logger=False, **QUIET)
         start = time.perf_counter()
         engine.fit(model, datamodule=data)
         fit_s = time.perf_counter() - start

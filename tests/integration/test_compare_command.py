@@ -1,0 +1,168 @@
+"""``anomalib-ot compare`` from end to end, on small pictures."""
+
+import csv
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anomalib_ot.cli import main
+from anomalib_ot.comparison import Plan, compare, read_plan, read_records
+from anomalib_ot.comparison.compare import ENGINES
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"layers": ["layer1"], "pre_trained": False}
+MODELS = {
+    "PaDiM": {"class_path": "Padim", "init_args": {**SMALL, "n_features": 10}},
+    "PatchCore": {"class_path": "Patchcore", "init_args": {**SMALL, "coreset_sampling_ratio": 0.05}},
+    "FastFlow": {"class_path": "Fastflow", "why": "it takes no such backbone"},
+}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    data = {"root": str(folder / "data"), "n_train": 4, "n_validation": 1, "n_test": 2, "num_workers": 0}
+    content = {
+        "title": "Small pictures",
+        "backbone": "resnet34",
+        "image_size": [64, 64],
+        "models": MODELS,
+        "data": {"tray": {"class_path": "Assembly", "init_args": data}},
+        "baseline": "PaDiM",
+        "ensembles": ["PaDiM+PatchCore"],
+    }
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(plan, tmp_path_factory):
+    output = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-c", "from anomalib_ot.cli import main; main()", "compare", str(plan)]
+    arguments = ["--output", str(output), "--accelerator", "cpu", "--threads", "1"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def test_one_command_compares_and_reports(results):
+    output, done = results
+    assert done.stdout == (output / "report.md").read_text() + "\n"
+    assert "[3/3] FastFlow on tray, seed 0: FAILED, ValueError: Backbone resnet34 is not supported" in done.stderr
+    for model in ("PaDiM", "PatchCore", "PaDiM+PatchCore"):
+        assert f"\n| {model} |" in done.stdout
+    assert "Backbone resnet34 is not supported" in done.stdout
+    page = (output / "report.html").read_text()
+    assert "Small pictures" in page
+    assert "data:image/" in page
+
+
+def test_every_raw_number_is_kept(results):
+    output, _ = results
+    with (output / "results.csv").open(newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    content = {each["key"]["model"]: each for each in json.loads((output / "results.json").read_text())}
+    assert rows.keys() == content.keys() == {*MODELS, "PaDiM+PatchCore"}
+    for name in ("PaDiM", "PatchCore"):
+        metrics = content[name]["metrics"]
+        assert float(rows[name]["image_AUROC"]) == pytest.approx(metrics["image_AUROC"], abs=1e-4)
+        assert {"image_AUROC_logical_anomalies", "pixel_AUPRO", "image_F1Max", "pixel_AUROC"} <= metrics.keys()
+        assert content[name]["config"]["model"]["init_args"]["backbone"] == "resnet34"
+        assert content[name]["environment"]["packages"]["anomalib"]
+    assert rows["FastFlow"]["error"].startswith("ValueError: Backbone resnet34")
+    assert rows["FastFlow"]["image_AUROC"] == ""
+
+
+def test_it_goes_on_where_it_stopped(results, plan, tmp_path, caplog):
+    output = shutil.copytree(results[0], tmp_path / "copy")
+    shutil.rmtree(output / "runs" / "tray" / "PatchCore")
+    (output / "runs" / "tray" / "PaDiM+PatchCore" / "seed-0" / "result.json").unlink()
+    kept = output / "runs" / "tray" / "PaDiM" / "seed-0" / "result.json"
+    before = kept.stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        records = compare(read_plan(plan, ["PaDiM", "PatchCore"]), output, threads=1, accelerator="cpu")
+    assert "1 of 2 runs are there already" in caplog.text
+    assert kept.stat().st_mtime_ns == before
+    first = {record.key: record.metrics for record in read_records(results[0] / "runs")}
+    assert {record.key: record.metrics for record in records}.items() <= first.items()
+
+
+def test_a_run_that_is_cut_off_runs_again(results, plan, tmp_path, caplog):
+    output = shutil.copytree(results[0], tmp_path / "copy")
+    file = output / "runs" / "tray" / "PaDiM" / "seed-0" / "result.json"
+    content = file.read_text()
+    file.write_text(content[:100])
+    (record,) = compare(read_plan(plan, ["PaDiM"]), output, threads=1, accelerator="cpu")
+    assert "cannot be read" in caplog.text
+    assert record.metrics == json.loads(content)["metrics"]
+
+
+def test_results_with_other_settings_are_refused(results, plan):
+    with pytest.raises(ValueError, match="with other settings than the plan's; choose another output"):
+        compare(read_plan(plan, ["PaDiM"], image_size=[32, 32]), results[0])
+
+
+def test_two_workers_give_the_same(results, plan, tmp_path):
+    records = compare(read_plan(plan), tmp_path, workers=2, accelerator="cpu")
+    first = {record.key: (record.metrics, record.message) for record in read_records(results[0] / "runs")}
+    assert {record.key: (record.metrics, record.message) for record in records} == first
+
+
+def test_ray_gives_the_same(results, plan, tmp_path):
+    ray = pytest.importorskip("ray", reason='Ray is an extra: pip install "anomalib-ot[ray]"')
+    try:
+        records = compare(read_plan(plan, ["PaDiM", "PatchCore"]), tmp_path, 2, "ray", threads=1, accelerator="cpu")
+    finally:
+        ray.shutdown()
+    first = {record.key: record.metrics for record in read_records(results[0] / "runs")}
+    assert {record.key: record.metrics for record in records}.items() <= first.items()
+
+
+def test_full_disk(results, plan, tmp_path, monkeypatch):
+    output = shutil.copytree(results[0], tmp_path / "copy")
+    shutil.rmtree(output / "runs" / "tray" / "PatchCore")
+
+    def write(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(plan), "--models", "[PaDiM, PatchCore]", "--output", str(output), "--accelerator", "cpu"])
+    assert "No space left on device" in stop.value.code
+    assert {record.key.model for record in read_records(output / "runs")} >= {"PaDiM"}
+    with (output / "results.csv").open(newline="") as file:
+        assert "PaDiM" in {row["model"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("label", ["good", "anomalous"])
+def test_data_without_one_of_both_is_refused_before_anything_runs(plan, tmp_path, label):
+    absent, there = ("normal", "broken") if label == "good" else ("anomalous", "fine")
+    config = yaml.safe_load(plan.read_text())["data"]["tray"]["init_args"]
+    test = Path(config["root"]) / "tray" / "test"
+    init_args = {
+        "name": there,
+        "root": str(test.parent),
+        "normal_dir": "train/good",
+        "abnormal_dir": "test/logical_anomalies" if label == "good" else None,
+        "normal_test_dir": "test/good" if label == "anomalous" else None,
+        "test_split_mode": "from_dir",
+        "val_split_mode": "none",
+    }
+    chosen = Plan({"PaDiM": MODELS["PaDiM"]}, {there: {"class_path": "Folder", "init_args": init_args}})
+    with pytest.raises(ValueError, match=f"{there} has no {absent} test images"):
+        compare(chosen, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("changes", [{"workers": 0}, {"engine": "cloud"}])
+def test_unknown_ways_to_run(plan, tmp_path, changes):
+    with pytest.raises(ValueError, match=f"workers must be at least 1 and engine one of {', '.join(ENGINES)}"):
+        compare(read_plan(plan), tmp_path, **changes)

@@ -1,0 +1,44 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from anomalib_ot.comparison import read_plan
+from anomalib_ot.comparison.report.groups import Group
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "compare"
+PLANS = sorted(CONFIGS.glob("*.yaml"))
+REFERENCES = sorted((CONFIGS / "papers").glob("*.csv"))
+METRICS = {"image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUSPRO"}
+
+
+def name(path):
+    return path.stem
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {path: read_plan(path) for path in PLANS}
+
+
+@pytest.mark.parametrize("path", PLANS, ids=name)
+def test_plan_is_valid_and_says_how_to_run_it(path, plans):
+    assert plans[path].categories()
+    assert path.read_text(encoding="utf-8").startswith(f"# anomalib-ot compare configs/compare/{path.name}")
+
+
+@pytest.mark.parametrize("path", REFERENCES, ids=name)
+def test_reference_is_of_what_its_plan_runs(path, plans):
+    (plan,) = [plan for plan in plans.values() if plan.reference == path]
+    titles = {Group(label, shots, []).title for label in (*plan.categories(), "average") for shots in plan.shots}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == ["category", "model", "metric", "value", "source"]
+    assert {row["category"] for row in rows} <= titles
+    assert {row["metric"] for row in rows} <= METRICS
+    assert all(0 <= float(row["value"]) <= 100 for row in rows)
+    assert all(row["source"] for row in rows)
+    assert {row["model"] for row in rows} & plan.models.keys()
+    # One number for each quantity and source.
+    assert len({(row["category"], row["model"], row["metric"], row["source"]) for row in rows}) == len(rows)

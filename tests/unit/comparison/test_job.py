@@ -1,0 +1,112 @@
+"""One run in a process of its own: what it measures, and what is left of it when it ends too soon."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anomalib.engine import Engine
+from anomalib.metrics import AUROC, Evaluator
+from lightning.pytorch import seed_everything
+
+from anomalib_ot.comparison import Plan, read_records
+from anomalib_ot.comparison.job import run_job
+from anomalib_ot.comparison.record import unpack_record
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def job(small_plan):
+    (job,) = Plan(**small_plan).jobs(threads=1, accelerator="cpu")
+    job.create_data().prepare_data()
+    return job
+
+
+@pytest.fixture(scope="module")
+def record(job, tmp_path_factory):
+    return unpack_record(tmp_path_factory.mktemp("runs"), job.key, run_job(job))
+
+
+def test_metrics_are_those_of_the_hosts_engine(job, record, tmp_path):
+    seed_everything(0, workers=True)
+    model, data = job.create_model(), job.create_data()
+    fields = {"image_": ["pred_score", "gt_label"], "pixel_": ["anomaly_map", "gt_mask"]}
+    model.evaluator = Evaluator(test_metrics=[AUROC(fields=each, prefix=prefix) for prefix, each in fields.items()])
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False)
+    engine.fit(model, datamodule=data)
+    (expected,) = engine.test(model, datamodule=data)
+    # The engine clips to the range of the validation images.
+    assert record.metrics["pixel_AUROC"] == pytest.approx(100 * expected["pixel_AUROC"], abs=0.5)
+    assert record.metrics["image_AUROC"] == pytest.approx(100 * expected["image_AUROC"], abs=1e-4)
+
+
+def test_what_is_kept(job, record):
+    assert not record.failed
+    assert record.config == json.loads(json.dumps(job.config))
+    assert set(record.costs) == {"fit_s", "ms_per_image", "peak_mib", "size_mib", "parameters"}
+    assert min(record.costs.values()) > 0
+    # Random-access memory of a process that has imported torch, and weights of a ResNet's first stage.
+    assert record.costs["peak_mib"] > 200
+    assert record.costs["size_mib"] * 2**20 > 4 * record.costs["parameters"]
+    assert record.environment["packages"].keys() >= {"anomalib", "torch", "anomalib-ot"}
+    assert record.environment["threads"] == 1
+    said = record.predictions
+    assert said.images == sorted(said.images)
+    assert {*said.kinds} == {"good", "logical_anomalies", "structural_anomalies"}
+    assert said.maps.shape == said.truth.shape == (len(said.images), 64, 64)
+    normal = said.labels == 0
+    assert not said.truth[normal].any()
+    assert said.truth[~normal].any((1, 2)).all()
+
+
+def test_a_seed_gives_the_same_again(job, record, tmp_path):
+    again = unpack_record(tmp_path, job.key, run_job(job))
+    np.testing.assert_array_equal(again.predictions.scores, record.predictions.scores)
+    assert again.metrics == record.metrics
+
+
+def test_a_model_that_fails_leaves_its_traceback(job, tmp_path):
+    failing = replace(job, model={"class_path": "Fastflow", "init_args": {"backbone": "resnet34"}})
+    record = unpack_record(tmp_path, job.key, run_job(failing))
+    assert record.message.startswith("ValueError: Backbone resnet34 is not supported")
+    assert "Traceback" in record.error
+    assert record.metrics == {}
+
+
+def test_time_limit(job, tmp_path):
+    record = unpack_record(tmp_path, job.key, run_job(replace(job, time_limit=0.005)))
+    assert record.message == "not done after 0.005 minutes, the time limit"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_killed_process_runs_once_more(job, record, tmp_path, times):
+    done = threading.Event()
+    killer = threading.Thread(target=kill_jobs, args=(times, done))
+    killer.start()
+    files = run_job(job)
+    done.set()
+    killer.join()
+    unpack_record(tmp_path, job.key, files)
+    (again,) = read_records(tmp_path)
+    if times == 1:
+        assert again.metrics == record.metrics
+    else:
+        assert again.error.startswith("killed 2 times by signal 9")
+
+
+def kill_jobs(times, done):
+    """Kill this process's first jobs as soon as each runs."""
+    killed = set()
+    while len(killed) < times and not done.is_set():
+        for pid in Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split():
+            command = Path(f"/proc/{pid}/cmdline")
+            if pid not in killed and command.exists() and b"anomalib_ot.comparison.job" in command.read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+                killed.add(pid)
+        time.sleep(0.05)

@@ -1,0 +1,130 @@
+"""Plans: what is shared, what a model sets itself, and what is refused before anything runs."""
+
+import json
+
+import pytest
+import yaml
+
+from anomalib_ot.comparison import Job, Key, Plan, read_plan
+
+PADIM = {"class_path": "Padim", "init_args": {"n_features": 10}}
+MODELS = {"PaDiM": PADIM, "Flow": {"class_path": "WtFlow", "init_args": {"layers": ["blocks.4"]}}}
+DATA = {"tray": {"class_path": "Assembly"}, "mvtec": {"class_path": "MVTecAD", "categories": ["bottle", "cable"]}}
+
+
+def test_a_job_for_each_category_number_of_shots_model_and_seed():
+    jobs = Plan(MODELS, DATA, seeds=(0, 1), shots=(1, None)).jobs()
+    keys = [job.key for job in jobs]
+    assert len({*keys}) == len(keys) == 3 * 2 * 2 * 2
+    assert keys[:3] == [Key("tray", "PaDiM", 1, 0), Key("tray", "PaDiM", 1, 1), Key("tray", "Flow", 1, 0)]
+    assert {job.data["init_args"]["category"] for job in jobs if job.key.category == "mvtec/cable"} == {"cable"}
+
+
+def test_all_models_share_backbone_layers_size_and_trainer_but_what_they_set_themselves():
+    models = {**MODELS, "Big": {**PADIM, "image_size": [96, 64], "trainer": {"max_epochs": 3}, "why": "it must"}}
+    plan = Plan(models, DATA, "resnet18", ("layer1",), (32, 48), trainer={"max_epochs": 1, "precision": 32})
+    padim, flow, big = plan.jobs()[:3]
+    assert padim.model["init_args"] == {"backbone": "resnet18", "layers": ["layer1"], "n_features": 10}
+    assert flow.model["init_args"] == {"backbone": "resnet18", "layers": ["blocks.4"]}
+    assert (padim.image_size, big.image_size) == ((32, 48), (96, 64))
+    assert (padim.trainer["max_epochs"], big.trainer) == (1, {"max_epochs": 3, "precision": 32})
+    assert big.overrides == {
+        "n_features": "10",
+        "image_size": "[96, 64]",
+        "trainer": "{'max_epochs': 3}",
+        "why": "it must",
+    }
+
+
+def test_a_model_that_takes_no_backbone_is_told_of():
+    (job,) = Plan({"G": {"class_path": "Ganomaly"}}, {"tray": DATA["tray"]}, "resnet18").jobs()
+    assert job.overrides == {"backbone": "its own"}
+    assert job.model["init_args"] == {}
+
+
+def test_models_and_images_are_made_alike():
+    models = {
+        "PaDiM": {"class_path": "Padim", "init_args": {"layers": ["layer1"], "pre_trained": False, "n_features": 9}}
+    }
+    (job,) = Plan(models, {"tray": DATA["tray"]}, "resnet18", image_size=(32, 48)).jobs()
+    model = job.create_model()
+    resize, normalize = model.pre_processor.transform.transforms
+    assert (resize.size, list(normalize.mean)) == ([32, 48], [0.485, 0.456, 0.406])
+    assert model.evaluator is None
+    assert model.visualizer is None
+
+
+def test_a_job_survives_its_way_through_json():
+    (job,) = Plan({"PaDiM": PADIM}, {"tray": DATA["tray"]}, "resnet18", shots=(2,)).jobs(threads=3)
+    assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+
+
+def test_file_and_command_line(tmp_path):
+    path = tmp_path / "plan.yaml"
+    (tmp_path / "published.csv").write_text("category,model,metric,value,source\ntray,PaDiM,image_AUROC,90.1,nobody\n")
+    content = {
+        "models": MODELS,
+        "data": DATA,
+        "seeds": [3],
+        "baseline": "PaDiM",
+        "ensembles": ["PaDiM+Flow"],
+        "reference": "published.csv",
+    }
+    path.write_text(yaml.safe_dump(content))
+    plan = read_plan(path)
+    assert (plan.seeds, plan.ensembles, plan.baseline) == ((3,), ("PaDiM+Flow",), "PaDiM")
+    assert plan.published()[0]["value"] == "90.1"
+
+    chosen = read_plan(path, ["Flow", "Patchcore"], [{"class_path": "Assembly"}], tmp_path, seeds=[0, 1], layers=None)
+    assert [*chosen.models] == ["Flow", "Patchcore"]
+    assert (chosen.seeds, chosen.ensembles, chosen.baseline) == ((0, 1), (), None)
+    assert chosen.data["Assembly"]["init_args"]["root"] == str(tmp_path)
+
+    alone = read_plan(None, ["Padim"], ["Assembly"])
+    assert [str(job.key) for job in alone.jobs()] == ["Padim on Assembly, seed 0"]
+
+
+def test_relative_roots_start_from_the_given_folder(tmp_path):
+    data = {"a": {"class_path": "Assembly", "init_args": {"root": "part"}}, "b": {"class_path": "Assembly"}}
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({"models": MODELS, "data": data}))
+    found = read_plan(path, root=tmp_path).categories()
+    assert [config["init_args"]["root"] for config in found.values()] == [str(tmp_path / "part"), str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"models": {}}, "needs models"),
+        ({"data": {}}, "needs data"),
+        ({"seeds": ()}, "needs seeds"),
+        ({"seeds": (-1,)}, "seeds at least 0"),
+        ({"shots": (0,)}, "shots must be at least 1"),
+        ({"models": {"PaDiM": {"class_path": "Padm"}}}, "PaDiM: .*Padm"),
+        ({"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}}, "PaDiM: .*'layer' is not accepted"),
+        ({"models": {"PaDiM": {"init_args": {}}}}, "PaDiM must have a class_path"),
+        ({"models": {"PaDiM": {**PADIM, "epochs": 3}}}, "may have image_size, init_args, trainer, why"),
+        ({"data": {"tray": {"class_path": "Padim"}}}, "tray: "),
+        ({"baseline": "Padim"}, "the baseline 'Padim' is not among PaDiM, Flow"),
+        ({"ensembles": ("PaDiM",)}, "joins the labels of two models"),
+        ({"ensembles": ("PaDiM+PaDiM",)}, "joins the labels of two models"),
+        ({"ensembles": ("PaDiM+Foo",)}, "no model is called Foo; there are PaDiM, Flow"),
+    ],
+)
+def test_what_cannot_run_is_refused_at_once(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        Plan(**{"models": MODELS, "data": DATA, **changes})
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "models: {}\nmodel: {}\n"])
+def test_file_that_is_no_plan(tmp_path, text):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is no plan of a comparison"):
+        read_plan(path)
+
+
+def test_reference_with_other_columns(tmp_path):
+    (tmp_path / "r.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="must have the columns category, model"):
+        Plan(MODELS, DATA, reference=tmp_path / "r.csv").published()

@@ -1,0 +1,127 @@
+"""What is kept of a run: whole, or not at all."""
+
+import errno
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomalib_ot.comparison import Key, Predictions, Record, read_records, write_record
+
+RNG = np.random.default_rng(0)
+
+
+def predictions(n=6, maps=True):
+    labels = np.arange(n) % 2
+    return Predictions(
+        images=[f"/somewhere/test/{'crack' if label else 'good'}/{index:03}.png" for index, label in enumerate(labels)],
+        kinds=["crack" if label else "good" for label in labels],
+        labels=labels,
+        scores=RNG.normal(size=n).astype(np.float32),
+        maps=RNG.normal(size=(n, 5, 11)).astype(np.float32) if maps else None,
+        truth=RNG.random((n, 5, 11)) > 0.5 if maps else None,
+    )
+
+
+RECORD = Record(
+    Key("tray/breakfast", "a + b: 1 %", 2, 3),
+    {"model": {"class_path": "Padim"}},
+    {"image_AUROC": 90.5},
+    {"ROC": [[0.0, 1.0], [0.0, 1.0]]},
+    {"fit_s": 1.5},
+    {"why": "so"},
+    {"python": "3.11"},
+)
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_what_is_read_is_what_was_written(tmp_path, maps):
+    said = predictions(maps=maps)
+    write_record(tmp_path, RECORD, said)
+    (record,) = read_records(tmp_path)
+    assert (record.key, record.config, record.metrics, record.curves) == (
+        RECORD.key,
+        RECORD.config,
+        RECORD.metrics,
+        RECORD.curves,
+    )
+    assert (record.costs, record.overrides, record.environment) == (RECORD.costs, RECORD.overrides, RECORD.environment)
+    assert record.folder.relative_to(tmp_path).parts == ("tray-breakfast", "a-+-b--1--", "2-shot-seed-3")
+    again = record.predictions
+    assert (again.images, again.kinds, again.labels.tolist()) == (said.images, said.kinds, said.labels.tolist())
+    np.testing.assert_array_equal(again.scores, said.scores)
+    if maps:
+        np.testing.assert_array_equal(again.truth, said.truth)
+        np.testing.assert_allclose(again.maps, said.maps, rtol=2**-11)
+    else:
+        assert again.maps is None
+        assert again.truth is None
+
+
+def test_a_map_beyond_half_precision_stays_finite(tmp_path):
+    said = predictions()
+    said.maps[0, 0, 0] = 1e9
+    assert np.isfinite(write_record(tmp_path, RECORD, said).predictions.maps).all()
+
+
+def test_test_sets_are_told_apart_by_their_images_and_labels_not_by_their_place():
+    said = predictions()
+    moved = predictions()
+    moved.images[:] = [path.replace("/somewhere", "/else") for path in moved.images]
+    other = predictions()
+    other.images[0] = other.images[0].replace("000", "100")
+    relabelled = predictions()
+    relabelled.labels[0] = 1
+    assert said.fingerprint == moved.fingerprint
+    assert len({said.fingerprint, other.fingerprint, relabelled.fingerprint}) == 3
+
+
+def test_full_disk_leaves_the_finished_runs_and_no_half_one(tmp_path, monkeypatch):
+    write_record(tmp_path, RECORD, predictions())
+    second = Record(Key("tray/breakfast", "other", 2, 3))
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write_a_little(path, content):
+        if path.name == "maps.npz":
+            raise full
+        return Path(path).open("wb").write(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_a_little)
+        for record in (second, RECORD):
+            with pytest.raises(OSError, match="No space left"):
+                write_record(tmp_path, record, predictions())
+    (record,) = read_records(tmp_path)
+    assert record.key == RECORD.key
+    assert record.predictions.maps is not None
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("name", ["result.json", "maps.npz", "images.csv"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_file_that_is_cut_off(tmp_path, name, share):
+    folder = write_record(tmp_path, RECORD, predictions()).folder
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"cannot be read .* delete this folder to run it again"):
+        _ = read_records(tmp_path)[0].predictions
+
+
+def test_runs_of_a_later_format_are_refused(tmp_path):
+    folder = write_record(tmp_path, RECORD, predictions()).folder
+    (folder / "result.json").write_text('{"key": {"category": "a", "model": "b"}, "unknown": 1}')
+    with pytest.raises(ValueError, match="unknown"):
+        read_records(tmp_path)
+
+
+def test_a_run_takes_the_place_of_the_one_before(tmp_path):
+    write_record(tmp_path, RECORD, predictions())
+    failed = Record(RECORD.key, error="Traceback\nValueError: why\n")
+    write_record(tmp_path, failed)
+    (record,) = read_records(tmp_path)
+    assert (record.failed, record.message) == (True, "ValueError: why")
+    with pytest.raises(ValueError, match="cannot be read"):
+        _ = record.predictions
+    shutil.rmtree(record.folder)
+    assert read_records(tmp_path) == []
