@@ -2,6 +2,6 @@
 
 from .assembly import Assembly
 from .few_shot import FewShot
-from .loco import LOCODataset, MVTecLOCOAD
+from .loco import Defects, LOCODataset, MVTecLOCOAD, image_defects, read_defects
 
-__all__ = ["Assembly", "FewShot", "LOCODataset", "MVTecLOCOAD"]
+__all__ = ["Assembly", "Defects", "FewShot", "LOCODataset", "MVTecLOCOAD", "image_defects", "read_defects"]

@@ -8,9 +8,16 @@ A category is a folder::
     ├── test/{good,logical_anomalies,structural_anomalies}/000.png
     ├── ground_truth/{logical_anomalies,structural_anomalies}/000/000.png   one mask per defect
     └── defects_config.json                                                 what the masks' pixel values mean
+
+``gt_mask`` of an item is the union of its defects. The defects one by one, which overlap and of which each saturates at
+an area of its own, are in :class:`Defects`: of an item from :meth:`LOCODataset.defects`, of an image file from
+:func:`image_defects`, of a folder in ``ground_truth`` from :func:`read_defects`.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +27,27 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.dataclasses.torch import ImageItem
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode, read_image, read_mask
 from anomalib.utils.path import resolve_dataset_root
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
 SPLIT_FOLDERS = {Split.TRAIN: "train", Split.VAL: "validation", Split.TEST: "test"}
+_HIGHEST_PIXEL_VALUE = 255
+
+
+@dataclass(frozen=True)
+class Defects:
+    """The defects of one image, none of a normal one.
+
+    Attributes:
+        masks: uint8 (defects, H, W) at the size of the image file, 1 on the defect and 0 elsewhere. They may overlap.
+        saturation: float64 (defects,), the area in pixels from which on an overlap with the defect counts as full: a
+            share of its area, rounded down, or a number of pixels, at most its area.
+    """
+
+    masks: Tensor
+    saturation: Tensor
 
 
 class LOCODataset(AnomalibDataset):
@@ -60,7 +83,7 @@ class LOCODataset(AnomalibDataset):
             ValueError: If a file is no image, or the mask is of another size than the image; the file is named.
         """
         sample = self.samples.iloc[index]
-        image = _read(read_image, sample.image_path)
+        image = _read(read_image, sample.image_path, as_tensor=True)
         mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
         if sample.mask_path:
             mask = Mask(read_defect_masks(sample.mask_path).amax(0))
@@ -76,6 +99,15 @@ class LOCODataset(AnomalibDataset):
             image_path=sample.image_path,
             mask_path=sample.mask_path,
         )
+
+    def defects(self, index: int) -> Defects:
+        """Defects of an image, one by one; at the size of the file, whatever the augmentations.
+
+        Raises:
+            FileNotFoundError: If the category has no ``defects_config.json``.
+            ValueError: As from :func:`image_defects`.
+        """
+        return image_defects(self.samples.iloc[index].image_path)
 
 
 def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
@@ -107,7 +139,7 @@ def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
             "split": split.value,
             "label": [image.parent.name for image in images],
             "image_path": [str(image) for image in images],
-            "mask_path": [_mask_folder(root, image) for image in images],
+            "mask_path": [_mask_folder(image) for image in images],
             "label_index": [int(image.parent.name != "good") for image in images],
         }
     )
@@ -115,8 +147,59 @@ def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
     return samples
 
 
+def image_defects(image: Path | str) -> Defects:
+    """Read the defects of an image, found by its place in the category.
+
+    Args:
+        image: The image's file.
+
+    Returns:
+        Its defects; those of a normal image have masks (0, H, W).
+
+    Raises:
+        FileNotFoundError: If an anomalous image has no masks, or the category no ``defects_config.json``.
+        ValueError: If a normal image cannot be read, or as from :func:`read_defects`.
+    """
+    folder = _mask_folder(Path(image))
+    if folder:
+        return read_defects(folder)
+    width, height = _read(_image_size, image)
+    return Defects(torch.zeros(0, height, width, dtype=torch.uint8), torch.zeros(0, dtype=torch.float64))
+
+
+def read_defects(folder: Path | str) -> Defects:
+    """Read the defects of one anomalous image.
+
+    Args:
+        folder: The image's folder in ``ground_truth``.
+
+    Returns:
+        One defect for each file. What its pixel value means is in the category's
+        ``defects_config.json``.
+
+    Raises:
+        FileNotFoundError: If there is no such configuration, or no mask in the folder.
+        ValueError: If the configuration is not as expected, a file is no image, the masks differ in size, or a mask
+            has no defect, several pixel values or one that the configuration does not know.
+    """
+    config = Path(folder).parent.parent.parent / "defects_config.json"
+    if not config.is_file():
+        msg = f"there is no {config}, which says at what area each defect saturates"
+        raise FileNotFoundError(msg)
+    saturations = _read_saturations(config, config.stat().st_mtime_ns)
+    areas = []
+    levels = _read_levels(folder)
+    for path, mask in zip(_mask_files(folder), levels, strict=True):
+        values = mask[mask > 0].unique().tolist()
+        if len(values) != 1 or values[0] not in saturations:
+            msg = f"{path} must hold one of the pixel values {sorted(saturations)} of {config} beside 0, not {values}"
+            raise ValueError(msg)
+        areas.append(saturations[values[0]].area(int(mask.count_nonzero())))
+    return Defects((levels > 0).byte(), torch.tensor(areas, dtype=torch.float64))
+
+
 def read_defect_masks(folder: Path | str) -> Tensor:
-    """Read the masks of one anomalous image.
+    """Read the masks of one anomalous image, for which no ``defects_config.json`` is needed.
 
     Args:
         folder: The image's folder in ``ground_truth``.
@@ -125,28 +208,91 @@ def read_defect_masks(folder: Path | str) -> Tensor:
         uint8 tensor (defects, H, W), 1 on the defect and 0 elsewhere.
 
     Raises:
+        FileNotFoundError: If there is no mask in the folder.
         ValueError: If a file is no image, or the masks differ in size.
     """
-    masks = [_read(read_mask, path) for path in sorted(Path(folder).glob("*.png"))]
-    if len({mask.shape for mask in masks}) > 1:
-        msg = f"the masks in {folder} differ in size"
-        raise ValueError(msg)
-    return torch.stack(masks)
+    return (_read_levels(folder) > 0).byte()
 
 
-def _mask_folder(root: Path, image: Path) -> str:
+def _image_size(path: Path | str) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _mask_files(folder: Path | str) -> list[Path]:
+    return sorted(Path(folder).glob("*.png"))
+
+
+def _mask_folder(image: Path) -> str:
     if image.parent.name == "good":
         return ""
-    folder = root / "ground_truth" / image.parent.name / image.stem
-    if not any(folder.glob("*.png")):
+    # Not parents[2], which a path of fewer folders lacks.
+    folder = image.parent.parent.parent / "ground_truth" / image.parent.name / image.stem
+    if not _mask_files(folder):
         msg = f"the anomalous image {image} has no masks {folder}/*.png"
         raise FileNotFoundError(msg)
     return str(folder)
 
 
-def _read(reader: Callable[..., Any], path: Path | str) -> Tensor:
+def _read_levels(folder: Path | str) -> Tensor:
+    """Pixel values uint8 (defects, H, W) of the masks in a folder."""
+    masks = [_read(read_mask, path, as_tensor=False) for path in _mask_files(folder)]
+    if not masks:
+        msg = f"there are no masks {folder}/*.png"
+        raise FileNotFoundError(msg)
+    if len({mask.shape for mask in masks}) > 1:
+        msg = f"the masks in {folder} differ in size"
+        raise ValueError(msg)
+    return torch.stack([torch.from_numpy(mask) for mask in masks])
+
+
+@dataclass(frozen=True)
+class _Saturation:
+    """When an overlap with a kind of defect is enough: a share of its area, or a number of pixels."""
+
+    threshold: float
+    is_relative: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.is_relative, bool) or not 0 < self.threshold <= (
+            1 if self.is_relative else float("inf")
+        ):
+            msg = f"saturation_threshold {self.threshold!r} with relative_saturation {self.is_relative!r}"
+            raise ValueError(msg)
+
+    def area(self, defect: int) -> float:
+        """Saturation area in pixels of a defect of so many pixels."""
+        # Rounded down as in MVTec's evaluation, where a share below a pixel would divide by zero.
+        return max(1, int(self.threshold * defect)) if self.is_relative else min(self.threshold, defect)
+
+
+@lru_cache
+def _read_saturations(config: Path, _modified: int) -> dict[int, _Saturation]:
+    """Saturation by pixel value; cached until the file is modified."""
     try:
-        return reader(path, as_tensor=True)
+        return _saturations(json.loads(config.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        msg = (
+            f"{config} must list defects by a pixel_value from 1 to {_HIGHEST_PIXEL_VALUE} each, with a positive "
+            f"saturation_threshold, at most 1 where relative_saturation is true, but holds: {error!r}"
+        )
+        raise ValueError(msg) from error
+
+
+def _saturations(entries: list[dict[str, Any]]) -> dict[int, _Saturation]:
+    saturations: dict[int, _Saturation] = {}
+    for entry in entries:
+        value = entry["pixel_value"]
+        if value in saturations or value not in range(1, _HIGHEST_PIXEL_VALUE + 1):
+            msg = f"pixel_value {value!r}"
+            raise ValueError(msg)
+        saturations[value] = _Saturation(entry["saturation_threshold"], entry["relative_saturation"])
+    return saturations
+
+
+def _read(reader: Callable[..., Any], path: Path | str, **kwargs: bool) -> Any:
+    try:
+        return reader(path, **kwargs)
     except (OSError, SyntaxError) as error:
         msg = f"cannot read {path}: {error}"
         raise ValueError(msg) from error

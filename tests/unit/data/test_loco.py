@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import Resize
 
-from anomalib_ot.data import LOCODataset, MVTecLOCOAD
+from anomalib_ot.data import LOCODataset, MVTecLOCOAD, image_defects, read_defects
 from anomalib_ot.data.loco import read_defect_masks
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tray"
@@ -109,6 +111,108 @@ def test_masks_of_another_size(category):
         LOCODataset(category, "test")[1]
 
 
+def configure(category, *entries):
+    """Write what (pixel value, threshold, whether it is relative) says."""
+    config = category / "defects_config.json"
+    names = ("pixel_value", "saturation_threshold", "relative_saturation")
+    config.write_text(
+        json.dumps([{"defect_name": "scratch", **dict(zip(names, entry, strict=False))} for entry in entries])
+    )
+    return config
+
+
+def test_defects_saturate_as_configured(category):
+    configure(category, (255, 0.7, True), (251, 3, False))
+    dataset = LOCODataset(category, "test", Resize((12, 16)))
+    defects = dataset.defects(1)
+    assert (defects.masks.shape, defects.masks.dtype) == ((2, 6, 8), torch.uint8)
+    assert torch.equal(defects.masks, read_defect_masks(dataset[1].mask_path))
+    # 70 % of 8 pixels are 5.6.
+    assert defects.saturation.tolist() == [5, 3]
+    assert defects.saturation.dtype == torch.float64
+    assert read_defects(dataset[1].mask_path).saturation.tolist() == [5, 3]
+    assert image_defects(dataset[1].image_path).saturation.tolist() == [5, 3]
+
+
+def test_a_defect_saturates_between_a_pixel_and_its_area(category):
+    configure(category, (255, 0.01, True), (251, 700, False))
+    assert LOCODataset(category, "test").defects(1).saturation.tolist() == [1, 8]
+
+
+def test_normal_image_has_no_defects(category):
+    defects = LOCODataset(category, "test").defects(0)
+    assert defects.masks.shape == (0, 6, 8)
+    assert defects.saturation.shape == (0,)
+    (category / "test" / "good" / "000.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"cannot read .*test/good/000.png: "):
+        image_defects(category / "test" / "good" / "000.png")
+
+
+def test_configuration_is_read_again_when_it_changes(category):
+    configure(category, (255, 1.0, True), (251, 3, False))
+    dataset = LOCODataset(category, "test")
+    assert dataset.defects(1).saturation.tolist() == [8, 3]
+    config = configure(category, (255, 1.0, True), (251, 4, False))
+    os.utime(config, ns=(0, 0))
+    assert dataset.defects(1).saturation.tolist() == [8, 4]
+
+
+def test_missing_configuration(category):
+    dataset = LOCODataset(category, "test")
+    with pytest.raises(FileNotFoundError, match=r"there is no .*bottle/defects_config.json, which says at what area"):
+        dataset.defects(1)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(255, 1.0, True), (255, 2, False)],
+        [(0, 1.0, True)],
+        [(256, 1.0, True)],
+        [(255, 0, False)],
+        [(255, 1.1, True)],
+        [(255, "1", True)],
+        [(255, 1.0, 1)],
+        [(255, 1.0)],
+    ],
+)
+def test_invalid_configuration(category, entries):
+    configure(category, *entries)
+    with pytest.raises(
+        ValueError, match=r"bottle/defects_config.json must list defects by a pixel_value from 1 to 255"
+    ):
+        LOCODataset(category, "test").defects(1)
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"pixel_value": 255}'])
+def test_configuration_of_another_form(category, text):
+    configure(category).write_text(text)
+    with pytest.raises(ValueError, match=r"bottle/defects_config.json must list defects"):
+        LOCODataset(category, "test").defects(1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "found"),
+    [([[0, 255], [0, 0]], r"\[255\]"), ([[251, 252], [0, 0]], r"\[251, 252\]"), ([[0, 0], [0, 0]], r"\[\]")],
+)
+def test_a_mask_holds_one_known_pixel_value(category, levels, found):
+    configure(category, (251, 1.0, True), (252, 1.0, True))
+    folder = category / "ground_truth" / "logical_anomalies" / "007"
+    (folder / "001.png").unlink()
+    save(folder / "000.png", np.array(levels))
+    expected = rf"007/000.png must hold one of the pixel values \[251, 252\] of .*config.json beside 0, not {found}"
+    with pytest.raises(ValueError, match=expected):
+        read_defects(folder)
+
+
+def test_folder_without_masks(category):
+    configure(category, (255, 1.0, True))
+    folder = category / "ground_truth" / "logical_anomalies" / "008"
+    for read in (read_defects, read_defect_masks):
+        with pytest.raises(FileNotFoundError, match=r"there are no masks .*008/\*.png"):
+            read(folder)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"there is no {DATA}")
 def test_real_category():
     datamodule = MVTecLOCOAD(DATA, "breakfast_box", num_workers=0)
@@ -124,3 +228,10 @@ def test_real_category():
             union |= np.asarray(Image.open(file)) > 0
         assert np.array_equal(item.gt_mask.numpy(), union)
         assert union.any() == bool(item.gt_label)
+        defects = datamodule.test_data.defects(index)
+        assert len(defects.masks) == len(defects.saturation) == len(files)
+        assert torch.equal(defects.masks.any(0), item.gt_mask > 0)
+        areas = defects.masks.sum((1, 2))
+        for file, area, saturation in zip(files, areas.tolist(), defects.saturation.tolist(), strict=True):
+            level = np.asarray(Image.open(file)).max()
+            assert saturation == {255: area, 254: min(700, area), 253: area // 2, 252: area}[level]
