@@ -1,0 +1,127 @@
+"""Curves and histograms, as the numbers that an SVG needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .groups import Group
+
+# The lines differ in colour and, for who cannot tell colours, in dashes.
+COLOURS = 8
+DASHES = ("none", "7 3", "2 2.5", "9 3 2 3")
+PRO_LIMIT = 0.3
+_POINTS = 151
+_BINS = 24
+_TAIL = 0.5
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model's curve.
+
+    Args:
+        model: Label of the model.
+        value: What the legend says beside it.
+        colour: Index of its colour.
+        dash: Its dashes, as SVG's ``stroke-dasharray``.
+        points: Its points in the unit square, x to the right and y up, as SVG's ``points`` with y down.
+    """
+
+    model: str
+    value: str
+    colour: int
+    dash: str
+    points: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves of all models over the false-positive rate from 0 to ``limit``."""
+
+    title: str
+    ylabel: str
+    limit: float
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of a model's normal and anomalous images by score.
+
+    Args:
+        model: Label of the model.
+        normal: Share of the normal images in each bin, 1 for the fullest bin of both.
+        anomalous: Likewise of the anomalous images.
+        low: Left end of the axis.
+        high: Right end.
+        threshold: Where along the axis, from 0 to 1, the threshold is; None where it is outside.
+        outside: Number of images beyond the ends, counted in the outer bins.
+    """
+
+    model: str
+    normal: list[float]
+    anomalous: list[float]
+    low: float
+    high: float
+    threshold: float | None
+    outside: int
+
+
+def charts(group: Group) -> list[Chart]:
+    """ROC and PRO curves, the mean over a model's seeds at each false-positive rate."""
+    kinds = (
+        ("ROC", "ROC, images", "true-positive rate", 1.0, "image_AUROC"),
+        ("PRO", "PRO, pixels", "overlap per region", PRO_LIMIT, "pixel_AUPRO"),
+    )
+    drawn = [
+        Chart(title, ylabel, limit, _lines(group, name, limit, area)) for name, title, ylabel, limit, area in kinds
+    ]
+    return [chart for chart in drawn if chart.lines]
+
+
+def _lines(group: Group, name: str, limit: float, area: str) -> list[Line]:
+    lines = []
+    for index, (model, runs) in enumerate(group.runs.items()):
+        curves = [run.curves[name] for run in runs if name in run.curves]
+        if curves:
+            values = group.values(model, area)
+            value = f"{np.mean(values):.1f}" if values else ""
+            points = " ".join(f"{x:.4g},{1 - y:.4g}" for x, y in _mean_curve(curves, limit))
+            lines.append(Line(model, value, index % COLOURS, DASHES[index % len(DASHES)], points))
+    return lines
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]], limit: float) -> list[tuple[float, float]]:
+    """Mean of several curves, with the false-positive rate divided by the limit."""
+    rates = np.linspace(0, limit, _POINTS)
+    # Where a curve rises straight up, interpolation takes its upper end, so the way up from 0 is put back.
+    mean = np.mean([np.interp(rates, curve[0], curve[1]) for curve in curves], axis=0)
+    return [(0.0, min(curve[1][0] for curve in curves)), *zip((rates / limit).tolist(), mean.tolist(), strict=True)]
+
+
+def histograms(group: Group) -> list[Histogram]:
+    """Histograms of the image scores of each model's first seed."""
+    made = []
+    for model, runs in group.runs.items():
+        if runs:
+            predictions = group.scores[runs[0].key]
+            finite = np.isfinite(predictions.scores)
+            if finite.any():
+                made.append(_histogram(model, predictions.scores[finite], predictions.labels[finite]))
+    return made
+
+
+def _histogram(model: str, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> Histogram:
+    # A few scores far out would squeeze all others into one bin.
+    low, high = np.percentile(scores, [_TAIL, 100 - _TAIL]).tolist()
+    outside = int(((scores < low) | (scores > high)).sum())
+    high = high if high > low else low + 1
+    clipped = scores.clip(low, high)
+    counts = [np.histogram(clipped[labels == label], _BINS, (low, high))[0] for label in (0, 1)]
+    shares = [count / max(count.sum(), 1) for count in counts]
+    top = max(share.max() for share in shares)
+    normal, anomalous = ((share / top).tolist() for share in shares)
+    threshold = (0.5 - low) / (high - low)
+    return Histogram(model, normal, anomalous, low, high, threshold if 0 <= threshold <= 1 else None, outside)

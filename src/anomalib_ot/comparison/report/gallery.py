@@ -1,0 +1,207 @@
+"""Test pictures with what each model makes of them."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFilter
+from scipy.stats import rankdata
+
+from anomalib_ot.comparison.record import Predictions, Record
+from anomalib_ot.comparison.statistics import name_order
+
+from .groups import Group
+
+SIDE = 128
+_THRESHOLD = 0.5
+_OUTLINE = (0, 229, 255)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model says of a picture.
+
+    Args:
+        model: Label of the model.
+        score: Score of the picture; 0.5 is the threshold.
+        wrong: Whether the score is on the wrong side.
+        map: Its anomaly map as a data URI; empty if it makes none.
+    """
+
+    model: str
+    score: float
+    wrong: bool
+    map: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row of the gallery.
+
+    Args:
+        name: File name.
+        kind: Kind of anomaly, or ``good``.
+        group: Title of its group.
+        anomalous: Whether it is.
+        wrong: Share of the models that get it wrong.
+        disagreement: Standard deviation over the models of its rank in [0, 1].
+        image: Thumbnail as a data URI; empty if the file cannot be read.
+        truth: The same with the outline of the true mask; empty if there is none.
+        size: Width and height of all its thumbnails in pixels.
+        verdicts: What each model says.
+    """
+
+    name: str
+    kind: str
+    group: str
+    anomalous: bool
+    wrong: float
+    disagreement: float
+    image: str
+    truth: str
+    size: tuple[int, int]
+    verdicts: list[Verdict]
+
+
+def failures_first(picture: Picture) -> tuple[float, float, str, str, str]:
+    """Sorts what most models get wrong first, then what they disagree on."""
+    return -picture.wrong, -picture.disagreement, picture.group, picture.kind, picture.name
+
+
+def pictures(group: Group, count: int) -> list[Picture]:
+    """At most ``count`` pictures of a group: by turns what most models get wrong and what they disagree on most.
+
+    Each model is seen by its first seed. Pictures are matched by kind and file name.
+    """
+    runs = [runs[0] for runs in group.runs.values() if runs]
+    if not runs:
+        return []
+    scores, labels = zip(*(_ordered(group.scores[run.key]) for run in runs), strict=True)
+    wrong = (np.stack(scores) > _THRESHOLD) != labels[0].astype(bool)
+    disagreement = _disagreement(np.stack(scores))
+    chosen = _choose(wrong.mean(0), disagreement, count)
+    looks = [_look(run, chosen) for run in runs]
+    made = []
+    for row, index in enumerate(chosen):
+        sources = [look[row] for look in looks]
+        size, image, truth = _photograph(sources)
+        verdicts = [
+            Verdict(run.key.model, float(source.score), bool(wrong[model, index]), _map_uri(source.map, size))
+            for model, (run, source) in enumerate(zip(runs, sources, strict=True))
+        ]
+        first = sources[0]
+        share, spread = float(wrong[:, index].mean()), float(disagreement[index])
+        name, anomalous = Path(first.image).name, bool(labels[0][index])
+        made.append(Picture(name, first.kind, group.title, anomalous, share, spread, image, truth, size, verdicts))
+    return made
+
+
+def colour_scale() -> str:
+    """The scale of the maps from 0 to 1, from left to right, as a data URI."""
+    return _uri(_coloured(np.linspace(0, 1, 64)[None]), "PNG")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one model's predictions hold of one picture."""
+
+    image: str
+    kind: str
+    score: float
+    map: NDArray[np.floating[Any]] | None
+    truth: NDArray[np.bool_] | None
+
+
+def _ordered(predictions: Predictions) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    order = name_order(predictions)
+    return predictions.scores[order], predictions.labels[order]
+
+
+def _disagreement(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Standard deviation over models (rows) of the rank of each image (columns), scaled to [0, 1]."""
+    ranks = rankdata(np.nan_to_num(scores, nan=-np.inf), axis=1) - 1
+    return np.asarray((ranks / max(scores.shape[1] - 1, 1)).std(0))
+
+
+def _choose(wrong: NDArray[np.float64], disagreement: NDArray[np.float64], count: int) -> list[int]:
+    by_failure = np.lexsort((-disagreement, -wrong)).tolist()
+    by_disagreement = np.argsort(-disagreement, kind="stable").tolist()
+    by_turns = chain.from_iterable(zip(by_failure, by_disagreement, strict=True))
+    return list(dict.fromkeys(by_turns))[:count]
+
+
+def _look(run: Record, chosen: Sequence[int]) -> list[_Source]:
+    """What a run holds of the chosen pictures; its other maps are let go again."""
+    predictions = replace(run).predictions
+    order = name_order(predictions)
+    return [
+        _Source(
+            predictions.images[index],
+            predictions.kinds[index],
+            float(predictions.scores[index]),
+            None if predictions.maps is None else predictions.maps[index].astype(np.float32),
+            None if predictions.truth is None else predictions.truth[index],
+        )
+        for index in (order[position] for position in chosen)
+    ]
+
+
+def _photograph(sources: Sequence[_Source]) -> tuple[tuple[int, int], str, str]:
+    """Size and thumbnails, without and with the outline of the defects, of a picture that several runs may have."""
+    truth = next((source.truth for source in sources if source.truth is not None and source.truth.any()), None)
+    thumbnail = _thumbnail(dict.fromkeys(source.image for source in sources))
+    if thumbnail:
+        size, image = thumbnail.size, _uri(thumbnail, "JPEG")
+    else:
+        shapes = (source.map.shape for source in sources if source.map is not None)
+        size, image = _fit(*next(shapes, (SIDE, SIDE))[::-1]), ""
+    if truth is None:
+        return size, image, ""
+    return size, image, _uri(_outlined(thumbnail or Image.new("RGB", size, "gray"), truth), "JPEG")
+
+
+def _thumbnail(paths: Iterable[str]) -> Image.Image | None:
+    # What Pillow raises for files that are gone, cut off or no image.
+    for path in paths:
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+            return image.convert("RGB").resize(_fit(*image.size), Image.Resampling.LANCZOS)
+    return None
+
+
+def _fit(width: int, height: int) -> tuple[int, int]:
+    scale = SIDE / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _outlined(thumbnail: Image.Image, truth: NDArray[np.bool_]) -> Image.Image:
+    """The picture with a bright line around the defects and a dark one around that, seen on any ground."""
+    mask = Image.fromarray(truth.astype(np.uint8) * 255).resize(thumbnail.size, Image.Resampling.NEAREST)
+    wide, wider = (mask.filter(ImageFilter.MaxFilter(size)) for size in (3, 5))
+    outlined = thumbnail.copy()
+    outlined.paste((0, 0, 0), mask=ImageChops.subtract(wider, wide))
+    outlined.paste(_OUTLINE, mask=ImageChops.subtract(wide, mask))
+    return outlined
+
+
+def _map_uri(anomaly_map: NDArray[np.floating[Any]] | None, size: tuple[int, int]) -> str:
+    if anomaly_map is None:
+        return ""
+    return _uri(_coloured(anomaly_map).resize(size, Image.Resampling.BILINEAR), "WEBP")
+
+
+def _coloured(values: NDArray[np.floating[Any]]) -> Image.Image:
+    return Image.fromarray(colormaps["inferno"](np.nan_to_num(values).clip(0, 1), bytes=True)[..., :3].copy())
+
+
+def _uri(image: Image.Image, form: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, form, quality=80)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

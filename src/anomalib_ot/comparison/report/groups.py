@@ -1,0 +1,124 @@
+"""Runs that can be compared with one another: those of one category and number of training images."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from anomalib_ot.comparison.record import Key, Predictions, Record
+from anomalib_ot.comparison.statistics import Difference, paired_bootstrap
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one category and number of training images.
+
+    Args:
+        category: Label of the category.
+        shots: Number of training images, or None for all.
+        seeds: Seeds that any model was asked for.
+        runs: For each model, its runs that ended well, by seed; none if all failed or were never begun.
+    """
+
+    category: str
+    shots: int | None
+    seeds: list[int]
+    runs: dict[str, list[Record]] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Name of the group."""
+        return self.category + ("" if self.shots is None else f", {self.shots} shot{'s' * (self.shots > 1)}")
+
+    def values(self, model: str, metric: str) -> list[float]:
+        """A metric of a model for the seeds that have it, in percent."""
+        return [run.metrics[metric] for run in self.runs[model] if metric in run.metrics]
+
+    def costs(self, model: str, cost: str) -> list[float]:
+        """A cost of a model for the seeds that have it, in its own unit."""
+        return [run.costs[cost] for run in self.runs[model] if cost in run.costs]
+
+    def note(self, model: str) -> str:
+        """How many seeds a model has, where it has not all."""
+        done = len(self.runs[model])
+        return "" if done == len(self.seeds) else f"{done} of {len(self.seeds)} seeds"
+
+    def missing(self) -> list[str]:
+        """A sentence for each model that has not all seeds."""
+        lines = []
+        for model, runs in self.runs.items():
+            absent = sorted(set(self.seeds) - {run.key.seed for run in runs})
+            if absent:
+                lines.append(f"{model} on {self.title}: {self.note(model)}, not {', '.join(map(str, absent))}")
+        return lines
+
+    @cached_property
+    def scores(self) -> dict[Key, Predictions]:
+        """Predictions of all runs without maps, which together would not fit into memory."""
+        return {run.key: _scores(run) for runs in self.runs.values() for run in runs}
+
+    def unscored(self) -> list[str]:
+        """A sentence for each run with scores that are not a number."""
+        counts = {key: int(np.isnan(predictions.scores).sum()) for key, predictions in self.scores.items()}
+        return [
+            f"{key}: {count} of {len(self.scores[key].scores)} scores are not a number; it has no interval"
+            for key, count in counts.items()
+            if count
+        ]
+
+    def differences(self, baseline: str) -> dict[str, Difference]:
+        """Difference in image AUROC to the baseline for each other model, where it can be measured."""
+        measured = {model: self._measured(model) for model in self.runs}
+        theirs = measured.get(baseline, {})
+        seeds = {key.seed for key in theirs}
+        return {
+            model: paired_bootstrap(ours, theirs)
+            for model, ours in measured.items()
+            if model != baseline and seeds & {key.seed for key in ours}
+        }
+
+    def _measured(self, model: str) -> Mapping[Key, Predictions]:
+        runs = {run.key: self.scores[run.key] for run in self.runs[model] if "image_AUROC" in run.metrics}
+        return {key: predictions for key, predictions in runs.items() if not np.isnan(predictions.scores).any()}
+
+
+def group_records(records: Sequence[Record]) -> list[Group]:
+    """Sort the runs into groups, in the order in which they come.
+
+    A model that ran on any category is expected on all with the same number of training images.
+
+    Raises:
+        ValueError: If two runs of a group were tested on different images.
+    """
+    by_group: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
+    models: dict[int | None, dict[str, None]] = defaultdict(dict)
+    for record in records:
+        by_group[record.key.category, record.key.shots].append(record)
+        models[record.key.shots][record.key.model] = None
+    groups = []
+    for (category, shots), members in by_group.items():
+        done = [record for record in members if not record.failed]
+        _check_test_sets(done)
+        runs = {
+            model: sorted((record for record in done if record.key.model == model), key=lambda record: record.key.seed)
+            for model in models[shots]
+        }
+        groups.append(Group(category, shots, sorted({record.key.seed for record in members}), runs))
+    return groups
+
+
+def _check_test_sets(records: Sequence[Record]) -> None:
+    for record in records:
+        if record.test_set != records[0].test_set:
+            msg = (
+                f"{records[0].key} and {record.key} were tested on different images or labels, so their figures "
+                f"cannot stand side by side; run one of them again on the other's data, or report them apart"
+            )
+            raise ValueError(msg)
+
+
+def _scores(record: Record) -> Predictions:
+    # A copy reads the files, so that the caller's record does not keep the maps.
+    return replace(replace(record).predictions, maps=None, truth=None)

@@ -1,0 +1,219 @@
+"""Write the report of a comparison, as one page and as one text."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from anomalib_ot.comparison.record import Key, Record
+
+from . import figures, tables
+from .gallery import Picture, colour_scale, failures_first, pictures
+from .groups import Group, group_records
+from .tables import Table, markdown
+
+_BASELINE = (
+    "The difference to the baseline is in percentage points, averaged over the seeds that both models have. The "
+    "interval holds 95 % of 1,000 resamples of the test images, drawn within normal and anomalous images and alike for "
+    "both models; it says what other test images would change, not what other seeds would."
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed: which, with what message, and where."""
+
+    key: Key
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A category's tables and figures."""
+
+    title: str
+    tables: list[Table]
+    charts: list[figures.Chart]
+    histograms: list[figures.Histogram]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says, but the gallery, which only the page has."""
+
+    title: str
+    summary: str
+    failures: list[Failure]
+    incomplete: list[str]
+    averages: list[Table]
+    sections: list[Section]
+    about_baseline: str
+    published: Table | None
+    overrides: Table | None
+    warning: str
+    ran: list[Table]
+
+
+def write_report(
+    records: Sequence[Record],
+    output: Path,
+    title: str,
+    baseline: str | None = None,
+    reference: Sequence[Mapping[str, str]] = (),
+    gallery: int = 24,
+) -> tuple[Path, Path]:
+    """Write ``report.md`` and ``report.html``, which needs no other file and no network.
+
+    Args:
+        records: The runs, as :func:`~anomalib_ot.comparison.record.read_records` returns them.
+        output: Folder to write to.
+        title: Title of the report.
+        baseline: Label of the model that the others are compared with, if any.
+        reference: Published numbers, with ``category``, ``model``, ``metric``, ``value`` and ``source`` each.
+        gallery: Number of test pictures to show at most for each category and number of training images.
+
+    Returns:
+        Paths of the two files.
+
+    Raises:
+        ValueError: If there are no runs, if two runs of a category were tested on different images, if the baseline is
+            none of the models, or if the files of a run are cut off.
+    """
+    if not records:
+        msg = "there are no runs to report on; run the comparison first"
+        raise ValueError(msg)
+    models = list(dict.fromkeys(record.key.model for record in records))
+    if baseline is not None and baseline not in models:
+        msg = f"the baseline {baseline} is none of the models; choose one of {', '.join(models)}"
+        raise ValueError(msg)
+    groups = group_records(records)
+    report = _report(records, groups, title, baseline, reference)
+    shown = sorted((picture for group in groups for picture in pictures(group, gallery)), key=failures_first)
+    output.mkdir(parents=True, exist_ok=True)
+    return (
+        _write(output / "report.md", _text(report)),
+        _write(output / "report.html", _page(report, shown)),
+    )
+
+
+def _report(
+    records: Sequence[Record],
+    groups: Sequence[Group],
+    title: str,
+    baseline: str | None,
+    reference: Sequence[Mapping[str, str]],
+) -> Report:
+    failed = [record for record in records if record.failed]
+    environment = tables.settings(records, lambda record: record.environment)
+    ran = [*tables.settings(records, lambda record: record.config), *environment]
+    captions = ("Configuration of all runs", "Configuration that differs", "Environment", "Environment that differs")
+    return Report(
+        title,
+        _summary(records),
+        [Failure(record.key, record.message, record.error) for record in failed],
+        [line for group in groups for line in (*group.missing(), *group.unscored())],
+        tables.averages(groups),
+        [_section(group, baseline) for group in groups],
+        _BASELINE if baseline else "",
+        tables.published(reference, groups) if reference else None,
+        tables.overrides(records),
+        _warning(environment[1]),
+        [
+            Table(caption, it.columns, it.rows, numeric=False)
+            for caption, it in zip(captions, ran, strict=True)
+            if it.rows
+        ],
+    )
+
+
+def _summary(records: Sequence[Record]) -> str:
+    failed = sum(record.failed for record in records)
+    models, categories, seeds = (
+        len({getattr(record.key, part) for record in records}) for part in ("model", "category", "seed")
+    )
+    counts = ((len(records), "run"), (models, "model"), (categories, "category"), (seeds, "seed"))
+    words = [f"{n} {name if n == 1 else 'categories' if name == 'category' else name + 's'}" for n, name in counts]
+    return f"{words[0]}, {failed} of them failed: {', '.join(words[1:])}."
+
+
+def _section(group: Group, baseline: str | None) -> Section:
+    differences = group.differences(baseline) if baseline else {}
+    made = (tables.results(group, baseline, differences), tables.results_by_kind(group), tables.costs(group))
+    return Section(group.title, [it for it in made if it is not None], figures.charts(group), figures.histograms(group))
+
+
+def _warning(differing: Table) -> str:
+    names = dict.fromkeys(row[0].text for row in differing.rows)
+    return f"The runs were not all made in one environment, so that costs may not compare: {', '.join(names)}." * bool(
+        names
+    )
+
+
+def _text(report: Report) -> str:
+    """The report in Markdown."""
+    blocks = [f"# {markdown(report.title)}", markdown(report.summary)]
+    if report.failures or report.incomplete:
+        blocks.append("## Failed and missing runs")
+        blocks += [_failure(failure) for failure in report.failures]
+        blocks.append("\n".join(f"- {markdown(line)}" for line in report.incomplete))
+    blocks.append(report.about_baseline)
+    if report.averages:
+        blocks += ["## Averages", *_captioned(report.averages)]
+    for section in report.sections:
+        blocks += [f"## {markdown(section.title)}", *_captioned(section.tables)]
+    if report.published:
+        blocks += ["## Published numbers", *_captioned([report.published])]
+    if report.overrides:
+        blocks += ["## Overrides", *_captioned([report.overrides])]
+    blocks += ["## What was run", markdown(report.warning), *_captioned(report.ran)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _captioned(several: Iterable[Table]) -> list[str]:
+    return [block for table in several for block in (f"{markdown(table.caption)}:", table.markdown())]
+
+
+def _failure(failure: Failure) -> str:
+    # Without blank lines, so that Markdown leaves the block alone.
+    traceback = re.sub(r"\n\s*\n", "\n", html.escape(failure.traceback.strip()))
+    summary = html.escape(f"{failure.key}: {failure.message}")
+    return f"<details><summary>{summary}</summary>\n<pre>\n{traceback}\n</pre>\n</details>"
+
+
+def _page(report: Report, shown: Sequence[Picture]) -> str:
+    environment = Environment(
+        loader=PackageLoader("anomalib_ot.comparison.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sources = files("anomalib_ot.comparison.report") / "templates"
+    script = (sources / "gallery.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html").render(
+        report=report,
+        pictures=shown,
+        scale=colour_scale(),
+        style=(sources / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        # Only this very script may run, whatever a label says.
+        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _write(path: Path, content: str) -> Path:
+    """Write beside the file, then move: a full disk does not cost the report before."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(content, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
