@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from uuid import uuid4
 
 from .ensemble import ensemble_runs
 from .job import run_job
@@ -161,7 +162,7 @@ def _write_tables(output: Path) -> None:
     writer.writerows(rows)
     content = [asdict(replace(record, folder=None)) for record in records]
     for name, text in (("results.csv", table.getvalue()), ("results.json", json.dumps(content, indent=1))):
-        partial = output / f".{name}.partial"
+        partial = output / f".{name}-{uuid4().hex[:8]}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(output / name)
 

@@ -219,6 +219,19 @@ def test_published_numbers_stand_apart(text):
     assert text.count("99.9") == 1
 
 
+def test_published_averages_and_shots_stand_beside_ours(keep, runs, tmp_path):
+    for category, auroc in (("screw", 60), ("tray", 80)):
+        keep(category, "A", 0, LEVEL, shots=2, image_AUROC=auroc)
+        keep(category, "A", 0, LEVEL, image_AUROC=auroc + 15)
+    keep("tray", "B", 0, LEVEL, shots=2, image_AUROC=50)
+    numbers = [("average", "A"), ("average, 2 shots", "A"), ("tray, 2 shots", "A"), ("average, 2 shots", "B")]
+    published = {"metric": "image_AUROC", "value": "1", "source": "Them"}
+    reference = [{"category": category, "model": model, **published} for category, model in numbers]
+    text = write_report(read_records(runs), tmp_path / "out", "it", reference=reference)[0].read_text()
+    measured = [line.split(" | ")[4] for line in block(text, "Published by others")[1:]]
+    assert measured == ["85.0", "70.0", "80.0", ABSENT]
+
+
 def test_what_was_run(text):
     assert block(text, "Where a model departs")[1:] == ["| A | batch_size | 16 (memory) | all |"]
     assert block(text, "Configuration of all runs")[1:] == ["| image_size | [8, 16] |"]

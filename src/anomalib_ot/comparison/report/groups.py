@@ -30,7 +30,7 @@ class Group:
     @property
     def title(self) -> str:
         """Name of the group."""
-        return self.category + ("" if self.shots is None else f", {self.shots} shot{'s' * (self.shots > 1)}")
+        return name_of(self.category, self.shots)
 
     def values(self, model: str, metric: str) -> list[float]:
         """A metric of a model for the seeds that have it, in percent."""
@@ -82,6 +82,11 @@ class Group:
     def _measured(self, model: str) -> Mapping[Key, Predictions]:
         runs = {run.key: self.scores[run.key] for run in self.runs[model] if "image_AUROC" in run.metrics}
         return {key: predictions for key, predictions in runs.items() if not np.isnan(predictions.scores).any()}
+
+
+def name_of(category: str, shots: int | None) -> str:
+    """A category, with the number of training images if it is not all of them."""
+    return category if shots is None else f"{category}, {shots} shot{'s' * (shots > 1)}"
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:

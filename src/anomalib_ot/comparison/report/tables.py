@@ -11,7 +11,7 @@ from typing import Any
 from anomalib_ot.comparison.record import Key, Record
 from anomalib_ot.comparison.statistics import Difference
 
-from .groups import Group
+from .groups import Group, name_of
 
 ABSENT = "\N{EN DASH}"
 OVERALL = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUPRO", "pixel_AUSPRO")
@@ -133,16 +133,25 @@ def published(reference: Sequence[Mapping[str, str]], groups: Sequence[Group]) -
     """Numbers that others published, each beside what was measured here, if the model ran here."""
     rows = []
     for row in reference:
-        here = [
-            _spread(values) + ("" if group.shots is None else f" ({group.title})")
-            for group in groups
-            if group.category == row["category"] and row["model"] in group.runs
-            if (values := group.values(row["model"], row["metric"]))
-        ]
-        cells = (row["category"], row["model"], _label(row["metric"]), row["value"], "; ".join(here) or ABSENT)
+        cells = (row["category"], row["model"], _label(row["metric"]), row["value"], _measured_here(row, groups))
         rows.append([Cell(text) for text in (*cells, row["source"])])
     caption = "Published by others on their own data and hardware, in percent, beside what was measured here"
     return Table(caption, ["category", "model", "metric", "published", "measured here", "source"], rows, numeric=False)
+
+
+def _measured_here(row: Mapping[str, str], groups: Sequence[Group]) -> str:
+    """The same number from our runs: of a group, or the average over all groups with as many training images."""
+    name, model, metric = row["category"], row["model"], row["metric"]
+    averaged = [group for group in groups if name_of("average", group.shots) == name]
+    if averaged:
+        means = [fmean(values) for group in averaged if (values := _values(group, model, metric))]
+        return _percent(fmean(means)) if len(means) == len(averaged) else ABSENT
+    values = [value for group in groups if group.title == name for value in _values(group, model, metric)]
+    return _spread(values) if values else ABSENT
+
+
+def _values(group: Group, model: str, metric: str) -> list[float]:
+    return group.values(model, metric) if model in group.runs else []
 
 
 def overrides(records: Sequence[Record]) -> Table | None:
