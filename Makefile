@@ -22,7 +22,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt anomalib_ot.pth
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[offline,openvino,sam,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[offline,openvino,ray,sam,dev]"
 	touch $(READY)
 
 clean:

@@ -176,8 +176,8 @@ def test_difference_cell(records):
 def test_failed_and_missing_runs_come_first(text, page):
     assert text.index("## Failed and missing runs") < text.index("Results on screw")
     name = f"{ODD} on screw, seed 1"
-    summary = "&lt;b&gt;x&lt;/b&gt; &amp; &quot;y&quot; | z on screw, seed 1: MemoryError: 9 | &lt;GiB&gt; too many"
-    assert f"<details><summary>{summary}</summary>" in text
+    assert f"- {markdown(f'{name}: MemoryError: 9 | <GiB> too many')}\n" in text
+    assert "Traceback" not in text
     assert f"{name}: MemoryError: 9 | <GiB> too many{TRACEBACK}" in page.text.replace("\n{", "{")
     assert f"{ODD} on screw: 1 of 2 seeds, not 1" in page.text
     assert page.text.index(TRACEBACK) < page.text.index("Results on screw")

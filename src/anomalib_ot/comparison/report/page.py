@@ -1,8 +1,6 @@
 """Write the report of a comparison, as one page and as one text."""
 
 import base64
-import html
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -161,8 +159,9 @@ def _text(report: Report) -> str:
     blocks = [f"# {markdown(report.title)}", markdown(report.summary)]
     if report.failures or report.incomplete:
         blocks.append("## Failed and missing runs")
-        blocks += [_failure(failure) for failure in report.failures]
-        blocks.append("\n".join(f"- {markdown(line)}" for line in report.incomplete))
+        # The tracebacks would bury the tables; they are in the page and in results.json.
+        failures = [f"{failure.key}: {failure.message}" for failure in report.failures]
+        blocks.append("\n".join(f"- {markdown(line)}" for line in (*failures, *report.incomplete)))
     blocks.append(report.about_baseline)
     if report.averages:
         blocks += ["## Averages", *_captioned(report.averages)]
@@ -178,13 +177,6 @@ def _text(report: Report) -> str:
 
 def _captioned(several: Iterable[Table]) -> list[str]:
     return [block for table in several for block in (f"{markdown(table.caption)}:", table.markdown())]
-
-
-def _failure(failure: Failure) -> str:
-    # Without blank lines, so that Markdown leaves the block alone.
-    traceback = re.sub(r"\n\s*\n", "\n", html.escape(failure.traceback.strip()))
-    summary = html.escape(f"{failure.key}: {failure.message}")
-    return f"<details><summary>{summary}</summary>\n<pre>\n{traceback}\n</pre>\n</details>"
 
 
 def _page(report: Report, shown: Sequence[Picture]) -> str:
