@@ -1,6 +1,6 @@
 """What the engine's short cuts change: against a dense solver, and in the number of solves.
 
-Run as ``python -m benchmarks.exactness --root DATA``, with DATA as for ``benchmarks.categories``. Prototypes of one
+Run as ``python -m benchmarks.exactness --root DATA``, with DATA as for ``configs/compare/real.yaml``. Prototypes of one
 layer and one α are trained on the same batches in two schedules, the paper's (a random start, η = 0.95 throughout) and
 the default (a start at features, a lower η in the first steps), each with
 
@@ -28,7 +28,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
 from anomalib_ot.transport import FusedCost, grid_coordinates
 
-from .categories import CATEGORIES
+from .categories import open_category
 from .features import layer_features, whitening_of
 from .side_by_side import IMAGE_SIZE
 
@@ -41,7 +41,7 @@ Step = Callable[[Prototypes, Tensor], float]
 
 def main(
     root: Path,
-    categories: tuple[str, ...] = ("tray/breakfast_box", "magnetic_tile"),
+    categories: tuple[str, ...] = ("tray", "magnetic_tile"),
     images: int = 200,
     epochs: int = 10,
     alpha: float = 0.3,
@@ -67,7 +67,7 @@ def main(
         "engine, default stop": (engine_step, {}),
     }
     for category in categories:
-        train, test, labels = features_of(CATEGORIES[category](root), images)
+        train, test, labels = features_of(open_category(category, root), images)
         print(f"{category}: {len(train)} training images, {epochs} epochs, seed {seed}")
         for (schedule, start), (solver, (step, stop)) in product(schedules.items(), solvers.items()):
             torch.manual_seed(seed)
@@ -87,8 +87,6 @@ def main(
 
 def features_of(data: AnomalibDataModule, images: int) -> tuple[Tensor, Tensor, Tensor]:
     """Whitened features of training and test images, and the labels of the latter."""
-    data.prepare_data()
-    data.setup()
     normal = [data.train_data[index] for index in range(min(images, len(data.train_data)))]
     tested = list(data.test_data)
     train, test = (layer_features(items, LAYER, IMAGE_SIZE) for items in (normal, tested))

@@ -1,8 +1,8 @@
 """Foct's ablation beside PatchCore, with few training images, on categories of real images.
 
-Run as ``python -m benchmarks.few_shot --root DATA``, with DATA as for ``benchmarks.categories``; the embedded category
-needs none. The features of the test images are extracted once for all models, shots and draws, which makes hundreds of
-runs affordable; ``anomalib-ot compare`` goes through the host's engine instead.
+Run as ``python -m benchmarks.few_shot --root DATA``, with DATA as for ``configs/compare/real.yaml``; the embedded
+category needs none. The features of the test images are extracted once for all models, shots and draws, which makes
+hundreds of runs affordable; ``anomalib-ot compare`` goes through the host's engine instead.
 """
 
 import platform
@@ -21,12 +21,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot import Assembly, FewShot, Foct
+from anomalib_ot import FewShot, Foct
 from anomalib_ot.comparison import Predictions, evaluate
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
-from .categories import CATEGORIES
+from .categories import CATEGORIES, open_category
 from .rows import appended
 
 LAYERS = ("blocks.2", "blocks.4")
@@ -51,7 +51,7 @@ Scorer = Callable[[Tensor], Tensor]
 def main(
     root: Path | None = None,
     output: Path = Path("results/few_shot_ablation.csv"),
-    categories: list[str] = ["Assembly", *CATEGORIES],  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    categories: list[str] = list(CATEGORIES),  # noqa: B006 - jsonargparse shows the default, nothing changes it
     models: list[str] = ["PatchCore 10 %", *VARIANTS],  # noqa: B006
     shots: list[int] = [1, 2, 4],  # noqa: B006
     seeds: int = 5,
@@ -85,18 +85,6 @@ def main(
                 rows.append(row)
                 add(row)
     print(table(rows))
-
-
-def open_category(category: str, root: Path | None) -> AnomalibDataModule:
-    """The data module of a category, set up, with its whole test set."""
-    if category != "Assembly" and root is None:
-        msg = f"{category} needs --root"
-        raise ValueError(msg)
-    data = Assembly() if root is None or category == "Assembly" else CATEGORIES[category](root)
-    data.val_split_mode = type(data.val_split_mode)("same_as_test")
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 @torch.inference_mode()

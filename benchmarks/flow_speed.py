@@ -20,7 +20,7 @@ from anomalib_ot.components.feature_cache import FeatureDataset, feature_loader
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import WorstCoupling
 
-from .few_shot import open_category
+from .categories import EMBEDDED, open_category
 from .scoring import FLOAT
 from .wt_flow import IMAGE_SIZE, LAYER, LAYERS, SCORES, OnFeatures, cached, fast_flow_model, in_parts, metrics, trainer
 
@@ -37,7 +37,7 @@ def main(threads: int = 2, seed: int = 0, steps: int = 200) -> None:
     """
     torch.set_num_threads(threads)
     backbone = offline_backbone()
-    data = open_category("Assembly", None)
+    data = open_category(EMBEDDED)
     train, *_ = cached(map(data.train_data.__getitem__, range(len(data.train_data))), backbone)
     test, labels, masks = cached(map(data.test_data.__getitem__, range(len(data.test_data))), backbone)
     seed_everything(seed, workers=True, verbose=False)

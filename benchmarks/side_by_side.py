@@ -1,10 +1,10 @@
-"""The models that are compared, with the same backbone, size and metrics."""
+"""The models of the demonstration and the timings, with the same backbone, size and metrics."""
 
 from collections.abc import Callable
 from typing import Any
 
 from anomalib.metrics import AUPRO, AUROC, Evaluator
-from anomalib.models import Padim, Patchcore
+from anomalib.models import Padim
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
@@ -47,5 +47,4 @@ def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dic
         "Pradot": lambda: Pradot(layers=two, prototypes_per_cell=prototypes_per_cell, batch_size=32, **parts(backbone)),
         "WtFlow": lambda: WtFlow(layers=two[1:], **parts(backbone)),
         "PaDiM": lambda: Padim(layers=["blocks.1", *two], n_features=100, **parts(backbone)),
-        "PatchCore 1 %": lambda: Patchcore(layers=two, coreset_sampling_ratio=0.01, **parts(backbone)),
     }

@@ -13,7 +13,8 @@ from lightning.pytorch import seed_everything
 from anomalib_ot import Foct
 from anomalib_ot.offline import offline_backbone
 
-from .few_shot import LAYERS, foct, metrics, open_category, support_images, test_set
+from .categories import EMBEDDED, open_category
+from .few_shot import LAYERS, foct, metrics, support_images, test_set
 
 
 def main(queries: int = 1000, shots: int = 4, block: int = 200, seed: int = 0, threads: int = 2) -> None:
@@ -28,7 +29,7 @@ def main(queries: int = 1000, shots: int = 4, block: int = 200, seed: int = 0, t
     """
     torch.set_num_threads(threads)
     backbone = offline_backbone()
-    data = open_category("Assembly", None)
+    data = open_category(EMBEDDED)
     features, labels, masks = test_set(data, backbone, 1)
     images = support_images(data, shots, seed, backbone)
     generator = torch.Generator().manual_seed(seed)

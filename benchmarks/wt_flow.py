@@ -1,8 +1,8 @@
 """WtFlow's couplings, scopes and scores beside models of anomalib, on categories of real images.
 
-Run as ``python -m benchmarks.wt_flow --root DATA``, with DATA as for ``benchmarks.categories``; the embedded category
-needs none. The features of all images are extracted once, which makes dozens of trainings affordable; ``python -m
-benchmarks.categories`` trains through the host's engine instead.
+Run as ``python -m benchmarks.wt_flow --root DATA``, with DATA as for ``configs/compare/real.yaml``; the embedded
+category needs none. The features of all images are extracted once, which makes dozens of trainings affordable;
+``anomalib-ot compare`` goes through the host's engine instead.
 """
 
 import platform
@@ -34,8 +34,7 @@ from anomalib_ot.components.feature_cache import FeatureDataset, TrainingFeature
 from anomalib_ot.models.wt_flow.torch_model import Score
 from anomalib_ot.offline import offline_backbone
 
-from .categories import CATEGORIES
-from .few_shot import open_category
+from .categories import CATEGORIES, open_category
 from .rows import appended
 
 IMAGE_SIZE = (256, 256)
@@ -62,7 +61,7 @@ COLUMNS = ("category", "model", "score", "seed", "image_AUROC", "pixel_AUROC", "
 def main(
     root: Path | None = None,
     output: Path = Path("results/wt_flow.csv"),
-    categories: list[str] = ["Assembly", *CATEGORIES],  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    categories: list[str] = list(CATEGORIES),  # noqa: B006 - jsonargparse shows the default, nothing changes it
     models: list[str] = [*VARIANTS, "no flow", "FastFlow", "PatchFlow", "PaDiM", "PatchCore 1 %"],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     every: int = 1,

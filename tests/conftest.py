@@ -1,3 +1,10 @@
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 from anomalib_ot.offline import offline_backbone
@@ -7,3 +14,34 @@ from anomalib_ot.offline import offline_backbone
 def backbone(tmp_path_factory):
     """A backbone with ImageNet weights that needs no download."""
     return offline_backbone(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture
+def kill_jobs():
+    """Kills the first jobs of a comparison that this process starts, each as soon as it runs."""
+
+    @contextmanager
+    def killing(times):
+        killed, done = [], threading.Event()
+        killer = threading.Thread(target=_kill, args=(times, killed, done))
+        killer.start()
+        try:
+            yield killed
+        finally:
+            done.set()
+            killer.join()
+        assert len(killed) == times
+
+    return killing
+
+
+def _kill(times, killed, done):
+    while len(killed) < times and not done.is_set():
+        for children in Path("/proc/self/task").glob("*/children"):
+            for pid in children.read_text().split():
+                command = Path(f"/proc/{pid}/cmdline")
+                is_job = command.exists() and b"anomalib_ot.comparison.job" in command.read_bytes()
+                if is_job and pid not in killed and len(killed) < times:
+                    os.kill(int(pid), signal.SIGKILL)
+                    killed.append(pid)
+        time.sleep(0.05)

@@ -111,8 +111,9 @@ def test_results_with_other_settings_are_refused(results, plan):
         compare(read_plan(plan, ["PaDiM"], image_size=[32, 32]), results[0])
 
 
-def test_two_workers_give_the_same(results, plan, tmp_path):
-    records = compare(read_plan(plan), tmp_path, workers=2, accelerator="cpu")
+def test_two_workers_give_the_same_although_one_is_killed(results, plan, tmp_path, kill_jobs):
+    with kill_jobs(1):
+        records = compare(read_plan(plan), tmp_path, workers=2, accelerator="cpu")
     first = {record.key: (record.metrics, record.message) for record in read_records(results[0] / "runs")}
     assert {record.key: (record.metrics, record.message) for record in records} == first
 

@@ -1,12 +1,7 @@
 """One run in a process of its own: what it measures, and what is left of it when it ends too soon."""
 
 import json
-import os
-import signal
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +9,7 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUROC, Evaluator
 from lightning.pytorch import seed_everything
 
-from anomalib_ot.comparison import Plan, read_records
+from anomalib_ot.comparison import Plan
 from anomalib_ot.comparison.job import run_job
 from anomalib_ot.comparison.record import unpack_record
 
@@ -85,28 +80,11 @@ def test_time_limit(job, tmp_path):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_killed_process_runs_once_more(job, record, tmp_path, times):
-    done = threading.Event()
-    killer = threading.Thread(target=kill_jobs, args=(times, done))
-    killer.start()
-    files = run_job(job)
-    done.set()
-    killer.join()
-    unpack_record(tmp_path, job.key, files)
-    (again,) = read_records(tmp_path)
+def test_a_killed_process_runs_once_more(job, record, tmp_path, kill_jobs, times):
+    with kill_jobs(times):
+        files = run_job(job)
+    again = unpack_record(tmp_path, job.key, files)
     if times == 1:
         assert again.metrics == record.metrics
     else:
         assert again.error.startswith("killed 2 times by signal 9")
-
-
-def kill_jobs(times, done):
-    """Kill this process's first jobs as soon as each runs."""
-    killed = set()
-    while len(killed) < times and not done.is_set():
-        for pid in Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split():
-            command = Path(f"/proc/{pid}/cmdline")
-            if pid not in killed and command.exists() and b"anomalib_ot.comparison.job" in command.read_bytes():
-                os.kill(int(pid), signal.SIGKILL)
-                killed.add(pid)
-        time.sleep(0.05)
