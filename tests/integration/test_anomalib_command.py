@@ -1,5 +1,6 @@
 """The stock ``anomalib`` command, in processes of their own, with nothing but the plugin installed."""
 
+import csv
 import os
 import re
 import subprocess
@@ -181,15 +182,20 @@ def test_full_class_path_works_with_the_hook_switched_off(folder, model_argument
 
 
 @pytest.mark.usefixtures("data_arguments")
-def test_builtin_benchmark_takes_pradot_beside_the_hosts_models(folder):
+def test_builtin_benchmark_takes_our_models_beside_the_hosts(folder):
     settings = {"backbone": "resnet18", "layers": ["layer4"], "pre_trained": False}
+    ours = {
+        "Pradot": {},
+        "Foct": {"rotations": 1, "image_size": [128, 128]},
+        "WtFlow": {"training_steps": 2, "batch_size": 4},
+        "Padim": {},
+    }
     config = {
         "accelerator": ["cpu"],
         "benchmark": {
             "seed": 0,
             "model": {
-                "class_path": {"grid": ["Pradot", "Padim", "Patchcore"]},
-                "init_args": settings,
+                "grid": [{"class_path": name, "init_args": {**settings, **own}} for name, own in ours.items()],
             },
             "data": {
                 "class_path": "Folder",
@@ -207,8 +213,11 @@ def test_builtin_benchmark_takes_pradot_beside_the_hosts_models(folder):
     path = folder / "benchmark.yaml"
     path.write_text(yaml.safe_dump(config))
     anomalib(folder, "benchmark", "--config", path)
-    table = next((folder / "runs").rglob("results.csv")).read_text()
-    assert all(model in table for model in ("Pradot", "Padim", "Patchcore"))
+    with next((folder / "runs").rglob("results.csv")).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = {row["model.class_path"]: float(row["image_AUROC"]) for row in rows}
+    assert scores.keys() == ours.keys()
+    assert all(0 <= score <= 1 for score in scores.values())
 
 
 @pytest.fixture(scope="module")
