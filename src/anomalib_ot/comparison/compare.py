@@ -12,10 +12,13 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from queue import SimpleQueue
 from uuid import uuid4
 
+import torch
+
 from .ensemble import ensemble_runs
-from .job import run_job
+from .job import cores, run_job
 from .plan import Job, Plan
 from .record import Key, Record, read_record, read_records, unpack_record
 
@@ -64,13 +67,13 @@ def compare(
         raise ValueError(msg)
     if openvino:
         _require("openvino", "openvino")
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = threads or max(1, cores() // workers)
     jobs = plan.jobs(accelerator=accelerator, threads=threads, openvino=openvino, time_limit=time_limit)
     runs = output / "runs"
     missing = [job for job in jobs if not _is_there(runs, job)]
     _check_data(missing)
     logger.info("%d of %d runs are there already", len(jobs) - len(missing), len(jobs))
-    call = _ray_call(threads, accelerator) if engine == "ray" else run_job
+    call = _ray_call(threads, accelerator) if engine == "ray" else _local_call(workers)
     _run_all(missing, call, len(missing) if engine == "ray" else workers, output)
     ensemble_runs(runs, plan)
     _write_tables(output)
@@ -132,6 +135,24 @@ def _summary(record: Record) -> str:
     if record.failed:
         return f"{record.key}: FAILED, {record.message}"
     return f"{record.key}: image AUROC {record.metrics['image_AUROC']:.1f}, fitted in {record.costs['fit_s']:.0f} s"
+
+
+def _local_call(workers: int) -> Callable[[Job], dict[str, bytes]]:
+    """What runs a job here; with several graphics processors the workers take turns at them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    devices = visible.split(",") if torch.cuda.device_count() else [None]
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for worker in range(workers):
+        free.put(devices[worker % len(devices)])
+
+    def call(job: Job) -> dict[str, bytes]:
+        device = free.get()
+        try:
+            return run_job(job, device)
+        finally:
+            free.put(device)
+
+    return call
 
 
 def _ray_call(threads: int, accelerator: str) -> Callable[[Job], dict[str, bytes]]:

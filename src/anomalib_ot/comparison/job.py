@@ -38,11 +38,12 @@ _PACKAGES = ("anomalib-ot", "anomalib", "torch", "torchvision", "lightning", "ti
 _TRIES = 2
 
 
-def run_job(job: Job) -> dict[str, bytes]:
+def run_job(job: Job, device: str | None = None) -> dict[str, bytes]:
     """Run a job in a process of its own; if the process is killed, once more.
 
     Args:
         job: What to run.
+        device: The graphics processor that it may see, as in ``CUDA_VISIBLE_DEVICES``; None for what this process sees.
 
     Returns:
         The files of the run, as :func:`~anomalib_ot.comparison.record.pack_record` gives them; of a failed one if the
@@ -50,7 +51,7 @@ def run_job(job: Job) -> dict[str, bytes]:
     """
     for left in reversed(range(_TRIES)):
         with TemporaryDirectory() as folder:
-            error = _run_process(job, Path(folder))
+            error = _run_process(job, Path(folder), device)
             if files := {path.name: path.read_bytes() for path in Path(folder, "run").glob("*")}:
                 return files
         if not left or not error.startswith("killed"):
@@ -58,10 +59,11 @@ def run_job(job: Job) -> dict[str, bytes]:
     return pack_record(Record(job.key, job.config, overrides=job.overrides, environment=environment(job), error=error))
 
 
-def _run_process(job: Job, folder: Path) -> str:
+def _run_process(job: Job, folder: Path, device: str | None) -> str:
     """Run the job; its files lie in ``folder/run`` afterwards, or the message says why not."""
     (folder / "job.json").write_text(json.dumps(job.to_dict()), encoding="utf-8")
-    threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
+    settings = {"OMP_NUM_THREADS": job.threads, "CUDA_VISIBLE_DEVICES": device}
+    given = {name: str(value) for name, value in settings.items() if value is not None}
     command = [sys.executable, "-m", __name__, str(folder / "job.json"), str(folder / "run")]
     with (folder / "log.txt").open("w+", encoding="utf-8") as log:
         try:
@@ -70,7 +72,7 @@ def _run_process(job: Job, folder: Path) -> str:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | threads,
+                env=os.environ | given,
                 timeout=job.time_limit and 60 * job.time_limit,
                 check=False,
             )
@@ -106,7 +108,8 @@ def _run(job: Job) -> tuple[Record, Predictions]:
     model, data = job.create_model(), job.create_data()
     recorder = _Recorder()
     with TemporaryDirectory() as root:
-        trainer = {**QUIET, **job.trainer}
+        # One run, one device: several would split the batches, and the models' results would depend on the machine.
+        trainer = {**QUIET, "devices": 1, **job.trainer}
         engine = Engine(
             default_root_dir=root, accelerator=job.accelerator, logger=False, callbacks=[recorder], **trainer
         )
@@ -187,7 +190,7 @@ def _costs(model: AnomalibModule, folder: Path) -> dict[str, float]:
     torch.save(model.model.state_dict(), state)
     costs = {
         "ms_per_image": 1000 * seconds_per_image(model),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else _MIB),
         "size_mib": state.stat().st_size / _MIB,
         "parameters": sum(each.numel() for each in model.model.parameters()),
     }
@@ -216,13 +219,18 @@ def environment(job: Job) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "accelerator": job.accelerator,
         "revision": _revision(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def cores() -> int:
+    """Number of the processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:

@@ -128,3 +128,18 @@ def test_reference_with_other_columns(tmp_path):
     (tmp_path / "r.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="must have the columns category, model"):
         Plan(MODELS, DATA, reference=tmp_path / "r.csv").published()
+
+
+def test_shots_are_drawn_by_the_seed(tmp_path):
+    data = {"root": str(tmp_path), "n_train": 20, "n_validation": 1, "n_test": 1}
+    plan = Plan(
+        {"PaDiM": PADIM}, {"tray": {"class_path": "Assembly", "init_args": data}}, seeds=(0, 1), shots=(2, None)
+    )
+    drawn = []
+    for job in plan.jobs():
+        few = job.create_data()
+        few.prepare_data()
+        few.setup()
+        drawn.append(few.train_data.samples.image_path.tolist())
+    assert [len(paths) for paths in drawn] == [2, 2, 20, 20]
+    assert drawn[0] != drawn[1]
