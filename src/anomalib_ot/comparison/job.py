@@ -49,18 +49,22 @@ def run_job(job: Job, device: str | None = None) -> dict[str, bytes]:
         The files of the run, as :func:`~anomalib_ot.comparison.record.pack_record` gives them; of a failed one if the
         model failed, was killed twice, or took longer than the job's time limit.
     """
-    for left in reversed(range(_TRIES)):
+    for _ in range(_TRIES):
         with TemporaryDirectory() as folder:
-            error = _run_process(job, Path(folder), device)
+            error, is_killed = _run_process(job, Path(folder), device)
             if files := {path.name: path.read_bytes() for path in Path(folder, "run").glob("*")}:
                 return files
-        if not left or not error.startswith("killed"):
+        if not is_killed:
             break
     return pack_record(Record(job.key, job.config, overrides=job.overrides, environment=environment(job), error=error))
 
 
-def _run_process(job: Job, folder: Path, device: str | None) -> str:
-    """Run the job; its files lie in ``folder/run`` afterwards, or the message says why not."""
+def _run_process(job: Job, folder: Path, device: str | None) -> tuple[str, bool]:
+    """Run the job; its files lie in ``folder/run`` afterwards, or else the text says why not, in its last line.
+
+    Returns:
+        The text, and whether the process was killed.
+    """
     (folder / "job.json").write_text(json.dumps(job.to_dict()), encoding="utf-8")
     settings = {"OMP_NUM_THREADS": job.threads, "CUDA_VISIBLE_DEVICES": device}
     given = {name: str(value) for name, value in settings.items() if value is not None}
@@ -77,12 +81,12 @@ def _run_process(job: Job, folder: Path, device: str | None) -> str:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"not done after {job.time_limit:g} minutes, the time limit"
+            return f"not done after {job.time_limit:g} minutes, the time limit", False
         log.seek(0)
-        tail = "\n".join(log.read().splitlines()[-20:])
+        tail = "".join(log.readlines()[-20:])
     if done.returncode < 0:
-        return f"killed {_TRIES} times by signal {-done.returncode}; is there enough memory?\n{tail}"
-    return f"the process ended with status {done.returncode} and no result\n{tail}"
+        return f"{tail}\nkilled {_TRIES} times by signal {-done.returncode}; is there enough memory?", True
+    return f"{tail}\nthe process ended with status {done.returncode} and no result", False
 
 
 def main(job_file: Path, folder: Path) -> None:

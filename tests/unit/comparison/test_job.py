@@ -87,4 +87,4 @@ def test_a_killed_process_runs_once_more(job, record, tmp_path, kill_jobs, times
     if times == 1:
         assert again.metrics == record.metrics
     else:
-        assert again.error.startswith("killed 2 times by signal 9")
+        assert again.message == "killed 2 times by signal 9; is there enough memory?"
