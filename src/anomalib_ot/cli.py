@@ -79,6 +79,9 @@ def compare(
 
     Returns:
         The report, in Markdown.
+
+    Raises:
+        RuntimeError: If all runs failed; the report is there all the same.
     """
     from anomalib_ot import comparison  # noqa: PLC0415
 
@@ -98,6 +101,9 @@ def compare(
     records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
     text, page = comparison.write_report(records, output, read.title, read.baseline, read.published())
     logger.info("report: %s", page)
+    if all(record.failed for record in records):
+        msg = f"all runs failed, {records[0].key} with {records[0].message}; see {page}"
+        raise RuntimeError(msg)
     return text.read_text(encoding="utf-8")
 
 

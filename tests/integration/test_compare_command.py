@@ -66,6 +66,15 @@ def test_one_command_compares_and_reports(results):
     assert "data:image/" in page
 
 
+def test_the_command_fails_if_all_models_do(plan, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--plan", str(plan), "--models", "[FastFlow]", "--output", str(tmp_path)])
+    assert stop.value.code.startswith(
+        "anomalib-ot: all runs failed, FastFlow on tray, seed 0 with ValueError: Backbone"
+    )
+    assert "FastFlow" in (tmp_path / "report.html").read_text()
+
+
 def test_every_raw_number_is_kept(results):
     output, _ = results
     with (output / "results.csv").open(newline="") as file:
