@@ -68,7 +68,7 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
         euler_steps: Euler steps of ``density`` and ``log_density``.
         mismatch_times: Times in (0, 1) at which ``mismatch`` compares velocities.
         mismatch_draws: Noise draws of ``mismatch`` at each time.
-        top_share: Share of the pixels, the highest, whose mean is the image score.
+        top_share: Share of the pixels, the highest, whose mean is the image score; with 0 it is the highest one alone.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
         training_steps: Steps of the optimiser, over which the learning rate rises, then falls to 0 by a cosine.
         batch_size: Training images in a step.
@@ -119,7 +119,7 @@ class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anoma
         euler_steps: int = 1,
         mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
         mismatch_draws: int = 1,
-        top_share: float = 0.03,
+        top_share: float = 0.0,
         smoothing: float = 0.0,
         training_steps: int = 200,
         batch_size: int = 16,

@@ -33,7 +33,7 @@ def velocity(model, index, maps, time):
 
 @torch.no_grad()
 def test_density_is_the_papers(model, images):
-    flow = model(score="density", layers=["layer3"], normalization="layer", pooling=True)
+    flow = model(score="density", layers=["layer3"], normalization="layer", pooling=True, top_share=0.03)
     features = flow.extract(images)["layer3"]
     pooled = F.avg_pool2d(features, 3, 2, 1)
     mean = pooled.mean((1, 2, 3), keepdim=True)
@@ -46,6 +46,8 @@ def test_density_is_the_papers(model, images):
     torch.testing.assert_close(scored.anomaly_map, expected)
     top = torch.stack([each.flatten().sort(descending=True).values[:123].mean() for each in expected])
     torch.testing.assert_close(scored.pred_score, top)
+    flow.top_share = 0.0
+    torch.testing.assert_close(flow(images).pred_score, expected.amax((1, 2, 3)))
 
 
 @torch.no_grad()
@@ -163,7 +165,7 @@ def test_maps_smaller_than_the_depth_are_refused(images):
         ({"mismatch_times": []}, "mismatch_times must be one or more times between 0 and 1"),
         ({"mismatch_times": [0.0]}, "mismatch_times must be one or more times between 0 and 1"),
         ({"mismatch_draws": 0}, "mismatch_draws must be at least 1"),
-        ({"top_share": 0.0}, r"top_share must be in \(0, 1\]"),
+        ({"top_share": 1.1}, r"top_share must be in \[0, 1\]"),
         ({"whitened_channels": 0}, "whitened_channels must be at least 1"),
         ({"smoothing": -1.0}, "smoothing must be at least 0"),
         ({"layers": ["layer9"]}, "layer9"),
