@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser, Namespace
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.data import FewShot
 
-from .record import Key
+from .record import Key, folder_name
 
 _JOIN = "+"
 _PUBLISHED = ("category", "model", "metric", "value", "source")
@@ -153,6 +153,10 @@ class Plan:
         if self.baseline and self.baseline not in {*self.models, *self.ensembles}:
             msg = f"the baseline {self.baseline!r} is not among {', '.join([*self.models, *self.ensembles])}"
             raise ValueError(msg)
+        for labels in ([*self.models, *self.ensembles], [*self.categories()]):
+            if len({folder_name(label) for label in labels}) < len(labels):
+                msg = f"two of the labels {', '.join(labels)} would lie in the same folder; rename one"
+                raise ValueError(msg)
 
     def published(self) -> list[dict[str, str]]:
         """Rows of the reference, with ``category``, ``model``, ``metric``, ``value`` and ``source`` each.

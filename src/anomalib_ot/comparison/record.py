@@ -30,6 +30,11 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 _UNSAFE = str.maketrans(dict.fromkeys('/\\:*?"<>| %', "-"))
 
 
+def folder_name(label: str) -> str:
+    """A label as the name of a folder."""
+    return label.translate(_UNSAFE)
+
+
 @dataclass(frozen=True, order=True)
 class Key:
     """What tells a run from the others of a comparison.
@@ -50,7 +55,7 @@ class Key:
     def folder(self) -> Path:
         """Where the run lies among the runs."""
         draw = f"seed-{self.seed}" if self.shots is None else f"{self.shots}-shot-seed-{self.seed}"
-        return Path(self.category.translate(_UNSAFE), self.model.translate(_UNSAFE), draw)
+        return Path(folder_name(self.category), folder_name(self.model), draw)
 
     def __str__(self) -> str:
         shots = "" if self.shots is None else f", {self.shots} shot{'s' * (self.shots > 1)}"

@@ -106,6 +106,8 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
         ({"models": {"PaDiM": {**PADIM, "epochs": 3}}}, "may have image_size, init_args, trainer, why"),
         ({"data": {"tray": {"class_path": "Padim"}}}, "tray: "),
         ({"baseline": "Padim"}, "the baseline 'Padim' is not among PaDiM, Flow"),
+        ({"models": {"a 1": PADIM, "a:1": PADIM}}, "a 1, a:1 would lie in the same folder"),
+        ({"data": {"a/b": DATA["tray"], "a-b": DATA["tray"]}}, "a/b, a-b would lie in the same folder"),
         ({"ensembles": ("PaDiM",)}, "joins the labels of two models"),
         ({"ensembles": ("PaDiM+PaDiM",)}, "joins the labels of two models"),
         ({"ensembles": ("PaDiM+Foo",)}, "no model is called Foo; there are PaDiM, Flow"),
