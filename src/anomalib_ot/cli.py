@@ -44,7 +44,7 @@ def compare(
     seeds: list[int] | None = None,
     shots: list[int] | None = None,
     baseline: str | None = None,
-    ensemble: list[str] | None = None,
+    ensemble: list[str] | str | None = None,
     output: Path = Path("results/compare"),
     workers: int = 1,
     engine: Literal["processes", "ray"] = "processes",
@@ -68,7 +68,7 @@ def compare(
         seeds: Seeds of everything random.
         shots: Numbers of training images, instead of all of them.
         baseline: Model that the others are compared with.
-        ensemble: Models whose mean is shown as one more model, as Pradot+Padim.
+        ensemble: Models whose mean is shown as one more model, as Pradot+Padim, or a list.
         output: Folder of the results and the report.
         workers: Number of runs at a time.
         engine: Local processes, or Ray, whose cluster RAY_ADDRESS names.
@@ -96,7 +96,7 @@ def compare(
         seeds=seeds,
         shots=shots,
         baseline=baseline,
-        ensembles=ensemble,
+        ensembles=[ensemble] if isinstance(ensemble, str) else ensemble,
     )
     records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
     text, page = comparison.write_report(records, output, read.title, read.baseline, read.published())

@@ -36,7 +36,6 @@ def plan(tmp_path_factory):
         "models": MODELS,
         "data": {"tray": {"class_path": "Assembly", "init_args": data}},
         "baseline": "PaDiM",
-        "ensembles": ["PaDiM+PatchCore"],
     }
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -47,7 +46,7 @@ def plan(tmp_path_factory):
 def results(plan, tmp_path_factory):
     output = tmp_path_factory.mktemp("results")
     command = [sys.executable, "-c", "from anomalib_ot.cli import main; main()", "compare", "--plan", str(plan)]
-    arguments = ["--output", str(output), "--accelerator", "cpu", "--threads", "1"]
+    arguments = ["--ensemble", "PaDiM+PatchCore", "--output", str(output), "--accelerator", "cpu", "--threads", "1"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return output, done
@@ -98,7 +97,8 @@ def test_it_goes_on_where_it_stopped(results, plan, tmp_path, caplog):
     kept = output / "runs" / "tray" / "PaDiM" / "seed-0" / "result.json"
     before = kept.stat().st_mtime_ns
     with caplog.at_level("INFO"):
-        records = compare(read_plan(plan, ["PaDiM", "PatchCore"]), output, threads=1, accelerator="cpu")
+        chosen = read_plan(plan, ["PaDiM", "PatchCore"], ensembles=["PaDiM+PatchCore"])
+        records = compare(chosen, output, threads=1, accelerator="cpu")
     assert "1 of 2 runs are there already" in caplog.text
     assert kept.stat().st_mtime_ns == before
     first = {record.key: record.metrics for record in read_records(results[0] / "runs")}
@@ -122,7 +122,8 @@ def test_results_with_other_settings_are_refused(results, plan):
 
 def test_two_workers_give_the_same_although_one_is_killed(results, plan, tmp_path, kill_jobs):
     with kill_jobs(1):
-        records = compare(read_plan(plan), tmp_path, workers=2, accelerator="cpu")
+        chosen = read_plan(plan, ensembles=["PaDiM+PatchCore"])
+        records = compare(chosen, tmp_path, workers=2, accelerator="cpu")
     first = {record.key: (record.metrics, record.message) for record in read_records(results[0] / "runs")}
     assert {record.key: (record.metrics, record.message) for record in records} == first
 
