@@ -23,6 +23,7 @@ from anomalib_ot.data import FewShot
 from .record import Key, folder_name
 
 _JOIN = "+"
+_SPLIT_SEED = 0
 _PUBLISHED = ("category", "model", "metric", "value", "source")
 # What a model of a plan may set beside its class and arguments.
 _OWN = ("image_size", "trainer", "why")
@@ -82,8 +83,10 @@ class Job:
         return _create(AnomalibModule, model)
 
     def create_data(self) -> AnomalibDataModule:
-        """A new data module."""
+        """A new data module, whose random splits are the same for all models and seeds."""
         data = _create(AnomalibDataModule, self.data)
+        if data.seed is None:
+            data.seed = _SPLIT_SEED
         return data if self.key.shots is None else FewShot(data, self.key.shots, self.key.seed)
 
     def _pre_processor(self) -> PreProcessor:

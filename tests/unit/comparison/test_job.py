@@ -9,6 +9,7 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUROC, Evaluator
 from lightning.pytorch import seed_everything
 
+from anomalib_ot import Assembly
 from anomalib_ot.comparison import Plan
 from anomalib_ot.comparison.job import run_job
 from anomalib_ot.comparison.record import unpack_record
@@ -64,6 +65,31 @@ def test_a_seed_gives_the_same_again(job, record, tmp_path):
     again = unpack_record(tmp_path, job.key, run_job(job))
     np.testing.assert_array_equal(again.predictions.scores, record.predictions.scores)
     assert again.metrics == record.metrics
+
+
+def test_all_models_and_seeds_meet_the_same_random_split(job, tmp_path):
+    Assembly(tmp_path, n_train=4, n_validation=1, n_test=6).prepare_data()
+    folder = {
+        "class_path": "Folder",
+        "init_args": {
+            "name": "tray",
+            "root": str(tmp_path / "tray"),
+            "normal_dir": "train/good",
+            "abnormal_dir": "test/logical_anomalies",
+            "normal_test_dir": "test/good",
+            "val_split_mode": "from_test",
+            "num_workers": 0,
+        },
+    }
+    patchcore = {"class_path": "Patchcore", "init_args": {"backbone": "resnet18", "pre_trained": False}}
+    jobs = [
+        replace(job, data=folder),
+        replace(job, data=folder, key=replace(job.key, seed=1)),
+        replace(job, data=folder, key=replace(job.key, model="PatchCore"), model=patchcore),
+    ]
+    records = [unpack_record(tmp_path / "runs", each.key, run_job(each)) for each in jobs]
+    assert [len(record.predictions.images) for record in records] == [6, 6, 6]
+    assert len({record.test_set for record in records}) == 1
 
 
 def test_a_model_that_fails_leaves_its_traceback(job, tmp_path):
