@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,32 @@ def test_two_workers_give_the_same_although_one_is_killed(results, plan, tmp_pat
         records = compare(chosen, tmp_path, workers=2, accelerator="cpu")
     first = {record.key: (record.metrics, record.message) for record in read_records(results[0] / "runs")}
     assert {record.key: (record.metrics, record.message) for record in records} == first
+
+
+def test_runs_end_with_the_command(plan, tmp_path):
+    endless = {"class_path": "WtFlow", "init_args": {**SMALL, "training_steps": 10**9}}
+    models = ["--models", json.dumps([endless])]
+    arguments = ["compare", "--plan", str(plan), *models, "--output", str(tmp_path), "--accelerator", "cpu"]
+    command = subprocess.Popen([sys.executable, "-c", "from anomalib_ot.cli import main; main()", *arguments])
+    children = Path(f"/proc/{command.pid}/task")
+
+    def runs():
+        return {pid for each in children.glob("*/children") for pid in each.read_text().split()}
+
+    while not (started := runs()):
+        time.sleep(0.1)
+        assert command.poll() is None
+    command.terminate()
+    command.wait()
+    deadline = time.monotonic() + 60
+    while any(b"comparison.job" in _command_line(pid) for pid in started):
+        assert time.monotonic() < deadline, "a run goes on although the command has ended"
+        time.sleep(0.2)
+
+
+def _command_line(pid):
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_bytes() if path.exists() else b""
 
 
 def test_ray_gives_the_same(results, plan, tmp_path, monkeypatch):
