@@ -24,7 +24,7 @@ def plans():
 @pytest.mark.parametrize("path", PLANS, ids=name)
 def test_plan_is_valid_and_says_how_to_run_it(path, plans):
     assert plans[path].categories()
-    assert path.read_text(encoding="utf-8").startswith(f"# anomalib-ot compare configs/compare/{path.name}")
+    assert path.read_text(encoding="utf-8").startswith(f"# anomalib-ot compare --plan configs/compare/{path.name}")
 
 
 @pytest.mark.parametrize("path", REFERENCES, ids=name)
