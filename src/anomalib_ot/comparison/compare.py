@@ -6,21 +6,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
-from uuid import uuid4
 
 import torch
 
 from .ensemble import ensemble_runs
 from .job import cores, run_job
 from .plan import Job, Plan
-from .record import Key, Record, read_record, read_records, unpack_record
+from .record import Key, Record, by_key, read_record, run_folders, unpack_record, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,35 +69,42 @@ def compare(
     threads = threads or max(1, cores() // workers)
     jobs = plan.jobs(accelerator=accelerator, threads=threads, openvino=openvino, time_limit=time_limit)
     runs = output / "runs"
-    missing = [job for job in jobs if not _is_there(runs, job)]
+    kept = _kept(runs)
+    missing = [job for job in jobs if not _is_there(kept, job)]
     _check_data(missing)
     logger.info("%d of %d runs are there already", len(jobs) - len(missing), len(jobs))
     call = _ray_call(threads, accelerator) if engine == "ray" else _local_call(workers)
-    _run_all(missing, call, len(missing) if engine == "ray" else workers, output)
-    ensemble_runs(runs, plan)
-    _write_tables(output)
+    _run_all(missing, call, len(missing) if engine == "ray" else workers, output, kept)
+    kept |= {record.key: record for record in ensemble_runs(runs, plan)}
+    _write_tables(output, kept.values())
     models = [*plan.models, *plan.ensembles]
-    draws = {(job.key.category, job.key.shots, job.key.seed): None for job in jobs}
-    records = {record.key: record for record in read_records(runs)}
-    return [records[Key(category, model, shots, seed)] for (category, shots, seed), model in product(draws, models)]
+    return [kept[Key(category, model, shots, seed)] for (category, shots, seed), model in product(plan.draws(), models)]
 
 
-def _is_there(runs: Path, job: Job) -> bool:
-    folder = runs / job.key.folder
-    if not (folder / "result.json").exists():
-        return False
+def _kept(runs: Path) -> dict[Key, Record]:
+    """The runs of the folder, but those that cannot be read, which run again if the plan has them."""
+    return {record.key: record for folder in run_folders(runs) if (record := _readable(folder))}
+
+
+def _readable(folder: Path) -> Record | None:
     try:
-        record = read_record(folder)
+        return read_record(folder)
     except ValueError as error:
-        logger.warning("%s; it runs again now", error)
+        logger.warning("%s", error)
+        return None
+
+
+def _is_there(kept: Mapping[Key, Record], job: Job) -> bool:
+    record = kept.get(job.key)
+    if record is None or record.failed:
         return False
-    if record.config != json.loads(json.dumps(job.config)) and not record.failed:
+    if record.config != json.loads(json.dumps(job.config)):
         msg = (
-            f"{folder} holds {record.key} with other settings than the plan's; "
+            f"{record.folder} holds {record.key} with other settings than the plan's; "
             "choose another output, or delete this folder to run it again"
         )
         raise ValueError(msg)
-    return not record.failed
+    return True
 
 
 def _check_data(jobs: Sequence[Job]) -> None:
@@ -113,7 +119,14 @@ def _check_data(jobs: Sequence[Job]) -> None:
             raise ValueError(msg)
 
 
-def _run_all(jobs: Sequence[Job], call: Callable[[Job], dict[str, bytes]], workers: int, output: Path) -> None:
+def _run_all(
+    jobs: Sequence[Job],
+    call: Callable[[Job], dict[str, bytes]],
+    workers: int,
+    output: Path,
+    kept: dict[Key, Record],
+) -> None:
+    """Run the jobs, and add each run to those kept as it ends."""
     if not jobs:
         return
     start = time.monotonic()
@@ -122,7 +135,8 @@ def _run_all(jobs: Sequence[Job], call: Callable[[Job], dict[str, bytes]], worke
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 record = unpack_record(output / "runs", futures[future].key, future.result())
-                _write_tables(output)
+                kept[record.key] = record
+                _write_tables(output, kept.values())
                 elapsed = time.monotonic() - start
                 left = elapsed / number * (len(jobs) - number) / 60
                 logger.info("[%d/%d] %s; about %.0f min left", number, len(jobs), _summary(record), left)
@@ -173,19 +187,17 @@ def _require(module: str, extra: str) -> None:
         raise ImportError(msg)
 
 
-def _write_tables(output: Path) -> None:
-    """All runs of the folder as one CSV and one JSON file."""
-    records = read_records(output / "runs")
+def _write_tables(output: Path, runs: Iterable[Record]) -> None:
+    """All runs as one CSV and one JSON file."""
+    records = sorted(runs, key=by_key)
     rows = [_row(record) for record in records]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)), restval="")
     writer.writeheader()
     writer.writerows(rows)
     content = [asdict(replace(record, folder=None)) for record in records]
-    for name, text in (("results.csv", table.getvalue()), ("results.json", json.dumps(content, indent=1))):
-        partial = output / f".{name}-{uuid4().hex[:8]}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output / name)
+    write_text(output / "results.csv", table.getvalue())
+    write_text(output / "results.json", json.dumps(content, indent=1))
 
 
 def _row(record: Record) -> dict[str, object]:

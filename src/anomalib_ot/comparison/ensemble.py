@@ -10,12 +10,12 @@ import numpy as np
 
 from .evaluate import evaluate
 from .plan import Plan, members
-from .record import Key, Predictions, Record, read_records, write_record
+from .record import Key, Predictions, Record, read_record, write_record
 
 _SUMS = ("fit_s", "ms_per_image", "openvino_ms_per_image", "size_mib", "parameters")
 
 
-def ensemble_runs(runs: Path, plan: Plan) -> None:
+def ensemble_runs(runs: Path, plan: Plan) -> list[Record]:
     """Make the plan's ensembles of the runs that are there, and keep each as a run of its own.
 
     An ensemble whose member failed has failed too; one made of the same runs before is left.
@@ -24,18 +24,30 @@ def ensemble_runs(runs: Path, plan: Plan) -> None:
         runs: Folder of all runs.
         plan: What was compared.
 
+    Returns:
+        The ensembles' runs.
+
     Raises:
         ValueError: If a run cannot be read.
     """
-    records = {record.key: record for record in read_records(runs)}
-    draws = dict.fromkeys((job.key.category, job.key.shots, job.key.seed) for job in plan.jobs())
-    for label, (category, shots, seed) in product(plan.ensembles, draws):
-        parts = [records[Key(category, each, shots, seed)] for each in members(label)]
-        made = {part.key.model: {"config": part.config, "time": part.environment["time"]} for part in parts}
-        record = Record(Key(category, label, shots, seed), {"ensemble": made}, environment=parts[0].environment)
-        there = records.get(record.key)
-        if there is None or there.failed or there.config != record.config:
-            write_record(runs, *_ensemble(record, parts))
+    made = []
+    for label, (category, shots, seed) in product(plan.ensembles, plan.draws()):
+        parts = [read_record(runs / Key(category, each, shots, seed).folder) for each in members(label)]
+        config = {
+            "ensemble": {part.key.model: {"config": part.config, "time": part.environment["time"]} for part in parts}
+        }
+        record = Record(Key(category, label, shots, seed), config, environment=parts[0].environment)
+        made.append(_there(runs, record) or write_record(runs, *_ensemble(record, parts)))
+    return made
+
+
+def _there(runs: Path, record: Record) -> Record | None:
+    """The same ensemble of the same runs, if it was made before."""
+    try:
+        there = read_record(runs / record.key.folder)
+    except ValueError:
+        return None
+    return None if there.failed or there.config != record.config else there
 
 
 def _ensemble(record: Record, parts: Sequence[Record]) -> tuple[Record, Predictions | None]:

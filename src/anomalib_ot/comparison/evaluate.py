@@ -6,7 +6,6 @@ to the range of the validation images first, and may differ where these are all 
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, F1Max
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_roc
 
+from anomalib_ot.data.loco import defects_config
 from anomalib_ot.metrics import AUSPRO, PROCurve
 
 from .record import Curve, Predictions
@@ -87,7 +87,7 @@ def _pixel_metrics(predictions: Predictions) -> tuple[dict[str, float], dict[str
         f"pixel_{metric.__name__}": _value(metric(fields=["anomaly_map", "gt_mask"]), batches)
         for metric in (AUROC, F1Max, AUPRO)
     }
-    if _has_saturation(predictions.images[0]):
+    if defects_config(predictions.images[0]).is_file():
         spro = AUSPRO(kinds=sorted({*predictions.kinds} - {"good"}))
         result["pixel_AUSPRO"] = _value(spro, batches)
         result |= {f"pixel_AUSPRO_{kind}": float(value) for kind, value in spro.per_kind().items()}
@@ -95,11 +95,6 @@ def _pixel_metrics(predictions: Predictions) -> tuple[dict[str, float], dict[str
     curve.update(maps, truth)
     fpr, overlap = curve.compute()
     return result, {} if overlap.isnan().any() else {"PRO": _thinned(fpr.numpy(), overlap.numpy())}
-
-
-def _has_saturation(image: str) -> bool:
-    """Whether the image is of a category that says at what area its defects saturate."""
-    return (Path(image).parent.parent.parent / "defects_config.json").is_file()
 
 
 def _value(metric: AnomalibMetric, batches: Iterable[ImageBatch]) -> float:

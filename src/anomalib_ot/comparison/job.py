@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from .evaluate import evaluate
 from .measure import QUIET, median_seconds, seconds_per_image
 from .plan import Job
-from .record import Predictions, Record, pack_record
+from .record import Predictions, Record, pack_record, write_folder
 
 _MIB = 2**20
 _PACKAGES = ("anomalib-ot", "anomalib", "torch", "torchvision", "lightning", "timm", "POT", "openvino", "numpy")
@@ -57,7 +57,7 @@ def run_job(job: Job, device: str | None = None) -> dict[str, bytes]:
                 return files
         if not is_killed:
             break
-    return pack_record(Record(job.key, job.config, overrides=job.overrides, environment=environment(job), error=error))
+    return _failed(job, error)
 
 
 def _run_process(job: Job, folder: Path, device: str | None) -> tuple[str, bool]:
@@ -98,15 +98,13 @@ def main(job_file: Path, folder: Path, parent: int) -> None:
     try:
         files = pack_record(*_run(job))
     except Exception:  # noqa: BLE001 - whatever a model raises is its result
-        failed = Record(
-            job.key, job.config, overrides=job.overrides, environment=environment(job), error=traceback.format_exc()
-        )
-        files = pack_record(failed)
-    partial = folder.with_suffix(".partial")
-    partial.mkdir()
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
-    partial.rename(folder)
+        files = _failed(job, traceback.format_exc())
+    write_folder(folder, files)
+
+
+def _failed(job: Job, error: str) -> dict[str, bytes]:
+    """The files of a run that failed."""
+    return pack_record(Record(job.key, job.config, overrides=job.overrides, environment=environment(job), error=error))
 
 
 def _end_with(parent: int) -> None:
@@ -153,10 +151,7 @@ class _Recorder(Callback):
         # Some models keep a dimension of one score or one channel.
         batch = {name: _flat(getattr(outputs, name), 1) for name in ("pred_score", "gt_label")}
         batch |= {name: _flat(getattr(outputs, name), 3) for name in ("anomaly_map", "gt_mask")}
-        paths = outputs.mask_path or [None] * len(outputs.image_path)
-        self._batches.append(
-            {**batch, "image": [*map(str, outputs.image_path)], "mask": [path or "" for path in paths]}
-        )
+        self._batches.append({**batch, "image": [str(path) for path in outputs.image_path]})
 
     def predictions(self, scale: Any) -> Predictions:
         """All of it, in the order of the paths, on the scale of a post-processor."""

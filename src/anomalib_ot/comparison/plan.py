@@ -79,7 +79,7 @@ class Job:
     def create_model(self) -> AnomalibModule:
         """A new model with the shared backbone and size, which neither evaluates nor draws."""
         shared = {"pre_processor": self._pre_processor(), "evaluator": False, "visualizer": False}
-        model = {**self.model, "init_args": {**self.model.get("init_args", {}), **shared}}
+        model = {**self.model, "init_args": {**self.model["init_args"], **shared}}
         return _create(AnomalibModule, model)
 
     def create_data(self) -> AnomalibDataModule:
@@ -188,6 +188,10 @@ class Plan:
             else:
                 found[label] = data
         return found
+
+    def draws(self) -> list[tuple[str, int | None, int]]:
+        """Category, number of training images and seed of the runs of each model."""
+        return list(product(self.categories(), self.shots, self.seeds))
 
     def jobs(self, **settings: Any) -> list[Job]:
         """The runs, category by category, each model with all its seeds.

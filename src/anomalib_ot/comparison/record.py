@@ -35,6 +35,11 @@ def folder_name(label: str) -> str:
     return label.translate(_UNSAFE)
 
 
+def name_of(category: str, shots: int | None) -> str:
+    """A category, with the number of training images if it is not all of them."""
+    return category if shots is None else f"{category}, {shots} shot{'s' * (shots > 1)}"
+
+
 @dataclass(frozen=True, order=True)
 class Key:
     """What tells a run from the others of a comparison.
@@ -58,8 +63,7 @@ class Key:
         return Path(folder_name(self.category), folder_name(self.model), draw)
 
     def __str__(self) -> str:
-        shots = "" if self.shots is None else f", {self.shots} shot{'s' * (self.shots > 1)}"
-        return f"{self.model} on {self.category}{shots}, seed {self.seed}"
+        return f"{self.model} on {name_of(self.category, self.shots)}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -180,9 +184,14 @@ def pack_record(record: Record, predictions: Predictions | None = None) -> dict[
 
 def unpack_record(runs: Path, key: Key, files: dict[str, bytes]) -> Record:
     """Write the files of :func:`pack_record` to the run's folder, in one step, and read them."""
-    folder = runs / key.folder
+    write_folder(runs / key.folder, files)
+    return read_record(runs / key.folder)
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a folder of files, whole or not at all, in the place of what was there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+    partial = _beside(folder)
     try:
         partial.mkdir()
         for name, content in files.items():
@@ -191,7 +200,22 @@ def unpack_record(runs: Path, key: Key, files: dict[str, bytes]) -> Record:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return read_record(folder)
+
+
+def write_text(path: Path, content: str) -> Path:
+    """Write a file, whole or not at all: a full disk does not cost the one before."""
+    partial = _beside(path)
+    try:
+        partial.write_text(content, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name that no other process writes to."""
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def read_record(folder: Path) -> Record:
@@ -213,10 +237,17 @@ def read_records(runs: Path) -> list[Record]:
     Raises:
         ValueError: If a file is cut off.
     """
-    return sorted(
-        (read_record(path.parent) for path in runs.glob("*/*/*/result.json") if not path.parent.name.startswith(".")),
-        key=lambda record: (record.key.category, record.key.shots or 0, record.key.model, record.key.seed),
-    )
+    return sorted(map(read_record, run_folders(runs)), key=by_key)
+
+
+def run_folders(runs: Path) -> list[Path]:
+    """Folders of all runs, readable or not."""
+    return [path.parent for path in runs.glob("*/*/*/result.json") if not path.parent.name.startswith(".")]
+
+
+def by_key(record: Record) -> tuple[str, int, str, int]:
+    """Sorts runs by category, number of training images, model and seed."""
+    return record.key.category, record.key.shots or 0, record.key.model, record.key.seed
 
 
 def _pack_predictions(predictions: Predictions) -> dict[str, bytes]:

@@ -182,7 +182,7 @@ def read_defects(folder: Path | str) -> Defects:
         ValueError: If the configuration is not as expected, a file is no image, the masks differ in size, or a mask
             has no defect, several pixel values or one that the configuration does not know.
     """
-    config = Path(folder).parent.parent.parent / "defects_config.json"
+    config = defects_config(folder)
     if not config.is_file():
         msg = f"there is no {config}, which says at what area each defect saturates"
         raise FileNotFoundError(msg)
@@ -196,6 +196,11 @@ def read_defects(folder: Path | str) -> Defects:
             raise ValueError(msg)
         areas.append(saturations[values[0]].area(int(mask.count_nonzero())))
     return Defects((levels > 0).byte(), torch.tensor(areas, dtype=torch.float64))
+
+
+def defects_config(path: Path | str) -> Path:
+    """Where a category says what its masks mean, for one of its images or folders of masks; it may not be there."""
+    return Path(path).parent.parent.parent / "defects_config.json"
 
 
 def read_defect_masks(folder: Path | str) -> Tensor:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from anomalib_ot.comparison.record import Key, Predictions, Record
+from anomalib_ot.comparison.record import Key, Predictions, Record, name_of
 from anomalib_ot.comparison.statistics import Difference, paired_bootstrap
 
 
@@ -82,11 +82,6 @@ class Group:
     def _measured(self, model: str) -> Mapping[Key, Predictions]:
         runs = {run.key: self.scores[run.key] for run in self.runs[model] if "image_AUROC" in run.metrics}
         return {key: predictions for key, predictions in runs.items() if not np.isnan(predictions.scores).any()}
-
-
-def name_of(category: str, shots: int | None) -> str:
-    """A category, with the number of training images if it is not all of them."""
-    return category if shots is None else f"{category}, {shots} shot{'s' * (shots > 1)}"
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from anomalib_ot.comparison.record import Key, Record
+from anomalib_ot.comparison.record import Record, write_text
 
 from . import figures, tables
 from .gallery import Picture, colour_scale, failures_first, pictures
@@ -21,15 +21,6 @@ _BASELINE = (
     "interval holds 95 % of 1,000 resamples of the test images, drawn within normal and anomalous images and alike for "
     "both models; it says what other test images would change, not what other seeds would."
 )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that failed: which, with what message, and where."""
-
-    key: Key
-    message: str
-    traceback: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Report:
 
     title: str
     summary: str
-    failures: list[Failure]
+    failures: list[Record]
     incomplete: list[str]
     averages: list[Table]
     sections: list[Section]
@@ -96,8 +87,8 @@ def write_report(
     shown = sorted((picture for group in groups for picture in pictures(group, gallery)), key=failures_first)
     output.mkdir(parents=True, exist_ok=True)
     return (
-        _write(output / "report.md", _text(report)),
-        _write(output / "report.html", _page(report, shown)),
+        write_text(output / "report.md", _text(report)),
+        write_text(output / "report.html", _page(report, shown)),
     )
 
 
@@ -108,14 +99,13 @@ def _report(
     baseline: str | None,
     reference: Sequence[Mapping[str, str]],
 ) -> Report:
-    failed = [record for record in records if record.failed]
     environment = tables.settings(records, lambda record: record.environment)
     ran = [*tables.settings(records, lambda record: record.config), *environment]
     captions = ("Configuration of all runs", "Configuration that differs", "Environment", "Environment that differs")
     return Report(
         title,
         _summary(records),
-        [Failure(record.key, record.message, record.error) for record in failed],
+        [record for record in records if record.failed],
         [line for group in groups for line in (*group.missing(), *group.unscored())],
         tables.averages(groups),
         [_section(group, baseline) for group in groups],
@@ -148,10 +138,8 @@ def _section(group: Group, baseline: str | None) -> Section:
 
 
 def _warning(differing: Table) -> str:
-    names = dict.fromkeys(row[0].text for row in differing.rows)
-    return f"The runs were not all made in one environment, so that costs may not compare: {', '.join(names)}." * bool(
-        names
-    )
+    names = ", ".join(dict.fromkeys(row[0].text for row in differing.rows))
+    return names and f"The runs were not all made in one environment, so that costs may not compare: {names}."
 
 
 def _text(report: Report) -> str:
@@ -198,14 +186,3 @@ def _page(report: Report, shown: Sequence[Picture]) -> str:
         # Only this very script may run, whatever a label says.
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
     )
-
-
-def _write(path: Path, content: str) -> Path:
-    """Write beside the file, then move: a full disk does not cost the report before."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(content, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from anomalib_ot.comparison.record import Key, Record
+from anomalib_ot.comparison.record import Key, Record, name_of
 from anomalib_ot.comparison.statistics import Difference
 
-from .groups import Group, name_of
+from .groups import Group
 
 ABSENT = "\N{EN DASH}"
 OVERALL = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUPRO", "pixel_AUSPRO")
