@@ -190,11 +190,7 @@ class FusedCost:
         bytes_of_both = 2 * self.shape.numel() * features.element_size()
         if workspace and bytes_of_both <= workspace.memory:
             self._similarities = workspace.take("similarities", self.shape, features.dtype, features.device)
-        lowest = features.new_tensor(math.inf)
-        for rows in self.blocks():
-            kept = None if self._similarities is None else self._similarities[rows]
-            lowest = torch.minimum(lowest, torch.mm(self._features[rows], self._prototypes.T, out=kept).amin())
-        farthest = 1 - float(processes.min(lowest))
+        farthest = 1 - float(processes.min(self._lowest_similarity()))
         if not math.isfinite(farthest):
             msg = "features and prototypes must be finite, but some are NaN or infinite"
             raise ValueError(msg)
@@ -222,6 +218,17 @@ class FusedCost:
         if len(offsets) > 1:
             offsets = offsets.repeat(max(1, _block_rows(self.shape, self._features.device) // self.cells), 1)
         return lambda rows: self._affine(rows, offsets, self._scale / epsilon)
+
+    def _lowest_similarity(self) -> Tensor:
+        """Least similarity of a feature and a prototype; where there is room for all of them, they are kept."""
+        lowest = self._features.new_tensor(math.inf)
+        if self._similarities is not None:
+            torch.mm(self._features, self._prototypes.T, out=self._similarities)
+            # A process may have no rows.
+            return self._similarities.amin() if len(self._similarities) else lowest
+        for rows in self.blocks():
+            lowest = torch.minimum(lowest, (self._features[rows] @ self._prototypes.T).amin())
+        return lowest
 
     def _affine(self, rows: slice, offsets: Tensor, factor: float) -> Tensor:
         """Offsets, of all rows alike or of the images of a block, plus factor times the similarities of a block."""

@@ -5,27 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .costs import Cost, row_blocks
+from .costs import Cost
+from .sparse import TINY, make_sparse
 from .workspace import Workspace
 
-# Below _TINY a float32 sum counts as underflowed; a dense entry below exp(_NEGLIGIBLE) cannot be told from zero next to
-# the largest of its row, which is one.
-TINY = 1e-30
+# A dense entry below exp(_NEGLIGIBLE) cannot be told from zero next to the largest of its row, which is one.
 _NEGLIGIBLE = -60.0
-# A sparse kernel leaves out what changes no marginal by more than this share, as long as the scalings of the columns
-# differ by at most exp(±_ALLOWANCE / 2); beyond that it is made anew.
-_SCREENING_ERROR = 1e-4
-_ALLOWANCE = 8.0
-# Beyond this share of entries, a sparse kernel is slower than a dense one.
-_SPARSE = 0.15
 _SPARSE_ENTRIES = 2**20
-_BYTES_OF_SPARSE_ENTRY = 8
 
 
 class Kernel(Protocol):
@@ -55,12 +45,11 @@ class Kernel(Protocol):
         """Slices of rows and the rows of K at them."""
 
 
-def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> tuple[Kernel, Tensor]:
+def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, error: float) -> tuple[Kernel, Tensor]:
     """Kernel of a cost matrix, in the cheapest form that its entries and the memory allow.
 
-    - Sparse, where at most 15 % of the entries matter. An entry below exp(−θ) of its row's largest is left out; with
-      θ = log(P / δ) + 8 what is left out of a row is a share of at most P exp(−θ) max v / min v ≤ δ = 1e-4 of its sum,
-      and no larger a share of a column's marginal 1/P, while log max v / min v ≤ 8. Processors without graphics only.
+    - Sparse, where few of the entries matter; see :func:`anomalib_ot.transport.sparse.make_sparse`. Processors without
+      graphics only.
     - Dense.
     - Dense in bfloat16. Rounding an entry by a share of 2⁻⁹ is a change of the cost by at most ε / 500.
     - Not stored, each pass computes it anew.
@@ -70,6 +59,7 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> 
         g: Potential of the columns, (P,).
         epsilon: Regularisation ε.
         workspace: Memory to put it into.
+        error: Share of a marginal that a sparse kernel may leave out.
 
     Returns:
         The kernel, and the potential f = min_j (M_ij − g_j) of the rows, (N,).
@@ -91,7 +81,7 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> 
     highest = g.new_empty(cost.shape[0])
     kernel: Kernel | None = None
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
-        kernel = _make_sparse(exponents, blocks, cost.shape, highest, workspace)
+        kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error)
     for dtype in (g.dtype, torch.bfloat16):
         if kernel is None and entries * dtype.itemsize <= workspace.memory:
             kernel = _make_dense(exponents, blocks, highest, workspace.take("kernel", cost.shape, dtype, g.device))
@@ -100,47 +90,6 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace) -> 
             highest[rows] = exponents(rows).amax(1)
         kernel = RecomputedKernel(exponents, blocks, highest, cost.shape[1])
     return kernel, highest * -epsilon
-
-
-class SparseKernel:
-    """The entries that matter, as a compressed sparse row matrix; see :class:`Kernel`.
-
-    Args:
-        matrix: K.
-        left_out: Bound of the entries that it lacks.
-    """
-
-    widest = _ALLOWANCE
-
-    def __init__(self, matrix: csr_array, left_out: float) -> None:
-        self.left_out = left_out
-        self._matrix = matrix
-        self._transposed = matrix.T
-
-    def column_sums(self, u: Tensor) -> Tensor:
-        """Kᵀu."""
-        return torch.from_numpy(self._transposed @ u.numpy())
-
-    def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaling u = a / Kv, and Kᵀu."""
-        u = row_weights / torch.from_numpy(self._matrix @ v.numpy()).clamp_(min=TINY)
-        return u, self.column_sums(u)
-
-    def project(self, u: Tensor, points: Tensor) -> Tensor:
-        """Kᵀ diag(u) points."""
-        return torch.from_numpy(self._transposed @ (points * u[:, None]).numpy())
-
-    def entropy(self, u: Tensor, v: Tensor) -> float:
-        """Σ u K log(K) v."""
-        data = _times_log(torch.from_numpy(self._matrix.data)).numpy()
-        matrix = csr_array((data, self._matrix.indices, self._matrix.indptr), shape=self._matrix.shape)
-        return float(u @ torch.from_numpy(matrix @ v.numpy()))
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows and the rows of K at them."""
-        shape = torch.Size(self._matrix.shape)
-        for rows in row_blocks(shape, shape[0], torch.device("cpu")):
-            yield rows, torch.from_numpy(self._matrix[rows].toarray())
 
 
 class _BlockedKernel(ABC):
@@ -227,42 +176,6 @@ class RecomputedKernel(_BlockedKernel):
 
     def _block(self, rows: slice) -> Tensor:
         return _exponentials(self._exponents(rows), self._highest[rows])
-
-
-def _make_sparse(
-    exponents: Callable[[slice], Tensor],
-    blocks: Sequence[slice],
-    shape: torch.Size,
-    highest: Tensor,
-    workspace: Workspace,
-) -> SparseKernel | None:
-    """The sparse kernel, and the largest exponent of each row into ``highest``; None if too many entries matter."""
-    most = int(min(_SPARSE * shape.numel(), workspace.memory / _BYTES_OF_SPARSE_ENTRY))
-    values = workspace.take("values", torch.Size([most]), torch.float32, highest.device)
-    columns = workspace.take("columns", torch.Size([most]), torch.int32, highest.device)
-    counts = torch.zeros(shape[0] + 1, dtype=torch.int64)
-    threshold = math.log(shape[1] / _SCREENING_ERROR) + _ALLOWANCE
-    done = 0
-    for index, rows in enumerate(blocks):
-        block = exponents(rows)
-        top = torch.amax(block, 1, out=highest[rows])
-        kept = (block >= (top - threshold)[:, None]).view(-1).nonzero().squeeze(1)
-        # A sixteenth of the matrix tells how dense it is.
-        sample = 16 * index >= len(blocks) and done + len(kept) > _SPARSE * rows.stop * shape[1]
-        if done + len(kept) > most or sample:
-            return None
-        row = kept // shape[1]
-        here = slice(done, done + len(kept))
-        torch.sub(kept, row, alpha=shape[1], out=columns[here])
-        torch.exp(block.view(-1)[kept] - top[row], out=values[here])
-        counts[rows.start + 1 : rows.stop + 1] = torch.bincount(row, minlength=len(top))
-        done = here.stop
-    offsets = counts.cumsum(0)
-    matrix = csr_array(
-        (values[:done].numpy(), columns[:done].numpy(), offsets.numpy().astype(np.int32 if done < 2**31 else np.int64)),
-        shape=tuple(shape),
-    )
-    return SparseKernel(matrix, math.exp(-threshold))
 
 
 def _make_dense(

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from .costs import Cost, DenseCost
-from .kernels import TINY, Kernel, Workspace, make_kernel
+from .kernels import Kernel, make_kernel
 from .processes import Processes
+from .sparse import TINY
+from .workspace import Workspace
 
 # Scalings beyond exp(±_ABSORB) move into the potentials.
 _ABSORB = 40.0
 _SAME_MASS = 1e-4
+# Share of a marginal that a sparse kernel may leave out where all iterations are wanted.
+_LEFT_OUT = 1e-4
 
 
 class NotConvergedWarning(UserWarning):
@@ -141,7 +145,9 @@ def sinkhorn(
     sample = cost[:1]
     a, b = _marginals(row_weights, column_weights, cost.shape, sample, processes)
     g = _column_transform(cost, processes) if potential is None else potential.to(sample)
-    kernel, f = make_kernel(cost, g, epsilon, workspace)
+    # What is left out of a sparse kernel must not matter beside the error of the marginals that is allowed.
+    left_out = max(_LEFT_OUT, tolerance / 100)
+    kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
     if not math.isfinite(float(f.sum())):
         msg = "the cost has NaN or infinite entries"
         raise ValueError(msg)
@@ -161,7 +167,7 @@ def sinkhorn(
         logarithm = v.log()
         if float(logarithm.abs().max()) > _ABSORB or float(logarithm.max() - logarithm.min()) > kernel.widest:
             g = g + epsilon * logarithm
-            kernel, f = make_kernel(cost, g, epsilon, workspace)
+            kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
             v = torch.ones_like(v)
         u, sums = kernel.scale_rows(v, a)
         sums = processes.sum(sums)

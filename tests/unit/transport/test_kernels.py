@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from anomalib_ot.transport import DenseCost, FusedCost, Workspace, grid_coordinates, sinkhorn
-from anomalib_ot.transport.kernels import DenseKernel, RecomputedKernel, SparseKernel
+from anomalib_ot.transport.kernels import DenseKernel, RecomputedKernel
+from anomalib_ot.transport.sparse import SparseKernel
 
 MEGABYTE = 1e6
 CELLS, CHANNELS, PER_CELL, IMAGES = 64, 16, 6, 48

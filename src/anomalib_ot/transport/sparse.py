@@ -1,0 +1,253 @@
+"""The sparse Sinkhorn kernel of a processor: loops over its entries, compiled by Numba and shared by threads."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from .workspace import Workspace
+
+# Below this a float32 sum counts as underflowed.
+TINY = 1e-30
+# The entries that are left out are small as long as the scalings of the columns differ by at most exp(_ALLOWANCE).
+_ALLOWANCE = 8.0
+# Beyond this share of entries, a sparse kernel is slower than a dense one.
+_SPARSE = 0.15
+_BYTES_OF_ENTRY = 8
+# Reductions may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads for the loops, which let go of the interpreter's lock; Numba's own do not survive a fork."""
+    return ThreadPoolExecutor(thread_name_prefix="sinkhorn")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of its parent's threads.
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+class SparseKernel:
+    """The entries that matter, as a compressed sparse row matrix; see :class:`anomalib_ot.transport.kernels.Kernel`.
+
+    Args:
+        offsets: Where the entries of each row start and the last ones end, (N + 1,).
+        columns: Column of each entry.
+        values: The entries.
+        width: P.
+        left_out: Bound of the entries that it lacks.
+        error: Share of a column that a projection may leave out.
+    """
+
+    widest = _ALLOWANCE
+
+    def __init__(
+        self, offsets: Tensor, columns: Tensor, values: Tensor, width: int, left_out: float, error: float
+    ) -> None:
+        self.left_out = left_out
+        self._error = error
+        self._offsets = offsets
+        self._columns = columns
+        self._values = values
+        self._width = width
+        self._entries = (offsets.numpy(), columns.numpy().view(np.uint32), values.numpy())
+        self._parts = _shares(offsets)
+
+    def column_sums(self, u: Tensor) -> Tensor:
+        """Kᵀu, (P,)."""
+        return self._summed((self._width,), _add_columns, u.numpy())
+
+    def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaling u = a / Kv (N,), and Kᵀu (P,)."""
+        u = torch.empty_like(row_weights)
+        return u, self._summed((self._width,), _scale_rows, v.numpy(), row_weights.numpy(), u.numpy())
+
+    def project(self, u: Tensor, points: Tensor) -> Tensor:
+        """Kᵀ diag(u) points, (P, D) for points (N, D), without the smallest entries of each column.
+
+        All N that a column could have are together no larger a share of it than ``error``.
+        """
+        floor = self.column_sums(u).mul_(self._error / len(u))
+        arrays = (u.numpy(), floor.numpy(), points.contiguous().numpy())
+        return self._summed((self._width, points.shape[1]), _add_points, *arrays)
+
+    def entropy(self, u: Tensor, v: Tensor) -> float:
+        """Σ u K log(K) v, with 0 log 0 = 0."""
+        return float(self._summed((1,), _add_entropy, u.numpy(), v.numpy()))
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows and the rows of K at them."""
+        step = max(1, 2**20 // self._width)
+        for start in range(0, len(self._offsets) - 1, step):
+            offsets = self._offsets[start : start + step + 1]
+            here = slice(int(offsets[0]), int(offsets[-1]))
+            rows = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+            block = torch.zeros(len(offsets) - 1, self._width)
+            block[rows, self._columns[here].long()] = self._values[here]
+            yield slice(start, start + len(block)), block
+
+    def _summed(self, shape: tuple[int, ...], add: Callable[..., None], *arguments: np.ndarray) -> Tensor:
+        """Sum over the threads of what ``add`` adds up for a part of the rows."""
+        sums = torch.zeros(len(self._parts), *shape)
+        _run(
+            add,
+            [(*rows, *self._entries, *arguments, part) for rows, part in zip(self._parts, sums.numpy(), strict=True)],
+        )
+        return sums.sum(0)
+
+
+def make_sparse(
+    exponents: Callable[[slice], Tensor],
+    blocks: Sequence[slice],
+    shape: torch.Size,
+    highest: Tensor,
+    workspace: Workspace,
+    error: float,
+) -> SparseKernel | None:
+    """The sparse kernel of a matrix of exponents, unless too many of its entries matter.
+
+    An entry below exp(−θ) of its row's largest is left out; with θ = log(P / δ) + 8 what is left out of a row is at most
+    a share P exp(−θ) max v / min v ≤ δ of its sum, and no larger a share of a column's marginal 1/P, while
+    log max v / min v ≤ 8.
+
+    Args:
+        exponents: Maps a slice of rows to the rows of (g − M) / ε.
+        blocks: Slices of rows that it takes.
+        shape: (N, P).
+        highest: Largest exponent of each row (N,), to be filled in.
+        workspace: Memory to put it into.
+        error: δ, the share of a marginal that may be left out.
+
+    Returns:
+        The kernel, or None where it would have more than 15 % of the entries, or more than the memory holds.
+    """
+    most = int(min(_SPARSE * shape.numel(), workspace.memory / _BYTES_OF_ENTRY))
+    values = workspace.take("values", torch.Size([most]), torch.float32, highest.device)
+    columns = workspace.take("columns", torch.Size([most]), torch.int32, highest.device)
+    offsets = torch.zeros(shape[0] + 1, dtype=torch.int64)
+    threshold = math.log(shape[1] / error) + _ALLOWANCE
+    done = 0
+    for index, rows in enumerate(blocks):
+        block = exponents(rows)
+        lowest = torch.amax(block, 1, out=highest[rows]) - threshold
+        here = offsets[rows.start : rows.stop + 1]
+        _over_rows(_count, block, lowest, here[1:])
+        here.cumsum_(0)
+        end = int(here[-1])
+        # A sixteenth of the matrix tells how dense it is. Where an entry is not kept, the next one takes its place.
+        sample = 16 * index >= len(blocks) and end > _SPARSE * rows.stop * shape[1]
+        if end + 1 > most or sample:
+            return None
+        _over_rows(_gather, block, lowest, highest[rows], here, columns, values)
+        values[done:end].exp_()
+        done = end
+    return SparseKernel(offsets, columns[:done], values[:done], shape[1], math.exp(-threshold), error)
+
+
+def _run(function: Callable[..., None], arguments: Sequence[tuple]) -> None:
+    """Call a compiled function in one thread for each tuple of arguments."""
+    if len(arguments) == 1:
+        function(*arguments[0])
+        return
+    for call in [_threads().submit(function, *each) for each in arguments]:
+        call.result()
+
+
+def _over_rows(function: Callable[..., None], *tensors: Tensor) -> None:
+    """Call a compiled function on the rows of a block, of which the threads share the first tensor's."""
+    bounds = np.linspace(0, len(tensors[0]), torch.get_num_threads() + 1).astype(int)
+    arrays = [tensor.numpy() for tensor in tensors]
+    _run(function, [(start, stop, *arrays) for start, stop in pairwise(bounds)])
+
+
+def _shares(offsets: Tensor) -> list[tuple[int, int]]:
+    """First and last row of each thread's share, with about the same number of entries."""
+    threads = torch.get_num_threads()
+    bounds = torch.searchsorted(offsets, int(offsets[-1]) * torch.arange(1, threads) // threads).tolist()
+    return list(zip([0, *bounds], [*bounds, len(offsets) - 1], strict=True))
+
+
+# The loops run over views of a row, and columns are unsigned: then Numba does not look for negative indices.
+
+
+@njit(nogil=True, cache=True)
+def _count(first, stop, block, lowest, counts):  # noqa: ANN001, ANN202 - compiled
+    """Number of entries of each row that are at least ``lowest``."""
+    for i in range(first, stop):
+        row, bound, count = block[i], lowest[i], 0
+        for j in range(len(row)):
+            count += row[j] >= bound
+        counts[i] = count
+
+
+@njit(nogil=True, cache=True)
+def _gather(first, stop, block, lowest, highest, offsets, columns, values):  # noqa: ANN001, ANN202
+    """These entries' columns, and by how much they lie below the highest."""
+    for i in range(first, stop):
+        row, bound, top = block[i], lowest[i], highest[i]
+        kept, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+        k = 0
+        for j in range(len(row)):
+            if k == len(kept):
+                break
+            # Written in any case, as a branch that cannot be foretold costs more; the next one takes the place.
+            where[k] = j
+            kept[k] = row[j] - top
+            k += row[j] >= bound
+
+
+@njit(nogil=True, cache=True)
+def _add_columns(first, stop, offsets, columns, values, u, sums):  # noqa: ANN001, ANN202
+    """Add Kᵀu."""
+    for i in range(first, stop):
+        row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+        for k in range(len(row)):
+            sums[where[k]] += row[k] * u[i]
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: ANN001, ANN202
+    """The scaling u = a / Kv, and add Kᵀu while the row is near."""
+    for i in range(first, stop):
+        row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+        total = np.float32(0)
+        for k in range(len(row)):
+            total += row[k] * v[where[k]]
+        scaling = a[i] / max(total, np.float32(TINY))
+        u[i] = scaling
+        for k in range(len(row)):
+            sums[where[k]] += row[k] * scaling
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _add_points(first, stop, offsets, columns, values, u, floor, points, sums):  # noqa: ANN001, ANN202
+    """Add Kᵀ diag(u) points, from the entries of Kᵀ diag(u) that are at least the floor of their column."""
+    for i in range(first, stop):
+        row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+        point = points[i]
+        for k in range(len(row)):
+            weight = row[k] * u[i]
+            if weight >= floor[where[k]]:
+                target = sums[where[k]]
+                for d in range(len(point)):
+                    target[d] += weight * point[d]
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _add_entropy(first, stop, offsets, columns, values, u, v, sums):  # noqa: ANN001, ANN202
+    """Add Σ u K log(K) v."""
+    for i in range(first, stop):
+        row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+        total = np.float32(0)
+        for k in range(len(row)):
+            total += row[k] * np.log(max(row[k], np.float32(TINY))) * v[where[k]]
+        sums[0] += u[i] * total
