@@ -115,8 +115,8 @@ def make_sparse(
 ) -> SparseKernel | None:
     """The sparse kernel of a matrix of exponents, unless too many of its entries matter.
 
-    An entry below exp(−θ) of its row's largest is left out; with θ = log(P / δ) + 8 what is left out of a row is at most
-    a share P exp(−θ) max v / min v ≤ δ of its sum, and no larger a share of a column's marginal 1/P, while
+    An entry below exp(−θ) of its row's largest is left out. With θ = log(P / δ) + 8, what is left out of a row is at
+    most a share P exp(−θ) max v / min v ≤ δ of its sum, and no larger a share of a column's marginal 1/P, while
     log max v / min v ≤ 8.
 
     Args:
