@@ -1,6 +1,7 @@
 """From the scores of cells to an anomaly map."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from anomalib.models.components import GaussianBlur2d
@@ -44,11 +45,11 @@ class AnomalyMapGenerator(nn.Module):
             (B, 1, *image_size).
         """
         height, width = image_size
-        maps = [
+        maps = (
             self._matrix(score.shape[-2], height, score) @ score @ self._matrix(score.shape[-1], width, score).mT
             for score in scores
-        ]
-        return torch.stack(maps).sum(0)
+        )
+        return reduce(torch.add, maps)
 
     def _matrix(self, cells: int, pixels: int, like: Tensor) -> Tensor:
         """What upsampling and smoothing make of each cell along one dimension, (pixels, cells)."""

@@ -75,7 +75,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         """Count in the feature maps (B, D, H, W) of some training images, all of one size."""
         if self._moments is None:
             self._choose_directions(maps)
-        cells = self._project(maps).double()
+        cells = self._project(maps).permute(2, 0, 1).double()
         if self._moments is None:
             # Moments about the first batch's mean do not cancel as those about zero would.
             self._moments = _Moments(maps.shape[-2:], cells.mean(1, keepdim=True))
@@ -120,11 +120,12 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             msg = "features cannot be whitened yet: fit the model, or load a checkpoint"
             raise RuntimeError(msg)
         height, width = maps.shape[-2:]
-        cells = self._project(maps)
+        projected = self._project(maps)
         if self.centred:
-            cells = cells - nearest_cells(self.mean, height, width).flatten(0, 1)
+            projected = projected - nearest_cells(self.mean, height, width).flatten(0, 2).mT
         matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
-        return (cells @ matrices).permute(1, 2, 0).unflatten(2, (height, width))
+        # The matrices are symmetric. OpenVINO reads them faster from the left, where it does not pack them as weights.
+        return (matrices @ projected.permute(2, 1, 0)).permute(2, 1, 0).unflatten(2, (height, width))
 
     def _choose_directions(self, maps: Tensor) -> None:
         channels = maps.shape[1]
@@ -135,9 +136,9 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self.projection = directions.to(maps.device)
 
     def _project(self, maps: Tensor) -> Tensor:
-        """Cells of the maps, (H·W, B, E)."""
-        cells = maps.float().flatten(2).permute(2, 0, 1)
-        return cells @ self.projection.T if len(self.projection) < self.projection.shape[1] else cells
+        """The maps in the kept directions, (B, E, H·W)."""
+        cells = maps.float().flatten(2)
+        return self.projection @ cells if len(self.projection) < self.projection.shape[1] else cells
 
 
 def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:

@@ -271,13 +271,11 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         return torch.cat(scores)
 
     def _compare(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine similarity of cells and prototypes, (B, H·W, P), and the scale of the feature cost, (B, 1, 1)."""
-        cells = F.normalize(features.float().flatten(2).mT, dim=-1)
-        similarities = cells @ F.normalize(self.features, dim=-1).T
-        scale = similarities.new_full((features.shape[0], 1, 1), 1 - self.alpha)
+        """Cosine similarity of cells and prototypes, (B, H·W, P), and the scale of the feature cost, (B or 1, 1, 1)."""
+        similarities = _unit(features.float().flatten(2).mT) @ _unit(self.features).T
         if self.settings.normalize_score:
-            scale = scale / (1 - similarities.flatten(1).amin(1).view(-1, 1, 1))
-        return similarities, scale
+            return similarities, (1 - self.alpha) / (1 - similarities.amin((1, 2), keepdim=True))
+        return similarities, similarities.new_full((1, 1, 1), 1 - self.alpha)
 
     def _gains(self, similarities: Tensor, scale: Tensor, features: Tensor) -> Tensor:
         """By how much the cost of each prototype is below the scale, (B, H·W, P).
@@ -308,6 +306,11 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         farthest = self._space(features).max()
         # A single cell has no distances to scale.
         self.reach = torch.where(farthest > 0, farthest, 1.0)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """``F.normalize`` over the last dimension, without the expansion that it leaves in exported graphs."""
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def _hitting_set(rows: csr_array) -> list[int]:

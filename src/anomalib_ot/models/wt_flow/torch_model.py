@@ -174,9 +174,13 @@ class WtFlowModel(nn.Module):
             raise RuntimeError(msg)
         scores = [score / len(self.layers) for score in self.scores(features)]
         anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
+        return InferenceBatch(pred_score=self._image_score(anomaly_map), anomaly_map=anomaly_map)
+
+    def _image_score(self, anomaly_map: Tensor) -> Tensor:
         pixels = anomaly_map.flatten(1)
-        count = max(1, round(self.top_share * images.shape[-2] * images.shape[-1]))
-        return InferenceBatch(pred_score=pixels.topk(count, dim=1).values.mean(1), anomaly_map=anomaly_map)
+        count = round(self.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
+        # Sorting for a single pixel would cost more than all else here.
+        return pixels.topk(count, dim=1).values.mean(1) if count > 1 else pixels.amax(1)
 
     def scores(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Score map of each layer by ``score``.
