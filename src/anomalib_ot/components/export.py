@@ -15,6 +15,7 @@ import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
+from anomalib.metrics import F1Score
 from anomalib.models.components.base.export_mixin import ExportMixin
 from torchmetrics import Metric
 
@@ -215,7 +216,9 @@ class CheckedExport(ExportMixin):
         model = compress_weights(halved(model))
         if compression_type == CompressionType.INT8_PTQ:
             return quantize(model, pictures)
-        return quantize_with_accuracy_control(model, pictures, cast("Metric", metric), max_drop)
+        return quantize_with_accuracy_control(
+            model, pictures, metric or F1Score(fields=["pred_label", "gt_label"]), max_drop
+        )
 
     def _check_graph(
         self, path: Path, tolerance: SameValues | SameOrder, pictures: TrialPictures, details: dict[str, Any]

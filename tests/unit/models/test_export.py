@@ -12,7 +12,6 @@ import torch
 from anomalib.data import Folder
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
-from anomalib.metrics import F1Score
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.post_processing import PostProcessor
 from torchmetrics.functional.classification import binary_auroc
@@ -271,7 +270,6 @@ def test_accuracy_control_measures_each_graph_afresh(pradot, data, tmp_path, mon
         input_size=SIZE,
         compression_type=CompressionType.INT8_ACQ,
         datamodule=data,
-        metric=F1Score(fields=["pred_label", "gt_label"]),
     )
     first, nothing, again = measured
     assert first == again > nothing == 0
