@@ -1,6 +1,7 @@
 """The stock ``anomalib`` command, in processes of their own, with nothing but the plugin installed."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -133,6 +134,31 @@ def check_exported(exported, kind, model, image):
 def test_export(trained, folder, model_arguments, kind, monkeypatch):
     monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
     check_export(folder, model_arguments, trained[1], kind, Pradot.load_from_checkpoint(trained[1]))
+
+
+@pytest.mark.parametrize("compression", ["INT8_PTQ", "INT8_ACQ"])
+def test_quantized_export(trained, folder, model_arguments, data_arguments, compression):
+    root = folder / compression
+    arguments = ["--export_type", "openvino", "--input_size", "[128, 128]", "--compression_type", compression]
+    output = anomalib(
+        folder,
+        "export",
+        *model_arguments,
+        *arguments,
+        *data_arguments,
+        "--ckpt_path",
+        trained[1],
+        "--export_root",
+        root,
+    )
+    assert "Checked the export" in output
+    report = json.loads((root / "weights/openvino/model.parity.json").read_text())
+    assert report["pictures"]["source"] == "validation set of Assembly"
+    assert report["float32"]["image_AUROC"] >= report["torch"]["image_AUROC"] - 0.002
+    # Weights after the backbone in eight bits, and most of the backbone's.
+    assert report["bytes"]["model.bin"] < 0.4 * sum(
+        each.numel() * 4 for each in Pradot.load_from_checkpoint(trained[1]).model.state_dict().values()
+    )
 
 
 def test_export_with_a_dynamic_batch(trained, folder, monkeypatch):

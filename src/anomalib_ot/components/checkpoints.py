@@ -1,9 +1,14 @@
-"""Checkpoints that do not fit a model are refused in words."""
+"""Checkpoints that cannot be loaded, or do not fit a model, are refused in words."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+from zipfile import is_zipfile
 
+import torch
+from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.models.components import AnomalibModule
+from anomalib.utils.serialization import anomalib_safe_globals
 from torch import Tensor
 
 
@@ -47,3 +52,80 @@ def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], learne
         if value.numel() and not is_learned and theirs[name].shape != value.shape:
             return f"{name} is of shape {tuple(theirs[name].shape)}, not {tuple(value.shape)}"
     return None
+
+
+class SafeCheckpoints:
+    """Part of a Lightning model that says which checkpoint cannot be loaded, and why.
+
+    Nothing is unpickled but tensors and settings, unless ``weights_only=False`` is given.
+    """
+
+    def setup(self, stage: str) -> None:
+        """Let the trainer look at checkpoints before it loads them."""
+        model = cast("AnomalibModule", super())
+        model.setup(stage)
+        strategy = cast("AnomalibModule", self).trainer.strategy
+        # Whoever brings a plugin of his own keeps it.
+        if type(strategy.checkpoint_io) is AnomalibCheckpointIO:
+            strategy.checkpoint_io = _CheckingCheckpointIO(model.checkpoint_safe_globals())
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, *args: Any, weights_only: bool = True, **kwargs: Any
+    ) -> "AnomalibModule":
+        """Load a model from a Lightning checkpoint.
+
+        Args:
+            checkpoint_path: Path of the file.
+            *args: As the host's.
+            weights_only: Refuse whatever is neither a tensor nor a setting, which may run code when it is loaded.
+            **kwargs: As the host's.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If the file is no whole checkpoint of a model, or holds more than tensors and settings.
+        """
+        model = cast("type[AnomalibModule]", super())
+        if weights_only and Path(checkpoint_path).is_file():
+            with anomalib_safe_globals(model.checkpoint_safe_globals()):
+                refuse_unreadable(checkpoint_path)
+        kwargs["weights_only"] = weights_only
+        return model.load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+
+class _CheckingCheckpointIO(AnomalibCheckpointIO):
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        # The trainer leaves it open by default, which torch takes for weights alone.
+        if weights_only is not False and Path(path).is_file():
+            with anomalib_safe_globals(self.extra_safe_globals):
+                refuse_unreadable(path)
+        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
+
+
+def refuse_unreadable(path: str | Path) -> None:
+    """Refuse a file that is no checkpoint of a model, without running anything in it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is truncated or something else, or holds more than tensors and settings.
+    """
+    if not is_zipfile(path):
+        msg = f"{path} is not a whole checkpoint: it was cut off, or is another kind of file. Copy it anew, or train."
+        raise ValueError(msg)
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if unsafe:
+        msg = (
+            f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when it is "
+            "loaded. If you trust where it is from, load it in Python with load_from_checkpoint(path, "
+            "weights_only=False); an exported .pt file is for anomalib's TorchInferencer."
+        )
+        raise ValueError(msg)
+    # Mapped, tensors are not read.
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        msg = f"{path} is not a checkpoint of a trained model; give the model.ckpt that anomalib train wrote."
+        raise ValueError(msg)

@@ -5,7 +5,8 @@ Paper: FOCT: Few-shot industrial anomaly detection with foreground-aware online 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import refuse_another_architecture
+from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.transport import NavigatorStart
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 _MANY = 32
 
 
-class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
     """Few-shot anomaly detection with conditional transport and an online memory.
 
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
@@ -279,19 +281,12 @@ class Foct(MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomali
         if not self.keep_memory:
             self.model.reset()
 
-    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export the frozen model: memory and navigator as they stand, which no query teaches any more.
-
-        Args:
-            export_root: Folder of the export.
-            model_file_name: Name of the file.
-
-        Returns:
-            Path of the file.
-        """
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Memory and navigator as they stand, which no query teaches any more."""
         self.model.is_frozen = True
         try:
-            return super().to_torch(export_root, model_file_name)
+            yield
         finally:
             self.model.is_frozen = False
 

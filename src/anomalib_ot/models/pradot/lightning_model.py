@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import refuse_another_architecture
+from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch
 from anomalib_ot.components.feature_training import FeatureTraining
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 _COMPRESSION = 0.1
 
 
-class Pradot(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
     One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import refuse_another_architecture
+from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch, user_seed
 from anomalib_ot.components.feature_training import FeatureTraining
@@ -41,7 +42,7 @@ _LOOK = 25
 _DRAWS = 4
 
 
-class WtFlow(FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Anomaly detection by time-reversed flow matching with worst transport.
 
     The frozen features of the training images are extracted once and kept, so that a step is the flow alone. Scores are

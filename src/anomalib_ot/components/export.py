@@ -1,0 +1,303 @@
+"""Exports that cannot drift: each file is run and compared with torch before anyone gets it."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.metrics import F1Score
+from anomalib.models.components.base.export_mixin import ExportMixin
+from torchmetrics import Metric
+
+from .graphs import FLOAT32, GraphRunner, compress_weights, halved, quantize, quantize_with_accuracy_control
+from .parity import ExportError, Normalization, Runner, SameOrder, SameValues, compare, run_exported_module
+from .pictures import TrialPictures, synthetic_pictures, validation_pictures
+
+if TYPE_CHECKING:
+    import openvino
+    from anomalib.models.components import AnomalibModule
+
+logger = logging.getLogger(__name__)
+
+# The same code on the same numbers.
+_EXACT = SameValues(1e-5)
+# Other kernels add up in another order; 2e-6 at the most in what was measured, more where features cancel.
+_FLOAT32 = SameValues(1e-3)
+# Half precision has eleven bits: 4e-3 at the most in what was measured.
+_FLOAT16 = SameValues(1e-2)
+# Eight bits move each value, but seldom an order.
+_INT8 = SameOrder()
+# The highest opset that the exporter writes without a conversion, which fails at a padding.
+_OPSET = 18
+
+
+class CheckedExport(ExportMixin):
+    """Export of a Lightning model to torch, ONNX and OpenVINO, where a file that differs from torch is an error.
+
+    Beside the model's file lies a report, ``<model_file_name>.parity.json``: which pictures were tried, the largest
+    difference of maps and scores as a share of the range of torch's maps, and the image and pixel AUROC before and
+    after, in float32 and at OpenVINO's own precision, which is bfloat16 on processors that have it. Judged is what is
+    computed in float32. The pictures are those of the validation set where there is a data module, else noise.
+
+    Up to FP16, maps and scores must be as torch's; in INT8, neither AUROC may fall by more than 0.2 points, or, where
+    it cannot be computed, the rank correlation of the maps' pixels be below 0.99. Otherwise the export raises
+    :class:`ExportError` and leaves no file; one from an earlier export stays as it was.
+
+    Weights after the backbone, which take most of the space, are stored in eight bits by all of INT8, INT8_PTQ and
+    INT8_ACQ, and those of the backbone in half precision or, by the latter two, in eight bits and computed so.
+    """
+
+    pre_processor: Any
+    _is_checked_later = False
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """The state that an exported model is in."""
+        return nullcontext()
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export to torch, and check the file.
+
+        Args:
+            export_root: Folder of the export.
+            model_file_name: Name of the file.
+
+        Returns:
+            Path of the ``.pt`` file. It is a pickle: whoever loads it must trust where it is from.
+
+        Raises:
+            ExportError: If the file differs from the model.
+        """
+        with self.frozen(), _staged(export_root, ExportType.TORCH) as folder:
+            path = super().to_torch(folder, model_file_name)
+            # Just written here, so it is safe to unpickle.
+            loaded = torch.load(path, weights_only=False)["model"].eval()
+            runners = {"float32": run_exported_module(loaded)}
+            self._check(path, runners, _EXACT, synthetic_pictures(self._own_size()), {"format": "torch"})
+        return _final(export_root, path)
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export to ONNX, and check the file in OpenVINO.
+
+        Args:
+            export_root: Folder of the export.
+            model_file_name: Name of the file.
+            input_size: Height and width of the images.
+            **kwargs: As the host's. ``dynamic_axes={}`` makes a graph of one image at a time.
+
+        Returns:
+            Path of the ``.onnx`` file.
+
+        Raises:
+            ValueError: If there is no ``input_size``.
+            ModuleNotFoundError: If OpenVINO is not installed.
+            ExportError: If the file differs from the model.
+        """
+        size = self._required(input_size)
+        kwargs.setdefault("opset_version", _OPSET)
+        if self._is_checked_later:
+            return super().to_onnx(export_root, model_file_name, size, **kwargs)
+        _require_openvino()
+        with self.frozen(), _staged(export_root, ExportType.ONNX) as folder:
+            path = super().to_onnx(folder, model_file_name, size, **kwargs)
+            self._check_graph(path, _FLOAT32, synthetic_pictures(size), {"format": "onnx"})
+        return _final(export_root, path)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO, and check the file.
+
+        Args:
+            export_root: Folder of the export.
+            model_file_name: Name of the file.
+            input_size: Height and width of the images.
+            compression_type: ``FP16``, ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``; FP32 by default.
+            datamodule: Its validation set is what the file is checked on, and what PTQ and ACQ calibrate with.
+            metric: What ACQ measures; the host's image F1 score by default.
+            task: Unused.
+            max_drop: Largest fall of the metric that ACQ allows.
+            ov_kwargs: For ``openvino.convert_model``.
+            onnx_kwargs: For :meth:`to_onnx`.
+
+        Returns:
+            Path of the ``.xml`` file.
+
+        Raises:
+            ValueError: If there is no ``input_size``, or no data module where one is needed.
+            ModuleNotFoundError: If OpenVINO is not installed.
+            ExportError: If the file differs from the model.
+        """
+        size = self._required(input_size)
+        _require_openvino()
+        pictures = validation_pictures(datamodule, size) if datamodule else synthetic_pictures(size)
+        tolerance = {None: _FLOAT32, CompressionType.FP16: _FLOAT16}.get(compression_type, _INT8)
+        with self.frozen(), _staged(export_root, ExportType.OPENVINO) as folder, self._checking_later():
+            path = super().to_openvino(
+                folder,
+                model_file_name,
+                size,
+                compression_type,
+                datamodule,
+                metric,
+                task,
+                max_drop,
+                ov_kwargs,
+                onnx_kwargs,
+            )
+            compression = getattr(compression_type, "value", "fp32")
+            self._check_graph(path, tolerance, pictures, {"format": "openvino", "compression": compression})
+        return _final(export_root, path)
+
+    def _required(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
+        if input_size is None:
+            height, width = self._own_size()
+            msg = (
+                f"{type(self).__name__} knows what is normal cell by cell, so that its graph has a fixed size: give "
+                f"input_size=({height}, {width}), or --input_size '[{height}, {width}]'. The batch may be dynamic."
+            )
+            raise ValueError(msg)
+        return cast("tuple[int, int]", tuple(input_size))
+
+    def _own_size(self) -> tuple[int, int]:
+        """Height and width that the pre-processor resizes to, or a common one where it does not."""
+        size = cast("AnomalibModule", self).input_size or (256, 256)
+        return int(size[0]), int(size[1])
+
+    @contextmanager
+    def _checking_later(self) -> Iterator[None]:
+        self._is_checked_later = True
+        try:
+            yield
+        finally:
+            del self._is_checked_later
+
+    def _compress_ov_model(
+        self,
+        model: "openvino.Model",
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+    ) -> "openvino.Model":
+        """Quantize what bears it, calibrated on pictures as the file will get them."""
+        if compression_type == CompressionType.INT8:
+            return compress_weights(halved(model))
+        if compression_type is None or datamodule is None:
+            return super()._compress_ov_model(model, compression_type, datamodule, metric, task, max_drop)
+        height, width = (side.get_length() for side in list(model.input(0).partial_shape)[2:])
+        pictures = validation_pictures(datamodule, (height, width))
+        model = compress_weights(halved(model))
+        if compression_type == CompressionType.INT8_PTQ:
+            return quantize(model, pictures)
+        return quantize_with_accuracy_control(
+            model, pictures, metric or F1Score(fields=["pred_label", "gt_label"]), max_drop
+        )
+
+    def _check_graph(
+        self, path: Path, tolerance: SameValues | SameOrder, pictures: TrialPictures, details: dict[str, Any]
+    ) -> None:
+        clipped = Normalization(cast("AnomalibModule", self).post_processor).clipped
+        graphs = {"float32": GraphRunner(path, FLOAT32, clipped), "default": GraphRunner(path, {}, clipped)}
+        details |= {"batch_size": graphs["float32"].batch_size, "default_precision": graphs["default"].precision}
+        self._check(path, graphs, tolerance, pictures, details)
+
+    def _check(
+        self,
+        path: Path,
+        runners: Mapping[str, Runner],
+        tolerance: SameValues | SameOrder,
+        pictures: TrialPictures,
+        details: Mapping[str, Any],
+    ) -> None:
+        """Compare what an exported file says with torch, and leave a report beside it.
+
+        Raises:
+            ExportError: If it is out of tolerance.
+        """
+        module = cast("AnomalibModule", self)
+        module.eval()
+        batch_size = details.get("batch_size")
+        reference, measured = compare(module, runners, pictures, batch_size)
+        broken = tolerance.broken_by(measured["float32"], reference)
+        sizes = {each.name: each.stat().st_size for each in sorted(path.parent.iterdir())}
+        report = {
+            "model": type(self).__name__,
+            **details,
+            "input_size": pictures.size,
+            "bytes": sizes,
+            "pictures": {"source": pictures.source, "count": len(pictures)},
+            "tolerance": asdict(tolerance),
+            "torch": reference,
+            **measured,
+            "versions": {name: version(name) for name in _PACKAGES if find_spec(name.replace("-", "_"))},
+        }
+        text = json.dumps(report, indent=1)
+        logger.info("Checked the export: %s", text)
+        if broken:
+            msg = (
+                f"the exported {path.name} does not say what the model in torch says, on {len(pictures)} pictures "
+                f"({pictures.source}): {'; '.join(broken)}. No file was left. {_WAY_OUT}"
+            )
+            raise ExportError(msg)
+        path.with_name(f"{path.stem}.parity.json").write_text(text)
+
+
+_PACKAGES = ("anomalib-ot", "anomalib", "torch", "openvino", "nncf")
+_WAY_OUT = (
+    "Export with less compression (FP16, or none), give a data module with more validation pictures, or an input_size "
+    "of the size that the model resizes to."
+)
+
+
+def _require_openvino() -> None:
+    if find_spec("openvino") is None:
+        msg = 'exports are checked in OpenVINO, which is not installed; run: pip install "anomalib-ot[openvino]"'
+        raise ModuleNotFoundError(msg)
+
+
+@contextmanager
+def _staged(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
+    """A folder to export into, whose files go to the export's own folder when all is well."""
+    root = Path(export_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export-", dir=root) as folder:
+        yield Path(folder)
+        destination = root / "weights" / kind.value
+        destination.mkdir(parents=True, exist_ok=True)
+        # The report comes last: where there is one, the model is whole.
+        files = sorted((Path(folder) / "weights" / kind.value).iterdir(), key=lambda path: path.suffix == ".json")
+        (destination / files[-1].name).unlink(missing_ok=True)
+        for path in files:
+            path.replace(destination / path.name)
+
+
+def _final(export_root: Path | str, staged: Path) -> Path:
+    """Where a staged file has gone."""
+    return Path(export_root) / "weights" / staged.parent.name / staged.name

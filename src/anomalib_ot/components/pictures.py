@@ -1,0 +1,97 @@
+"""Pictures to try an exported model on."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from anomalib.data import AnomalibDataModule, ImageItem
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as transforms
+
+# Cells of the noise along each side, from coarse to fine; the amplitude falls as the number rises.
+_OCTAVES = (3, 12, 48)
+
+
+@dataclass(frozen=True)
+class TrialPictures:
+    """Pictures in [0, 1] at the size of a model's input, as whoever runs the exported model gives them to it.
+
+    Args:
+        source: Where they are from, in words.
+        size: Height and width.
+        items: The pictures before they are resized, with labels and masks where these are known.
+    """
+
+    source: str
+    size: tuple[int, int]
+    items: Sequence[ImageItem] | Dataset
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]  # a torch dataset has a length, if not by its type
+
+    def images(self, indices: Iterable[int]) -> Tensor:
+        """Some of the pictures (B, 3, h, w)."""
+        resized = [transforms.resize(self.items[index].image, list(self.size), antialias=True) for index in indices]
+        # Resizing overshoots one by a rounding error, and the host's inferencer takes anything above one for bytes.
+        return torch.stack(resized).clamp(0, 1)
+
+    def label(self, index: int) -> bool | None:
+        """Whether a picture shows an anomaly, None where it is not known."""
+        label = self.items[index].gt_label
+        return None if label is None else bool(label)
+
+    def mask(self, index: int) -> Tensor | None:
+        """Where the anomaly is, (h, w), None where it is not known."""
+        mask = self.items[index].gt_mask
+        return None if mask is None else transforms.resize(mask[None].float(), list(self.size))[0] > 0
+
+    def batches(self, size: int) -> Iterator[tuple[int, ...]]:
+        """Their numbers, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield tuple(range(start, min(start + size, len(self))))
+
+
+def synthetic_pictures(size: tuple[int, int], count: int = 6, seed: int = 0) -> TrialPictures:
+    """Noise of three scales, for a model that no pictures come with.
+
+    Args:
+        size: Height and width.
+        count: Number of pictures.
+        seed: Seed of the noise.
+
+    Returns:
+        The pictures, without labels or masks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = sum(
+        F.interpolate(torch.rand(count, 3, cells, cells, generator=generator), size, mode="bicubic") / (1 + index)
+        for index, cells in enumerate(_OCTAVES)
+    )
+    images = (torch.as_tensor(noise) / sum(1 / (1 + index) for index in range(len(_OCTAVES)))).clamp(0, 1)
+    return TrialPictures(f"synthetic noise, seed {seed}", size, [ImageItem(image=image) for image in images])
+
+
+def validation_pictures(datamodule: AnomalibDataModule, size: tuple[int, int]) -> TrialPictures:
+    """The validation set of a data module, which is set up if it is not yet.
+
+    Args:
+        datamodule: The data module.
+        size: Height and width to resize to.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    # A second set-up could split the pictures anew.
+    if not hasattr(datamodule, "val_data"):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    items = getattr(datamodule, "val_data", None)
+    if not items:
+        msg = f"{datamodule.name} has no validation pictures to judge the export by; set val_split_mode=same_as_test"
+        raise ValueError(msg)
+    return TrialPictures(f"validation set of {datamodule.name}", size, items)

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from anomalib.data import ImageItem, InferenceBatch
+from anomalib.post_processing import PostProcessor
+from torch import nn
+
+from anomalib_ot.components.parity import Normalization, SameOrder, SameValues, Scores, compare
+from anomalib_ot.components.pictures import TrialPictures, synthetic_pictures
+
+
+class Brightness(nn.Module):
+    """Its map is the first channel; without resizing and normalisation."""
+
+    device = torch.device("cpu")
+    pre_processor = None
+    post_processor = None
+
+    def model(self, images):
+        maps = images[:, :1]
+        return InferenceBatch(anomaly_map=maps, pred_score=maps.amax((-2, -1)).flatten())
+
+
+def labelled(count=8):
+    """Pictures with a bright patch in every second, over noise."""
+    noise = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)) / 2
+    mask = torch.zeros(16, 16)
+    mask[:8, :8] = 1
+    items = [
+        ImageItem(
+            image=(image + mask * (index % 2)).clamp(0, 1), gt_label=torch.tensor(index % 2), gt_mask=mask * (index % 2)
+        )
+        for index, image in enumerate(noise)
+    ]
+    return TrialPictures("patches", (16, 16), items)
+
+
+def run(change):
+    """An exported model, whose maps a function changes."""
+
+    def exported(images):
+        maps = change(images[:, :1])
+        return InferenceBatch(anomaly_map=maps, pred_score=maps.amax((-2, -1)).flatten())
+
+    return exported
+
+
+def test_differences_are_shares_of_the_range_of_torchs_maps():
+    reference, measured = compare(
+        Brightness(), {"same": run(lambda maps: maps), "off": run(lambda maps: maps + 0.25)}, labelled(), None
+    )
+    images = labelled().images(range(8))[:, 0]
+    assert measured["same"]["map_difference"] == 0
+    assert measured["off"]["map_difference"] == pytest.approx(0.25 / float(images.max() - images.min()), rel=1e-4)
+    assert measured["off"]["score_difference"] == pytest.approx(measured["off"]["map_difference"], rel=1e-4)
+    assert reference["image_AUROC"] == measured["off"]["image_AUROC"] == 1
+    assert reference["pixel_AUROC"] > 0.9
+
+
+def test_auroc_of_a_reversed_map_falls():
+    reference, measured = compare(Brightness(), {"reversed": run(lambda maps: -maps)}, labelled(), None)
+    assert measured["reversed"]["pixel_AUROC"] == pytest.approx(1 - reference["pixel_AUROC"], abs=1e-6)
+    assert measured["reversed"]["rank_correlation"] == pytest.approx(-1)
+    assert "pixel AUROC falls by" in SameOrder().broken_by(measured["reversed"], reference)[-1]
+
+
+def test_a_batch_of_fixed_size_is_filled_and_what_fills_it_does_not_count():
+    sizes = []
+
+    def exported(images):
+        sizes.append(len(images))
+        return run(lambda maps: maps)(images)
+
+    _, measured = compare(Brightness(), {"fixed": exported}, labelled(), 3)
+    assert sizes == [3, 3, 3]
+    assert measured["fixed"]["map_difference"] == 0
+    assert measured["fixed"]["image_AUROC"] == 1
+
+
+def test_without_labels_there_is_no_auroc_and_ranks_count():
+    pictures = synthetic_pictures((16, 16))
+    reference, measured = compare(Brightness(), {"noisy": run(torch.rand_like)}, pictures, None)
+    assert reference == {"image_AUROC": None, "pixel_AUROC": None}
+    assert "rank correlation" in SameOrder().broken_by(measured["noisy"], reference)[0]
+
+
+@pytest.mark.parametrize("difference", [2e-3, float("nan")])
+def test_same_values_refuses_what_is_too_far_or_no_number(difference):
+    measured = {"map_difference": difference, "score_difference": 0.0}
+    assert len(SameValues(1e-3).broken_by(measured, {})) == 1
+    assert not SameValues(1e-3).broken_by({"map_difference": 1e-4, "score_difference": 0.0}, {})
+
+
+def test_a_map_without_numbers_is_out_of_tolerance():
+    pictures = synthetic_pictures((16, 16))
+    reference, measured = compare(Brightness(), {"broken": run(lambda maps: maps * float("nan"))}, pictures, None)
+    assert SameValues(1e-3).broken_by(measured["broken"], reference)
+    assert SameOrder().broken_by(measured["broken"], reference)
+
+
+def test_normalization_is_the_hosts_without_clipping():
+    post_processor = PostProcessor()
+    for field, values in {"image": (0.2, 4.2, 1.2), "pixel": (0.1, 2.1, 0.6)}.items():
+        for name, value in zip(("min", "max", "threshold"), values, strict=True):
+            setattr(
+                post_processor, f"_{field}_{name}" if name == "threshold" else f"{field}_{name}", torch.tensor(value)
+            )
+    raw = run(lambda maps: maps * 1.2)(synthetic_pictures((16, 16)).images(range(6)))
+    normalized = post_processor(raw)
+    ours = Normalization(post_processor)
+    assert ours.clipped == ["anomaly_map", "pred_score"]
+    there = ours.apply(Scores.of(raw))
+    assert torch.allclose(there.maps.clamp(0, 1), normalized.anomaly_map[:, 0], atol=1e-6)
+    assert torch.allclose(there.scores.clamp(0, 1), normalized.pred_score, atol=1e-6)
+    assert torch.allclose(ours.undo(there).maps, raw.anomaly_map[:, 0], atol=1e-6)
+    assert Normalization(None).clipped == []

@@ -1,0 +1,101 @@
+"""Checkpoints that are cut off, of something else, or that would run code."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.engine import Engine
+from anomalib.models import Padim
+
+from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+
+SHARED = {
+    "backbone": "resnet18",
+    "layers": ["layer3"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "visualizer": False,
+}
+MODELS = {
+    "Pradot": lambda: Pradot(prototypes_per_cell=1, whitened_channels=16, epochs=1, batch_size=4, **SHARED),
+    "Foct": lambda: Foct(rotations=1, support_steps=1, **SHARED),
+    "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=2, batch_size=4, **SHARED),
+}
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def trained(data, engine, checkpoint):
+    def train(name="Pradot"):
+        runner = engine()
+        few = FewShot(data(), 2) if name == "Foct" else data()
+        runner.fit(MODELS[name](), datamodule=few)
+        return checkpoint(runner)
+
+    return train
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_holds_tensors_and_settings_alone(trained, name):
+    path = trained(name)
+    assert not torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    assert isinstance(type(MODELS[name]()).load_from_checkpoint(path, weights_only=True), type(MODELS[name]()))
+
+
+def broken(path, kind, folder):
+    """A file that is no checkpoint of a model of ours."""
+    target = folder / "broken.ckpt"
+    if kind == "cut off":
+        content = path.read_bytes()
+        target.write_bytes(content[: len(content) // 2])
+    elif kind == "text":
+        target.write_text("weights")
+    elif kind == "weights":
+        torch.save(torch.load(path, weights_only=True)["state_dict"], target)
+    elif kind == "payload":
+        torch.save({**torch.load(path, weights_only=True), "more": Payload(folder / "run")}, target)
+    elif kind == "module":
+        torch.save({"model": torch.nn.Linear(1, 1)}, target)
+    return target
+
+
+BROKEN = {
+    "cut off": "is not a whole checkpoint",
+    "text": "is not a whole checkpoint",
+    "weights": "is not a checkpoint of a trained model",
+    "payload": "could run any code",
+    "module": "could run any code",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_checkpoint_is_refused_by_name(trained, data, tmp_path, kind):
+    path = broken(Path(trained()), kind, tmp_path)
+    with pytest.raises(ValueError, match=rf"{path.name}.* {BROKEN[kind]}"):
+        Pradot.load_from_checkpoint(path)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=rf"{path.name}.* {BROKEN[kind]}"):
+        engine.test(MODELS["Pradot"](), datamodule=data(), ckpt_path=path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_code_runs_with_the_users_word_alone(trained, tmp_path):
+    path = broken(Path(trained()), "payload", tmp_path)
+    assert isinstance(Pradot.load_from_checkpoint(path, weights_only=False), Pradot)
+    assert (tmp_path / "run").exists()
+
+
+def test_the_checkpoint_of_another_model_is_refused(data, engine, checkpoint):
+    runner = engine()
+    runner.fit(Padim(backbone="resnet18", layers=["layer3"], pre_trained=False, visualizer=False), datamodule=data())
+    with pytest.raises(ValueError, match="another architecture"):
+        Pradot.load_from_checkpoint(checkpoint(runner), **{**SHARED, "layers": ["layer3"]})

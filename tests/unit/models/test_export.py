@@ -1,0 +1,288 @@
+"""Checked exports of small fitted models, whose graph torch makes once for all OpenVINO files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nncf
+import numpy as np
+import openvino
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models.components.base.export_mixin import ExportMixin
+from anomalib.post_processing import PostProcessor
+from torchmetrics.functional.classification import binary_auroc
+from torchvision.transforms.v2.functional import resize
+
+from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot.components.parity import ExportError
+
+SIZE = (64, 64)
+SHARED = {
+    "backbone": "resnet18",
+    "layers": ["layer2", "layer3"],
+    "pre_trained": False,
+    "image_size": SIZE,
+    "visualizer": False,
+}
+MODELS = {
+    "Pradot": lambda: Pradot(prototypes_per_cell=1, whitened_channels=16, epochs=2, batch_size=4, **SHARED),
+    "Foct": lambda: Foct(rotations=2, support_steps=3, online=True, **SHARED),
+    "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=7, batch_size=4, **SHARED),
+}
+COMPRESSIONS = [None, CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ]
+_TO_ONNX = ExportMixin.to_onnx
+
+
+def squares(root):
+    return Folder(
+        name="squares",
+        root=root,
+        normal_dir="good",
+        abnormal_dir="bad",
+        normal_test_dir="good_test",
+        mask_dir="mask",
+        train_batch_size=4,
+        eval_batch_size=4,
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+
+
+def fit(name, data, folder):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+    engine.fit(model, datamodule=FewShot(data, 2) if name == "Foct" else data)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return squares(root)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def fitted(request, data, tmp_path_factory):
+    return fit(request.param, data, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def pradot(data, tmp_path_factory):
+    return fit("Pradot", data, tmp_path_factory.mktemp("pradot"))
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    """Folders of what the host's exporter made, by model."""
+    return {}
+
+
+@pytest.fixture
+def one_graph(graphs, monkeypatch, tmp_path_factory):
+    """Lets the host make the ONNX file of a model only once: it takes much longer than all else."""
+
+    def to_onnx(model, export_root, _name, input_size, **arguments):
+        key = (id(model), model.post_processor.enable_normalization, str(arguments))
+        if key not in graphs:
+            folder = tmp_path_factory.mktemp("onnx")
+            # With the model, so that no other gets its identity.
+            graphs[key] = (_TO_ONNX(model, folder, "graph", input_size, **arguments).parent, model)
+        destination = Path(export_root) / "weights/onnx"
+        shutil.copytree(graphs[key][0], destination, dirs_exist_ok=True)
+        return destination / "graph.onnx"
+
+    monkeypatch.setattr(ExportMixin, "to_onnx", to_onnx)
+
+
+def report_of(path):
+    return json.loads(path.with_name(f"{path.stem}.parity.json").read_text())
+
+
+def pictures(data):
+    """The validation pictures as a user would give them, and their labels."""
+    images = torch.stack([resize(item.image, list(SIZE), antialias=True).clamp(0, 1) for item in data.val_data])
+    return images, torch.tensor([int(item.gt_label) for item in data.val_data])
+
+
+def predict(path, images, folder, monkeypatch):
+    """Maps and scores that anomalib's inferencer gives, one picture at a time."""
+    monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
+    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    results = [inferencer.predict(image.permute(1, 2, 0).numpy()) for image in images]
+    maps = np.stack([np.asarray(result.anomaly_map).reshape(SIZE) for result in results])
+    return torch.from_numpy(maps), torch.tensor([float(np.asarray(result.pred_score).squeeze()) for result in results])
+
+
+@pytest.mark.usefixtures("one_graph")
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_openvino_files_say_what_torch_says(fitted, data, compression, tmp_path, monkeypatch):
+    path = fitted.to_openvino(tmp_path, input_size=SIZE, compression_type=compression, datamodule=data)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["model.bin", "model.parity.json", "model.xml"]
+    report = report_of(path)
+    assert report["compression"] == getattr(compression, "value", "fp32")
+    assert report["batch_size"] is None
+    assert report["bytes"] == {name: (path.parent / name).stat().st_size for name in ("model.bin", "model.xml")}
+    images, _ = pictures(data)
+    maps, scores = predict(path, images, tmp_path, monkeypatch)
+    with fitted.frozen(), torch.inference_mode():
+        ours = fitted(images)
+    if allowed := {None: 1e-3, CompressionType.FP16: 1e-2}.get(compression):
+        assert float((maps - ours.anomaly_map[:, 0]).abs().max()) < allowed
+        assert float((scores - ours.pred_score).abs().max()) < allowed
+        together = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images[:3].numpy())
+        assert np.abs(together["anomaly_map"] - ours.anomaly_map[:3].numpy()).max() < allowed
+    else:
+        masks = torch.stack([resize(item.gt_mask[None], list(SIZE))[0] for item in data.val_data]).flatten().long()
+        fall = binary_auroc(ours.anomaly_map.flatten(), masks) - binary_auroc(maps.flatten(), masks)
+        assert float(fall) < 0.01
+
+
+@pytest.fixture
+def unclipped(pradot):
+    """A model whose files give what is compared, before any clipping."""
+    post_processor = pradot.post_processor
+    pradot.post_processor = PostProcessor(enable_normalization=False, enable_thresholding=False)
+    yield pradot
+    pradot.post_processor = post_processor
+
+
+@pytest.mark.usefixtures("one_graph")
+@pytest.mark.parametrize("compression", [None, CompressionType.INT8])
+def test_the_report_holds_the_true_numbers(unclipped, data, compression, tmp_path, monkeypatch):
+    path = unclipped.to_openvino(tmp_path, input_size=SIZE, compression_type=compression, datamodule=data)
+    report = report_of(path)
+    images, labels = pictures(data)
+    maps, scores = predict(path, images, tmp_path, monkeypatch)
+    with torch.inference_mode():
+        ours = unclipped(images)
+    span = float(ours.anomaly_map.max() - ours.anomaly_map.min())
+    measured = report["float32"]
+    assert measured["map_difference"] == pytest.approx(
+        float((maps - ours.anomaly_map[:, 0]).abs().max()) / span, rel=0.05, abs=1e-6
+    )
+    assert measured["score_difference"] == pytest.approx(
+        float((scores - ours.pred_score).abs().max()) / span, rel=0.05, abs=1e-6
+    )
+    assert measured["image_AUROC"] == pytest.approx(float(binary_auroc(scores, labels)))
+    assert report["torch"]["image_AUROC"] == pytest.approx(float(binary_auroc(ours.pred_score, labels)))
+    assert report["pictures"] == {"source": "validation set of squares", "count": 8}
+    assert {"map_difference", "image_AUROC"} <= report["default"].keys()
+
+
+@pytest.mark.usefixtures("one_graph")
+def test_onnx_and_torch_without_a_data_module(fitted, tmp_path, monkeypatch):
+    images = torch.rand(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    with fitted.frozen(), torch.inference_mode():
+        ours = fitted(images)
+    onnx = fitted.to_onnx(tmp_path, input_size=SIZE)
+    assert report_of(onnx)["pictures"] == {"source": "synthetic noise, seed 0", "count": 6}
+    maps, _ = predict(onnx, images, tmp_path, monkeypatch)
+    assert float((maps - ours.anomaly_map[:, 0]).abs().max()) < 1e-3
+    exported = fitted.to_torch(tmp_path)
+    assert report_of(exported)["float32"]["map_difference"] < 1e-5
+    with pytest.raises(ValueError, match="TRUST_REMOTE_CODE"):
+        TorchInferencer(exported, device="cpu")
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    theirs = TorchInferencer(exported, device="cpu").predict(images)
+    assert torch.allclose(theirs.anomaly_map.squeeze(), ours.anomaly_map.squeeze(), atol=1e-5)
+
+
+def wrong(export):
+    """An exporter that gets the weights of the layers wrong."""
+
+    def exporting(model, *arguments, **settings):
+        right = model.model.weights
+        model.model.weights = right * torch.tensor([[1.2], [0.8]])
+        try:
+            return export(model, *arguments, **settings)
+        finally:
+            model.model.weights = right
+
+    return exporting
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
+def test_a_wrong_file_is_not_handed_over(pradot, kind, tmp_path, monkeypatch):
+    arguments = {} if kind == "torch" else {"input_size": SIZE}
+    method = "to_torch" if kind == "torch" else "to_onnx"
+    monkeypatch.setattr(ExportMixin, method, wrong(getattr(ExportMixin, method)))
+    folder = tmp_path / "weights" / kind
+    folder.mkdir(parents=True)
+    (folder / "model.bin").write_text("of an earlier export")
+    with pytest.raises(ExportError, match=r"map difference is .* more than"):
+        getattr(pradot, f"to_{kind}")(tmp_path, **arguments)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [folder / "model.bin"]
+    assert (folder / "model.bin").read_text() == "of an earlier export"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_graph_has_a_fixed_size(pradot, kind, tmp_path):
+    with pytest.raises(ValueError, match=r"give input_size=\(64, 64\)"):
+        getattr(pradot, f"to_{kind}")(tmp_path)
+
+
+def test_a_batch_of_fixed_size(pradot, data, tmp_path):
+    fixed = {"dynamic_axes": {}}
+    path = pradot.to_openvino(
+        tmp_path, input_size=SIZE, compression_type=CompressionType.INT8_PTQ, datamodule=data, onnx_kwargs=fixed
+    )
+    assert report_of(path)["batch_size"] == 1
+    assert list(openvino.Core().read_model(path).input(0).shape) == [1, 3, *SIZE]
+
+
+@pytest.mark.usefixtures("one_graph")
+def test_quantization_is_calibrated_on_pictures_as_the_file_gets_them(pradot, data, tmp_path, monkeypatch):
+    seen = []
+
+    def quantize(model, dataset, **settings):
+        del settings
+        seen.extend(dataset.get_inference_data())
+        return model
+
+    monkeypatch.setattr(nncf, "quantize", quantize)
+    pradot.to_openvino(tmp_path, input_size=SIZE, compression_type=CompressionType.INT8_PTQ, datamodule=data)
+    images, _ = pictures(data)
+    assert np.allclose(np.concatenate(seen), images)
+
+
+@pytest.mark.usefixtures("one_graph")
+def test_accuracy_control_measures_each_graph_afresh(pradot, data, tmp_path, monkeypatch):
+    measured = []
+
+    def quantize(model, calibration, validation, measure, **settings):
+        del calibration, settings
+        compiled = openvino.compile_model(model, "CPU")
+
+        def blind(images):
+            results = {port.any_name: values for port, values in compiled(images).items()}
+            return {**results, "pred_label": np.zeros_like(results["pred_label"])}
+
+        measured.extend(measure(graph, validation.get_data()) for graph in (compiled, blind, compiled))
+        return model
+
+    monkeypatch.setattr(nncf, "quantize_with_accuracy_control", quantize)
+    pradot.to_openvino(
+        tmp_path,
+        input_size=SIZE,
+        compression_type=CompressionType.INT8_ACQ,
+        datamodule=data,
+    )
+    first, nothing, again = measured
+    assert first == again > nothing == 0
+
+
+def test_an_export_does_not_teach_an_online_model(data, tmp_path, monkeypatch):
+    foct = fit("Foct", data, tmp_path)
+    learned = []
+    monkeypatch.setattr(foct.model, "_learn", lambda *arguments: learned.append(arguments))
+    # The host tries the model on a black picture first.
+    monkeypatch.setattr(torch.onnx, "export", lambda **_: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        foct.to_onnx(tmp_path, input_size=SIZE)
+    assert not learned
+    assert not foct.model.is_frozen
+    assert not list(tmp_path.rglob("*.onnx"))
