@@ -73,9 +73,7 @@ def spatial_cost(coords: Tensor, prototype_coords: Tensor, kind: SpatialCost = "
         ValueError: If ``kind`` is neither.
     """
     if kind == "euclidean":
-        # torch.cdist loses digits where it multiplies matrices, and cannot be exported where it does not.
-        rows, columns = (coords[..., :, None, axis] - prototype_coords[..., None, :, axis] for axis in (0, 1))
-        return (rows.square() + columns.square()).sqrt()
+        return torch.cdist(coords, prototype_coords)
     if kind == "squared":
         return (coords.unsqueeze(-2) - prototype_coords.unsqueeze(-3)).square().sum(-1)
     msg = f"spatial cost must be 'squared' or 'euclidean', not {kind!r}"

@@ -65,11 +65,3 @@ def test_features_that_do_not_fit_are_refused():
         FusedCost(torch.rand(4, 3), torch.rand(5, 4), grid, torch.rand(5, 2), 0.3)
     with pytest.raises(ValueError, match="7 features are not whole images of 4 cells"):
         FusedCost(torch.rand(7, 3), torch.rand(5, 3), grid, torch.rand(5, 2), 0.3)
-
-
-def test_euclidean_spatial_cost_keeps_its_digits():
-    grid = grid_coordinates(16, 16)
-    ours = spatial_cost(grid, grid, "euclidean")
-    exact = (grid.double()[:, None] - grid.double()).norm(dim=-1)
-    assert ours.diagonal().eq(0).all()
-    assert torch.allclose(ours.double(), exact, atol=1e-6, rtol=0)

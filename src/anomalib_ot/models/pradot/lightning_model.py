@@ -252,11 +252,11 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         if not (self.compress or self.calibrate):
             return
         trained_on = self.training_features.trained_on
+        if self.compress:
+            count = self.model.count
+            before = self.model.compress(self.features_on_device(trained_on, "Compressing"), _COMPRESSION)
         highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
         if self.compress:
-            before, count = highest, self.model.count
-            self.model.compress(self.features_on_device(trained_on, "Compressing"), _COMPRESSION)
-            highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
             change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)
             logger.info(
                 "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",

@@ -218,7 +218,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.features.lerp_(barycentres, moved)
 
     @torch.no_grad()
-    def add_needed(self, needed: Tensor, features: Tensor, tolerance: float) -> None:
+    def add_needed(self, needed: Tensor, features: Tensor, tolerance: float) -> Tensor:
         """Add to a set of prototypes what images need to score about the same without all others.
 
         A cell needs one of the prototypes whose cost is above its least cost by at most ``tolerance`` times the highest
@@ -229,18 +229,23 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             needed: Boolean mask (P,) of the set, on the CPU; changed in place.
             features: Feature maps (B, D, H, W).
             tolerance: Rise of a score, as a share of the image's highest score, that is allowed; at least 0.
+
+        Returns:
+            Highest score of each image with all prototypes, (B,).
         """
-        without = []
+        without, highest = [], []
         for image in features.split(1):
             similarities, scale = self._compare(image)
-            gain = self._gains(similarities, scale, image)
-            best = gain.amax(-1, keepdim=True)
             if self.settings.normalize_score:
                 # The farthest prototype is the unit of the image's costs.
-                needed[int(similarities.argmin()) % len(needed)] = True
-            usable = (gain >= best - tolerance * (scale - best).amax().clamp(min=0))[0].cpu()
-            without.append(csr_array(usable[~(usable & needed).any(-1)].numpy()))
+                needed[int(similarities.amin((0, 1)).argmin())] = True
+            gain = self._gains(similarities, scale, image)
+            best = gain.amax(-1, keepdim=True)
+            highest.append((scale - best).amax().clamp(min=0))
+            usable = (gain >= best - tolerance * highest[-1])[0].cpu()
+            without.append(csr_array(usable[~usable[:, needed].any(-1)].numpy()))
         needed[_hitting_set(csr_array(vstack(without)))] = True
+        return torch.stack(highest)
 
     def keep(self, mask: Tensor) -> None:
         """Drop the prototypes that a Boolean mask (P,) leaves out."""
@@ -300,7 +305,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     def _space(self, features: Tensor) -> Tensor:
         """Spatial cost (H·W, P) of the cells of feature maps (B, D, H, W)."""
         grid = grid_coordinates(*features.shape[-2:], device=features.device)
-        return spatial_cost(grid, self.coordinates, self.settings.spatial)
+        squared = spatial_cost(grid, self.coordinates)
+        # torch.cdist loses digits where it multiplies matrices, and cannot be exported where it does not.
+        return squared.sqrt() if self.settings.spatial == "euclidean" else squared
 
     def _measure_reach(self, features: Tensor) -> None:
         farthest = self._space(features).max()

@@ -200,21 +200,29 @@ class PradotModel(nn.Module):
         shares = 1 / mean.clamp(min=1e-3 * float(mean.max()) or 1.0)
         self.weights = shares / shares.sum()
 
-    def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> None:
+    def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
         """Drop the prototypes without which no cell of a normal image scores much more.
 
         Args:
             batches: Feature maps (B, D, H, W) of the training images.
             tolerance: Rise of a score, as a share of the highest score of its image, that is allowed; at least 0.
+
+        Returns:
+            :meth:`highest_scores` before, (layers, alphas, N).
         """
         needed = [torch.zeros(len(each.features), dtype=torch.bool) for _, each in self.by_layer()]
+        highest = []
         for features in batches:
             with full_precision(features):
                 embeddings = self._embed(features)
-                for (layer, prototypes), mask in zip(self.by_layer(), needed, strict=True):
+                scores = [
                     prototypes.add_needed(mask, embeddings[layer], tolerance)
+                    for (layer, prototypes), mask in zip(self.by_layer(), needed, strict=True)
+                ]
+            highest.append(torch.stack(scores).unflatten(0, self.weights.shape))
         for (_, prototypes), mask in zip(self.by_layer(), needed, strict=True):
             prototypes.keep(mask)
+        return torch.cat(highest, dim=-1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
         """Features while training, scores otherwise.

@@ -88,7 +88,8 @@ def test_score_is_the_least_cost_over_the_prototypes(features, spatial, alpha, f
     scores = prototypes(features)
     assert scores.shape == (6, 1, 5, 4)
     coords = prototypes.coordinates
-    space = spatial_cost(grid_coordinates(5, 4), coords, spatial)
+    space = (grid_coordinates(5, 4)[:, None].double() - coords.double()).norm(dim=-1).float()
+    space = space if spatial == "euclidean" else space.square()
     for image, score in zip(features, scores, strict=True):
         feature = feature_cost(image.flatten(1).T, prototypes.features)
         if normalize:
@@ -210,8 +211,8 @@ def test_dropping_prototypes_raises_no_score_by_more_than_the_tolerance(alpha, n
         prototypes.update(images)
     before = prototypes(images)
     needed = torch.zeros(144, dtype=torch.bool)
-    for part in images.split(5):
-        prototypes.add_needed(needed, part, 0.5)
+    highest = torch.cat([prototypes.add_needed(needed, part, 0.5) for part in images.split(5)])
+    torch.testing.assert_close(highest, before.amax((1, 2, 3)))
     prototypes.keep(needed)
     assert len(prototypes.features) == len(prototypes.coordinates) == len(prototypes.potential) == int(needed.sum())
     assert len(prototypes.features) < 144
@@ -234,6 +235,16 @@ def test_dropping_nothing_that_is_ever_nearest_changes_no_score(features):
     prototypes.keep(needed)
     assert len(prototypes.features) < 60
     torch.testing.assert_close(prototypes(features), before)
+
+
+def test_compression_tells_the_highest_scores_before_it():
+    model = PradotModel("resnet18", ["layer3", "layer4"], pre_trained=False, prototypes_per_cell=3, whitened_channels=0)
+    maps = [{"layer3": torch.rand(5, 3, 4, 4), "layer4": torch.rand(5, 3, 2, 2)} for _ in range(2)]
+    model.initialise(maps[0])
+    before, count = model.highest_scores(maps), model.count
+    assert before.shape == (2, 2, 10)
+    torch.testing.assert_close(model.compress(maps, 1.0), before)
+    assert model.count < count
 
 
 def test_state_dict_round_trip_into_a_fresh_model(features):
