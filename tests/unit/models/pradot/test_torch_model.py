@@ -241,6 +241,8 @@ def test_compression_tells_the_highest_scores_before_it():
     model = PradotModel("resnet18", ["layer3", "layer4"], pre_trained=False, prototypes_per_cell=3, whitened_channels=0)
     maps = [{"layer3": torch.rand(5, 3, 4, 4), "layer4": torch.rand(5, 3, 2, 2)} for _ in range(2)]
     model.initialise(maps[0])
+    # Else the images that the prototypes were taken from need each of them.
+    model.update(maps[1])
     before, count = model.highest_scores(maps), model.count
     assert before.shape == (2, 2, 10)
     torch.testing.assert_close(model.compress(maps, 1.0), before)
