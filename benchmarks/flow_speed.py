@@ -1,4 +1,4 @@
-"""What WtFlow's flow costs, beside the backbone, FastFlow and PatchCore, and its coupling in training.
+"""What WtFlow's scores cost, beside the backbone and FastFlow, and its coupling in training.
 
 Run as ``python -m benchmarks.flow_speed``, on the embedded category, with nothing else on the machine.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import openvino
 import torch
-from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import WorstCoupling
 
 from .categories import EMBEDDED, open_category
-from .scoring import FLOAT
+from .side_by_side import FLOAT
 from .wt_flow import IMAGE_SIZE, LAYER, LAYERS, SCORES, OnFeatures, cached, fast_flow_model, in_parts, metrics, trainer
 
 BLOCKS = (64, 128, 256, 1024)
@@ -119,16 +118,6 @@ def networks(
     fast_flow = fast_flow_model([each.shape[1] for each in train.values()], [each.shape[-1] for each in train.values()])
     fast_flow.feature_extractor = Listed(create_extractor(backbone, LAYERS))
     yield "FastFlow", LAYERS, Maps(fast_flow)
-    patchcore = PatchcoreModel(LAYERS[1:], backbone)
-    patchcore.memory_bank = patchcore.reshape_embedding(patchcore.generate_embedding(train_layers(train)))
-    for share in (0.1, 0.01):
-        patchcore.memory_bank = patchcore.memory_bank[: int(share * len(train[LAYER]) * 32 * 32)]
-        yield f"PatchCore, {len(patchcore.memory_bank)} features", LAYERS[1:], Maps(patchcore)
-
-
-def train_layers(train: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The layers that PatchCore takes."""
-    return {layer: train[layer] for layer in LAYERS[1:]}
 
 
 class Maps(nn.Module):

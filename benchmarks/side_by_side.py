@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from anomalib.metrics import AUPRO, AUROC, Evaluator
-from anomalib.models import Padim
+from anomalib.models import Padim, Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
-from anomalib_ot import Pradot, WtFlow
+from anomalib_ot import Foct, Pradot, WtFlow
 
 IMAGE_SIZE = (224, 224)
+# OpenVINO's setting with which it gives what torch gives.
+FLOAT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def parts(backbone: str) -> dict[str, Any]:
@@ -46,5 +48,7 @@ def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dic
     return {
         "Pradot": lambda: Pradot(layers=two, prototypes_per_cell=prototypes_per_cell, batch_size=32, **parts(backbone)),
         "WtFlow": lambda: WtFlow(layers=two[1:], **parts(backbone)),
+        "Foct": lambda: Foct(layers=two, **parts(backbone)),
+        "PatchCore": lambda: Patchcore(layers=two, coreset_sampling_ratio=0.1, **parts(backbone)),
         "PaDiM": lambda: Padim(layers=["blocks.1", *two], n_features=100, **parts(backbone)),
     }
