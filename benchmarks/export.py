@@ -24,7 +24,7 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
 
-from anomalib_ot import FewShot, Foct
+from anomalib_ot import FewShot
 from anomalib_ot.components.parity import ExportError
 from anomalib_ot.offline import offline_backbone
 
@@ -80,10 +80,7 @@ def main(
 def fit(name: str, data: AnomalibDataModule, seed: int) -> AnomalibModule:
     """A model fitted to a category; Foct to a few of its pictures."""
     seed_everything(seed, workers=True, verbose=False)
-    backbone = offline_backbone()
-    build = models(backbone)
-    build["Foct"] = lambda: Foct(backbone, ("blocks.2", "blocks.4"), image_size=IMAGE_SIZE, visualizer=False)
-    model = build[name]()
+    model = models(offline_backbone())[name]()
     with TemporaryDirectory() as folder:
         engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
         engine.fit(model, datamodule=FewShot(data, SHOTS, seed) if name == "Foct" else data)

@@ -79,8 +79,8 @@ def main(
     problem = make_problem(source, 224 // stride, stride, channels, batch, per_cell)
     rows, columns = len(problem.features), len(problem.prototypes)
     print(f"cost matrix {rows} x {columns}, {channels} channels of {source}, {threads} threads, seed {seed}")
-    # The loops are compiled on first use, and kept on disk; a part of the batch does.
-    part = replace(problem, features=problem.features[: rows // batch], prototypes=problem.prototypes.clone())
+    # The loops are compiled on first use, and kept on disk; a few pictures do.
+    part = replace(problem, features=problem.features[: 4 * rows // batch], prototypes=problem.prototypes.clone())
     _, compiled = timed(lambda: Steps(part, alpha, Workspace()).take(0.0))
     print(f"first use: {compiled:.1f} s")
     before = peak_memory()

@@ -293,12 +293,15 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
     def _penalties(self, features: Tensor) -> Tensor:
         """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""
-        kept, state = self._kept_penalties, (features.shape[-2:], self.coordinates._version)  # noqa: SLF001
-        if kept is not None and kept[0] is self.coordinates and kept[1] == state and not is_exporting():
+        # What was made in inference mode does not tell when it has changed.
+        is_kept = not is_exporting() and not self.coordinates.is_inference()
+        state = (features.shape[-2:], self.coordinates._version) if is_kept else None  # noqa: SLF001
+        kept = self._kept_penalties
+        if kept is not None and kept[0] is self.coordinates and kept[1] == state:
             return kept[2]
         weight = self.alpha / self.reach if self.settings.normalize_score else self.alpha
         penalties = self._space(features) * -weight
-        if not is_exporting():
+        if state is not None:
             self._kept_penalties = (self.coordinates, state, penalties)
         return penalties
 

@@ -258,6 +258,15 @@ def test_state_dict_round_trip_into_a_fresh_model(features):
     torch.testing.assert_close(fresh(features), trained(features))
 
 
+def test_prototypes_loaded_in_inference_mode_score(features):
+    trained = make(features)
+    with torch.inference_mode():
+        fresh = Prototypes(2, 0.3, PrototypeSettings())
+        fresh.load_state_dict(trained.state_dict())
+        scores = fresh(features)
+    torch.testing.assert_close(scores, trained(features))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
