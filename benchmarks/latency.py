@@ -9,10 +9,11 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,7 +25,7 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
-from openvino import AsyncInferQueue, CompiledModel, Model
+from openvino import AsyncInferQueue, Model
 from torch import nn
 from torchvision.transforms.v2 import Resize
 
@@ -37,22 +38,16 @@ from anomalib_ot.offline import offline_backbone
 from .side_by_side import FLOAT, IMAGE_SIZE, models
 
 # Of OpenVINO: the exported file, which takes batches of any size, and the same for one picture at a time.
-OPEN, ONE = "OpenVINO, any batch", "OpenVINO, batch of 1"
+OPEN, ONE, DEFAULT, INT8 = (
+    f"OpenVINO, {kind}" for kind in ("any batch", "batch of 1", "batch of 1, default precision", "batch of 1, INT8")
+)
+FORMS = ("torch", "torch.compile", "ONNX Runtime", OPEN, ONE, DEFAULT, INT8)
 STREAMS = (1, 2)
 PICTURES, WARM_UP = 200, 20
 # Training pictures of Foct.
 SHOTS = 4
 
-
-class Times(NamedTuple):
-    """Milliseconds of a picture, the median and the 99th percentile, and pictures a second."""
-
-    median: float
-    worst: float
-    rate: float
-
-
-Runs = dict[str, Times]
+Scoring = dict[str, Callable[[], object]]
 
 
 def main(
@@ -60,9 +55,10 @@ def main(
     images: int = 60,
     threads: int = 2,
     seed: int = 0,
-    names: list[str] = ["Pradot", "WtFlow", "Foct", "PatchCore", "PaDiM"],  # noqa: B006 - jsonargparse shows the default
+    names: tuple[str, ...] = ("Pradot", "WtFlow", "Foct", "PatchCore", "PaDiM"),
+    forms: tuple[str, ...] = FORMS,
 ) -> None:
-    """Print a table of latencies.
+    """Print tables of latencies and of throughputs.
 
     Args:
         per_cell: Pradot's prototypes a cell on the finer and on the coarser layer, before compression.
@@ -70,37 +66,39 @@ def main(
         threads: Threads of each runtime.
         seed: Seed of everything random.
         names: Models to time.
+        forms: Forms to time them in; compiling by torch takes minutes.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib", "torch", "onnxruntime", "openvino", "nncf"))
     print(f"{packages}, Python {platform.python_version()}, {threads} threads, {images} pictures, seed {seed}")
     folder, backbone = Path(mkdtemp()), offline_backbone()
-    # Calibrating an export of one size takes pictures of this size.
+    # Calibrating the host's exports of one size takes pictures of this size.
     whole = Assembly(folder / "data", n_train=images, augmentations=Resize(IMAGE_SIZE))
     builds = models(backbone, per_cell)
-    floors: dict[tuple[str, ...], Runs] = {}
-    print("\n| model | form | median, ms | 99 %, ms | pictures a second | backbone, ms | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    latencies, rates = [], []
     for name in names:
         data = FewShot(whole, SHOTS, seed) if name == "Foct" else whole
         model = fit(builds[name], data, seed, folder)
-        layers = tuple(model.model.feature_extractor.layers)
-        if layers not in floors:
-            floors[layers] = time_backbone(create_extractor(backbone, layers), threads)
-        print_rows(name, time_model(model, data, folder / name, threads), floors[layers])
-
-
-def print_rows(name: str, runs: Runs, floor: Runs) -> None:
-    """Print a row for each form."""
-    for form, times in runs.items():
-        # What runs in eight bits is to be compared with the backbone in single precision.
-        alone = floor.get(form, floor[ONE]).median
-        print(
-            f"| {name} | {form} | {times.median:.2f} | {times.worst:.2f} | {times.rate:.0f} | {alone:.2f} | "
-            f"{times.median / alone:.2f} |",
-            flush=True,
-        )
+        extractor = create_extractor(backbone, tuple(model.model.feature_extractor.layers))
+        alone = backbone_file(extractor, folder / f"{name}.onnx")
+        floor = scoring(lambda images, extractor=extractor: extract_by_parts(extractor, images), alone, threads, forms)
+        exported = model.to_openvino(folder / name, input_size=IMAGE_SIZE)
+        ours = scoring(model, exported, threads, forms)
+        if "ONNX Runtime" in forms:
+            ours["ONNX Runtime"] = in_onnx(model.to_onnx(folder / name, input_size=IMAGE_SIZE), threads)
+            floor["ONNX Runtime"] = in_onnx(alone, threads)
+        if INT8 in forms:
+            small = model.to_openvino(folder / name, "int8", IMAGE_SIZE, CompressionType.INT8_PTQ, datamodule=data)
+            # What runs in eight bits is compared with the same model in single precision.
+            ours[INT8], floor[INT8] = (compiled(of_one(path), threads, **FLOAT) for path in (small, exported))
+        latencies += [latency_row(name, form, floor[form], ours[form]) for form in forms]
+        rates.append(rate_row(name, of_one(alone), of_one(exported), threads))
+    print("\n| model | form | median, ms | 99 %, ms | backbone, ms | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    print("\n".join(latencies))
+    print(f"\n| model | {' | '.join(f'{count} streams' for count in STREAMS)} | backbone |")
+    print("| --- | --- | --- | --- |\n" + "\n".join(rates))
+    print(f"\nPictures a second, single precision. {INT8}: the ratio is to the same model in single precision.")
 
 
 def fit(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int, folder: Path) -> AnomalibModule:
@@ -111,115 +109,89 @@ def fit(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int
     return model.eval()
 
 
-@torch.inference_mode()
-def time_backbone(extractor: nn.Module, threads: int) -> Runs:
-    """The extractor alone, in each runtime."""
+def backbone_file(extractor: nn.Module, path: Path) -> Path:
+    """The extractor alone as an ONNX file for batches of any size."""
+    # An example of one would fix the batch at one.
+    example = torch.from_numpy(picture()).repeat(2, 1, 1, 1)
+    batch = {0: torch.export.Dim("batch")}
+    torch.onnx.export(extractor, (example,), path, dynamo=True, dynamic_shapes=(batch,), verbose=False)
+    return path
+
+
+def scoring(eager: Callable[[torch.Tensor], Any], exported: Path, threads: int, forms: tuple[str, ...]) -> Scoring:
+    """Scoring one picture in torch and OpenVINO."""
     image = picture()
-    example = torch.from_numpy(image)
-    runs = in_torch(lambda images: extract_by_parts(extractor, images), extractor, example)
-    path = Path(mkdtemp()) / "backbone.onnx"
-    with torch.inference_mode(mode=False):
-        # An example of one would fix the batch at one.
-        batch = {0: torch.export.Dim("batch")}
-        torch.onnx.export(
-            extractor, (example.repeat(2, 1, 1, 1),), path, dynamo=True, dynamic_shapes=(batch,), verbose=False
-        )
-    runs["ONNX Runtime"] = quantiles(in_onnx(path, threads), image)
-    return runs | in_openvino(openvino.convert_model(path), threads)
+
+    def in_torch(function: Callable[[torch.Tensor], Any]) -> Callable[[], object]:
+        return torch.inference_mode()(lambda: function(torch.from_numpy(image)))
+
+    calls: Scoring = {"torch": in_torch(eager)}
+    if "torch.compile" in forms:
+        calls["torch.compile"] = in_torch(torch.compile(eager, dynamic=False))
+    calls[OPEN] = compiled(openvino.convert_model(exported), threads, **FLOAT)
+    calls[ONE] = compiled(of_one(exported), threads, **FLOAT)
+    calls[DEFAULT] = compiled(of_one(exported), threads)
+    return calls
 
 
-def time_model(model: AnomalibModule, data: AnomalibDataModule, folder: Path, threads: int) -> Runs:
-    """A fitted model, whole, in each runtime."""
-    image = picture()
-    with torch.inference_mode():
-        runs = in_torch(model, model, torch.from_numpy(image))
-    runs["ONNX Runtime"] = quantiles(in_onnx(model.to_onnx(folder, input_size=IMAGE_SIZE), threads), image)
-    exported = openvino.Core().read_model(model.to_openvino(folder, input_size=IMAGE_SIZE))
-    runs |= in_openvino(exported, threads)
-    small = openvino.Core().read_model(
-        model.to_openvino(folder, "int8", IMAGE_SIZE, CompressionType.INT8_PTQ, datamodule=data)
-    )
-    runs["OpenVINO, INT8, batch of 1"] = quantiles(compiled(of_one(small), threads), image)
-    return runs
-
-
-def in_torch(eager: Callable[[torch.Tensor], Any], module: nn.Module, image: torch.Tensor) -> Runs:
-    """Eager and compiled."""
-    return {
-        "torch": quantiles(eager, image),
-        "torch.compile": quantiles(torch.compile(module.forward, dynamic=False), image),
-    }
-
-
-def in_onnx(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
-    """An ONNX file as a function of a picture."""
+def in_onnx(path: Path, threads: int) -> Callable[[], object]:
+    """Scoring one picture by an ONNX file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: session.run(None, {name: image})
+    image = {session.get_inputs()[0].name: picture()}
+    return lambda: session.run(None, image)
 
 
-def in_openvino(model: Model, threads: int) -> Runs:
-    """As exported and for one picture at a time, in single precision and in what OpenVINO takes by itself."""
-    image = picture()
-    one = of_one(model)
-    return {
-        OPEN: quantiles(compiled(model, threads, **FLOAT), image),
-        ONE: quantiles(compiled(one, threads, **FLOAT), image),
-        f"{ONE}, default precision": quantiles(compiled(one, threads), image),
-        **{f"{ONE}, {streams} streams": in_streams(one, threads, streams) for streams in STREAMS},
-    }
+def compiled(model: Model, threads: int, **settings: str) -> Callable[[], object]:
+    """Scoring one picture by OpenVINO."""
+    settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
+    network, image = openvino.Core().compile_model(model, "CPU", settings), picture()
+    return lambda: network(image)
 
 
-def compiled(model: Model, threads: int, hint: str = "LATENCY", **settings: str) -> CompiledModel:
-    """A model on the CPU."""
-    settings |= {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": str(threads)}
-    return openvino.Core().compile_model(model, "CPU", settings)
-
-
-def of_one(model: Model) -> Model:
-    """The same model for one picture at a time."""
-    one = model.clone()
+def of_one(path: Path) -> Model:
+    """An exported model for one picture at a time."""
+    one = openvino.convert_model(path)
     one.reshape([1, 3, *IMAGE_SIZE])
     return one
 
 
-def in_streams(model: Model, threads: int, streams: int) -> Times:
-    """So many pictures at a time, in single precision."""
-    queue = AsyncInferQueue(compiled(model, threads, "THROUGHPUT", NUM_STREAMS=str(streams), **FLOAT), streams)
-    starts: list[float] = []
-    times: list[float] = []
-    queue.set_callback(lambda _, start: times.append(1000 * (time.perf_counter() - start)))
-    image = picture()
+def latency_row(name: str, form: str, alone: Callable[[], object], whole: Callable[[], object]) -> str:
+    """Time the backbone and the whole model in turns, as the machine's speed drifts."""
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(PICTURES + WARM_UP):
-        queue.get_idle_request_id()
-        starts.append(time.perf_counter())
-        queue.start_async([image], starts[-1])
-    queue.wait_all()
-    rate = PICTURES / (time.perf_counter() - starts[WARM_UP])
-    return summary(times)._replace(rate=rate)
+        for function, taken in zip((alone, whole), times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(1000 * (time.perf_counter() - start))
+    median, worst = np.quantile(times[1][WARM_UP:], (0.5, 0.99))
+    floor = np.median(times[0][WARM_UP:])
+    return f"| {name} | {form} | {median:.1f} | {worst:.1f} | {floor:.1f} | {median / floor:.2f} |"
 
 
+def rate_row(name: str, alone: Model, whole: Model, threads: int) -> str:
+    """Pictures a second with so many at a time, and of the backbone with the most."""
+    rates = [rate(whole, threads, streams) for streams in STREAMS]
+    return f"| {name} | {' | '.join(f'{each:.0f}' for each in rates)} | {rate(alone, threads, STREAMS[-1]):.0f} |"
+
+
+def rate(model: Model, threads: int, streams: int) -> float:
+    """Pictures a second with so many at a time, in single precision."""
+    settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
+    queue = AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings | FLOAT), streams)
+    for count in (WARM_UP, PICTURES):
+        start = time.perf_counter()
+        for _ in range(count):
+            queue.start_async([picture()])
+        queue.wait_all()
+    return PICTURES / (time.perf_counter() - start)
+
+
+@cache
 def picture() -> np.ndarray:
     """A random picture (1, 3, h, w) in [0, 1]."""
     return np.random.default_rng(0).random((1, 3, *IMAGE_SIZE), dtype=np.float32)
-
-
-def quantiles(function: Callable[[Any], object], image: Any) -> Times:
-    """Times of a function of a picture, one call after another."""
-    times = []
-    for _ in range(PICTURES + WARM_UP):
-        start = time.perf_counter()
-        function(image)
-        times.append(1000 * (time.perf_counter() - start))
-    return summary(times)
-
-
-def summary(times: list[float]) -> Times:
-    """Of milliseconds, without those of the warm-up."""
-    median, worst = np.quantile(times[WARM_UP:], (0.5, 0.99))
-    return Times(float(median), float(worst), 1000 / float(np.mean(times[WARM_UP:])))
 
 
 if __name__ == "__main__":
