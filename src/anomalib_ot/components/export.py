@@ -45,9 +45,10 @@ class CheckedExport(ExportMixin):
     """Export of a Lightning model to torch, ONNX and OpenVINO, where a file that differs from torch is an error.
 
     Beside the model's file lies a report, ``<model_file_name>.parity.json``: which pictures were tried, the largest
-    difference of maps and scores as a share of the range of torch's maps, and the image and pixel AUROC before and
-    after, in float32 and at OpenVINO's own precision, which is bfloat16 on processors that have it. Judged is what is
-    computed in float32. The pictures are those of the validation set where there is a data module, else noise.
+    difference of maps and scores as a share of the range of torch's maps (on these pictures or in the model's
+    validation, the wider), and the image and pixel AUROC before and after, in float32 and at OpenVINO's own precision,
+    which is bfloat16 on processors that have it. Judged is what is computed in float32. The pictures are those of the
+    validation set where there is a data module, else noise.
 
     Up to FP16, maps and scores must be as torch's; in INT8, neither AUROC may fall by more than 0.2 points, or, where
     it cannot be computed, the rank correlation of the maps' pixels be below 0.99. Otherwise the export raises

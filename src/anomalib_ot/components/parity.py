@@ -100,8 +100,9 @@ def compare(
 
     Returns:
         Image and pixel AUROC of the model in torch, None where there are no pictures of both kinds; and for each
-        exported model the same, the largest difference of maps and of scores as a share of the range of torch's maps,
-        and the rank correlation of the maps' pixels.
+        exported model the same, the largest difference of maps and of scores as a share of the range of torch's maps
+        on these pictures or, where that is wider, on those of the model's validation, and the rank correlation of the
+        maps' pixels.
     """
     scale = Normalization(module.post_processor)
     reference = _Record()
@@ -119,7 +120,7 @@ def compare(
         labels += [pictures.label(index) for index in batch]
         masks += [pictures.mask(index) for index in batch]
     truth = _Truth(labels, masks)
-    span = max(reference.highest - reference.lowest, torch.finfo(torch.float32).tiny)
+    span = max(reference.highest - reference.lowest, scale.width, torch.finfo(torch.float32).tiny)
     measured = {
         name: {
             "map_difference": record.map_difference / span,
@@ -195,6 +196,14 @@ class Normalization:
         """Outputs that the post-processor normalises, and so clips."""
         fields = {"anomaly_map": "pixel", "pred_score": "image"}
         return [output for output, field in fields.items() if self._line(field) != (1.0, 0.0)]
+
+    @property
+    def width(self) -> float:
+        """Range of the maps in the model's validation, 0 where it is not known."""
+        if self._post_processor is None:
+            return 0.0
+        low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
+        return 0.0 if isnan(high - low) else high - low
 
     def _line(self, field: str) -> tuple[float, float]:
         """Scale and shift of maps or scores."""

@@ -56,6 +56,21 @@ def test_differences_are_shares_of_the_range_of_torchs_maps():
     assert reference["pixel_AUROC"] > 0.9
 
 
+def test_maps_that_are_flat_on_the_pictures_are_compared_by_the_range_in_validation(monkeypatch):
+    post_processor = PostProcessor()
+    post_processor.pixel_min, post_processor.pixel_max = torch.tensor(0.0), torch.tensor(4.0)
+    post_processor._pixel_threshold = torch.tensor(2.0)
+    monkeypatch.setattr(Brightness, "post_processor", post_processor)
+    scale = Normalization(post_processor)
+
+    def exported(images):
+        scores = scale.apply(Scores(images[:, 0] + 0.25, images[:, 0].amax((-2, -1)) + 0.25))
+        return InferenceBatch(anomaly_map=scores.maps[:, None], pred_score=scores.scores)
+
+    _, measured = compare(Brightness(), {"off": exported}, labelled(), None)
+    assert measured["off"]["map_difference"] == pytest.approx(0.25 / 4, rel=1e-4)
+
+
 def test_auroc_of_a_reversed_map_falls():
     reference, measured = compare(Brightness(), {"reversed": run(lambda maps: -maps)}, labelled(), None)
     assert measured["reversed"]["pixel_AUROC"] == pytest.approx(1 - reference["pixel_AUROC"], abs=1e-6)

@@ -58,15 +58,15 @@ def test_maps_smaller_than_the_depth_are_refused():
     VelocityField(3, width=16, depth=2).check_size(4, 4)
 
 
-def trained(coupling, data, steps=400):
+def trained(coupling, data, steps=400, batch=128):
     """A field trained on single cells (N, C)."""
     torch.manual_seed(0)
     field = VelocityField(data.shape[1], width=32, depth=0)
     optimizer = torch.optim.Adam(field.parameters(), 2e-3)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        maps = data[torch.randint(len(data), (128,), generator=generator)][:, :, None, None]
-        loss = matching_losses([field], [maps], create_coupling(coupling, block_size=128), generator).sum()
+        maps = data[torch.randint(len(data), (batch,), generator=generator)][:, :, None, None]
+        loss = matching_losses([field], [maps], create_coupling(coupling, block_size=batch), generator).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,10 +84,11 @@ def subspace():
     return on[:500], on[500:], off
 
 
-@pytest.mark.parametrize("coupling", ["independent", "worst"])
-def test_what_is_off_the_subspace_of_the_data_keeps_a_larger_norm(subspace, coupling):
+# With independent noise the field takes longer to settle.
+@pytest.mark.parametrize(("coupling", "steps", "batch"), [("independent", 1600, 512), ("worst", 400, 128)])
+def test_what_is_off_the_subspace_of_the_data_keeps_a_larger_norm(subspace, coupling, steps, batch):
     data, on, off = subspace
-    field = trained(coupling, data)
+    field = trained(coupling, data, steps, batch)
     with torch.no_grad():
         velocity = field(data[:, :, None, None], torch.zeros(1))[..., 0, 0]
         way = float(-(velocity * data).sum() / data.square().sum())
