@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 
 from anomalib_ot import Assembly
 from anomalib_ot.comparison import measure
+from anomalib_ot.components.extraction import FLOAT32
 from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import IMAGE_SIZE, models
@@ -103,7 +104,7 @@ def score(model: AnomalibModule, item: ImageItem) -> torch.Tensor:
 
 def drift(model: AnomalibModule, exported: Path, items: list[ImageItem]) -> float:
     """Largest difference between the maps of a model and of its exported file, as a fraction of the maps' range."""
-    inferencer = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    inferencer = OpenVINOInferencer(exported, device="CPU", config=FLOAT32)
     # The inferencer takes anything above one for bytes, and resizing overshoots one by a rounding error.
     images = [item.image.clamp(0, 1) for item in items]
     with torch.inference_mode():

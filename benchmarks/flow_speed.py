@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from anomalib_ot.comparison import median_seconds
 from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.extraction import FLOAT32
 from anomalib_ot.components.feature_cache import FeatureDataset, feature_loader
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import WorstCoupling
 
 from .categories import EMBEDDED, open_category
-from .side_by_side import FLOAT
 from .wt_flow import IMAGE_SIZE, LAYER, LAYERS, SCORES, OnFeatures, cached, fast_flow_model, in_parts, metrics, trainer
 
 BLOCKS = (64, 128, 256, 1024)
@@ -150,7 +150,7 @@ def both(network: nn.Module, image: Tensor) -> tuple[float, float]:
     in_torch = median_seconds(lambda: network(image))
     with torch.inference_mode(mode=False):
         program = torch.export.export(network.eval(), (image.clone(),))
-    compiled = openvino.compile_model(openvino.convert_model(program), "CPU", FLOAT)
+    compiled = openvino.compile_model(openvino.convert_model(program), "CPU", FLOAT32)
     array = image.numpy().astype(np.float32)
     return 1000 * in_torch, 1000 * median_seconds(lambda: compiled(array))
 

@@ -32,11 +32,11 @@ from torchvision.transforms.v2 import Resize
 from anomalib_ot import Assembly, FewShot
 from anomalib_ot.comparison.measure import QUIET
 from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import extract_by_parts
+from anomalib_ot.components.extraction import FLOAT32, extract_by_parts
 from anomalib_ot.components.parity import ExportError
 from anomalib_ot.offline import offline_backbone
 
-from .side_by_side import FLOAT, IMAGE_SIZE, models
+from .side_by_side import IMAGE_SIZE, models
 
 # Of OpenVINO: the exported file, which takes batches of any size, and the same for one picture at a time.
 OPEN, ONE, DEFAULT, INT8 = (
@@ -94,7 +94,7 @@ def main(
             try:
                 small = model.to_openvino(folder / name, "int8", IMAGE_SIZE, CompressionType.INT8_PTQ, datamodule=data)
                 # What runs in eight bits is compared with the same model in single precision.
-                ours[INT8], floor[INT8] = (compiled(of_one(path), threads, **FLOAT) for path in (small, exported))
+                ours[INT8], floor[INT8] = (compiled(of_one(path), threads, **FLOAT32) for path in (small, exported))
             except ExportError as error:
                 refused.append(f"{name}, {INT8}: {error}")
         for form in (form for form in ours if form in forms):
@@ -133,8 +133,8 @@ def scoring(eager: Callable[[torch.Tensor], Any], exported: Path, threads: int, 
     calls: Scoring = {"torch": in_torch(eager)}
     if "torch.compile" in forms:
         calls["torch.compile"] = in_torch(torch.compile(eager, dynamic=False))
-    calls[OPEN] = compiled(openvino.Core().read_model(exported), threads, **FLOAT)
-    calls[ONE] = compiled(of_one(exported), threads, **FLOAT)
+    calls[OPEN] = compiled(openvino.Core().read_model(exported), threads, **FLOAT32)
+    calls[ONE] = compiled(of_one(exported), threads, **FLOAT32)
     calls[DEFAULT] = compiled(of_one(exported), threads)
     return calls
 
@@ -184,7 +184,7 @@ def rate_row(name: str, alone: Model, whole: Model, threads: int) -> str:
 def rate(model: Model, threads: int, streams: int) -> float:
     """Pictures a second with so many at a time, in single precision."""
     settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
-    queue = AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings | FLOAT), streams)
+    queue = AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings | FLOAT32), streams)
     for count in (WARM_UP, PICTURES):
         start = time.perf_counter()
         for _ in range(count):

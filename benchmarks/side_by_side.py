@@ -11,8 +11,6 @@ from anomalib.pre_processing import PreProcessor
 from anomalib_ot import Foct, Pradot, WtFlow
 
 IMAGE_SIZE = (224, 224)
-# OpenVINO's setting with which it gives what torch gives.
-FLOAT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def parts(backbone: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, seed_everything
 from numpy.typing import NDArray
 
+from anomalib_ot.components.extraction import FLOAT32
+
 from .evaluate import evaluate
 from .measure import QUIET, median_seconds, seconds_per_image
 from .plan import Job
@@ -212,7 +214,7 @@ def _openvino_ms(engine: Engine, model: AnomalibModule, job: Job, root: Path) ->
     import openvino  # noqa: PLC0415 - an extra
 
     path = engine.export(model, ExportType.OPENVINO, export_root=root, input_size=job.image_size)
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    settings = dict(FLOAT32)
     if job.threads:
         settings["INFERENCE_NUM_THREADS"] = str(job.threads)
     compiled = openvino.Core().compile_model(path, "CPU", settings)

@@ -19,7 +19,8 @@ from anomalib.metrics import F1Score
 from anomalib.models.components.base.export_mixin import ExportMixin
 from torchmetrics import Metric
 
-from .graphs import FLOAT32, GraphRunner, compress_weights, halved, quantize, quantize_with_accuracy_control
+from .extraction import FLOAT32
+from .graphs import GraphRunner, compress_weights, halved, quantize, quantize_with_accuracy_control
 from .parity import ExportError, Normalization, Runner, SameOrder, SameValues, compare, run_exported_module
 from .pictures import TrialPictures, synthetic_pictures, validation_pictures
 

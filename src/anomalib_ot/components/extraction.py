@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 FeatureMaps = dict[str, Tensor]
 Extraction = Literal["auto", "torch", "openvino"]
 
+# OpenVINO's setting with which it gives what torch gives.
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 # Images whose activations stay in a processor's cache.
 _PART = 8
 # Images from which on building the OpenVINO graph, a few seconds, pays.
@@ -94,7 +96,7 @@ class FastExtractor:
         expected = extract_by_parts(self._extractor, images)
         try:
             model = openvino.convert_model(self._extractor, example_input=images)
-            compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            compiled = openvino.compile_model(model, "CPU", FLOAT32)
         except Exception as error:  # noqa: BLE001 - whatever OpenVINO cannot convert, torch can still run
             logger.info("Extracting features with torch: OpenVINO cannot take the backbone (%s).", error)
             return None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import openvino
     from torchmetrics import Metric
 
-FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 _BACKBONE = "feature_extractor"
 
 

@@ -12,6 +12,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from .costs import row_blocks
 from .workspace import Workspace
 
 # Below this a float32 sum counts as underflowed.
@@ -86,14 +87,14 @@ class SparseKernel:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of rows and the rows of K at them."""
-        step = max(1, 2**20 // self._width)
-        for start in range(0, len(self._offsets) - 1, step):
-            offsets = self._offsets[start : start + step + 1]
+        shape = torch.Size([len(self._offsets) - 1, self._width])
+        for part in row_blocks(shape, shape[0], self._values.device):
+            offsets = self._offsets[part.start : part.stop + 1]
             here = slice(int(offsets[0]), int(offsets[-1]))
             rows = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
             block = torch.zeros(len(offsets) - 1, self._width)
             block[rows, self._columns[here].long()] = self._values[here]
-            yield slice(start, start + len(block)), block
+            yield part, block
 
     def _summed(self, shape: tuple[int, ...], add: Callable[..., None], *arguments: np.ndarray) -> Tensor:
         """Sum over the threads of what ``add`` adds up for a part of the rows."""
