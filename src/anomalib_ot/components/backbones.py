@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import timm
 import torch
+from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.models.components import TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
 from huggingface_hub import constants, file_exists
@@ -23,6 +24,7 @@ from timm.models import (
     load_model_config_from_hf,
     parse_model_name,
 )
+from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 if TYPE_CHECKING:
@@ -124,6 +126,22 @@ def resize_and_normalize(image_size: tuple[int, int], backbone: str) -> PreProce
     """
     mean, std = normalization(backbone)
     return PreProcessor(Compose([Resize(image_size, antialias=True), Normalize(mean=mean, std=std)]))
+
+
+def denormalize(images: Tensor, pre_processor: nn.Module | None) -> Tensor:
+    """Images as they were before a pre-processor normalised them.
+
+    Args:
+        images: (..., 3, h, w), pre-processed.
+        pre_processor: The pre-processor, None if there was none.
+
+    Returns:
+        (..., 3, h, w), RGB in [0, 1] up to what resizing overshoots.
+    """
+    for each in extract_transforms_by_type(getattr(pre_processor, "transform", None), Normalize):
+        mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (each.mean, each.std))
+        images = images * std + mean
+    return images
 
 
 def _check_name(backbone: str, *, pre_trained: bool) -> None:

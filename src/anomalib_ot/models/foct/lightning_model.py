@@ -14,16 +14,14 @@ from typing import Any
 import torch
 from anomalib import LearningType
 from anomalib.data import Batch
-from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Normalize
 
-from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.backbones import denormalize, resize_and_normalize
 from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
@@ -233,14 +231,7 @@ class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # 
                 "FewShot, or train Pradot.",
                 len(images),
             )
-        self.model.fit(images, self._pixels(images), self.foreground)
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        """Images as they were before the pre-processor normalised them."""
-        for each in extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Normalize):
-            mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (each.mean, each.std))
-            images = images * std + mean
-        return images
+        self.model.fit(images, denormalize(images, self.pre_processor), self.foreground)
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Score a batch, one image after the other.
