@@ -10,7 +10,7 @@ from .conditional import (
     fit_navigator,
     squared_distance,
 )
-from .costs import Cost, DenseCost, FusedCost, SpatialCost, feature_cost, grid_coordinates, spatial_cost
+from .costs import Cost, DenseCost, FusedCost, SpatialCost, feature_cost, grid_coordinates, row_blocks, spatial_cost
 from .coupling import (
     Coupling,
     CouplingName,
@@ -51,6 +51,7 @@ __all__ = [
     "feature_cost",
     "fit_navigator",
     "grid_coordinates",
+    "row_blocks",
     "sinkhorn",
     "spatial_cost",
     "squared_distance",

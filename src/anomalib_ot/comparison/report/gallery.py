@@ -1,7 +1,5 @@
 """Test pictures with what each model makes of them."""
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from scipy.stats import rankdata
 
 from anomalib_ot.comparison.record import Predictions, Record
 from anomalib_ot.comparison.statistics import name_order
+from anomalib_ot.components.pages import data_uri
 
 from .groups import Group
 
@@ -106,7 +105,7 @@ def pictures(group: Group, count: int) -> list[Picture]:
 
 def colour_scale() -> str:
     """The scale of the maps from 0 to 1, from left to right, as a data URI."""
-    return _uri(_coloured(np.linspace(0, 1, 64)[None]), "PNG")
+    return data_uri(_coloured(np.linspace(0, 1, 64)[None]), "PNG")
 
 
 @dataclass(frozen=True)
@@ -159,13 +158,13 @@ def _photograph(sources: Sequence[_Source]) -> tuple[tuple[int, int], str, str]:
     truth = next((source.truth for source in sources if source.truth is not None and source.truth.any()), None)
     thumbnail = _thumbnail(dict.fromkeys(source.image for source in sources))
     if thumbnail:
-        size, image = thumbnail.size, _uri(thumbnail, "JPEG")
+        size, image = thumbnail.size, data_uri(thumbnail, "JPEG")
     else:
         shapes = (source.map.shape for source in sources if source.map is not None)
         size, image = _fit(*next(shapes, (SIDE, SIDE))[::-1]), ""
     if truth is None:
         return size, image, ""
-    return size, image, _uri(_outlined(thumbnail or Image.new("RGB", size, "gray"), truth), "JPEG")
+    return size, image, data_uri(_outlined(thumbnail or Image.new("RGB", size, "gray"), truth), "JPEG")
 
 
 def _thumbnail(paths: Iterable[str]) -> Image.Image | None:
@@ -194,14 +193,8 @@ def _outlined(thumbnail: Image.Image, truth: NDArray[np.bool_]) -> Image.Image:
 def _map_uri(anomaly_map: NDArray[np.floating[Any]] | None, size: tuple[int, int]) -> str:
     if anomaly_map is None:
         return ""
-    return _uri(_coloured(anomaly_map).resize(size, Image.Resampling.BILINEAR), "WEBP")
+    return data_uri(_coloured(anomaly_map).resize(size, Image.Resampling.BILINEAR), "WEBP")
 
 
 def _coloured(values: NDArray[np.floating[Any]]) -> Image.Image:
     return Image.fromarray(colormaps["inferno"](np.nan_to_num(values).clip(0, 1), bytes=True)[..., :3].copy())
-
-
-def _uri(image: Image.Image, form: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, form, quality=80)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

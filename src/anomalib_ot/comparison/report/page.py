@@ -1,15 +1,11 @@
 """Write the report of a comparison, as one page and as one text."""
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from anomalib_ot.comparison.record import Record, write_text
+from anomalib_ot.components.pages import render_page
 
 from . import figures, tables
 from .gallery import Picture, colour_scale, failures_first, pictures
@@ -168,21 +164,4 @@ def _captioned(several: Iterable[Table]) -> list[str]:
 
 
 def _page(report: Report, shown: Sequence[Picture]) -> str:
-    environment = Environment(
-        loader=PackageLoader("anomalib_ot.comparison.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sources = files("anomalib_ot.comparison.report") / "templates"
-    script = (sources / "gallery.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        report=report,
-        pictures=shown,
-        scale=colour_scale(),
-        style=(sources / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        # Only this very script may run, whatever a label says.
-        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
-    )
+    return render_page(__package__, "report", report=report, pictures=shown, scale=colour_scale())

@@ -1,5 +1,6 @@
 """PRADOT's prototypes of one layer and one α: how they learn and how they score."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any, Literal, get_args
@@ -20,11 +21,15 @@ from anomalib_ot.transport import (
     TransportPlan,
     Workspace,
     grid_coordinates,
+    row_blocks,
     sinkhorn,
     spatial_cost,
 )
 
 Initialisation = Literal["sample", "normal", "uniform"]
+
+# Where all cells are like all prototypes, up to rounding, there is no farthest to scale by.
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,25 @@ class PrototypeSettings:
         require(self.epsilon > 0, "epsilon", "positive", self.epsilon)
         require(self.sinkhorn_iterations >= 1, "sinkhorn_iterations", "at least 1", self.sinkhorn_iterations)
         require(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The prototype that each cell is nearest to, and the two parts of its cost, (1 − α)·feature + α·space.
+
+    Args:
+        prototype: Index of the prototype, (B, H, W).
+        feature: Feature cost, (B, H, W).
+        space: Spatial cost, (B, H, W).
+    """
+
+    prototype: Tensor
+    feature: Tensor
+    space: Tensor
+
+    def score(self, alpha: float) -> Tensor:
+        """Cost (B, H, W) with this weight of the spatial part."""
+        return (1 - alpha) * self.feature + alpha * self.space
 
 
 class Prototypes(DynamicBufferMixin, nn.Module):
@@ -239,11 +263,12 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             if self.settings.normalize_score:
                 # The farthest prototype is the unit of the image's costs.
                 needed[int(similarities.amin((0, 1)).argmin())] = True
-            gain = self._gains(similarities, scale, image)
-            best = gain.amax(-1, keepdim=True)
+            best = self._highest_gains(similarities, scale, image)
             highest.append((scale - best).amax().clamp(min=0))
-            usable = (gain >= best - tolerance * highest[-1])[0].cpu()
-            without.append(csr_array(usable[~usable[:, needed].any(-1)].numpy()))
+            enough = best - tolerance * highest[-1]
+            for cells, gains in self._gains(similarities, scale, image):
+                usable = (gains >= enough[:, cells])[0].cpu()
+                without.append(csr_array(usable[~usable[:, needed].any(-1)].numpy()))
         needed[_hitting_set(csr_array(vstack(without)))] = True
         return torch.stack(highest)
 
@@ -268,28 +293,68 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         scores = []
         for image in images:
             similarities, scale = self._compare(image)
-            if self.alpha > 0:
-                best = self._gains(similarities, scale, image).amax(-1, keepdim=True)
-            else:
-                best = similarities.amax(-1, keepdim=True) * scale
+            best = self._highest_gains(similarities, scale, image)
             scores.append((scale - best).clamp(min=0).mT.unflatten(2, features.shape[-2:]))
         return torch.cat(scores)
+
+    @torch.no_grad()
+    def assign(self, features: Tensor, alpha: float | None = None) -> Assignment:
+        """Tell which prototype has the least cost for each cell, and why.
+
+        Args:
+            features: Feature maps (B, D, H, W).
+            alpha: Weight of the spatial cost to choose with, in [0, 1]; by default that the prototypes were learned
+                with, whose scores :meth:`forward` returns.
+
+        Returns:
+            Prototypes and costs, scaled as in the score.
+        """
+        alpha = self.alpha if alpha is None else alpha
+        space = self._space(features)
+        if self.settings.normalize_score:
+            space = space / self.reach
+        parts = []
+        for image in features.split(1):
+            similarities, _ = self._compare(image)
+            feature = 1 - similarities[0]
+            if self.settings.normalize_score:
+                feature /= feature.amax().clamp(min=_SAME)
+            nearest = torch.lerp(feature, space, alpha).argmin(-1, keepdim=True)
+            parts.append(
+                [
+                    each.view(features.shape[-2:])
+                    for each in (nearest, feature.gather(1, nearest), space.gather(1, nearest))
+                ]
+            )
+        return Assignment(*map(torch.stack, zip(*parts, strict=True)))
 
     def _compare(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarity of cells and prototypes, (B, H·W, P), and the scale of the feature cost, (B or 1, 1, 1)."""
         similarities = _unit(features.float().flatten(2).mT) @ _unit(self.features).T
         if self.settings.normalize_score:
-            return similarities, (1 - self.alpha) / (1 - similarities.amin((1, 2), keepdim=True))
+            farthest = (1 - similarities.amin((1, 2), keepdim=True)).clamp(min=_SAME)
+            return similarities, (1 - self.alpha) / farthest
         return similarities, similarities.new_full((1, 1, 1), 1 - self.alpha)
 
-    def _gains(self, similarities: Tensor, scale: Tensor, features: Tensor) -> Tensor:
-        """By how much the cost of each prototype is below the scale, (B, H·W, P).
+    def _gains(self, similarities: Tensor, scale: Tensor, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """By how much the cost of each prototype is below the scale: slices of cells and their gains (B, cells, P).
 
-        The least cost is the scale less the largest of these, which takes fewer passes over the matrix.
+        The least cost is the scale less the largest of these, which takes fewer passes over the matrix. A processor
+        gets the cells of an image in blocks that stay in its cache.
         """
+        penalties = self._penalties(features) if self.alpha > 0 else None
+        blocks: Iterable[slice] = (slice(None),)
+        if features.device.type == "cpu" and not is_exporting():
+            blocks = row_blocks(similarities.shape[1:], similarities.shape[1], features.device)
+        for cells in blocks:
+            here = similarities[:, cells]
+            yield cells, here * scale if penalties is None else torch.addcmul(penalties[cells], here, scale)
+
+    def _highest_gains(self, similarities: Tensor, scale: Tensor, features: Tensor) -> Tensor:
+        """Largest gain of each cell over the prototypes, (B, H·W, 1)."""
         if self.alpha == 0:
-            return similarities * scale
-        return torch.addcmul(self._penalties(features), similarities, scale)
+            return similarities.amax(-1, keepdim=True) * scale
+        return torch.cat([gains.amax(-1, keepdim=True) for _, gains in self._gains(similarities, scale, features)], 1)
 
     def _penalties(self, features: Tensor) -> Tensor:
         """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""

@@ -163,10 +163,11 @@ def test_whitening_and_weights_come_from_the_images_trained_on(data, engine, mod
     assert not torch.allclose(fresh.weights, torch.full((2, 2), 0.25))
 
 
-def test_without_whitening_and_calibration_it_is_the_papers_model(data, engine, model):
-    pradot = model(whitened_channels=0, calibrate=False)
+def test_without_whitening_calibration_and_compression_it_is_the_papers_model(data, engine, model):
+    pradot = model(whitened_channels=0, calibrate=False, compress=False)
     engine(limit_val_batches=0).fit(pradot, datamodule=data())
     assert not pradot.model.whitening
+    assert pradot.model.count == 2 * (8 * 8 + 4 * 4)
     assert torch.equal(pradot.model.weights, torch.full((2, 2), 0.25))
 
 

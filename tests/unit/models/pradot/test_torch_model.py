@@ -100,9 +100,35 @@ def test_score_is_the_least_cost_over_the_prototypes(features, spatial, alpha, f
         torch.testing.assert_close(score.flatten(), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("spatial", ["squared", "euclidean"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_assignment_tells_the_parts_of_the_score(features, spatial, normalize):
+    prototypes = make(features, 3, 0.3, spatial=spatial, normalize_score=normalize, initialisation="normal")
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(prototypes.assign(features).score(0.3)[:, None], prototypes(features), **close)
+    for weight in (0.0, 0.7, 1.0):
+        # The same prototypes, as if they had been learned with this weight.
+        other = Prototypes(3, weight, prototypes.settings)
+        other.load_state_dict(prototypes.state_dict())
+        assignment = prototypes.assign(features, weight)
+        torch.testing.assert_close(assignment.score(weight)[:, None], other(features), **close)
+        chosen = assignment.prototype[2].flatten()
+        similarity = torch.cosine_similarity(features[2].flatten(1).T, prototypes.features[chosen])
+        unit = feature_cost(features[2].flatten(1).T, prototypes.features).max() if normalize else 1
+        torch.testing.assert_close(assignment.feature[2].flatten(), (1 - similarity) / unit, **close)
+
+
 def test_a_prototype_equal_to_a_feature_scores_zero(features):
     prototypes = make(features, 6, 0.5)
     assert prototypes(features).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_blank_picture_of_blank_prototypes_scores_about_zero(alpha):
+    blank = torch.full((2, 8, 3, 3), 0.7)
+    prototypes = make(blank, alpha=alpha)
+    assert prototypes(blank).amax() <= 0.2
+    assert prototypes.assign(blank).score(alpha).isfinite().all()
 
 
 def test_a_known_feature_in_the_wrong_place_scores_only_with_alpha(features):
@@ -344,6 +370,27 @@ class TestModel:
         model = PradotModel("resnet18", ["layer3"], pre_trained=False).eval()
         with pytest.raises(RuntimeError, match="no prototypes yet"):
             model(torch.rand(1, 3, 64, 64))
+
+    def test_embeddings_are_the_whitened_features_that_prototypes_score(self, model):
+        images = torch.rand(3, 3, 64, 64)
+        features = start(model.eval(), images)
+        embeddings = model.embeddings(images)
+        for layer, maps in embeddings.items():
+            torch.testing.assert_close(maps, model.whitening[layer](features[layer]))
+        model.weights = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+        score = model.prototypes_of("layer3", 0.3)(embeddings["layer3"])
+        torch.testing.assert_close(model(images).anomaly_map, model.anomaly_map_generator([score], (64, 64)))
+
+    def test_an_unknown_layer_or_alpha_is_refused(self, model):
+        with pytest.raises(ValueError, match="layer must be 'layer2' or 'layer3', not 'layer1'"):
+            model.prototypes_of("layer1", 0.0)
+        with pytest.raises(ValueError, match=r"alpha must be 0\.0 or 0\.3, not 0\.1"):
+            model.prototypes_of("layer2", 0.1)
+
+    def test_embeddings_need_prototypes(self):
+        model = PradotModel("resnet18", ["layer3"], pre_trained=False)
+        with pytest.raises(RuntimeError, match="no prototypes to compare with yet: fit it"):
+            model.embeddings(torch.rand(1, 3, 64, 64))
 
     @pytest.mark.parametrize("size", [(64, 64), (50, 93), (224, 97)])
     def test_any_size_and_aspect_ratio(self, size):
