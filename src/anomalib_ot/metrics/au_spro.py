@@ -1,7 +1,7 @@
 """Saturated per-region overlap, in memory that does not grow with the number of images.
 
 The saturated per-region overlap (Bergmann et al., 2022, https://doi.org/10.1007/s11263-022-01578-9) of a prediction P
-with a defect A that saturates at an area s is sPRO = min(|A ∩ P| / s, 1). With s the area of A it is the per-region
+with a defect A that saturates at an area s is sPRO = ``min(|A ∩ P| / s, 1)``. With s the area of A it is the per-region
 overlap, PRO (Bergmann et al., 2021, https://doi.org/10.1007/s11263-020-01400-4). P holds the pixels that score at least
 a threshold. As the threshold falls, the mean over all defects rises, and so does the false-positive rate, the share of
 defect-free pixels in P.
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from anomalib.metrics import AnomalibMetric
-from anomalib.metrics.pro import connected_components_cpu
+from skimage.measure import label
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchmetrics import Metric
@@ -220,8 +220,9 @@ class AUSPRO(AnomalibMetric, _AUSPRO):  # type: ignore[misc]
 class PROCurve(_OverlapHistograms):
     """Per-region overlap over the false-positive rate.
 
-    The regions are the connected components of the masks, as for anomalib's ``AUPRO``, which keeps all maps. Here the
-    scores are rounded to 12 significant bits and 48 MiB hold any number of images.
+    The regions are the connected components of the masks, as for anomalib's ``AUPRO``, which keeps all maps and leaves
+    out a defect that covers its whole image. Here the scores are rounded to 12 significant bits and 48 MiB hold any
+    number of images.
 
     Args:
         fpr_limit: Largest false-positive rate, above 0 and at most 1.
@@ -263,8 +264,9 @@ class PROCurve(_OverlapHistograms):
         if anomaly_map.shape != gt_mask.shape:
             msg = f"maps {tuple(anomaly_map.shape)} and masks {tuple(gt_mask.shape)} must be of one shape"
             raise ValueError(msg)
-        components = connected_components_cpu((gt_mask != 0).float().cpu()[:, None])[:, 0]
-        for scores, labels in zip(anomaly_map, components, strict=True):
+        for scores, mask in zip(anomaly_map, gt_mask, strict=True):
+            # Not anomalib's components, which lack one that covers the whole image.
+            labels = torch.from_numpy(label((mask != 0).cpu().numpy(), connectivity=2))
             regions = [pixels.to(scores.device) for pixels in _regions(labels)]
             self._count(scores, regions, [len(pixels) for pixels in regions], 0)
 

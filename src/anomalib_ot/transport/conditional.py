@@ -26,7 +26,7 @@ class Navigator(nn.Module):
     Args:
         channels: C, of the features.
         hidden: H, hidden units.
-        start: ``metric`` starts at d_φ = |m − q|² / temperature, where the navigators already send to what is near;
+        start: ``metric`` starts at ``d_φ = |m − q|² / temperature``, where the navigators already send to what is near;
             ``random`` at the usual random weights of linear layers, as in the paper.
         temperature: Temperature of the start ``metric``, in units of c².
 
@@ -114,7 +114,7 @@ def euclidean_cost(memory: Tensor, query: Tensor) -> Tensor:
         query: (..., M, C).
 
     Returns:
-        (..., M, N). Distances far smaller than the norms lose digits: centre the features.
+        (..., M, N). Distances far smaller than the norms lose digits, unless the features are centred.
     """
     return squared_distance(memory, query).clamp(min=0).sqrt()
 
@@ -181,7 +181,7 @@ def fit_navigator(
         The steps taken and the objective.
 
     Raises:
-        ValueError: If an argument is out of its range, or a feature is not finite.
+        ValueError: If an argument is out of its range, a side has no features, or a feature is not finite.
     """
     if not 0 <= rho <= 1:
         msg = f"rho must be in [0, 1], not {rho}"
@@ -189,8 +189,11 @@ def fit_navigator(
     if steps < 0 or not learning_rate > 0:
         msg = f"steps must be at least 0 and learning_rate positive, not {steps} and {learning_rate}"
         raise ValueError(msg)
-    if not (memory.isfinite().all() and query.isfinite().all()):
-        msg = "the features of the memory and of the query must be finite"
+    if features is not None and features < 1:
+        msg = f"features must be at least 1 or None, not {features}"
+        raise ValueError(msg)
+    if not (len(memory) and len(query) and memory.isfinite().all() and query.isfinite().all()):
+        msg = "the features of the memory and of the query must be finite, and at least one of each"
         raise ValueError(msg)
     objective: list[float] = []
     # Scoring runs in inference mode, whose tensors cannot take part in a gradient: samples are copies.

@@ -14,6 +14,8 @@ from .workspace import Workspace
 SpatialCost = Literal["squared", "euclidean"]
 
 _BLOCK_ENTRIES = 2**20
+# Cosine distances below so many roundings cannot be told from zero.
+_ROUNDINGS = 16
 
 
 def grid_coordinates(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
@@ -153,8 +155,8 @@ class FusedCost:
         shape: (B·N, P).
 
     Raises:
-        ValueError: If there are no features or prototypes, their sizes differ, they are not finite, or the features are
-            not whole images.
+        ValueError: If there are no features or prototypes, their sizes differ, they are not finite, the features are
+            not whole images, there is not one coordinate for each prototype, or α is out of its range.
 
     Example:
         >>> corners = grid_coordinates(1, 2)
@@ -180,8 +182,14 @@ class FusedCost:
         if not self.shape[1] or not processes.total(self.shape[0], features.device):
             msg = f"there is nothing to transport from {self.shape[0]} features to {self.shape[1]} prototypes"
             raise ValueError(msg)
-        if features.shape[0] % self.cells:
+        if not self.cells or features.shape[0] % self.cells:
             msg = f"{features.shape[0]} features are not whole images of {self.cells} cells"
+            raise ValueError(msg)
+        if len(prototype_coords) != self.shape[1]:
+            msg = f"{self.shape[1]} prototypes cannot have {len(prototype_coords)} coordinates"
+            raise ValueError(msg)
+        if not 0 <= alpha <= 1:
+            msg = f"alpha must be in [0, 1], not {alpha}"
             raise ValueError(msg)
         self._features = F.normalize(features, dim=-1)
         self._prototypes = F.normalize(prototypes, dim=-1)
@@ -194,8 +202,9 @@ class FusedCost:
         if not math.isfinite(farthest):
             msg = "features and prototypes must be finite, but some are NaN or infinite"
             raise ValueError(msg)
-        # An all-zero term, a single prototype cell say, is left as it is.
-        self._scale = (1 - alpha) / (farthest or 1.0)
+        # A term that is zero, up to rounding, is left as it is: a single prototype cell say, or equal features.
+        rounding = _ROUNDINGS * torch.finfo(features.dtype).eps
+        self._scale = (1 - alpha) / (farthest if farthest > rounding else 1.0)
         # The part of the cost that does not depend on the features, for the cells of one image: (N, P), or (1, 1).
         self._offsets = torch.full((1, 1), self._scale, device=features.device, dtype=features.dtype)
         if alpha > 0:

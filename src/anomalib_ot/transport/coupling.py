@@ -3,10 +3,10 @@
 A coupling is an object that is called with a batch of data and one of noise and returns the noise in the order of its
 partners. Flow matching then regresses the velocity between partners and does not know how they were chosen.
 
-For data x_1 … x_N and noise z_1 … z_N the *optimal* coupling is the permutation σ that minimises Σ_i |x_i − z_σ(i)|²
-(optimal-transport flow matching: Tong et al., 2024, arXiv 2302.00482; Pooladian et al., 2023, arXiv 2304.14772), and
-the *worst* one maximises it (WT-Flow: Li et al., 2025, arXiv 2508.05461). Both depend on the inner products ⟨x_i, z_j⟩
-alone.
+For data x_1 … x_N and noise z_1 … z_N the *optimal* coupling is the permutation σ that minimises
+``Σ_i |x_i − z_σ(i)|²`` (optimal-transport flow matching: Tong et al., 2024, arXiv 2302.00482; Pooladian et al., 2023,
+arXiv 2304.14772), and the *worst* one maximises it (WT-Flow: Li et al., 2025, arXiv 2508.05461). Both depend on the
+inner products ⟨x_i, z_j⟩ alone.
 """
 
 import math
@@ -158,7 +158,8 @@ class OptimalCoupling:
             float(gains.gather(2, chosen[..., None]).sum())
             for chosen in (self._assign(gains), _exact_assignment(gains))
         )
-        return 1 - ours / best
+        # Where the exact assignment gains nothing, zero maps say, there is nothing to stay behind.
+        return 1 - ours / best if best else 0.0
 
     def check(self, shape: Sequence[int]) -> None:
         """Refuse batches whose points the block size does not divide.

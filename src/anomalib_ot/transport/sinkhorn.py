@@ -61,7 +61,7 @@ class TransportPlan:
 
     @property
     def potential(self) -> Tensor:
-        """Dual potential (P,) of the columns, g + ε log v: the warm start of a similar problem."""
+        """Dual potential g + ε log v of the columns (P,), the warm start of a similar problem."""
         return self.column_potential + self.epsilon * self.column_scaling.log()
 
     def dense(self) -> Tensor:
@@ -83,7 +83,7 @@ class TransportPlan:
         return total.mul_((self.column_scaling / self.column_weights)[:, None])
 
     def transport_cost(self) -> float:
-        """⟨T, M⟩, without the entropy, from M = f + g − ε log K."""
+        """⟨T, M⟩, without the entropy, from M = f + g − ε log K; off by about a rounding of ε where M is smaller."""
         rows = float(self.row_weights.double() @ self.row_potential.double())
         columns = float(self.column_sums.double() @ self.column_potential.double())
         entropy = self.kernel.entropy(self.row_scaling, self.column_scaling)
@@ -112,11 +112,12 @@ def sinkhorn(
     time, and the kernel is kept in the cheapest form that suits it, see :func:`make_kernel`.
 
     Args:
-        cost: M, (N, P), finite. Left as it is.
-        epsilon: Regularisation ε > 0, in the unit of the cost.
+        cost: M, (N, P), finite, in single or double precision. Left as it is.
+        epsilon: Regularisation ε > 0, in the unit of the cost. Entries of the plan are off by a share of about
+            ``max |M| / ε`` roundings of that precision.
         max_iterations: Upper bound on the iterations, at least 1.
         tolerance: Stop once the L1 error of the column marginals is at most this; 0 runs all iterations.
-        potential: Dual potential (P,) of the columns from an earlier, similar problem, to start from.
+        potential: Dual potential (P,) of the columns from an earlier, similar problem, finite, to start from.
         row_weights: a, (N,), positive; uniform with sum one if left out.
         column_weights: b, (P,), positive, with the sum of a; uniform if left out.
         workspace: Memory to work in, 2 GiB if left out.
@@ -141,15 +142,15 @@ def sinkhorn(
         cost = DenseCost(cost)
     workspace = workspace or Workspace()
     processes = processes or Processes()
-    _check(cost, epsilon, max_iterations, potential)
     sample = cost[:1]
+    _check(sample, epsilon, max_iterations, tolerance, potential)
     a, b = _marginals(row_weights, column_weights, cost.shape, sample, processes)
     g = _column_transform(cost, processes) if potential is None else potential.to(sample)
     # What is left out of a sparse kernel must not matter beside the error of the marginals that is allowed.
     left_out = max(_LEFT_OUT, tolerance / 100)
     kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
-    if not math.isfinite(float(f.sum())):
-        msg = "the cost has NaN or infinite entries"
+    if not f.isfinite().all():
+        msg = f"the cost divided by epsilon {epsilon} has NaN or infinite entries"
         raise ValueError(msg)
 
     def scale_columns(u: Tensor, sums: Tensor) -> Tensor:
@@ -185,15 +186,24 @@ def sinkhorn(
     return TransportPlan(kernel, f, g, u, v, a, b, v * sums, epsilon, iteration, error, processes)
 
 
-def _check(cost: Cost, epsilon: float, max_iterations: int, potential: Tensor | None) -> None:
+def _check(sample: Tensor, epsilon: float, max_iterations: int, tolerance: float, potential: Tensor | None) -> None:
+    if sample.dtype not in (torch.float32, torch.float64):
+        msg = f"the cost must be of float32 or float64, not {sample.dtype}"
+        raise ValueError(msg)
     if not (epsilon > 0 and math.isfinite(epsilon)):
         msg = f"epsilon must be positive and finite, not {epsilon}"
         raise ValueError(msg)
     if max_iterations < 1:
         msg = f"max_iterations must be at least 1, not {max_iterations}"
         raise ValueError(msg)
-    if potential is not None and potential.shape != cost.shape[1:]:
-        msg = f"the potential has shape {tuple(potential.shape)}, the cost has {cost.shape[1]} columns"
+    if not tolerance >= 0:
+        msg = f"tolerance must be at least 0, not {tolerance}"
+        raise ValueError(msg)
+    if potential is not None and potential.shape != sample.shape[1:]:
+        msg = f"the potential has shape {tuple(potential.shape)}, the cost has {sample.shape[1]} columns"
+        raise ValueError(msg)
+    if potential is not None and not potential.isfinite().all():
+        msg = "the potential has NaN or infinite entries"
         raise ValueError(msg)
 
 

@@ -29,6 +29,7 @@ def share(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     # Unequal shares: four images here, two there; all here, none there.
     results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
+    assert Processes.all().first(torch.full((2, 3), float(rank)).T).tolist() == [[0, 0]] * 3
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -51,4 +52,5 @@ def test_a_process_alone_needs_no_group():
     tensor = torch.rand(3)
     assert Processes.all() == Processes()
     assert Processes().sum(tensor) is tensor
+    assert Processes().first(tensor) is tensor
     assert Processes().total(5, torch.device("cpu")) == 5
