@@ -1,10 +1,11 @@
-# make demo: set up and run the main job on an embedded category. make test: set up and run the tests.
+# make demo: set up and run the main job on an embedded category. make test: set up and run the tests. make docs: set up
+# and build the documentation, dist/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
@@ -18,11 +19,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
+
 # A half-finished set-up leaves no .ready behind and is done again.
 $(READY): pyproject.toml constraints.txt anomalib_ot.pth
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[offline,openvino,ray,sam,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,offline,openvino,ray,sam,dev]"
 	touch $(READY)
 
 clean:
