@@ -26,7 +26,7 @@ docs: $(READY)
 $(READY): pyproject.toml constraints.txt anomalib_ot.pth
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,offline,openvino,ray,sam,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,offline,openvino,ray,sam,viz,dev]"
 	touch $(READY)
 
 clean:

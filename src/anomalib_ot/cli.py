@@ -107,7 +107,54 @@ def compare(
     return text.read_text(encoding="utf-8")
 
 
-_SUBCOMMANDS = {"compare": compare, "weights": weights}
+def explain(
+    ckpt_path: Path,
+    data: str | dict[str, Any],
+    root: Path | None = None,
+    output: Path = Path("results/explain"),
+    pictures: list[str] | None = None,
+    count: int = 3,
+    views: list[str] | None = None,
+    pixel: tuple[float, float] | None = None,
+    formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - it is not changed
+    model: Literal["Foct", "Pradot", "WtFlow"] | None = None,
+    backbone: str | None = None,
+    seed: int = 0,
+) -> str:
+    """Explain scores in pictures and numbers, as in: anomalib-ot explain --ckpt_path model.ckpt --data Assembly.
+
+    Each picture has a folder with its views and numbers, the model has one, and index.html lists them.
+
+    Args:
+        ckpt_path: Checkpoint of a fitted Foct, Pradot or WtFlow.
+        data: Data module as for anomalib, such as Assembly or '{class_path: MVTecAD, init_args: {category: bottle}}',
+            or a picture or a folder of pictures.
+        root: Folder that the data module's relative root is meant from.
+        output: Folder to write to; what is there of other pictures stays.
+        pictures: Pictures by folder and name, as '[scratch/003, good/001]'; by default some are chosen.
+        count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
+        views: Names of the views; by default all that can be drawn of evidence, for Pradot assignments, restoration,
+            prototypes, projection and cells, for Foct transport, foreground and growth, for WtFlow flow.
+        pixel: Pixel whose transport Foct shows, from the left and from the top, in the picture as the model sees it; by
+            default the one with the highest score.
+        formats: Formats of the figures.
+        model: Class of the model, by default the one that the checkpoint is of.
+        backbone: Backbone, where the one that the checkpoint names is not there any more.
+        seed: Seed of what is drawn at random.
+
+    Returns:
+        A line for each picture, and the page.
+    """
+    from anomalib_ot.visualization.explain import explain as write_explanation  # noqa: PLC0415
+    from anomalib_ot.visualization.explain import summary  # noqa: PLC0415
+
+    page, explained = write_explanation(
+        ckpt_path, data, output, root, model, backbone, pictures, count, views, pixel, formats, seed
+    )
+    return "\n".join([*map(summary, explained), str(page)])
+
+
+_SUBCOMMANDS = {"compare": compare, "explain": explain, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -122,6 +169,7 @@ def main(args: list[str] | None = None) -> None:
         output = CLI(
             _SUBCOMMANDS,
             args=args,
+            as_positional=False,
             prog="anomalib-ot",
             version=__version__,
             description="Tools of anomalib-ot; its models run from the command anomalib.",

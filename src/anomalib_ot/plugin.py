@@ -51,7 +51,10 @@ class _RegisterAfterHost:
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
             try:
+                require_versions()
                 import_module("anomalib_ot.models")
+                # Its visualizer has a short name too.
+                import_module("anomalib_ot.visualization.visualizer")
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, the host goes on
                 import warnings  # noqa: PLC0415
 
@@ -73,6 +76,35 @@ def install() -> None:
     # In a virtual environment Python reads its .pth files twice.
     if not any(isinstance(finder, _RegisterAfterHost) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfterHost())
+
+
+def require_versions() -> None:
+    """Refuse installed packages of versions that this one's own metadata excludes, before they fail in other words.
+
+    Raises:
+        ImportError: If there are any; it names them, and the versions that would do.
+    """
+    from importlib.metadata import PackageNotFoundError, requires, version  # noqa: PLC0415
+
+    from packaging.requirements import Requirement  # noqa: PLC0415 - comes with the host
+
+    wrong = []
+    for line in requires("anomalib-ot") or ():
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(needed.name)
+        except PackageNotFoundError:
+            # The import names it; another package may stand in for it.
+            continue
+        if not needed.specifier.contains(found, prereleases=True):
+            wrong.append((f"{needed.name}{needed.specifier}", f"{needed.name} {found}"))
+    if wrong:
+        needs, finds = (", ".join(column) for column in zip(*wrong, strict=True))
+        commands = " ".join(f'"{each}"' for each, _ in wrong)
+        msg = f"anomalib-ot needs {needs}, but {finds} is installed; run: pip install {commands}"
+        raise ImportError(msg)
 
 
 def register(*models: type) -> None:

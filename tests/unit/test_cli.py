@@ -7,6 +7,7 @@ import pytest
 
 import anomalib_ot
 from anomalib_ot.cli import main
+from anomalib_ot.visualization.views import VIEWS
 
 SCRIPT = "from anomalib_ot.cli import main; main()"
 
@@ -40,6 +41,22 @@ def test_help_lists_the_subcommands(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "ImageNet weights" in capsys.readouterr().out
+
+
+def test_help_of_explain_has_an_example_and_every_view(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["explain", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "anomalib-ot explain --ckpt_path model.ckpt --data Assembly" in text
+    assert not [name for name in VIEWS if name not in text]
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["explain", "--ckpt_path", "absent.ckpt", "--data", "Assembly"])
+    assert stop.value.code == "anomalib-ot: there is no checkpoint absent.ckpt"
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

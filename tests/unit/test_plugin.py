@@ -1,9 +1,11 @@
 """One test for each promise that anomalib makes its models and that plugin.py relies on."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 
 import pytest
 
@@ -128,3 +130,53 @@ def test_registering_twice_changes_nothing():
         plugin.register(Pradot)
         plugin.register(Pradot)
     assert anomalib.models.__all__.count("Pradot") == 1
+
+
+def fake_versions(monkeypatch, **versions):
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: versions.get(name) or real(name))
+
+
+@pytest.mark.parametrize(
+    ("package", "found", "needed"),
+    [
+        ("anomalib", "2.6.2", "anomalib<3,>=2.7"),
+        ("anomalib", "3.0.0", "anomalib<3,>=2.7"),
+        ("torch", "2.9.1+cpu", "torch>=2.10"),
+        ("timm", "1.0.9", "timm>="),
+    ],
+)
+def test_a_version_that_does_not_do_is_named_with_those_that_would(monkeypatch, package, found, needed):
+    fake_versions(monkeypatch, **{package: found})
+    with pytest.raises(ImportError, match=rf"needs {re.escape(needed)}.*, but {re.escape(package)} ") as caught:
+        plugin.require_versions()
+    assert found in str(caught.value)
+    assert f'pip install "{needed}' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "found"), [("anomalib", "2.7.0"), ("anomalib", "2.99"), ("torch", "3.1.0.dev2+cpu")]
+)
+def test_a_version_that_does_passes(monkeypatch, package, found):
+    fake_versions(monkeypatch, **{package: found})
+    plugin.require_versions()
+
+
+def test_what_extras_need_is_not_asked_of_everyone(monkeypatch):
+    fake_versions(monkeypatch, openvino="1.0")
+    plugin.require_versions()
+
+
+def test_with_an_old_host_the_message_says_so_and_the_host_goes_on():
+    out = run(
+        "import importlib.metadata as metadata, warnings\n"
+        "real = metadata.version\n"
+        "metadata.version = lambda name: '2.6.2' if name == 'anomalib' else real(name)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import anomalib.models\n"
+        "print([str(w.message) for w in caught if 'could not register' in str(w.message)])\n"
+        "print(hasattr(anomalib.models, 'Pradot'), anomalib.models.Padim.__name__)"
+    )
+    assert "needs anomalib<3,>=2.7, but anomalib 2.6.2 is installed; run: pip install" in out
+    assert out.strip().endswith("False Padim")

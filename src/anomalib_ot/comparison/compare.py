@@ -16,10 +16,12 @@ from queue import SimpleQueue
 
 import torch
 
+from anomalib_ot.components.files import write_text
+
 from .ensemble import ensemble_runs
 from .job import cores, run_job
 from .plan import Job, Plan
-from .record import Key, Record, by_key, read_record, run_folders, unpack_record, write_text
+from .record import Key, Record, by_key, read_record, run_folders, unpack_record
 
 logger = logging.getLogger(__name__)
 

@@ -4,20 +4,18 @@ import csv
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib import import_module
 from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import anomalib.models  # noqa: F401 - jsonargparse finds a short name among the classes that are imported
 import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from jsonargparse import ArgumentParser, Namespace
 
 from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.class_paths import class_of, create, rooted
 from anomalib_ot.data import FewShot
 
 from .record import Key, folder_name
@@ -80,11 +78,11 @@ class Job:
         """A new model with the shared backbone and size, which neither evaluates nor draws."""
         shared = {"pre_processor": self._pre_processor(), "evaluator": False, "visualizer": False}
         model = {**self.model, "init_args": {**self.model["init_args"], **shared}}
-        return _create(AnomalibModule, model)
+        return create(AnomalibModule, model)
 
     def create_data(self) -> AnomalibDataModule:
         """A new data module, whose random splits are the same for all models and seeds."""
-        data = _create(AnomalibDataModule, self.data)
+        data = create(AnomalibDataModule, self.data)
         if data.seed is None:
             data.seed = _SPLIT_SEED
         return data if self.key.shots is None else FewShot(data, self.key.shots, self.key.seed)
@@ -92,7 +90,7 @@ class Job:
     def _pre_processor(self) -> PreProcessor:
         if backbone := self.model["init_args"].get("backbone"):
             return resize_and_normalize(self.image_size, backbone)
-        return _class(AnomalibModule, self.model).configure_pre_processor(self.image_size)
+        return class_of(AnomalibModule, self.model).configure_pre_processor(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -264,7 +262,7 @@ def read_plan(
             content["baseline"] = None
     content |= {name: value for name, value in settings.items() if value is not None}
     if root is not None:
-        content["data"] = {label: _rooted(config, root) for label, config in content.get("data", {}).items()}
+        content["data"] = {label: rooted(config, root) for label, config in content.get("data", {}).items()}
     values: dict[str, Any] = {"models": {}, "data": {}}
     values |= {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
     return Plan(**values)
@@ -292,11 +290,6 @@ def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) ->
     return chosen
 
 
-def _rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    own = config.get("init_args", {})
-    return {**config, "init_args": {**own, "root": str(root / own.get("root", ""))}}
-
-
 def _check(kind: type, label: str, config: dict[str, Any]) -> None:
     """Refuse what the class would, before anything runs."""
     extra = {"class_path", "init_args", *(_OWN if kind is AnomalibModule else ("categories",))}
@@ -304,28 +297,11 @@ def _check(kind: type, label: str, config: dict[str, Any]) -> None:
         msg = f"{label} must have a class_path, and may have {', '.join(sorted(extra - {'class_path'}))}: {config}"
         raise ValueError(msg)
     try:
-        _parse(kind, config)
+        class_of(kind, config)
     except ArgumentError as error:
         msg = f"{label}: {' '.join(str(error).split())}"
         raise ValueError(msg) from error
 
 
-def _parse(kind: type, config: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--it", type=kind)
-    it = {name: config[name] for name in ("class_path", "init_args") if name in config}
-    return parser, parser.parse_object(Namespace(it=it))
-
-
-def _create(kind: type, config: dict[str, Any]) -> Any:
-    parser, parsed = _parse(kind, config)
-    return parser.instantiate_classes(parsed).it
-
-
-def _class(kind: type, config: dict[str, Any]) -> Any:
-    module, _, name = _parse(kind, config)[1].it.class_path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
 def _parameters(kind: type, config: dict[str, Any]) -> set[str]:
-    return {*signature(_class(kind, config)).parameters}
+    return {*signature(class_of(kind, config)).parameters}

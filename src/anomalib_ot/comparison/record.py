@@ -11,8 +11,6 @@
 import csv
 import io
 import json
-import shutil
-import uuid
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -22,6 +20,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anomalib_ot.components.files import replacing
 
 Curve = list[list[float]]
 
@@ -91,7 +91,7 @@ class Predictions:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the test set: alike for two runs if they tested the same images with the same labels."""
+        """Name of the test set, alike for two runs if they tested the same images with the same labels."""
         images = zip(self.images, self.kinds, self.labels.tolist(), strict=True)
         names = "\n".join(f"{kind}/{Path(image).name} {label}" for image, kind, label in images)
         return sha256(names.encode()).hexdigest()[:16]
@@ -190,32 +190,9 @@ def unpack_record(runs: Path, key: Key, files: dict[str, bytes]) -> Record:
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files, whole or not at all, in the place of what was there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(folder)
-    try:
-        partial.mkdir()
+    with replacing(folder) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_text(path: Path, content: str) -> Path:
-    """Write a file, whole or not at all: a full disk does not cost the one before."""
-    partial = _beside(path)
-    try:
-        partial.write_text(content, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _beside(path: Path) -> Path:
-    """A hidden name that no other process writes to."""
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def read_record(folder: Path) -> Record:

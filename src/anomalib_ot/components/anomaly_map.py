@@ -42,7 +42,7 @@ class AnomalyMapGenerator(nn.Module):
             image_size: Height and width of the map, in pixels.
 
         Returns:
-            (B, 1, *image_size).
+            ``(B, 1, *image_size)``.
         """
         height, width = image_size
         maps = (

@@ -293,11 +293,17 @@ def _staged(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
         yield Path(folder)
         destination = root / "weights" / kind.value
         destination.mkdir(parents=True, exist_ok=True)
-        # The report comes last: where there is one, the model is whole.
-        files = sorted((Path(folder) / "weights" / kind.value).iterdir(), key=lambda path: path.suffix == ".json")
-        (destination / files[-1].name).unlink(missing_ok=True)
+        files = sorted((Path(folder) / "weights" / kind.value).iterdir(), key=_place)
+        # Whatever breaks this off, no graph has another export's weights.
+        for path in reversed(files):
+            (destination / path.name).unlink(missing_ok=True)
         for path in files:
             path.replace(destination / path.name)
+
+
+def _place(path: Path) -> int:
+    """Weights come before the graph that reads them, and the report last: where there is one, the model is whole."""
+    return 2 if path.suffix == ".json" else int(path.suffix in {".onnx", ".xml"})
 
 
 def _final(export_root: Path | str, staged: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 CachePlace = Literal["auto", "device", "cpu", "disk", "none"]
 
+# What Pillow raises for files that are damaged, or too large.
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # Transforms that give the same picture each time; anything else counts as augmentation.
 _DETERMINISTIC = (
     v2.CenterCrop,
@@ -336,12 +339,26 @@ def _allocate(
         return FeatureDataset({layer: torch.empty(shape, device=where) for layer, shape in shapes.items()})
     folder = tempfile.TemporaryDirectory(prefix="anomalib-ot-")
     mapped = {
-        layer: torch.from_file(
-            str(Path(folder.name) / f"{index}.features"), shared=True, size=torch.Size(shape).numel()
-        ).view(shape)
+        layer: _map_file(Path(folder.name) / f"{index}.features", shape)
         for index, (layer, shape) in enumerate(shapes.items())
     }
     return FeatureDataset(mapped, folder)
+
+
+def _map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A tensor in a file, for which the disk has set space aside: to run out of it later would end the process."""
+    size = torch.Size(shape).numel()
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
+            except OSError as error:
+                msg = (
+                    f"no room on disk for {4 * size / 1e6:.1f} MB of features ({error.strerror}); free some, set "
+                    "TMPDIR to another disk, or give feature_cache=none"
+                )
+                raise OSError(error.errno, msg, str(path)) from error
+    return torch.from_file(str(path), shared=True, size=size).view(shape)
 
 
 def _choose_place(size: int, budget: float, device: torch.device) -> CachePlace:
@@ -381,7 +398,7 @@ def _naming_unreadable_images(images: Any) -> Iterator[None]:
     """Turn a reader's error, which seldom says which file, into one that does."""
     try:
         yield
-    except OSError:
+    except _UNREADABLE:
         for path in images.dataset.samples.image_path:
             _check_readable(path)
         raise
@@ -390,6 +407,6 @@ def _naming_unreadable_images(images: Any) -> Iterator[None]:
 def _check_readable(path: str) -> None:
     try:
         read_image(path)
-    except OSError as error:
+    except _UNREADABLE as error:
         msg = f"training image {path} cannot be read ({error}); repair or remove it"
         raise ValueError(msg) from error

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 # One map for all scores, readable in grey and by the colour-blind.
@@ -58,6 +59,13 @@ def show_map(panel: Axes, values: Tensor, title: str = "", limits: tuple[float, 
     figure = panel.get_figure()
     assert figure is not None  # noqa: S101 - a panel is part of a figure
     figure.colorbar(shown, ax=panel, shrink=0.8)
+
+
+def pixels_of(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as RGBA pixels (h, w, 4)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_ot.comparison.record import Record, write_text
+from anomalib_ot.comparison.record import Record
+from anomalib_ot.components.files import write_text
 from anomalib_ot.components.pages import render_page
 
 from . import figures, tables

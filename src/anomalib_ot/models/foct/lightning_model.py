@@ -7,7 +7,6 @@ Paper: FOCT: Few-shot industrial anomaly detection with foreground-aware online 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from anomalib_ot.components.feature_cache import check_finite
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.transport import NavigatorStart
 
-from .torch_model import FoctModel, Measure, TransportSettings
+from .torch_model import FoctModel, Measure, Taught, TransportSettings
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +163,7 @@ class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # 
             smoothing,
         )
         self._support: list[Tensor] = []
-        self._before_validation: dict[str, dict[str, Tensor]] = {}
+        self._before_validation: tuple[Taught, Sequence[Taught]] | None = None
 
     @staticmethod
     def configure_pre_processor(
@@ -250,17 +249,35 @@ class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # 
     def on_validation_start(self) -> None:
         """Start afresh; what validation teaches is forgotten after it."""
         super().on_validation_start()
-        self._before_validation = {name: deepcopy(part.state_dict()) for name, part in self._taught().items()}
+        self._before_validation = self.model.taught(), tuple(self.model.earlier)
         self.model.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Forget the images of the validation set."""
-        for name, part in self._taught().items():
-            part.load_state_dict(self._before_validation[name])
+        assert self._before_validation is not None  # noqa: S101 - set when validation starts
+        taught, earlier = self._before_validation
+        self.model.reset()
+        self.model.recall(taught)
+        self.model.earlier.extend(earlier)
 
-    def _taught(self) -> dict[str, nn.Module]:
-        """What queries teach."""
-        return {"episodic": self.model.episodic, "navigator": self.model.navigator}
+    def rollback(self, queries: int) -> None:
+        """Take back what the last queries of an online model taught, as if they had not been seen.
+
+        A checkpoint has the memory as it stands, not what came before it. Unless ``keep_memory``, each test and each
+        prediction starts afresh anyway.
+
+        Args:
+            queries: Number of images, up to the last 100 since the memory was last empty.
+
+        Raises:
+            ValueError: If there are not as many.
+
+        Example:
+            >>> model = Foct(online=True, keep_memory=True)  # doctest: +SKIP
+            >>> engine.predict(model, data_path="batch_of_bad_parts")  # doctest: +SKIP
+            >>> model.rollback(20)  # doctest: +SKIP
+        """
+        self.model.rollback(queries)
 
     def on_test_start(self) -> None:
         """Start afresh, unless the memory is kept."""
@@ -290,6 +307,7 @@ class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # 
         learned = ("semantic", "episodic", "centre", "scale")
         refuse_another_architecture(self, checkpoint, _ARCHITECTURE, learned)
         super().on_load_checkpoint(checkpoint)
+        self.model.earlier.clear()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -298,7 +316,7 @@ class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # 
 
     @property
     def learning_type(self) -> LearningType:
-        """One-class: Foct learns from normal images. For what anomalib calls few-shot, it would not fit at all."""
+        """One-class, as Foct learns from normal images. For what anomalib calls few-shot, it would not fit at all."""
         return LearningType.ONE_CLASS
 
 

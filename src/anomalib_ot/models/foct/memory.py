@@ -98,15 +98,16 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         Returns:
             The memory of each query, N = K n.
         """
-        _, views, size, _ = self.features.shape
         features, flags = [], []
         for support, mask in zip(self.features, self.is_foreground, strict=True):
-            distances = squared_distance(support.flatten(0, 1), query)
-            nearest = distances.unflatten(-1, (views, size)).amin(-1).clamp(min=0).sqrt()
-            best = nearest.mean(1).argmin(-1)
+            best = _nearest_view(support, query)
             features.append(support[best])
             flags.append(mask[best])
         return Memory(torch.cat(features, 1), torch.cat(flags, 1))
+
+    def nearest_views(self, query: Tensor) -> Tensor:
+        """Which views :meth:`register_to` chooses for queries (B, M, C): their numbers, (B, K)."""
+        return torch.stack([_nearest_view(support, query) for support in self.features], 1)
 
 
 class EpisodicMemory(DynamicBufferMixin, nn.Module):
@@ -134,7 +135,7 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
 
     def clear(self) -> None:
         """Forget the queries."""
-        self._set(self.features.new_empty((0, 0)), self.is_foreground.new_empty(0))
+        self.replace(self.features.new_empty((0, 0)), self.is_foreground.new_empty(0))
 
     def add(self, features: Tensor, is_foreground: Tensor) -> None:
         """Remember features (L, C), and compress once the memory is full (eq. 7)."""
@@ -148,9 +149,10 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
             size = min(features.shape[0], max(1, round(self.compression * self.capacity)))
             chosen = greedy_coreset(features @ projection, size)
             features, is_foreground = features[chosen], is_foreground[chosen]
-        self._set(features, is_foreground)
+        self.replace(features, is_foreground)
 
-    def _set(self, features: Tensor, is_foreground: Tensor) -> None:
+    def replace(self, features: Tensor, is_foreground: Tensor) -> None:
+        """Remember features (N, C) in the place of all others."""
         # Scoring runs in inference mode, whose tensors could not be loaded into from a checkpoint.
         with torch.inference_mode(mode=False):
             self.features, self.is_foreground = features.clone(), is_foreground.clone()
@@ -164,6 +166,13 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
             torch.cat([memory.features, self.features.expand(batch, -1, -1)], 1),
             torch.cat([memory.is_foreground, self.is_foreground.expand(batch, -1)], 1),
         )
+
+
+def _nearest_view(support: Tensor, query: Tensor) -> Tensor:
+    """Number (B,) of the view of a support image (R, n, C) that lies nearest to each query (B, M, C)."""
+    distances = squared_distance(support.flatten(0, 1), query)
+    nearest = distances.unflatten(-1, support.shape[:2]).amin(-1).clamp(min=0).sqrt()
+    return nearest.mean(1).argmin(-1)
 
 
 def _coreset_of_parts(features: Tensor, mask: Tensor, foreground: int, background: int) -> Tensor:

@@ -1,9 +1,10 @@
 """FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
 
+from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from anomalib.data import InferenceBatch
@@ -25,11 +26,27 @@ from anomalib_ot.transport import (
     euclidean_cost,
     fit_navigator,
     grid_coordinates,
+    squared_distance,
 )
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
 
 Measure = Literal["transport", "nearest"]
+
+# Queries that can be taken back; with the default settings and a Wide ResNet-50 they hold about 60 MB at most.
+_HISTORY = 100
+
+
+class Taught(NamedTuple):
+    """What queries have taught up to some moment.
+
+    Attributes:
+        memory: The episodic memory, (1, N, C) and (1, N).
+        navigator: State of the navigator.
+    """
+
+    memory: Memory
+    navigator: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,25 @@ class TransportSettings:
             features=self.fit_features or None,
             tolerance=self.tolerance,
         )
+
+
+class QueryPlan(NamedTuple):
+    """Where conditional transport sends the cells of a query.
+
+    Attributes:
+        forward: π(m_i | q_j) for the M cells of the query, row by row, and the N features of the memory, (M, N); its
+            rows sum to 1. First come n features of each of the K support images, then those of earlier queries.
+        grid: Rows and columns of the query's cells.
+        views: Which view of each support image is compared with, (K,).
+        of_support: n.
+        is_foreground: Whether each feature of the memory is of the foreground, (N,).
+    """
+
+    forward: Tensor
+    grid: tuple[int, int]
+    views: Tensor
+    of_support: int
+    is_foreground: Tensor
 
 
 class FoctModel(DynamicBufferMixin, nn.Module):
@@ -171,6 +207,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
                 channels, self.settings.hidden, self.settings.start, self.settings.temperature
             ).requires_grad_(requires_grad=False)
         self.navigator = deepcopy(self.support_navigator)
+        # What had been taught before each of the last queries.
+        self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
         self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FoctModel":
@@ -179,6 +217,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         for part in (self.semantic, self.episodic, self.support_navigator, self.navigator, self.anomaly_map_generator):
             part.float()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what could be taken back, which neither copies nor exported files need."""
+        return {**self.__dict__, "earlier": deque(maxlen=_HISTORY)}
 
     @property
     def is_fitted(self) -> bool:
@@ -243,6 +285,34 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         """Forget the queries: an empty episodic memory and the navigator of the support set."""
         self.episodic.clear()
         self.navigator.load_state_dict(self.support_navigator.state_dict())
+        self.earlier.clear()
+
+    def taught(self) -> Taught:
+        """What queries have taught so far."""
+        features, is_foreground = self.episodic.features.clone(), self.episodic.is_foreground.clone()
+        navigator = {name: value.clone() for name, value in self.navigator.state_dict().items()}
+        return Taught(Memory(features[None], is_foreground[None]), navigator)
+
+    def recall(self, taught: Taught) -> None:
+        """Make memory and navigator what they were when :meth:`taught` was called."""
+        self.episodic.replace(*(part[0] for part in taught.memory))
+        self.navigator.load_state_dict(taught.navigator)
+
+    def rollback(self, queries: int) -> None:
+        """Take back what the last queries taught, be it much or nothing, and score as before them.
+
+        Args:
+            queries: Number of queries, images and not batches; up to 100 since the last reset can be taken back.
+
+        Raises:
+            ValueError: If there are not as many.
+        """
+        count = len(self.earlier)
+        allowed = f"from 1 to {count}, those that can be taken back (reset forgets all)"
+        require(1 <= queries <= count, "queries", allowed, queries)
+        for _ in range(queries):
+            taught = self.earlier.pop()
+        self.recall(taught)
 
     def forward(self, images: Tensor) -> Tensor | InferenceBatch:
         """Features while training, scores otherwise.
@@ -260,9 +330,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         features = self.extract(images)
         if self.training:
             return features
-        if not self.is_fitted:
-            msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
-            raise RuntimeError(msg)
+        self._require_fit()
         with full_precision({"features": features}):
             query = self._embed(features)
             if is_exporting():
@@ -273,6 +341,108 @@ class FoctModel(DynamicBufferMixin, nn.Module):
             maps = scores.unflatten(-1, features.shape[-2:])[:, None]
             anomaly_map = self.anomaly_map_generator([maps], images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+
+    @torch.no_grad()
+    def contributions(self, images: Tensor) -> dict[str, Tensor]:
+        """What each layer, and the place of a cell, adds to the anomaly map, which is their sum.
+
+        A cost is the root of a sum of squares, c = √Σ d_k² over layers and place, and d_k ∂c/∂d_k = d_k² / c are parts
+        that add up to it (Euler's theorem on homogeneous functions). The score is the mean of c over the memory under
+        the forward navigator. Queries teach nothing here.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            (B, 1, h, w) for each layer and, where positions count, for ``position``.
+
+        Raises:
+            RuntimeError: If there is no support set yet.
+        """
+        self._require_fit()
+        features = self.extract(images)
+        names = [*map(str, self.feature_extractor.layers), *["position"] * (self.position_weight > 0)]
+        with full_precision({"features": features}):
+            parts = torch.cat([self._parts(query) for query in self._embed(features).split(1)], 1)
+            maps = parts.unflatten(-1, features.shape[-2:])[:, :, None]
+            return {
+                name: self.anomaly_map_generator([scores], images.shape[-2:])
+                for name, scores in zip(names, maps, strict=True)
+            }
+
+    @torch.no_grad()
+    def plan(self, image: Tensor) -> QueryPlan:
+        """Where conditional transport sends the cells of a query, which teaches nothing here.
+
+        Args:
+            image: (3, h, w), pre-processed.
+
+        Returns:
+            The plan.
+
+        Raises:
+            RuntimeError: If there is no support set yet.
+        """
+        self._require_fit()
+        features = self.extract(image[None])
+        with full_precision({"features": features}):
+            query = self._embed(features)
+            memory = self.episodic.join(self.semantic.register_to(query))
+            return QueryPlan(
+                self._forward_plan(memory, query)[0],
+                (features.shape[-2], features.shape[-1]),
+                self.semantic.nearest_views(query)[0],
+                self.semantic.features.shape[2],
+                memory.is_foreground[0],
+            )
+
+    @torch.no_grad()
+    def locate(self, image: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
+        """Look for the memory's features in an image, which may be one of the support set.
+
+        Args:
+            image: (3, h, w), pre-processed.
+            view: Number of the view that is looked for, and that the image is turned to.
+
+        Returns:
+            The cell of the turned image that is nearest to each of the n features of this view of the K support images,
+            (K, n), and how near it is, (K, n); about zero for the image that the features are from.
+
+        Raises:
+            RuntimeError: If there is no support set yet.
+        """
+        self._require_fit()
+        features = self.extract(self.views(image[None])[:, view])
+        with full_precision({"features": features}):
+            distances, cells = euclidean_cost(self.semantic.features[:, view], self._embed(features)).min(1)
+        return cells, distances
+
+    def _forward_plan(self, memory: Memory, query: Tensor) -> Tensor:
+        """π(m | q) of one query (1, M, C), (1, M, N); where the nearest feature counts, all is sent to it."""
+        if self.measure == "nearest":
+            nearest = euclidean_cost(memory.features, query).argmin(-1)
+            return F.one_hot(nearest, memory.features.shape[1]).to(query.dtype)
+        navigator = self.navigator
+        if self.settings.query_steps and not self.is_frozen:
+            with torch.inference_mode(mode=False):
+                navigator = deepcopy(self.navigator if self.online else self.support_navigator)
+            self.settings.fit(navigator, memory.features[0], query[0], self.settings.query_steps)
+        return conditional_plan(navigator(memory.features, query)).forward
+
+    def _parts(self, query: Tensor) -> Tensor:
+        """What each layer, and the place, adds to the scores of one query (1, M, C): (parts, 1, M)."""
+        memory = self.episodic.join(self.semantic.register_to(query))
+        sizes = [*self.feature_extractor.out_dims, *[2] * (self.position_weight > 0)]
+        pairs = zip(memory.features.split(sizes, -1), query.split(sizes, -1), strict=True)
+        squares = torch.stack([squared_distance(*pair).clamp(min=0) for pair in pairs])
+        shares = squares / squares.sum(0).clamp(min=torch.finfo(squares.dtype).tiny)
+        costs = self._forward_plan(memory, query) * euclidean_cost(memory.features, query)
+        return (costs * shares).sum(-1)
 
     def _embed(self, features: Tensor) -> Tensor:
         """Features (B, D, H, W) with their positions, as points (B, M, C) whose Euclidean distance is the cost."""
@@ -289,6 +459,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def _score_and_learn(self, query: Tensor) -> Tensor:
         """Scores (1, M) of one query (1, M, C), which may then join the episodic memory."""
+        if self.online:
+            self.earlier.append(self.taught())
         semantic = self.semantic.register_to(query)
         memory = self.episodic.join(semantic)
         navigator = self.navigator

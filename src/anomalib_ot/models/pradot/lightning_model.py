@@ -336,7 +336,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
 
     @property
     def learning_type(self) -> LearningType:
-        """One-class: Pradot learns from normal images."""
+        """One-class, as Pradot learns from normal images."""
         return LearningType.ONE_CLASS
 
 

@@ -113,6 +113,34 @@ class PradotModel(nn.Module):
             for prototypes in cast("nn.ModuleList", group):
                 yield layer, cast("Prototypes", prototypes)
 
+    def prototypes_of(self, layer: str, alpha: float) -> Prototypes:
+        """The prototypes of a layer and an α.
+
+        Raises:
+            ValueError: If the model lacks the layer or the α.
+        """
+        found = {(name, each.alpha): each for name, each in self.by_layer()}
+        alphas = tuple(dict.fromkeys(each for _, each in found))
+        require(layer in self.layers, "layer", self.layers, layer)
+        require(alpha in alphas, "alpha", alphas, alpha)
+        return found[layer, alpha]
+
+    def embeddings(self, images: Tensor) -> dict[str, Tensor]:
+        """What the prototypes of each layer are compared with, for images (B, 3, h, w) that are pre-processed.
+
+        Returns:
+            Features of each layer, whitened if wanted, (B, D, H, W).
+
+        Raises:
+            RuntimeError: If there are no prototypes yet.
+        """
+        if not self.is_initialised:
+            msg = "Pradot has no prototypes to compare with yet: fit it, or load a checkpoint"
+            raise RuntimeError(msg)
+        features = self.extract(images)
+        with full_precision(features):
+            return self._embed(features)
+
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
         return extract_by_parts(self.feature_extractor, images)
@@ -247,6 +275,28 @@ class PradotModel(nn.Module):
         maps = [sum(self.weights[i, j] * score for j, score in enumerate(row)) for i, row in enumerate(scores)]
         anomaly_map = self.anomaly_map_generator(maps, images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    @torch.no_grad()
+    def contributions(self, images: Tensor) -> dict[str, Tensor]:
+        """What each layer and α adds to the anomaly map, which is their sum.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            (B, 1, h, w) for each layer and α, named after both, in the order of :meth:`by_layer`.
+
+        Raises:
+            RuntimeError: If there are no prototypes yet.
+        """
+        embeddings = self.embeddings(images)
+        with full_precision(embeddings):
+            return {
+                f"{layer}, alpha {prototypes.alpha:g}": self.anomaly_map_generator(
+                    [weight * prototypes(embeddings[layer])], images.shape[-2:]
+                )
+                for (layer, prototypes), weight in zip(self.by_layer(), self.weights.flatten(), strict=True)
+            }
 
     def _scores(self, features: dict[str, Tensor]) -> list[list[Tensor]]:
         """Score map (B, 1, H, W) of each layer and, within it, each α."""

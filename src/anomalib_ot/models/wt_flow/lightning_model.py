@@ -373,7 +373,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
 
     @property
     def learning_type(self) -> LearningType:
-        """One-class: WtFlow learns from normal images."""
+        """One-class, as WtFlow learns from normal images."""
         return LearningType.ONE_CLASS
 
 

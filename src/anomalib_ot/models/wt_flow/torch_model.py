@@ -169,12 +169,61 @@ class WtFlowModel(nn.Module):
         features = self.extract(images)
         if self.training:
             return features
-        if not self.is_fitted:
-            msg = "WtFlow knows no normal features yet: fit it, or load a checkpoint with ckpt_path"
-            raise RuntimeError(msg)
+        self._require_fit()
         scores = [score / len(self.layers) for score in self.scores(features)]
         anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
         return InferenceBatch(pred_score=self._image_score(anomaly_map), anomaly_map=anomaly_map)
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            msg = "WtFlow knows no normal features yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+
+    @torch.no_grad()
+    def contributions(self, images: Tensor) -> dict[str, Tensor]:
+        """What each layer adds to the anomaly map, which is their sum.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            (B, 1, h, w) for each layer.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
+        self._require_fit()
+        scores = self.scores(self.extract(images))
+        return {
+            layer: self.anomaly_map_generator([score / len(self.layers)], images.shape[-2:])
+            for layer, score in zip(self.layers, scores, strict=True)
+        }
+
+    @torch.no_grad()
+    def trajectories(self, images: Tensor, steps: int) -> dict[str, Tensor]:
+        """The flow's way from the features to the noise, by Euler steps.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+            steps: Number of steps from t = 0 to 1, at least 1; the scores take ``euler_steps``.
+
+        Returns:
+            For each layer x_t at the times t = 0, 1 / steps, …, 1, (steps + 1, B, C, H, W).
+
+        Raises:
+            ValueError: If there are no steps.
+            RuntimeError: If the model is not fitted.
+        """
+        require(steps >= 1, "steps", "at least 1", steps)
+        self._require_fit()
+        features = self.extract(images)
+        ways = {}
+        for layer, head, maps in zip(self.layers, self.heads, self.embed(features), strict=True):
+            way = [maps]
+            for number in range(steps):
+                way.append(cast("_Head", head).step(way[-1], number, steps))
+            ways[layer] = torch.stack(way)
+        return ways
 
     def _image_score(self, anomaly_map: Tensor) -> Tensor:
         pixels = anomaly_map.flatten(1)
@@ -186,7 +235,7 @@ class WtFlowModel(nn.Module):
         """Score map of each layer by ``score``.
 
         ``log_density`` is −log p = ½ mean_c y², for the end y of the flow that starts at the features; ``density`` is
-        max p − p with the maximum over the image (paper); ``mismatch`` is the mean of |v(x_t, t) − (z − x)|² over
+        max p − p with the maximum over the image (paper); ``mismatch`` is the mean of ``|v(x_t, t) − (z − x)|²`` over
         times t and noise z, with x_t = (1 − t) x + t z (Flow Mismatching, 2026, arXiv 2605.23070). The noise is the
         same for all images.
 
@@ -255,9 +304,13 @@ class _Head(DynamicBufferMixin, nn.Module):
 
     def flow(self, maps: Tensor, steps: int) -> Tensor:
         """The end of the flow, by Euler steps."""
-        for step in range(steps):
-            maps = maps + self._velocity(maps, step / steps) / steps
+        for number in range(steps):
+            maps = self.step(maps, number, steps)
         return maps
+
+    def step(self, maps: Tensor, number: int, steps: int) -> Tensor:
+        """x_t after one more of so many Euler steps, the first of which has the number 0."""
+        return maps + self._velocity(maps, number / steps) / steps
 
     def mismatch(self, maps: Tensor, times: Sequence[float]) -> Tensor:
         noise = nearest_cells(self.noise, *maps.shape[-2:]).permute(2, 3, 0, 1)

@@ -191,3 +191,28 @@ def test_missing_sam_checkpoint_is_noticed_before_any_image_is_looked_at(few, en
     with pytest.raises(FileNotFoundError, match="download one"):
         engine().fit(foct, datamodule=few())
     assert not foct._support
+
+
+def test_a_stream_of_bad_parts_is_taken_back_in_one_call(few, engine, model):
+    foct, runner = model(keep_memory=True, online=True, query_steps=1), engine()
+    runner.fit(foct, datamodule=few())
+    runner.predict(foct, datamodule=few())
+    taught = remembered(foct).clone()
+    predictions = runner.predict(foct, datamodule=few())
+    # Validation leaves what can be taken back as it was.
+    runner.validate(foct, datamodule=few(), verbose=False)
+    foct.rollback(sum(len(batch.pred_score) for batch in predictions))
+    assert torch.equal(remembered(foct), taught)
+    with pytest.raises(ValueError, match="queries must be"):
+        foct.rollback(1000)
+
+
+def test_a_loaded_memory_cannot_be_rolled_back_beyond_the_file(few, engine, model, tmp_path):
+    foct, runner = model(keep_memory=True, online=True), engine()
+    runner.fit(foct, datamodule=few())
+    runner.predict(foct, datamodule=few())
+    runner.trainer.save_checkpoint(tmp_path / "taught.ckpt")
+    runner.predict(foct, datamodule=few(), ckpt_path=tmp_path / "taught.ckpt")
+    foct.rollback(8)
+    with pytest.raises(ValueError, match="from 1 to 0"):
+        foct.rollback(1)

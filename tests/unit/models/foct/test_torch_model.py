@@ -1,5 +1,7 @@
 """The torch model of FOCT, with a small random backbone."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
@@ -277,3 +279,69 @@ def test_bad_settings(model, arguments, message):
 def test_bad_transport_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         TransportSettings(**arguments)
+
+
+def state(model):
+    return model.episodic.features.clone(), [value.clone() for value in model.navigator.state_dict().values()]
+
+
+def same(ours, theirs):
+    return torch.equal(ours[0], theirs[0]) and all(map(torch.equal, ours[1], theirs[1]))
+
+
+@pytest.mark.parametrize("queries", [1, 3, 5])
+def test_rollback_takes_back_what_the_last_queries_taught(model, queries):
+    ours = model(online=True, capacity=60)
+    states = []
+    for query in images(5, 1):
+        states.append(state(ours))
+        score(ours, query[None])
+    assert not any(same(state(ours), earlier) for earlier in states)
+    ours.rollback(queries)
+    assert same(state(ours), states[-queries])
+    # What comes next is learned and scored as if what was taken back had never been.
+    other = model(online=True, capacity=60)
+    if queries < 5:
+        score(other, images(5, 1)[: 5 - queries])
+    torch.testing.assert_close(score(ours, images(2, 3)).anomaly_map, score(other, images(2, 3)).anomaly_map)
+    ours.rollback(5 - queries + 2)
+    assert same(state(ours), states[0])
+
+
+def test_rollback_counts_the_images_of_a_batch(model):
+    ours = model(online=True)
+    score(ours, images(2, 1))
+    expected = state(ours)
+    score(ours, images(3, 2))
+    ours.rollback(3)
+    assert same(state(ours), expected)
+
+
+def test_rollback_goes_as_far_back_as_is_kept(model, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.models.foct.torch_model._HISTORY", 3)
+    ours = model(online=True)
+    score(ours, images(5, 1))
+    with pytest.raises(ValueError, match=r"queries must be from 1 to 3, those that can be taken back .*, not 4"):
+        ours.rollback(4)
+    ours.rollback(3)
+    for queries in (0, 1):
+        with pytest.raises(ValueError, match="queries must be from 1 to 0"):
+            ours.rollback(queries)
+
+
+@pytest.mark.parametrize("forget", ["reset", "not online"])
+def test_there_is_nothing_to_roll_back_where_nothing_was_taught(model, forget):
+    ours = model(online=forget == "reset")
+    score(ours, images(2, 1))
+    ours.reset()
+    with pytest.raises(ValueError, match="reset forgets all"):
+        ours.rollback(1)
+
+
+def test_copies_do_not_carry_what_could_be_taken_back(model):
+    ours = model(online=True)
+    score(ours, images(2, 1))
+    copy = deepcopy(ours)
+    assert len(ours.earlier) == 2
+    assert not copy.earlier
+    assert same(state(copy), state(ours))

@@ -1,0 +1,83 @@
+"""How well restored pictures tell anomalies: Pradot's own score, the restoration's, and the mean of both.
+
+Run as ``python -m benchmarks.restoration`` for the embedded category, or with ``--category tray --root DATA`` for a
+real one, DATA as for ``configs/compare/real.yaml``, whose Pradot it is. Each cell of a test picture is replaced by the
+training patch of its prototype, and the mean absolute difference takes the place of its cost.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot import Pradot
+from anomalib_ot.comparison.measure import QUIET
+from anomalib_ot.offline import offline_backbone
+from anomalib_ot.visualization.pictures import pictures_of
+from anomalib_ot.visualization.prototypes import nearest_patches
+from anomalib_ot.visualization.restoration import restoration_map
+
+from .categories import EMBEDDED, open_category
+from .few_shot import METRICS, REDUCED, metrics
+from .side_by_side import models
+
+
+def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, threads: int = 2) -> None:
+    """Print a table.
+
+    Args:
+        category: One of ``benchmarks.categories.CATEGORIES``.
+        root: Folder of the real categories.
+        seed: Seed of everything random.
+        threads: Threads of torch.
+    """
+    torch.set_num_threads(threads)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
+    print(f"{packages}, Python {platform.python_version()}, {category}, seed {seed}", flush=True)
+    data = open_category(category, root)
+    maps, labels, masks = maps_of(fitted(data, seed), data)
+    print(f"| score | {' | '.join(METRICS)} |\n| {' | '.join(['---'] * (1 + len(METRICS)))} |")
+    for name, each in maps.items():
+        found = metrics(each, labels, masks)
+        print(f"| {name} | {' | '.join(f'{found[metric]:.1f}' if metric in found else '' for metric in METRICS)} |")
+
+
+def fitted(data: AnomalibDataModule, seed: int) -> Pradot:
+    """Pradot fitted to a category."""
+    seed_everything(seed, workers=True, verbose=False)
+    model = models(offline_backbone())["Pradot"]()
+    with TemporaryDirectory() as folder:
+        engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, limit_val_batches=0, **QUIET)
+        engine.fit(model, datamodule=data)
+    return model.eval()
+
+
+@torch.inference_mode()
+def maps_of(model: Pradot, data: AnomalibDataModule) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Maps (N, 1, h, w) of the test pictures by the name of the score, their labels (N,) and masks."""
+    nearest = nearest_patches(model.model, pictures_of(model, track(data.train_data, "Finding patches")))
+    maps: dict[str, list[Tensor]] = {"Pradot": [], "restoration": []}
+    labels, masks = [], []
+    for picture in pictures_of(model, track(data.test_data, "Restoring")):
+        maps["Pradot"].append(model.model(picture.prepared[None]).anomaly_map[0])
+        maps["restoration"].append(restoration_map(model.model, picture, nearest)[None])
+        labels.append(bool(picture.label))
+        mask = torch.zeros(1, *REDUCED) if picture.mask is None else picture.mask[None].float()
+        masks.append(F.adaptive_max_pool2d(mask, REDUCED)[0].bool())
+    stacked = {name: torch.stack(each) for name, each in maps.items()}
+    # Each counts as much, by the mean score of all test pictures.
+    stacked["mean of both"] = sum(each / each.amax((1, 2, 3)).mean() / 2 for each in stacked.values())
+    return stacked, torch.tensor(labels), torch.stack(masks)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,48 @@
+"""Objects from class paths, as anomalib's configurations name them."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import anomalib.models  # noqa: F401 - jsonargparse finds a short name among the classes that are imported
+from jsonargparse import ArgumentParser, Namespace
+
+
+def create(kind: type, config: dict[str, Any]) -> Any:
+    """Make an object.
+
+    Args:
+        kind: Base class.
+        config: ``class_path``, which may be the short name of an imported subclass, and ``init_args``.
+
+    Returns:
+        The object.
+
+    Raises:
+        argparse.ArgumentError: If there is no such class, or it does not take the arguments.
+    """
+    parser, parsed = _parse(kind, config)
+    return parser.instantiate_classes(parsed).it
+
+
+def class_of(kind: type, config: dict[str, Any]) -> Any:
+    """The class that :func:`create` would make an object of.
+
+    Raises:
+        argparse.ArgumentError: If there is no such class, or it does not take the arguments.
+    """
+    module, _, name = _parse(kind, config)[1].it.class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """A configuration whose relative ``root`` is meant from a folder."""
+    own = config.get("init_args", {})
+    return {**config, "init_args": {**own, "root": str(root / own.get("root", ""))}}
+
+
+def _parse(kind: type, config: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=kind)
+    it = {name: config[name] for name in ("class_path", "init_args") if name in config}
+    return parser, parser.parse_object(Namespace(it=it))

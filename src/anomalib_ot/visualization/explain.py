@@ -1,0 +1,343 @@
+"""Explain what a fitted model says of some pictures: all views, the numbers behind them, and a page that lists them."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import chain
+from itertools import count as count_from
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from anomalib.models.components import AnomalibModule
+from matplotlib.figure import Figure
+from PIL import Image
+
+from anomalib_ot.components.checkpoints import refuse_unreadable
+from anomalib_ot.components.files import replacing, write_text
+from anomalib_ot.components.pages import data_uri, render_page
+from anomalib_ot.components.settings import require
+from anomalib_ot.models import Foct, Pradot, WtFlow
+
+from .data import Data, Items, labels_of, paths_of, read_data
+from .drawing import FORMATS, pixels_of, save
+from .evidence import Evidence, NormalScores, image_scores, image_threshold
+from .pictures import Picture, name_of, pictures_of
+from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
+
+logger = logging.getLogger(__name__)
+
+# Parts of a model by which its checkpoint is known.
+_PARTS: dict[str, type[AnomalibModule]] = {
+    "model.prototypes.": Pradot,
+    "model.semantic.": Foct,
+    "model.heads.": WtFlow,
+}
+_ALLOWED_FORMATS = (*FORMATS, "pdf")
+_THUMBNAIL = 1100
+_REASONS = ("highest score", "nearest to the threshold", "a usual normal one")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A view on the page.
+
+    Args:
+        about: What it shows.
+        link: Its file, from the page.
+        thumbnail: A small picture of it as a data URI, empty if there is none.
+        size: Width and height of that, in pixels.
+    """
+
+    about: str
+    link: str
+    thumbnail: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What was written about a picture.
+
+    Args:
+        evidence: The numbers.
+        reason: Why it was chosen.
+        drawings: Its views.
+    """
+
+    evidence: Evidence
+    reason: str
+    drawings: list[Drawing]
+
+
+def explain(
+    ckpt_path: Path,
+    data: str | dict[str, Any],
+    output: Path,
+    root: Path | None = None,
+    model: str | None = None,
+    backbone: str | None = None,
+    pictures: Sequence[str] | None = None,
+    count: int = len(_REASONS),
+    views: Sequence[str] | None = None,
+    pixel: tuple[float, float] | None = None,
+    formats: Sequence[str] = FORMATS,
+    seed: int = 0,
+) -> tuple[Path, list[Explained]]:
+    """Write all views of some pictures and of the model that judges them.
+
+    Each picture has a folder ``FOLDER/NAME`` with its views and ``evidence.json``, the model one by its name, and
+    ``index.html`` lists them. A folder is written whole or not at all; those of other pictures stay.
+
+    Args:
+        ckpt_path: Checkpoint of a fitted Foct, Pradot or WtFlow.
+        data: Data module, by class as for anomalib, or a picture or a folder of them.
+        output: Folder to write to.
+        root: Folder that the data module's relative root is meant from.
+        model: Name of the model's class; by default what the checkpoint is of.
+        backbone: Backbone, where the one that the checkpoint names is not there any more.
+        pictures: Names of the pictures, as ``scratch/003`` or ``003``; by default some are chosen.
+        count: Number of pictures to choose: by turns those with the highest scores, those nearest to the threshold, and
+            usual normal ones.
+        views: Names of the views; by default all that can be drawn.
+        pixel: Pixel of each picture whose transport is drawn, from the left and from the top, as the model sees it; by
+            default the highest of its map.
+        formats: Formats of the figures, of png, svg and pdf.
+        seed: Seed of what is drawn at random.
+
+    Returns:
+        The page, and what was written about each picture.
+
+    Raises:
+        ValueError: If an argument is unknown or the checkpoint is not of a fitted model of ours.
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    require(count >= 1, "count", "at least 1", count)
+    wrong = next((each for each in formats if each not in _ALLOWED_FORMATS), None)
+    require(bool(formats) and wrong is None, "each of formats", _ALLOWED_FORMATS, wrong)
+    kind = _class_of_checkpoint(ckpt_path, model)
+    views_of(kind, views)
+    found = read_data(data, root)
+    chosen = _find(found.shown, pictures) if pictures is not None else None
+    given: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
+    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu", **given).eval()
+    scores = {} if chosen is not None else _scores(fitted, found.shown)
+    subject = Subject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
+    if chosen is None:
+        chosen = _choose(subject, scores, count)
+    pictures_and_reasons = zip(subject.prepared([found.shown[index] for index in chosen]), chosen.values(), strict=True)
+    return write_views(subject, pictures_and_reasons, output, views, formats, str(ckpt_path))
+
+
+def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] | None = None) -> NormalScores:
+    """Scores of the normal pictures that are held out.
+
+    Args:
+        model: A fitted model of ours.
+        data: The pictures.
+        known: Scores that need not be computed again, by path.
+
+    Returns:
+        The scores, or why there are none.
+    """
+    paths = paths_of(data.held_out)
+    scores = dict(known or {})
+    missing = [data.held_out[index] for index, path in enumerate(paths) if path not in scores]
+    scores |= _scores(model, missing)
+    return NormalScores({path: scores[path] for path in paths}, data.why_none)
+
+
+def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
+    """The class of the model in a checkpoint, by the names of its tensors, or by its own name."""
+    classes = {each.__name__: each for each in _PARTS.values()}
+    require(name is None or name in classes, "model", tuple(classes), name)
+    if not path.is_file():
+        msg = f"there is no checkpoint {path}"
+        raise FileNotFoundError(msg)
+    if name is not None:
+        return classes[name]
+    refuse_unreadable(path)
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    for part, kind in _PARTS.items():
+        if any(tensor.startswith(part) for tensor in tensors):
+            return kind
+    msg = f"{path} is of none of {', '.join(classes)}; other models have no such views"
+    raise ValueError(msg)
+
+
+def _scores(model: AnomalibModule, items: Items) -> dict[str, float]:
+    return image_scores(model, pictures_of(model, (items[index] for index in range(len(items)))))
+
+
+def _find(items: Items, names: Sequence[str]) -> dict[int, str]:
+    """Numbers of the pictures that are asked for, with the reason why."""
+    paths = paths_of(items)
+    found = {}
+    for name in names:
+        hits = [index for index, path in enumerate(paths) if name in {path, name_of(path), Path(path).stem}]
+        if len(hits) != 1:
+            known = [name_of(path) for path in paths]
+            near = get_close_matches(name, known) or known[:3]
+            fitting = [known[index] for index in hits]
+            msg = f"{name!r} is none of the pictures, which are named like {', '.join(near)}"
+            if fitting:
+                msg = f"{name!r} may be any of {', '.join(fitting)}; say which"
+            raise ValueError(msg)
+        found[hits[0]] = "asked for"
+    return found
+
+
+def _choose(subject: Subject, scores: dict[str, float], count: int) -> dict[int, str]:
+    """Numbers of telling pictures, with the reason why."""
+    values = [scores[path] for path in paths_of(subject.data.shown)]
+    labels = labels_of(subject.data.shown)
+    threshold = image_threshold(subject.model)
+    border = median(values) if threshold is None else threshold
+    # What nobody has labelled is taken for what the model takes it for.
+    normal = [
+        index
+        for index, (value, label) in enumerate(zip(values, labels, strict=True))
+        if (value <= border if label is None else not label)
+    ]
+    middle = median(values[index] for index in normal) if normal else 0.0
+    orders = (
+        sorted(range(len(values)), key=lambda index: -values[index]),
+        sorted(range(len(values)), key=lambda index: abs(values[index] - border)),
+        sorted(normal, key=lambda index: abs(values[index] - middle)),
+    )
+    chosen: dict[int, str] = {}
+    queues = [iter(order) for order in orders]
+    while len(chosen) < min(count, len(values)):
+        for reason, queue in zip(_REASONS, queues, strict=True):
+            fresh = next((index for index in queue if index not in chosen), None)
+            if fresh is not None and len(chosen) < count:
+                chosen[fresh] = reason
+    return chosen
+
+
+def write_views(
+    subject: Subject,
+    pictures: Iterable[tuple[Picture, str]],
+    output: Path,
+    views: Sequence[str] | None = None,
+    formats: Sequence[str] = FORMATS,
+    checkpoint: str = "",
+) -> tuple[Path, list[Explained]]:
+    """Write views of pictures and of the model, and the page that lists them.
+
+    Args:
+        subject: The model, and what its views are drawn from.
+        pictures: The pictures, each with the reason why it was chosen.
+        output: Folder to write to; what is there of other pictures stays.
+        views: Names of the views; by default all that can be drawn.
+        formats: Formats of the figures.
+        checkpoint: What the page names as the model's checkpoint.
+
+    Returns:
+        The page, and what was written about each picture.
+
+    Raises:
+        ValueError: If a view is unknown, or one that is asked for cannot be drawn.
+    """
+    names = views_of(type(subject.model), views)
+    lacking = {name: why for name in names if (why := VIEWS[name].missing(subject))}
+    if views is not None and lacking:
+        name, why = next(iter(lacking.items()))
+        msg = f"the view {name} cannot be drawn: {why}"
+        raise ValueError(msg)
+    for name, why in lacking.items():
+        logger.info("Leaving out %s: %s.", name, why)
+    about = {"model": subject.model.name, "checkpoint": checkpoint, "data": subject.data.name, "seed": subject.seed}
+    of_pictures, of_model = (
+        [name for name in names if name in table and name not in lacking] for table in (PICTURE_VIEWS, MODEL_VIEWS)
+    )
+    explained: list[Explained] = []
+    for picture, reason in pictures:
+        unique = _unused(picture, explained)
+        explained.append(_write_picture(subject, unique, reason, of_pictures, output, formats, about))
+        logger.info("%s", summary(explained[-1]))
+    shown = [each.evidence.picture for each in explained]
+    page = render_page(
+        "anomalib_ot.visualization",
+        "explain",
+        about=about,
+        explained=explained,
+        of_model=_write_model(subject, shown, of_model, output, formats),
+        lacking=lacking,
+        others=_others(output, shown),
+    )
+    return write_text(output / "index.html", page), explained
+
+
+def _write_picture(
+    subject: Subject,
+    picture: Picture,
+    reason: str,
+    names: Sequence[str],
+    output: Path,
+    formats: Sequence[str],
+    about: Mapping[str, Any],
+) -> Explained:
+    """Write the views and the numbers of a picture."""
+    evidence = subject.evidence(picture)
+    numbers = {**evidence.to_dict(), "chosen_as": reason, **about}
+    drawings = []
+    with replacing(output / picture.name) as folder:
+        (folder / "evidence.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False), encoding="utf-8")
+        for name in names:
+            view = PICTURE_VIEWS[name]
+            drawings += _save(view, view.draw(subject, picture), folder, picture.name, formats)
+    return Explained(evidence, reason, drawings)
+
+
+def _unused(picture: Picture, others: Sequence[Explained]) -> Picture:
+    """A picture with a name that none of the others has."""
+    names = {other.evidence.picture.name for other in others}
+    candidates = chain([picture.name], (f"{picture.name}-{number}" for number in count_from(2)))
+    return replace(picture, name=next(name for name in candidates if name not in names))
+
+
+def _write_model(
+    subject: Subject, pictures: Sequence[Picture], names: Sequence[str], output: Path, formats: Sequence[str]
+) -> list[Drawing]:
+    """Write the views of the model, if there are any to write."""
+    if not names:
+        return []
+    place = subject.model.name
+    with replacing(output / place) as folder:
+        drawings = []
+        for name in names:
+            view = MODEL_VIEWS[name]
+            before = {*folder.iterdir()}
+            figures = view.draw(subject, pictures, folder)
+            # What a view writes itself is no figure.
+            drawings += [Drawing(view.about, f"{place}/{path.name}") for path in {*folder.iterdir()} - before]
+            drawings += _save(view, figures, folder, place, formats)
+    return drawings
+
+
+def _save(view: View, figures: dict[str, Figure], folder: Path, place: str, formats: Sequence[str]) -> list[Drawing]:
+    drawings = []
+    for name, figure in figures.items():
+        first, *_ = save(figure, folder / name, formats)
+        image = Image.fromarray(pixels_of(figure)).convert("RGB")
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        drawings.append(Drawing(view.about, f"{place}/{first.name}", data_uri(image, "WEBP"), image.size))
+    return drawings
+
+
+def _others(output: Path, pictures: Sequence[Picture]) -> list[str]:
+    """Folders of pictures that were explained before."""
+    folders = {path.parent.relative_to(output).as_posix() for path in output.rglob("evidence.json")}
+    return sorted(folders - {picture.name for picture in pictures})
+
+
+def summary(explained: Explained) -> str:
+    """One line of what the model says of a picture."""
+    evidence = explained.evidence
+    verdict = {True: "anomalous", False: "normal", None: "no threshold"}[evidence.is_anomalous]
+    place = f"p = {evidence.p_value:.2g}" if evidence.p_value is not None else evidence.why_no_p_value
+    return f"{evidence.picture.name}: {verdict}, score {evidence.score:.3g}, {place} ({explained.reason})"

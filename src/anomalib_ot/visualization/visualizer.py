@@ -1,0 +1,112 @@
+"""Views from anomalib's own command: a visualizer that also explains the most anomalous pictures."""
+
+import heapq
+import logging
+from collections.abc import Sequence
+from itertools import count as count_from
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalib.visualization import ImageVisualizer
+
+from anomalib_ot.components.settings import require
+
+if TYPE_CHECKING:
+    from .pictures import Picture
+
+logger = logging.getLogger(__name__)
+
+
+class ExplainingVisualizer(ImageVisualizer):
+    """Draws anomalib's picture of each prediction, and our views of the most anomalous ones.
+
+    The views lie in ``explain`` beside anomalib's ``images``, as ``anomalib-ot explain`` writes them. An online Foct is
+    explained with its memory as it is at the end.
+
+    Args:
+        count: Number of pictures, those with the highest scores; None for all.
+        views: Names of the views, as of ``anomalib-ot explain``; by default all that can be drawn.
+        formats: Formats of the figures, of png, svg and pdf.
+        seed: Seed of what is drawn at random.
+        **settings: Those of anomalib's ``ImageVisualizer``.
+
+    Raises:
+        ValueError: If the count is below 1, or the model has no view of a name.
+
+    Example:
+        >>> from anomalib_ot import Pradot
+        >>> model = Pradot("resnet18", ["layer3"], pre_trained=False, visualizer=ExplainingVisualizer(count=5))
+    """
+
+    def __init__(
+        self,
+        count: int | None = 5,
+        views: Sequence[str] | None = None,
+        formats: Sequence[str] = ("png",),
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        require(count is None or count >= 1, "count", "at least 1, or None", count)
+        self.count = count
+        self.views = views
+        self.formats = formats
+        self.seed = seed
+        # (score, minus the number, picture); of equal scores the first counts.
+        self._highest: list[tuple[float, int, Picture]] = []
+        self._numbers = count_from()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse views that the model does not have, before it runs."""
+        from .views import views_of  # noqa: PLC0415 - what draws is imported by those who draw
+
+        del trainer, stage
+        views_of(type(pl_module), self.views)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the pictures of the run before."""
+        del trainer, pl_module
+        self._highest = []
+        self._numbers = count_from()
+
+    on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw anomalib's pictures, and remember the most anomalous."""
+        from .evidence import image_scores  # noqa: PLC0415
+        from .pictures import prepared_pictures  # noqa: PLC0415
+
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        for picture in prepared_pictures(pl_module, batch):
+            # The batch's scores are clipped to [0, 1], where many may be equal.
+            (score,) = image_scores(pl_module, [picture]).values()
+            heapq.heappush(self._highest, (score, -next(self._numbers), picture))
+            if self.count is not None and len(self._highest) > self.count:
+                heapq.heappop(self._highest)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the views."""
+        from .data import Data, data_of  # noqa: PLC0415
+        from .explain import normal_scores, write_views  # noqa: PLC0415
+        from .views import Subject  # noqa: PLC0415
+
+        pictures = [(picture, "highest score") for _, _, picture in sorted(self._highest, reverse=True)]
+        self._highest = []
+        if not pictures:
+            return
+        module = getattr(trainer, "datamodule", None)
+        data = data_of(module) if module else Data("pictures", (), why_none="there is no data module to hold some out")
+        subject = Subject(pl_module, data, normal_scores(pl_module, data), self.seed)
+        output = Path(self.output_dir or trainer.default_root_dir).with_name("explain")
+        page, _ = write_views(subject, pictures, output, self.views, self.formats, str(trainer.ckpt_path or ""))
+        logger.info("Views of the most anomalous pictures: %s", page)
+
+    on_predict_end = on_test_end

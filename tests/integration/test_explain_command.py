@@ -1,0 +1,96 @@
+"""``anomalib-ot explain`` and the visualizer of the stock command, on small models."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from anomalib.engine import Engine
+
+from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
+from anomalib_ot.cli import main
+
+pytestmark = pytest.mark.slow
+ANOMALIB = Path(sys.executable).parent / "anomalib"
+SIZES = {"n_train": 4, "n_validation": 1, "n_test": 2, "num_workers": 0}
+# What each model is made with, and the views that it then has.
+MODELS = {
+    "Foct": (Foct, {"rotations": 2, "online": True}, {"transport"}, {"foreground", "growth"}),
+    "Pradot": (
+        Pradot,
+        {"prototypes_per_cell": 1, "epochs": 1, "batch_size": 4, "whitened_channels": 8},
+        {"assignments", "restoration"},
+        {"cells", "projection-layer2", "prototypes-layer2-0", "prototypes-layer2-0.3"},
+    ),
+    "WtFlow": (WtFlow, {"training_steps": 2, "batch_size": 4, "whitened_channels": 8}, {"flow"}, set()),
+}
+SHARED = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "evaluator": False, "visualizer": False}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def fitted(root, tmp_path_factory):
+    def make(name):
+        folder = tmp_path_factory.mktemp(name)
+        kind, arguments, *_ = MODELS[name]
+        data = Assembly(root, **SIZES)
+        engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+        engine.fit(kind("resnet18", **SHARED, **arguments), datamodule=FewShot(data, 2, 0) if name == "Foct" else data)
+        engine.trainer.save_checkpoint(folder / "model.ckpt")
+        return folder / "model.ckpt"
+
+    return make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_command_explains(fitted, root, tmp_path, capsys, name):
+    *_, of_picture, of_model = MODELS[name]
+    data = json.dumps({"class_path": "Assembly", "init_args": SIZES})
+    arguments = ["--ckpt_path", str(fitted(name)), "--data", data, "--root", str(root), "--output", str(tmp_path)]
+    main(["explain", *arguments, "--formats", "[png]"])
+    *lines, page = capsys.readouterr().out.splitlines()[-4:]
+    assert page == str(tmp_path / "index.html")
+    assert len(lines) == 3
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    pictures = [line.partition(":")[0] for line in lines]
+    expected = {"index.html", *(f"{picture}/evidence.json" for picture in pictures)}
+    expected |= {f"{picture}/{view}.png" for picture in pictures for view in ("evidence", *of_picture)}
+    expected |= {f"{name}/{view}.{'html' if view == 'cells' else 'png'}" for view in of_model}
+    assert written == expected
+    content = json.loads((tmp_path / pictures[0] / "evidence.json").read_text())
+    assert content["model"] == name
+    assert content["chosen_as"] == "highest score"
+    # Of the two normal pictures of the validation set none, or one that is this picture itself, is left out.
+    assert content["p_value"] in {1 / 3, 1 / 2, 2 / 3, 1}
+    assert sum(part["value"] for part in content["contributions"].values()) == pytest.approx(content["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.visualization.ExplainingVisualizer"])
+def test_the_stock_command_explains_too(root, tmp_path, visualizer):
+    sizes = [f"--data.{name}={value}" for name, value in SIZES.items()]
+    arguments = [
+        *("train", "--model", "WtFlow", "--model.backbone", "resnet18", "--model.layers", "[layer2]"),
+        *("--model.pre_trained", "false", "--model.image_size", "[64, 64]", "--model.whitened_channels", "8"),
+        *("--model.training_steps", "2", "--model.batch_size", "4", "--model.evaluator", "false"),
+        *("--model.visualizer", visualizer, "--model.visualizer.count", "2"),
+        *("--data", "Assembly", "--data.root", str(root), *sizes),
+    ]
+    done = subprocess.run(
+        [ANOMALIB, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (page,) = tmp_path.rglob("explain/index.html")
+    assert len(list(page.parent.rglob("evidence.json"))) == 2
+    assert len(list(page.parent.rglob("flow.png"))) == 2
+    assert len(list(page.parent.with_name("images").rglob("*.png"))) == 6

@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from anomalib.models import Padim
+from PIL import Image
+
+from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot.visualization.data import Data, labels_of, paths_of, read_data
+from anomalib_ot.visualization.explain import (
+    _choose,
+    _class_of_checkpoint,
+    _find,
+    explain,
+    summary,
+    write_views,
+)
+from anomalib_ot.visualization.pictures import extent_of, name_of
+from anomalib_ot.visualization.views import VIEWS, Subject, views_of
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a/000.png", "a/001.png", "b/000.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 72), (len(name), ord(name[0]), 9)).save(path)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def make(model):
+        content = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2", "hyper_parameters": {}}
+        torch.save(content, tmp_path / "model.ckpt")
+        return tmp_path / "model.ckpt"
+
+    return make
+
+
+def test_every_model_has_evidence_and_views_of_its_own():
+    assert views_of(Pradot) == ["evidence", "assignments", "restoration", "prototypes", "projection", "cells"]
+    assert views_of(Foct) == ["evidence", "transport", "foreground", "growth"]
+    assert views_of(WtFlow) == ["evidence", "flow"]
+    assert views_of(Foct, ["growth", "evidence"]) == ["evidence", "growth"]
+
+
+def test_an_unknown_view_lists_those_there_are():
+    with pytest.raises(ValueError, match="WtFlow has no views assignments; it has evidence, flow"):
+        views_of(WtFlow, ["evidence", "assignments"])
+
+
+def test_other_models_have_no_views():
+    with pytest.raises(ValueError, match="there are no views of Padim, but of Foct, Pradot and WtFlow"):
+        views_of(Padim)
+
+
+@pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
+def test_the_model_is_found_from_the_checkpoint(fitted, checkpoint, name):
+    path = checkpoint(fitted(name))
+    assert _class_of_checkpoint(path, None).__name__ == name
+    assert _class_of_checkpoint(path, "Foct") is Foct
+
+
+def test_the_checkpoint_of_another_model_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="is of none of Pradot, Foct, WtFlow"):
+        _class_of_checkpoint(checkpoint(torch.nn.Linear(1, 1)), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"ckpt_path": "absent.ckpt"}, FileNotFoundError, "there is no checkpoint absent.ckpt"),
+        ({"count": 0}, ValueError, "count must be at least 1"),
+        ({"formats": ["gif"]}, ValueError, "each of formats must be 'png' or 'svg' or 'pdf', not 'gif'"),
+        ({"views": ["flow"]}, ValueError, "Foct has no views flow; it has evidence, transport"),
+        ({"data": "Nowhere"}, ValueError, "data is neither a data module nor a picture or a folder"),
+        ({"pictures": ["c/000"]}, ValueError, "'c/000' is none of the pictures, which are named like"),
+        ({"pictures": ["000"]}, ValueError, "'000' may be any of a/000, b/000; say which"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_is_loaded(fitted, checkpoint, folder, tmp_path, changes, error, reason):
+    arguments = {"ckpt_path": checkpoint(fitted("Foct")), "data": str(folder), "output": tmp_path / "out", **changes}
+    arguments["ckpt_path"] = Path(arguments["ckpt_path"])
+    with pytest.raises(error, match=reason):
+        explain(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_and_a_single_picture_are_data(folder):
+    data = read_data(str(folder))
+    assert sorted(map(name_of, paths_of(data.shown))) == ["a/000", "a/001", "b/000"]
+    assert labels_of(data.shown) == [None] * 3
+    assert data.why_none == "a folder has no held-out normal pictures"
+    assert len(read_data(str(folder / "a" / "000.png")).shown) == 1
+
+
+def test_pictures_are_found_by_name_stem_and_path(folder):
+    items = PredictDataset(folder)
+    numbers = {name_of(path): number for number, path in enumerate(paths_of(items))}
+    assert list(_find(items, ["b/000", "001"])) == [numbers["b/000"], numbers["a/001"]]
+    assert list(_find(items, [str(folder / "a" / "000.png")])) == [numbers["a/000"]]
+
+
+def test_telling_pictures_are_chosen_by_turns(fitted, folder):
+    model = fitted("WtFlow", 5.0)
+    items = PredictDataset(folder)
+    scores = dict(zip(paths_of(items), (1.0, 4.9, 9.0), strict=True))
+    chosen = _choose(Subject(model, Data("folder", items)), scores, 3)
+    assert chosen == {2: "highest score", 1: "nearest to the threshold", 0: "a usual normal one"}
+    assert list(_choose(Subject(model, Data("folder", items)), scores, 9)) == [2, 1, 0]
+
+
+def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, folder, tmp_path):
+    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    pictures = list(subject.prepared(subject.data.shown))
+    page, (explained,) = write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", formats=["png"])
+    files = {path.name for path in (tmp_path / "out" / pictures[0].name).iterdir()}
+    assert files == {"evidence.json", "evidence.png"}
+    assert "flow: there are no normal pictures" in page.read_text()
+    assert summary(explained).startswith(f"{pictures[0].name}: ")
+    with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
+        write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", ["flow"])
+
+
+def test_an_error_leaves_the_earlier_output_alone(fitted, folder, tmp_path, monkeypatch):
+    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
+    write_views(subject, pictures[:1], tmp_path, formats=["png"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(*_):
+        msg = "half way"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("anomalib_ot.visualization.explain.save", fail)
+    for several in (pictures[:1], pictures[1:]):
+        with pytest.raises(RuntimeError, match="half way"):
+            write_views(subject, several, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_pictures_explained_before_stay_and_are_listed(fitted, folder, tmp_path):
+    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
+    write_views(subject, pictures[:1], tmp_path / "out", formats=["png"])
+    page, _ = write_views(subject, pictures[1:2] * 2, tmp_path / "out", formats=["png"])
+    first, second = pictures[0][0].name, pictures[1][0].name
+    for name in (first, second, f"{second}-2"):
+        assert (tmp_path / "out" / name / "evidence.json").is_file()
+    assert f'<a href="{first}/evidence.json">{first}</a>' in page.read_text()
+
+
+@pytest.mark.parametrize("size", [(72, 80), (500, 300)])
+def test_extent_of_a_resized_picture_is_all_of_it(fitted, size):
+    assert extent_of(fitted("WtFlow"), size) == pytest.approx((0, 0, size[1], size[0]), abs=0.05)
+
+
+def test_every_view_says_what_it_shows():
+    assert all(len(view.about) > 20 and view.models for view in VIEWS.values())

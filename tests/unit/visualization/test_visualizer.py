@@ -1,0 +1,48 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from anomalib.data import ImageBatch
+from anomalib.models import Padim
+from PIL import Image
+
+from anomalib_ot import Foct
+from anomalib_ot.visualization import ExplainingVisualizer
+from anomalib_ot.visualization.evidence import image_scores
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Prepared pictures with scores that are all clipped to 1, as after normalisation."""
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for path in paths:
+        Image.new("RGB", (80, 72)).save(path)
+    image = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    return ImageBatch(
+        image=image, image_path=[str(path) for path in paths], pred_score=torch.ones(5), anomaly_map=image[:, 0]
+    )
+
+
+def test_it_explains_the_pictures_with_the_highest_scores_before_clipping(fitted, pictures, batch, tmp_path):
+    model = fitted("WtFlow", 0.5)
+    trainer = SimpleNamespace(default_root_dir=tmp_path / "run", datamodule=None, ckpt_path=None)
+    visualizer = ExplainingVisualizer(count=2, views=["evidence"])
+    visualizer.on_test_start(trainer, model)
+    visualizer.on_test_batch_end(trainer, model, None, batch, 0)
+    visualizer.on_test_end(trainer, model)
+    shown = {path.parent.name for path in (tmp_path / "run" / "explain").rglob("evidence.json")}
+    (template,) = pictures(model)
+    scores = {}
+    for number, image in enumerate(batch.image):
+        scores |= {str(number): image_scores(model, [type(template)("", image, image)])[""]}
+    assert shown == set(sorted(scores, key=scores.get)[-2:])
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 5
+
+
+def test_unknown_views_and_other_models_are_refused_before_the_run():
+    with pytest.raises(ValueError, match="Foct has no views flow"):
+        ExplainingVisualizer(views=["flow"]).setup(None, Foct.__new__(Foct), "test")
+    with pytest.raises(ValueError, match="there are no views of Padim"):
+        ExplainingVisualizer().setup(None, Padim.__new__(Padim), "test")
+    with pytest.raises(ValueError, match="count must be at least 1, or None, not 0"):
+        ExplainingVisualizer(count=0)
