@@ -62,6 +62,20 @@ class FeatureTraining:
         self.training_features = TrainingFeatures(())
         self._extractor: FastExtractor | None = None
 
+    def resumes_what_has_ended(self, has_ended: bool) -> bool:
+        """Let the trainer stop at once if it resumes a training that had ended, as its last checkpoint is the result.
+
+        Args:
+            has_ended: Whether the model's state says that training had ended before its largest number of steps.
+
+        Returns:
+            Whether it stops.
+        """
+        # Without a checkpoint, a model that was fitted before is meant to learn on.
+        stops = has_ended and self.trainer.ckpt_path is not None
+        self.trainer.should_stop |= stops
+        return stops
+
     def extract_training_features(self, extractor: nn.Module) -> None:
         """Extract the features of the training images, unless they change from epoch to epoch.
 

@@ -197,7 +197,9 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         return
 
     def on_fit_start(self) -> None:
-        """Extract the features of the training images, unless they change from epoch to epoch."""
+        """Extract the features of the training images, unless they change from epoch to epoch or training has ended."""
+        if self.resumes_what_has_ended(self._epochs_since >= self.patience):
+            return
         self.extract_training_features(self.model.feature_extractor)
         self.model.fit_whitening(self.features_on_device(self.training_features.trained_on, "Fitting the whitening"))
         if not self.model.is_initialised:

@@ -214,6 +214,8 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             ValueError: If the feature maps are too small for the velocity field, or the block size does not divide
                 the points of a batch.
         """
+        if self.resumes_what_has_ended(self._looks_since >= self.patience):
+            return
         self.extract_training_features(self.model.feature_extractor)
         trained_on = self.training_features.trained_on
         if not self.model.is_fitted:

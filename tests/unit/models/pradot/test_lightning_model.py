@@ -268,6 +268,19 @@ def test_resumed_training_equals_uninterrupted_training(data, engine, model, che
     torch.testing.assert_close(prototypes_of(second), prototypes_of(whole), atol=1e-4, rtol=1e-4)
 
 
+def test_a_training_that_has_ended_does_not_go_on_from_its_checkpoint(data, engine, model, checkpoint):
+    settings = {"epochs": 30, "patience": 1, "compress": True}
+    first, second, runner, resumed = model(**settings), model(**settings), engine(), engine()
+    runner.fit(first, datamodule=data())
+    assert runner.trainer.current_epoch < 29
+    resumed.fit(second, datamodule=data(), ckpt_path=checkpoint(runner))
+    assert torch.equal(prototypes_of(second), prototypes_of(first))
+    # A model that goes on without a checkpoint learns on.
+    steps = [int(each.steps) for _, each in first.model.by_layer()]
+    engine().fit(first, datamodule=data())
+    assert [int(each.steps) for _, each in first.model.by_layer()] > steps
+
+
 def test_every_epoch_leaves_a_checkpoint(data, engine, model, checkpoint):
     class Interrupt(Exception):  # noqa: N818
         pass

@@ -152,6 +152,17 @@ def test_stops_when_the_loss_of_held_out_images_falls_no_longer(data, engine, mo
     assert flow.post_processor.image_threshold.isfinite()
 
 
+def test_a_training_that_has_ended_does_not_go_on_from_its_checkpoint(data, engine, model, checkpoint, monkeypatch):
+    settings = {"training_steps": 1000, "validation_fraction": 0.2, "patience": 1}
+    first, second, runner, resumed = model(**settings), model(**settings), engine(), engine()
+    losses = iter([0.1, 0.2])
+    monkeypatch.setattr(first, "_held_out_loss", lambda _: next(losses))
+    runner.fit(first, datamodule=data())
+    resumed.fit(second, datamodule=data(), ckpt_path=checkpoint(runner))
+    assert resumed.trainer.global_step == runner.trainer.global_step == 50
+    assert torch.equal(weights_of(second), weights_of(first))
+
+
 def test_held_out_images_are_normal_and_not_trained_on(data, engine, model):
     flow, runner = model(training_steps=25, validation_fraction=0.2), engine()
     seen = {}
