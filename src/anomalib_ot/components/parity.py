@@ -261,7 +261,7 @@ def _rank_correlation(maps: Tensor, expected: Tensor) -> float | None:
 
 
 class _Truth:
-    """Labels of the pictures and their masks at the size of the reduced maps; None where they are not known."""
+    """Labels of the pictures and their masks; None where they are not known."""
 
     def __init__(self, labels: list[bool | None], masks: list[Tensor | None]) -> None:
         self._labels = None if None in labels else torch.tensor(labels)
@@ -271,14 +271,17 @@ class _Truth:
         if self._labels is not None and shown and is_known:
             # A normal picture has no mask in some data modules, and an empty one in others.
             blank = torch.zeros_like(shown[0])
-            full = torch.stack([blank if mask is None else mask for mask in masks]).float()
-            self._masks = F.max_pool2d(full[:, None], min(_REDUCTION, *full.shape[-2:]))[:, 0] > 0
+            self._masks = torch.stack([blank if mask is None else mask for mask in masks]).float()
 
     def auroc(self, record: _Record) -> dict[str, float | None]:
         return {
             "image_AUROC": _auroc(record.scores, self._labels),
-            "pixel_AUROC": _auroc(record.maps, self._masks),
+            "pixel_AUROC": _auroc(record.maps, self._masks_like(record.maps)),
         }
+
+    def _masks_like(self, maps: Tensor) -> Tensor | None:
+        """The masks at the size of the reduced maps, which differs where a model resizes the pictures that it gets."""
+        return None if self._masks is None else F.adaptive_max_pool2d(self._masks[:, None], maps.shape[-2:])[:, 0] > 0
 
 
 def _auroc(scores: Tensor, truth: Tensor | None) -> float | None:

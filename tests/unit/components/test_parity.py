@@ -3,6 +3,7 @@ import torch
 from anomalib.data import ImageItem, InferenceBatch
 from anomalib.post_processing import PostProcessor
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.parity import Normalization, SameOrder, SameValues, Scores, compare
 from anomalib_ot.components.pictures import TrialPictures, synthetic_pictures
@@ -54,6 +55,15 @@ def test_differences_are_shares_of_the_range_of_torchs_maps():
     assert measured["off"]["score_difference"] == pytest.approx(measured["off"]["map_difference"], rel=1e-4)
     assert reference["image_AUROC"] == measured["off"]["image_AUROC"] == 1
     assert reference["pixel_AUROC"] > 0.9
+
+
+def test_maps_may_be_smaller_than_the_pictures_and_their_masks(monkeypatch):
+    def halved(images):
+        return run(lambda maps: maps)(F.avg_pool2d(images, 2))
+
+    monkeypatch.setattr(Brightness, "model", lambda _, images: halved(images))
+    reference, measured = compare(Brightness(), {"same": halved}, labelled(), None)
+    assert reference["pixel_AUROC"] == measured["same"]["pixel_AUROC"] > 0.9
 
 
 def test_maps_that_are_flat_on_the_pictures_are_compared_by_the_range_in_validation(monkeypatch):
