@@ -1,14 +1,17 @@
-"""A long stream of queries, half of them anomalous, through Foct online: AUROC, memory and time as it goes on.
+"""A long stream of queries, some of them anomalous, through Foct online: AUROC, memory and time, and what it leaves.
 
 Run as ``python -m benchmarks.stream``. The queries are drawn with repetition from the embedded category's test images.
+At its end the whole test set is scored by what the stream has left of the memory, and by the memory before it.
 """
 
 import resource
 import time
+from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
+from torch import Tensor
 
 from anomalib_ot import Foct
 from anomalib_ot.offline import offline_backbone
@@ -16,12 +19,25 @@ from anomalib_ot.offline import offline_backbone
 from .categories import EMBEDDED, open_category
 from .few_shot import LAYERS, foct, metrics, support_images, test_set
 
+Order = Literal["mixed", "repeated", "worst_first"]
 
-def main(queries: int = 1000, shots: int = 4, block: int = 200, seed: int = 0, threads: int = 2) -> None:
-    """Print a line for each block of queries.
+
+def main(
+    queries: int = 1000,
+    share: float = 0.5,
+    order: Order = "mixed",
+    shots: int = 4,
+    block: int = 200,
+    seed: int = 0,
+    threads: int = 2,
+) -> None:
+    """Print a line for each block of queries, and one for what they leave.
 
     Args:
         queries: Length of the stream.
+        share: Share of the queries that are anomalous.
+        order: ``mixed``; ``repeated``, mixed with one image for all anomalous queries, that with the lowest score of
+            the memory before the stream; or ``worst_first``, the anomalous ones before the others, by rising score.
         shots: Number of support images.
         block: Queries in a line.
         seed: Seed of the draws.
@@ -32,22 +48,21 @@ def main(queries: int = 1000, shots: int = 4, block: int = 200, seed: int = 0, t
     data = open_category(EMBEDDED)
     features, labels, masks = test_set(data, backbone, 1)
     images = support_images(data, shots, seed, backbone)
-    generator = torch.Generator().manual_seed(seed)
-    groups = [(labels == label).nonzero()[:, 0] for label in (False, True)]
-    sides = torch.randint(2, (queries,), generator=generator).tolist()
-    stream = [int(groups[side][torch.randint(len(groups[side]), (1,), generator=generator)]) for side in sides]
     scorers = {}
     for online in (True, False):
         seed_everything(seed, verbose=False)
         model = Foct(backbone, LAYERS, online=online, query_steps=5 if online else 0)
         scorers[online] = (model, foct(model, images))
+    before = torch.stack([scorers[False][1](each[None].float()) for each in features])
+    stream = draw(labels, before.flatten(1).amax(1), queries, share, order, seed)
     for first in range(0, queries, block):
         part = stream[first : first + block]
         found = {}
         for online, (_, score) in scorers.items():
             start = time.perf_counter()
             maps = torch.stack([score(features[i][None].float()) for i in part])
-            auroc = metrics(maps, labels[part], masks[part])["image_AUROC"]
+            # A block of one kind has none.
+            auroc = metrics(maps, labels[part], masks[part]).get("image_AUROC", float("nan"))
             found[online] = (auroc, 1000 * (time.perf_counter() - start) / len(part))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
@@ -56,6 +71,28 @@ def main(queries: int = 1000, shots: int = 4, block: int = 200, seed: int = 0, t
             f"remembered; peak {peak:.2f} GiB",
             flush=True,
         )
+    online, score = scorers[True]
+    with online.frozen():
+        after = torch.stack([score(each[None].float()) for each in features])
+    ours, frozen = (metrics(maps, labels, masks)["image_AUROC"] for maps in (after, before))
+    print(
+        f"{share:.0%} anomalous, {order}: image AUROC of the test set {ours:.1f} after, {frozen:.1f} before the stream"
+    )
+
+
+def draw(labels: Tensor, scores: Tensor, queries: int, share: float, order: Order, seed: int) -> list[int]:
+    """Numbers of the queries' images, from the labels (N,) and scores (N,) of all."""
+    generator = torch.Generator().manual_seed(seed)
+    count = round(share * queries)
+    bad, good = (
+        pictures[torch.randint(len(pictures), (size,), generator=generator)]
+        for pictures, size in ((labels.nonzero()[:, 0], count), ((~labels).nonzero()[:, 0], queries - count))
+    )
+    if order == "worst_first":
+        return torch.cat([bad[scores[bad].argsort()], good]).tolist()
+    if order == "repeated" and count:
+        bad = bad[scores[bad].argmin()].expand(count)
+    return torch.cat([bad, good])[torch.randperm(queries, generator=generator)].tolist()
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
-    """Make a backbone from the ImageNet weights of an installed package and print its name.
+    """Make a backbone without a model hub, as in: anomalib train --model.backbone "$(anomalib-ot weights)" ….
 
-    Use it as ``anomalib train --model Pradot --model.backbone "$(anomalib-ot weights)" …``.
+    It has the ImageNet weights of an installed package.
 
     Args:
         cache_dir: Where to keep the backbone; by default the user's cache directory.
@@ -53,7 +53,7 @@ def compare(
     openvino: bool = False,
     time_limit: float | None = None,
 ) -> str:
-    """Compare models on the same images, and write a report.
+    """Compare models on the same images, as in: anomalib-ot compare --plan configs/compare/quick.yaml.
 
     Each run is kept as it ends; a comparison that was broken off goes on where it stopped.
 

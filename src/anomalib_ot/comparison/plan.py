@@ -269,7 +269,11 @@ def read_plan(
 
 
 def _load(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        msg = f"{path} cannot be read as YAML: {error}"
+        raise ValueError(msg) from error
     known = [each.name for each in fields(Plan)]
     if not isinstance(content, dict) or not content.keys() <= {*known}:
         msg = f"{path} is no plan of a comparison, which may have {', '.join(known)}"

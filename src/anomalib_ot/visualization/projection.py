@@ -26,7 +26,9 @@ Method = Literal["umap", "tsne"]
 
 # A cell with a larger share of abnormal pixels is abnormal, as in the paper.
 _ABNORMAL = 0.3
-_NEIGHBOURS = 15
+_NEIGHBOURS = 50
+# Cells of one place in pictures that hardly differ would lie on top of one another.
+_SPREAD = 0.5
 _PERPLEXITY = 30
 # Colours of the corners of a picture: red and gold above, blue and green below.
 _CORNERS = np.array([[[0.85, 0.1, 0.25], [0.98, 0.8, 0.1]], [[0.2, 0.2, 0.85], [0.1, 0.7, 0.45]]])
@@ -185,7 +187,8 @@ def _umap(costs: NDArray[np.floating], seed: int) -> NDArray[np.floating]:
     with warnings.catch_warnings():
         # That there is no inverse for precomputed costs.
         warnings.filterwarnings("ignore", message="using precomputed metric")
-        return UMAP(neighbours, metric="precomputed", random_state=seed, n_jobs=1).fit_transform(costs)
+        umap = UMAP(neighbours, min_dist=_SPREAD, metric="precomputed", init="random", random_state=seed, n_jobs=1)
+        return umap.fit_transform(costs)
 
 
 def _tsne(costs: NDArray[np.floating], seed: int) -> NDArray[np.floating]:

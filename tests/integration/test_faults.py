@@ -1,0 +1,203 @@
+"""Runs that are killed, disks that are full, folders that cannot be written: what is left is whole, or absent."""
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.deploy import ExportType
+from anomalib.engine import Engine
+from safetensors.torch import load_file
+
+from anomalib_ot import Assembly, Pradot, WtFlow
+from anomalib_ot.components.export import _staged
+from anomalib_ot.components.feature_cache import _allocate
+
+SHARED = {
+    "backbone": "resnet18",
+    "layers": ["layer3"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "visualizer": False,
+}
+MODELS = {
+    "Pradot": lambda: Pradot(prototypes_per_cell=2, whitened_channels=16, epochs=12, batch_size=4, **SHARED),
+    # Two steps an epoch.
+    "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=24, batch_size=4, **SHARED),
+}
+KINDS = {"Pradot": Pradot, "WtFlow": WtFlow}
+COUNTS = {"n_train": 8, "n_validation": 1, "n_test": 1}
+# Says when it starts, so that what is killed is the work and not the imports before it.
+FIT = """
+import sys
+from tests_of_faults import fit
+print("starts", flush=True)
+fit(*sys.argv[1:])
+"""
+
+
+def fit(name, data, folder, checkpoint=None):
+    """Fit a model, from a checkpoint where there is one."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+    engine.fit(model, datamodule=Assembly(data, **COUNTS), ckpt_path=checkpoint)
+    return model
+
+
+def learned(model):
+    return {name: value for name, value in model.model.state_dict().items() if "feature_extractor" not in name}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    Assembly(root, **COUNTS).prepare_data()
+    return root
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    return {name: learned(fit(name, data, tmp_path_factory.mktemp(name))) for name in MODELS}
+
+
+@pytest.fixture
+def killed(tmp_path, request):
+    """Runs a program that imports this file, and sends a signal to it some time after it has started to work."""
+
+    def run(code, *arguments, after, number):
+        # By a name that a process finds from anywhere.
+        (tmp_path / "tests_of_faults.py").symlink_to(request.path)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout.readline() == "starts\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(after)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+        assert process.returncode != 0
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_killed_fit_leaves_whole_checkpoints_and_resumes(name, number, data, tmp_path, killed, uninterrupted):
+    after = random.Random(f"{name} {number}").uniform(0.5, 3.0)
+    folder = tmp_path / "killed"
+    killed(FIT, name, data, folder, after=after, number=number)
+    found = sorted(folder.rglob("*.ckpt"))
+    for path in found:
+        assert isinstance(KINDS[name].load_from_checkpoint(path), KINDS[name])
+    resumed = learned(fit(name, data, tmp_path / "resumed", found[-1] if found else None))
+    assert resumed.keys() == uninterrupted[name].keys()
+    for key, value in uninterrupted[name].items():
+        # Sums are rounded by where a tensor lies in memory.
+        torch.testing.assert_close(resumed[key], value, atol=1e-4, rtol=1e-4, msg=key)
+
+
+def export(folder, number):
+    """Hand over the files of an export, which hold its number."""
+    with _staged(folder, ExportType.OPENVINO) as staging:
+        weights = staging / "weights" / "openvino"
+        weights.mkdir(parents=True)
+        for name in ("model.xml", "model.bin", "model.parity.json"):
+            (weights / name).write_text(str(number))
+
+
+@pytest.mark.parametrize("moves", range(3))
+def test_an_export_that_is_broken_off_leaves_no_parts_of_two(tmp_path, monkeypatch, moves):
+    export(tmp_path, 1)
+    move, moved = Path.replace, []
+
+    def moving(path, target):
+        if len(moved) == moves:
+            raise KeyboardInterrupt
+        moved.append(target)
+        return move(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", moving)
+        with pytest.raises(KeyboardInterrupt):
+            export(tmp_path, 2)
+    left = {path.name: path.read_text() for path in (tmp_path / "weights/openvino").iterdir()}
+    assert len(set(left.values())) <= 1
+    assert "model.parity.json" not in left
+    assert "model.bin" in left or "model.xml" not in left
+    export(tmp_path, 3)
+    assert {path.read_text() for path in (tmp_path / "weights/openvino").iterdir()} == {"3"}
+
+
+@contextmanager
+def file_size_limit(size):
+    """A limit of the size of files, which the system refuses to exceed as it refuses to write to a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_is_an_error_and_leaves_no_part_of_it(data, tmp_path):
+    with file_size_limit(2**20), pytest.raises(OSError, match="File too large"):
+        fit("Pradot", data, tmp_path)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_full_disk_under_the_feature_cache_is_an_error_before_anything_is_written():
+    features = {"layer1": torch.zeros(1, 64, 16, 16)}
+    with file_size_limit(2**20), pytest.raises(OSError, match=r"3\.3 MB .* feature_cache") as caught:
+        _allocate(features, 50, "disk", 0.5, torch.device("cpu"))
+    assert caught.value.errno in {errno.EFBIG, errno.ENOSPC}
+
+
+def test_two_fits_at_once_have_feature_caches_of_their_own():
+    features = {"layer1": torch.zeros(1, 4, 2, 2)}
+    one, other = (_allocate(features, 3, "disk", 0.5, torch.device("cpu")) for _ in range(2))
+    one.features["layer1"].fill_(1)
+    other.features["layer1"].fill_(2)
+    assert float(one.features["layer1"].max()) == 1
+
+
+@pytest.mark.parametrize("kind", ["to_torch", "to_onnx", "to_openvino"])
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_export(kind, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = {} if kind == "to_torch" else {"input_size": (64, 64)}
+    model = Pradot(prototypes_per_cell=1, whitened_channels=16, **SHARED)
+    with pytest.raises(OSError, match="file"):
+        getattr(model, kind)(tmp_path / "file" / "export", **arguments)
+
+
+OFFLINE = "import sys\nfrom pathlib import Path\nfrom anomalib_ot.offline import offline_backbone\n"
+OFFLINE += "print(offline_backbone(Path(sys.argv[1])))"
+
+
+@pytest.mark.slow
+def test_processes_that_make_the_offline_backbone_at_once_agree(backbone, tmp_path):
+    def make(_):
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", OFFLINE, tmp_path], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    with ThreadPoolExecutor(3) as pool:
+        names = set(pool.map(make, range(3)))
+    (name,) = names
+    ours, theirs = (load_file(Path(each.partition(":")[2]) / "model.safetensors") for each in (name, backbone))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert [path.name for path in tmp_path.iterdir()] == ["tf_efficientnet_lite0"]

@@ -1,0 +1,196 @@
+"""What the documentation says exists, and what it shows runs."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from anomalib.cli import AnomalibCLI
+from anomalib.models.components import AnomalibModule
+from jsonargparse import ArgumentParser
+
+import anomalib_ot
+from anomalib_ot import Foct, Pradot, WtFlow, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "anomalib_ot"
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").rglob("*.md"),
+        *SOURCE.glob("models/*/README.md"),
+    ]
+)
+MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow}
+# What a reader puts in: any name that the option's type takes.
+STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"}
+MODULES = [
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+    for path in sorted(SOURCE.rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def text(path):
+    return path.read_text(encoding="utf-8")
+
+
+def commands(path):
+    """Commands of a page's shell blocks, as words."""
+    blocks = re.findall(r"^ *```shell\n(.*?)^ *```", text(path), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        for placeholder, value in STANDS_FOR.items():
+            line = line.replace(placeholder, value)  # noqa: PLW2901
+        words = shlex.split(line, comments=True)
+        if words:
+            found.append(words)
+    return found
+
+
+def slugs(path):
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text(path), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+COMMANDS = {f"{name(path)}: {' '.join(words)[:70]}": words for path in PAGES for words in commands(path)}
+
+
+@pytest.fixture(scope="module")
+def host():
+    """The parser of the command ``anomalib``."""
+    command = AnomalibCLI.__new__(AnomalibCLI)
+    command.parser = command.init_parser(exit_on_error=False)
+    command.subcommand_parsers, command.subcommand_method_arguments = {}, {}
+    command.add_subcommands(exit_on_error=False)
+    return command.parser
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = doctest.testmod(importlib.import_module(module))
+    assert results.failed == 0
+    assert not [*tmp_path.iterdir()], "an example has left files behind"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_relative_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), target
+        assert not anchor or anchor in slugs(found), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_pictures_and_included_files_are_there(path):
+    for target in re.findall(r"^```\{(?:image|include)\} (\S+)$", text(path), re.MULTILINE):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_paths_and_modules_that_are_named_exist(path):
+    named = re.findall(r"(?:configs|benchmarks|notebooks|tests|docs)/[\w./-]+\.(?:yaml|csv|py|ipynb|md)", text(path))
+    assert not [each for each in named if not (ROOT / each).exists()]
+    modules = re.findall(r"python -m (benchmarks\.\w+)", text(path).replace("\n", " "))
+    assert not [each for each in modules if not (ROOT / each.replace(".", "/")).with_suffix(".py").exists()]
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_commands_are_understood(words, host, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words[0] == "anomalib":
+        _parse_for_host(host, words[1:])
+    elif words[0] == "anomalib-ot":
+        _parse_for_ours(words[1:])
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", text(ROOT / "Makefile"), re.MULTILINE)
+    elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks"):
+        main = importlib.import_module(words[2]).main
+        accepted = {*inspect.signature(main).parameters}
+        assert {each.removeprefix("--").partition("=")[0] for each in words[3:] if each.startswith("--")} <= accepted
+    elif words[:2] == ["pip", "install"]:
+        extras = re.findall(r"\[([\w,]+)\]", " ".join(words))
+        known = re.findall(r"^(\w+) = \[", text(ROOT / "pyproject.toml"), re.MULTILINE)
+        assert {each for extra in extras for each in extra.split(",")} <= {*known}
+
+
+def _parse_for_host(parser, arguments):
+    if "--model.help" in arguments or "--print_config" in arguments:
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(arguments)
+        assert stop.value.code == 0
+        return
+    parser.parse_args(arguments)
+
+
+def _parse_for_ours(arguments):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(cli._SUBCOMMANDS[arguments[0]], as_positional=False)
+    parser.parse_args(arguments[1:])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_python_examples_import_what_exists(path):
+    for block in re.findall(r"^```python\n(.*?)^```", text(path), re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert not [each.name for each in node.names if not hasattr(module, each.name)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_options_that_are_named_are_arguments_of_a_model(path):
+    options = re.findall(r"--model\.(\w+)", text(path))
+    models = [MODELS[path.parent.name]] if path.parent.name in MODELS else [*MODELS.values()]
+    known = {"help", *(each for model in models for each in inspect.signature(model).parameters)}
+    # Others' models are named in a model card too.
+    known |= {*inspect.signature(AnomalibModule).parameters}
+    assert {*options} <= known
+
+
+@pytest.mark.parametrize("path", [SOURCE / "models" / model / "README.md" for model in MODELS], ids=name)
+def test_model_card_is_complete(path):
+    wanted = {"intended-use", "how-it-works", "training-data", "results", "limits"}
+    assert wanted <= slugs(path)
+    picture = ROOT / "docs" / f"failures_{path.parent.name}.png"
+    assert f"docs/{picture.name}" in text(path)
+    assert picture.stat().st_size < 200_000
+
+
+def test_changelog_and_citation_name_the_version():
+    assert f"## {anomalib_ot.__version__}" in text(ROOT / "CHANGELOG.md")
+    assert f"version: {anomalib_ot.__version__}" in text(ROOT / "CITATION.cff")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("builder", ["html", "doctest"])
+def test_site_builds_without_a_warning(builder, tmp_path):
+    pytest.importorskip("furo", reason="the site needs the extra docs")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "--builder", builder]
+    done = subprocess.run(
+        [*command, str(ROOT / "docs"), str(tmp_path / "site"), "--doctree-dir", str(tmp_path / "trees")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
