@@ -17,9 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
-    """Make a backbone without a model hub, as in: anomalib train --model.backbone "$(anomalib-ot weights)" ….
-
-    It has the ImageNet weights of an installed package.
+    """Print a backbone with ImageNet weights of a package, as in: --model.backbone "$(anomalib-ot weights)".
 
     Args:
         cache_dir: Where to keep the backbone; by default the user's cache directory.

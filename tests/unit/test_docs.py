@@ -114,6 +114,11 @@ def test_paths_and_modules_that_are_named_exist(path):
     assert not [each for each in modules if not (ROOT / each.replace(".", "/")).with_suffix(".py").exists()]
 
 
+def test_tables_of_results_are_those_of_the_kept_runs():
+    for table in importlib.import_module("benchmarks.readme_tables").tables():
+        assert table in text(ROOT / "README.md")
+
+
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_commands_are_understood(words, host, monkeypatch):
     monkeypatch.chdir(ROOT)
