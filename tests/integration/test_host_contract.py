@@ -168,7 +168,9 @@ def config(fitted, root):
     return name, path, ["--ckpt_path", str(checkpoint)]
 
 
+# The parser is one for all models, and slow to make; test_anomalib_command runs each model by its options.
 @pytest.mark.slow
+@pytest.mark.parametrize("fitted", ["Pradot"], indirect=True)
 def test_the_parser_runs_every_subcommand_from_a_file(config, root, monkeypatch):
     name, path, checkpoint = config
     monkeypatch.chdir(root)

@@ -68,7 +68,9 @@ def slugs(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-COMMANDS = {f"{name(path)}: {' '.join(words)[:70]}": words for path in PAGES for words in commands(path)}
+# A command that several pages show is looked at once.
+_FIRST = {tuple(words): path for path in reversed(PAGES) for words in reversed(commands(path))}
+COMMANDS = {f"{name(path)}: {' '.join(words)[:70]}": list(words) for words, path in _FIRST.items()}
 
 
 @pytest.fixture(scope="module")
