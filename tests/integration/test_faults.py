@@ -74,9 +74,10 @@ def uninterrupted(data, tmp_path_factory):
 def killed(tmp_path, request):
     """Runs a program that imports this file, and sends a signal to it some time after it has started to work."""
 
-    def run(code, *arguments, after, number):
-        # By a name that a process finds from anywhere.
-        (tmp_path / "tests_of_faults.py").symlink_to(request.path)
+    # By a name that a process finds from anywhere.
+    (tmp_path / "tests_of_faults.py").symlink_to(request.path)
+
+    def start(code, arguments):
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
@@ -85,8 +86,17 @@ def killed(tmp_path, request):
             text=True,
         )
         assert process.stdout.readline() == "starts\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(after)
+        return process
+
+    def run(code, *arguments, after, number):
+        while True:
+            process = start(code, arguments)
+            try:
+                process.communicate(timeout=after)
+            except subprocess.TimeoutExpired:
+                break
+            # A fast machine was done before.
+            after /= 2
         process.send_signal(number)
         # The status says little: Lightning ends in good order on SIGTERM, with 0.
         process.communicate(timeout=120)
@@ -95,10 +105,12 @@ def killed(tmp_path, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("Pradot", signal.SIGINT), ("Pradot", signal.SIGTERM), ("Pradot", signal.SIGKILL), ("WtFlow", signal.SIGKILL)],
+)
 def test_a_killed_fit_leaves_whole_checkpoints_and_resumes(name, number, data, tmp_path, killed, uninterrupted):
-    after = random.Random(f"{name} {number}").uniform(0.5, 3.0)
+    after = random.Random(f"{name} {number}").uniform(0.3, 2.0)
     folder = tmp_path / "killed"
     killed(FIT, name, data, folder, after=after, number=number)
     found = sorted(folder.rglob("*.ckpt"))

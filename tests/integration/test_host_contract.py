@@ -1,4 +1,7 @@
-"""What anomalib promises of a model: by name, through its Engine, through its parser, as exported files."""
+"""What anomalib promises of a model: by name, through its Engine, through its parser.
+
+Its commands run in test_anomalib_command, and its exports there and in test_export.
+"""
 
 import inspect
 
@@ -8,7 +11,6 @@ import yaml
 from anomalib import LearningType
 from anomalib.cli import AnomalibCLI
 from anomalib.data import ImageBatch, PredictDataset
-from anomalib.deploy import ExportType
 from anomalib.engine import Engine
 from anomalib.models import UnknownModelError, get_model, list_models
 from jsonargparse import Namespace
@@ -138,21 +140,6 @@ def test_all_that_predict_takes_gives_the_same_scores(fitted, root):
     assert predicted(data_path=first) == pytest.approx({first: expected[first]}, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ExportType)
-def test_a_checkpoint_is_exported_to_every_format(fitted, root, kind):
-    name, checkpoint, _ = fitted
-    path = make_engine(root).export(
-        model=make(name),
-        ckpt_path=checkpoint,
-        export_type=kind,
-        export_root=root / f"{name}-{kind.value}",
-        input_size=SIZE,
-    )
-    assert path.parent == root / f"{name}-{kind.value}" / "weights" / kind.value
-    assert path.is_file()
-
-
 @pytest.fixture
 def config(fitted, root):
     """A configuration file for the parser, and the checkpoint's arguments."""
@@ -168,7 +155,7 @@ def config(fitted, root):
     return name, path, ["--ckpt_path", str(checkpoint)]
 
 
-# The parser is one for all models, and slow to make; test_anomalib_command runs each model by its options.
+# The parser is one for all models, and slow to make.
 @pytest.mark.slow
 @pytest.mark.parametrize("fitted", ["Pradot"], indirect=True)
 def test_the_parser_runs_every_subcommand_from_a_file(config, root, monkeypatch):
@@ -182,6 +169,7 @@ def test_the_parser_runs_every_subcommand_from_a_file(config, root, monkeypatch)
     assert {("good", "000.png"), ("logical_anomalies", "000.png")} <= set(pictures)
 
 
+@pytest.mark.parametrize("fitted", ["Pradot"], indirect=True)
 def test_an_engine_from_a_file_has_the_files_settings(config, root, data):
     name, path, _ = config
     engine, model, datamodule = Engine.from_config(config_path=path, default_root_dir=root / "from_config")
