@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test notebooks lint docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
@@ -13,6 +13,9 @@ demo: $(READY)
 # Two processes of one thread each are done sooner than one of two: most tests are too small to share.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+notebooks: $(READY)
+	ALL_NOTEBOOKS=1 $(BIN)/python -m pytest notebooks
 
 lint: $(READY)
 	$(BIN)/ruff check .
