@@ -19,9 +19,6 @@ def __getattr__(name: str) -> type:
     if name in _PUBLIC:
         from importlib import import_module  # noqa: PLC0415 - Python imports this file at every start
 
-        from anomalib_ot.plugin import require_versions  # noqa: PLC0415
-
-        require_versions()
         return getattr(import_module(_PUBLIC[name]), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

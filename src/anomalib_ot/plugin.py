@@ -51,7 +51,6 @@ class _RegisterAfterHost:
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
             try:
-                require_versions()
                 import_module("anomalib_ot.models")
                 # Its visualizer has a short name too.
                 import_module("anomalib_ot.visualization.visualizer")
