@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .compiled import TINY, scale_dense_rows
 from .costs import Cost
-from .sparse import TINY, make_sparse
+from .sparse import make_sparse
 from .workspace import Workspace
 
 # A dense entry below exp(_NEGLIGIBLE) cannot be told from zero next to the largest of its row, which is one.
@@ -152,6 +153,12 @@ class DenseKernel(_BlockedKernel):
         super().__init__(blocks, matrix.shape[1])
         self._matrix = matrix
         self._dtype = dtype
+
+    def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaling u = a / Kv, and Kᵀu."""
+        if self._matrix.device.type == "cpu" and self._dtype == torch.float32:
+            return scale_dense_rows(self._matrix, v, row_weights)
+        return super().scale_rows(v, row_weights)
 
     def _block(self, rows: slice) -> Tensor:
         return self._matrix[rows].to(self._dtype)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .compiled import TINY
 from .costs import Cost, DenseCost
 from .kernels import Kernel, make_kernel
 from .processes import Processes
-from .sparse import TINY
 from .workspace import Workspace
 
 # Scalings beyond exp(±_ABSORB) move into the potentials.

@@ -1,10 +1,7 @@
 """The sparse Sinkhorn kernel of a processor: loops over its entries, compiled by Numba and shared by threads."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -12,29 +9,15 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from .compiled import FAST, TINY, run
 from .costs import row_blocks
 from .workspace import Workspace
 
-# Below this a float32 sum counts as underflowed.
-TINY = 1e-30
 # The entries that are left out are small as long as the scalings of the columns differ by at most exp(_ALLOWANCE).
 _ALLOWANCE = 8.0
 # Beyond this share of entries, a sparse kernel is slower than a dense one.
 _SPARSE = 0.15
 _BYTES_OF_ENTRY = 8
-# Reductions may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
-_FAST = {"reassoc", "contract", "nsz"}
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads for the loops, which let go of the interpreter's lock; Numba's own do not survive a fork."""
-    return ThreadPoolExecutor(thread_name_prefix="sinkhorn")
-
-
-if hasattr(os, "register_at_fork"):
-    # A forked process has none of its parent's threads.
-    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 class SparseKernel:
@@ -99,7 +82,7 @@ class SparseKernel:
     def _summed(self, shape: tuple[int, ...], add: Callable[..., None], *arguments: np.ndarray) -> Tensor:
         """Sum over the threads of what ``add`` adds up for a part of the rows."""
         sums = torch.zeros(len(self._parts), *shape)
-        _run(
+        run(
             add,
             [(*rows, *self._entries, *arguments, part) for rows, part in zip(self._parts, sums.numpy(), strict=True)],
         )
@@ -154,20 +137,11 @@ def make_sparse(
     return SparseKernel(offsets, columns[:done], values[:done], shape[1], math.exp(-threshold), error)
 
 
-def _run(function: Callable[..., None], arguments: Sequence[tuple]) -> None:
-    """Call a compiled function in one thread for each tuple of arguments."""
-    if len(arguments) == 1:
-        function(*arguments[0])
-        return
-    for call in [_threads().submit(function, *each) for each in arguments]:
-        call.result()
-
-
 def _over_rows(function: Callable[..., None], *tensors: Tensor) -> None:
     """Call a compiled function on the rows of a block, of which the threads share the first tensor's."""
     bounds = np.linspace(0, len(tensors[0]), torch.get_num_threads() + 1).astype(int)
     arrays = [tensor.numpy() for tensor in tensors]
-    _run(function, [(start, stop, *arrays) for start, stop in pairwise(bounds)])
+    run(function, [(start, stop, *arrays) for start, stop in pairwise(bounds)])
 
 
 def _shares(offsets: Tensor) -> list[tuple[int, int]]:
@@ -215,7 +189,7 @@ def _add_columns(first, stop, offsets, columns, values, u, sums):  # noqa: ANN00
             sums[where[k]] += row[k] * u[i]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: ANN001, ANN202
     """The scaling u = a / Kv, and add Kᵀu while the row is near."""
     for i in range(first, stop):
@@ -229,7 +203,7 @@ def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: 
             sums[where[k]] += row[k] * scaling
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _add_points(first, stop, offsets, columns, values, u, floor, points, sums):  # noqa: ANN001, ANN202
     """Add Kᵀ diag(u) points, from the entries of Kᵀ diag(u) that are at least the floor of their column."""
     for i in range(first, stop):
@@ -243,7 +217,7 @@ def _add_points(first, stop, offsets, columns, values, u, floor, points, sums): 
                     target[d] += weight * point[d]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _add_entropy(first, stop, offsets, columns, values, u, v, sums):  # noqa: ANN001, ANN202
     """Add Σ u K log(K) v."""
     for i in range(first, stop):
