@@ -18,6 +18,12 @@ from torch import Tensor
 TINY = 1e-30
 # Reductions may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
+# For loops that look for the largest of finite numbers: with NaN in mind they would not use vector instructions.
+FINITE = FAST | {"nnan"}
+# A loop that looks for the largest keeps so many at a time, as one alone would have it wait for each comparison.
+LANES = 64
+# Largest of the whole numbers that a rounded matrix is made of, and their negative the least.
+LEVELS = 32767
 # Rows that a loop takes together, so that the scalings and the sums of the columns are read once for all of them.
 _TOGETHER = 4
 
@@ -64,6 +70,25 @@ def scale_dense_rows(matrix: Tensor, v: Tensor, row_weights: Tensor) -> tuple[Te
     return u, sums.sum(0)
 
 
+def over_rows(function: Callable[..., None], count: int, *arguments: Tensor | float) -> None:
+    """Call a compiled function on a range of rows in each thread."""
+    bounds = np.linspace(0, count, torch.get_num_threads() + 1).astype(int)
+    arrays = [each.numpy() if isinstance(each, Tensor) else each for each in arguments]
+    run(function, [(start, stop, *arrays) for start, stop in pairwise(bounds)])
+
+
+def round_rows(block: Tensor, rounded: Tensor, middles: Tensor, steps: Tensor) -> None:
+    """Round the entries of a matrix to one of 65,535 values between the least and the largest of their row.
+
+    Args:
+        block: (N, P), float32, finite.
+        rounded: Where to put r, (N, P), int16: an entry is its row's middle plus r of its steps, up to half a step.
+        middles: Where to put the middles (N,), float32.
+        steps: Where to put the steps (N,), float32.
+    """
+    over_rows(_round_rows, len(block), block, rounded, middles, steps)
+
+
 def _typed_widen(_: Any, entry: types.Type) -> tuple:
     """Type and code of :data:`_widen`."""
 
@@ -106,3 +131,28 @@ def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN
         u[i] = a[i] / max(total, tiny)
         for j in range(len(sums)):
             sums[j] += _widen(row[j]) * u[i]
+
+
+@njit(nogil=True, cache=True, fastmath=FINITE)
+def _round_rows(first, stop, block, rounded, middles, steps):  # noqa: ANN001, ANN202
+    """Round the rows from first to stop."""
+    least, largest = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for i in range(first, stop):
+        row, out = block[i], rounded[i]
+        least[:] = row[0]
+        largest[:] = row[0]
+        whole = len(row) - len(row) % LANES
+        for start in range(0, whole, LANES):
+            for k in range(LANES):
+                least[k] = min(least[k], row[start + k])
+                largest[k] = max(largest[k], row[start + k])
+        for j in range(whole, len(row)):
+            least[0] = min(least[0], row[j])
+            largest[0] = max(largest[0], row[j])
+        low, width = least.min(), largest.max() - least.min()
+        step = width / np.float32(2 * LEVELS)
+        inverse = np.float32(2 * LEVELS) / width if width > 0 else np.float32(0)
+        middle = low + width / np.float32(2)
+        middles[i], steps[i] = middle, step
+        for j in range(len(row)):
+            out[j] = np.int16(np.rint((row[j] - middle) * inverse))

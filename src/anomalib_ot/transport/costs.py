@@ -1,13 +1,15 @@
 """The fused feature-and-space cost of PRADOT (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .compiled import LEVELS, round_rows
+from .exponents import Exponents, ProductExponents, Stored, StoredExponents
 from .processes import Processes
 from .workspace import Workspace
 
@@ -16,6 +18,13 @@ SpatialCost = Literal["squared", "euclidean"]
 _BLOCK_ENTRIES = 2**20
 # Cosine distances below so many roundings cannot be told from zero.
 _ROUNDINGS = 16
+# Bytes for each entry that rounded similarities need, with a kernel beside them or in their place.
+_BYTES_ROUNDED = 3
+# Rows to round at once: enough for torch's threads, which go on spinning for a while after a product, not to matter.
+_ROWS = 1024
+# By how much rounding changes a cost at most, of 1, and the share of ε that it may be.
+_ROUNDED = 2**-17
+_SHARE_OF_EPSILON = 1 / 500
 
 
 def grid_coordinates(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
@@ -97,8 +106,14 @@ class Cost(Protocol):
     def blocks(self) -> Iterator[slice]:
         """Consecutive slices of rows, each small enough to stay in a processor's cache."""
 
-    def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
-        """Maps a slice of :meth:`blocks` to these rows of (g − M) / ε, valid until the next call; g is (P,)."""
+    def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
+        """The way to rows of (g − M) / ε; g is (P,)."""
+
+    def hand_over(self) -> Tensor | None:
+        """Memory (N, P) of two bytes an entry, for a kernel in the place of rounded similarities, or None.
+
+        A row may be written once its exponents were read. From then on the similarities are computed anew.
+        """
 
 
 class DenseCost:
@@ -129,9 +144,12 @@ class DenseCost:
         """Slices of rows; see :class:`Cost`."""
         return row_blocks(self.shape, self.shape[0], self._matrix.device)
 
-    def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
-        """Rows of (g − M) / ε; see :class:`Cost`."""
-        return lambda rows: (potential - self._matrix[rows]).div_(epsilon)
+    def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
+        """The way to rows of (g − M) / ε; see :class:`Cost`."""
+        return StoredExponents(Stored(self._matrix), potential[None], -1.0, 1 / epsilon)
+
+    def hand_over(self) -> None:
+        """None; see :class:`Cost`."""
 
 
 class FusedCost:
@@ -148,8 +166,9 @@ class FusedCost:
         alpha: Weight of the spatial term, in [0, 1].
         kind: See :func:`spatial_cost`.
         processes: Processes that hold further images of the batch.
-        workspace: Memory to keep the similarities in, where both they and the kernel fit; else, or without it, they are
-            computed anew on each use.
+        workspace: Memory to keep the similarities in, where they and the kernel fit: as they are, or, on a processor,
+            rounded to 16 bits. This changes a cost by at most 2⁻¹⁷, and serves where that is no more than a 500th of ε.
+            Else, or without a workspace, similarities are computed anew on each use.
 
     Attributes:
         shape: (B·N, P).
@@ -193,11 +212,7 @@ class FusedCost:
             raise ValueError(msg)
         self._features = F.normalize(features, dim=-1)
         self._prototypes = F.normalize(prototypes, dim=-1)
-        self._scratch: Tensor | None = None
-        self._similarities: Tensor | None = None
-        bytes_of_both = 2 * self.shape.numel() * features.element_size()
-        if workspace and bytes_of_both <= workspace.memory:
-            self._similarities = workspace.take("similarities", self.shape, features.dtype, features.device)
+        self._stored = self._store(workspace) if workspace else None
         farthest = 1 - float(processes.min(self._lowest_similarity()))
         if not math.isfinite(farthest):
             msg = "features and prototypes must be finite, but some are NaN or infinite"
@@ -221,36 +236,62 @@ class FusedCost:
         """Slices of rows, each of whole images or of a part of one; see :class:`Cost`."""
         return row_blocks(self.shape, self.cells, self._features.device)
 
-    def exponents(self, potential: Tensor, epsilon: float) -> Callable[[slice], Tensor]:
-        """Rows of (g − M) / ε without the passes over memory that forming M first would take; see :class:`Cost`."""
+    def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
+        """The way to rows of (g − M) / ε; see :class:`Cost`."""
         offsets = (potential - self._offsets).div_(epsilon)
         if len(offsets) > 1:
             offsets = offsets.repeat(max(1, _block_rows(self.shape, self._features.device) // self.cells), 1)
-        return lambda rows: self._affine(rows, offsets, self._scale / epsilon)
+        slope = self._scale / epsilon
+        stored = self._stored
+        if stored and (stored.steps is None or epsilon * _SHARE_OF_EPSILON >= _ROUNDED):
+            return StoredExponents(stored, offsets, slope)
+        return ProductExponents(self._features, self._prototypes, offsets, slope)
+
+    def hand_over(self) -> Tensor | None:
+        """The memory of rounded similarities; see :class:`Cost`."""
+        if self._stored is None or self._stored.steps is None:
+            return None
+        place, self._stored = self._stored.matrix, None
+        return place
+
+    def _store(self, workspace: Workspace) -> Stored | None:
+        """Memory for the similarities, as far as there is any."""
+        like, entries = self._features, self.shape.numel()
+        if 2 * entries * like.element_size() <= workspace.memory:
+            matrix = workspace.take("similarities", self.shape, like.dtype, like.device)
+            return Stored(matrix, workspace=workspace)
+        if like.device.type == "cpu" and like.dtype == torch.float32 and _BYTES_ROUNDED * entries <= workspace.memory:
+            matrix = workspace.take("similarities", self.shape, torch.int16, like.device)
+            middles, steps = like.new_empty(2, len(like))
+            return Stored(matrix, middles, steps, workspace)
+        return None
 
     def _lowest_similarity(self) -> Tensor:
-        """Least similarity of a feature and a prototype; where there is room for all of them, they are kept."""
+        """Least similarity of a feature and a prototype, NaN where some are not finite; all are stored if wanted."""
         lowest = self._features.new_tensor(math.inf)
-        if self._similarities is not None:
-            torch.mm(self._features, self._prototypes.T, out=self._similarities)
+        stored = self._stored
+        if stored and stored.steps is None:
+            torch.mm(self._features, self._prototypes.T, out=stored.matrix)
             # A process may have no rows.
-            return self._similarities.amin() if len(self._similarities) else lowest
+            return stored.matrix.amin() if len(stored.matrix) else lowest
+        if stored and stored.steps is not None and stored.middles is not None:
+            return self._round_similarities(stored.matrix, stored.middles, stored.steps)
         for rows in self.blocks():
             lowest = torch.minimum(lowest, (self._features[rows] @ self._prototypes.T).amin())
         return lowest
 
-    def _affine(self, rows: slice, offsets: Tensor, factor: float) -> Tensor:
-        """Offsets, of all rows alike or of the images of a block, plus factor times the similarities of a block."""
-        count = rows.stop - rows.start
-        if self._scratch is None or len(self._scratch) < count:
-            self._scratch = self._features.new_empty(count, self.shape[1])
-        out = self._scratch[:count]
-        if len(offsets) > 1:
-            start = rows.start % len(offsets)
-            offsets = offsets[start : start + count]
-        if self._similarities is not None:
-            return torch.add(offsets, self._similarities[rows], alpha=factor, out=out)
-        return torch.addmm(offsets, self._features[rows], self._prototypes.T, alpha=factor, out=out)
+    def _round_similarities(self, matrix: Tensor, middles: Tensor, steps: Tensor) -> Tensor:
+        """Store all similarities rounded, and return the least, NaN where some are not finite."""
+        if not (self._features.isfinite().all() and self._prototypes.isfinite().all()):
+            return self._features.new_tensor(math.nan)
+        scratch = self._features.new_empty(min(_ROWS, len(matrix)), len(self._prototypes))
+        for start in range(0, len(matrix), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(matrix)))
+            block = torch.mm(self._features[rows], self._prototypes.T, out=scratch[: rows.stop - start])
+            round_rows(block, matrix[rows], middles[rows], steps[rows])
+        # Each row's least is kept, up to rounding.
+        lowest = torch.addcmul(middles, steps, steps.new_tensor(-LEVELS))
+        return lowest.amin() if len(lowest) else lowest.new_tensor(math.inf)
 
 
 def row_blocks(shape: torch.Size, cells: int, device: torch.device) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from .compiled import TINY, scale_dense_rows
 from .costs import Cost
+from .exponents import Exponents
 from .sparse import make_sparse
 from .workspace import Workspace
 
@@ -52,7 +53,8 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, err
     - Sparse, where few of the entries matter; see :func:`anomalib_ot.transport.sparse.make_sparse`. Processors without
       graphics only.
     - Dense.
-    - Dense in bfloat16. Rounding an entry by a share of 2⁻⁹ is a change of the cost by at most ε / 500.
+    - Dense in bfloat16, in the place of rounded similarities where they leave no other. Rounding an entry by a share of
+      2⁻⁹ is a change of the cost by at most ε / 500.
     - Not stored, each pass computes it anew.
 
     Args:
@@ -84,8 +86,10 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, err
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
         kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error)
     for dtype in (g.dtype, torch.bfloat16):
-        if kernel is None and entries * dtype.itemsize <= workspace.memory:
+        if kernel is None and entries * dtype.itemsize <= workspace.memory - exponents.bytes_in(workspace):
             kernel = _make_dense(exponents, blocks, highest, workspace.take("kernel", cost.shape, dtype, g.device))
+    if kernel is None and (place := cost.hand_over()) is not None:
+        kernel = _make_dense(exponents, blocks, highest, place.view(torch.bfloat16))
     if kernel is None:
         for rows in blocks:
             highest[rows] = exponents(rows).amax(1)
@@ -174,9 +178,7 @@ class RecomputedKernel(_BlockedKernel):
         columns: P.
     """
 
-    def __init__(
-        self, exponents: Callable[[slice], Tensor], blocks: Sequence[slice], highest: Tensor, columns: int
-    ) -> None:
+    def __init__(self, exponents: Exponents, blocks: Sequence[slice], highest: Tensor, columns: int) -> None:
         super().__init__(blocks, columns)
         self._exponents = exponents
         self._highest = highest
@@ -185,9 +187,7 @@ class RecomputedKernel(_BlockedKernel):
         return _exponentials(self._exponents(rows), self._highest[rows])
 
 
-def _make_dense(
-    exponents: Callable[[slice], Tensor], blocks: Sequence[slice], highest: Tensor, store: Tensor
-) -> DenseKernel:
+def _make_dense(exponents: Exponents, blocks: Sequence[slice], highest: Tensor, store: Tensor) -> DenseKernel:
     """The dense kernel in ``store``, and the largest exponent of each row into ``highest``."""
     for rows in blocks:
         block = exponents(rows)

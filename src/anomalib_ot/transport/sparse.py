@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
-from .compiled import FAST, TINY, run
+from .compiled import FAST, FINITE, LANES, TINY, over_rows, run
 from .costs import row_blocks
+from .exponents import Exponents
 from .workspace import Workspace
 
 # The entries that are left out are small as long as the scalings of the columns differ by at most exp(_ALLOWANCE).
 _ALLOWANCE = 8.0
 # Beyond this share of entries, a sparse kernel is slower than a dense one.
-_SPARSE = 0.15
+_SPARSE = 0.2
 _BYTES_OF_ENTRY = 8
 
 
@@ -90,7 +90,7 @@ class SparseKernel:
 
 
 def make_sparse(
-    exponents: Callable[[slice], Tensor],
+    exponents: Exponents,
     blocks: Sequence[slice],
     shape: torch.Size,
     highest: Tensor,
@@ -112,36 +112,34 @@ def make_sparse(
         error: δ, the share of a marginal that may be left out.
 
     Returns:
-        The kernel, or None where it would have more than 15 % of the entries, or more than the memory holds.
+        The kernel, or None where exponents are not finite, or it would have more than a fifth of the entries, or more
+        than the memory holds.
     """
-    most = int(min(_SPARSE * shape.numel(), workspace.memory / _BYTES_OF_ENTRY))
+    if not exponents.are_finite:
+        return None
+    most = int(min(_SPARSE * shape.numel(), (workspace.memory - exponents.bytes_in(workspace)) / _BYTES_OF_ENTRY))
     values = workspace.take("values", torch.Size([most]), torch.float32, highest.device)
     columns = workspace.take("columns", torch.Size([most]), torch.int32, highest.device)
     offsets = torch.zeros(shape[0] + 1, dtype=torch.int64)
     threshold = math.log(shape[1] / error) + _ALLOWANCE
     done = 0
+    blocks = exponents.slices(blocks)
     for index, rows in enumerate(blocks):
-        block = exponents(rows)
-        lowest = torch.amax(block, 1, out=highest[rows]) - threshold
-        here = offsets[rows.start : rows.stop + 1]
-        _over_rows(_count, block, lowest, here[1:])
+        block = exponents.affine(rows)
+        parts = (block.matrix, block.offsets, block.first, block.slopes, threshold / block.unit)
+        here, tops = offsets[rows.start : rows.stop + 1], highest[rows]
+        over_rows(_count, len(tops), *parts, tops, here[1:])
         here.cumsum_(0)
         end = int(here[-1])
         # A sixteenth of the matrix tells how dense it is. Where an entry is not kept, the next one takes its place.
         sample = 16 * index >= len(blocks) and end > _SPARSE * rows.stop * shape[1]
         if end + 1 > most or sample:
             return None
-        _over_rows(_gather, block, lowest, highest[rows], here, columns, values)
-        values[done:end].exp_()
+        over_rows(_gather, len(tops), *parts, tops, here, columns, values)
+        values[done:end].mul_(block.unit).exp_()
+        tops.add_(block.shifts).mul_(block.unit)
         done = end
     return SparseKernel(offsets, columns[:done], values[:done], shape[1], math.exp(-threshold), error)
-
-
-def _over_rows(function: Callable[..., None], *tensors: Tensor) -> None:
-    """Call a compiled function on the rows of a block, of which the threads share the first tensor's."""
-    bounds = np.linspace(0, len(tensors[0]), torch.get_num_threads() + 1).astype(int)
-    arrays = [tensor.numpy() for tensor in tensors]
-    run(function, [(start, stop, *arrays) for start, stop in pairwise(bounds)])
 
 
 def _shares(offsets: Tensor) -> list[tuple[int, int]]:
@@ -154,30 +152,42 @@ def _shares(offsets: Tensor) -> list[tuple[int, int]]:
 # The loops run over views of a row, and columns are unsigned: then Numba does not look for negative indices.
 
 
-@njit(nogil=True, cache=True)
-def _count(first, stop, block, lowest, counts):  # noqa: ANN001, ANN202 - compiled
-    """Number of entries of each row that are at least ``lowest``."""
-    for i in range(first, stop):
-        row, bound, count = block[i], lowest[i], 0
+@njit(nogil=True, cache=True, fastmath=FINITE)
+def _count(start, stop, matrix, offsets, first, slopes, margin, highest, counts):  # noqa: ANN001, ANN202 - compiled
+    """Largest entry of each row of offsets + slopes · matrix, and number of entries below it by at most the margin."""
+    lanes = np.empty(LANES, np.float32)
+    for i in range(start, stop):
+        row, offset, slope = matrix[i], offsets[(first + i) % len(offsets)], slopes[i]
+        lanes[:] = offset[0] + slope * np.float32(row[0])
+        whole = len(row) - len(row) % LANES
+        for begin in range(0, whole, LANES):
+            for k in range(LANES):
+                lanes[k] = max(lanes[k], offset[begin + k] + slope * np.float32(row[begin + k]))
+        for j in range(whole, len(row)):
+            lanes[0] = max(lanes[0], offset[j] + slope * np.float32(row[j]))
+        highest[i] = lanes.max()
+        lowest, count = highest[i] - np.float32(margin), np.int32(0)
         for j in range(len(row)):
-            count += row[j] >= bound
+            count += np.int32(offset[j] + slope * np.float32(row[j]) >= lowest)
         counts[i] = count
 
 
-@njit(nogil=True, cache=True)
-def _gather(first, stop, block, lowest, highest, offsets, columns, values):  # noqa: ANN001, ANN202
+@njit(nogil=True, cache=True, fastmath=FINITE)
+def _gather(start, stop, matrix, offsets, first, slopes, margin, highest, places, columns, values):  # noqa: ANN001, ANN202
     """These entries' columns, and by how much they lie below the highest."""
-    for i in range(first, stop):
-        row, bound, top = block[i], lowest[i], highest[i]
-        kept, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+    for i in range(start, stop):
+        row, offset, slope, top = matrix[i], offsets[(first + i) % len(offsets)], slopes[i], highest[i]
+        lowest = top - np.float32(margin)
+        kept, where = values[places[i] : places[i + 1]], columns[places[i] : places[i + 1]]
         k = 0
         for j in range(len(row)):
             if k == len(kept):
                 break
             # Written in any case, as a branch that cannot be foretold costs more; the next one takes the place.
+            entry = offset[j] + slope * np.float32(row[j])
             where[k] = j
-            kept[k] = row[j] - top
-            k += row[j] >= bound
+            kept[k] = entry - top
+            k += entry >= lowest
 
 
 @njit(nogil=True, cache=True)

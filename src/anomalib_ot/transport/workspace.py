@@ -24,12 +24,13 @@ class Workspace:
 
     def take(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A matrix with arbitrary entries, in the memory of the last one of this name if that is large enough."""
+        size = shape.numel() * dtype.itemsize
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < shape.numel() or buffer.dtype != dtype or buffer.device != device:
+        if buffer is None or buffer.numel() < size or buffer.device != device:
             # The old one goes first, so that both need not fit.
             buffer = self._buffers[name] = torch.empty(0)
-            buffer = self._buffers[name] = torch.empty(shape.numel(), dtype=dtype, device=device)
-        return buffer[: shape.numel()].view(shape)
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8, device=device)
+        return buffer[:size].view(dtype).view(shape)
 
     def clear(self) -> None:
         """Give the memory back; the next solve takes it anew."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomalib_ot.transport.compiled import TINY, scale_dense_rows
+from anomalib_ot.transport.compiled import TINY, round_rows, scale_dense_rows
 
 
 @pytest.fixture
@@ -38,3 +38,17 @@ def test_entries_that_are_not_finite_show(threads):
     u, sums = scale_dense_rows(matrix, torch.ones(3), torch.ones(5))
     assert u.isnan().tolist() == [False, True, False, False, False]
     assert sums.isnan().all()
+
+
+@pytest.mark.parametrize("columns", [1, 5, 64, 150])
+def test_rounding_is_off_by_half_a_step_and_keeps_both_ends(columns, threads):
+    threads(2)
+    matrix = torch.rand(7, columns, generator=torch.Generator().manual_seed(columns)) - 0.3
+    matrix[3] = 0.25
+    rounded, middles, steps = torch.empty(7, columns, dtype=torch.int16), torch.empty(7), torch.empty(7)
+    round_rows(matrix, rounded, middles, steps)
+    again = middles[:, None] + steps[:, None] * rounded
+    assert ((again - matrix).abs() <= steps[:, None] / 2 + 1e-7).all()
+    torch.testing.assert_close(steps, (matrix.amax(1) - matrix.amin(1)) / 65534)
+    ends = rounded.gather(1, torch.stack([matrix.argmin(1), matrix.argmax(1)], 1)).tolist()
+    assert ends == [[-32767, 32767] if step > 0 else [0, 0] for step in steps]

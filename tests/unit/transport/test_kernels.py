@@ -84,8 +84,58 @@ def test_rounding_to_bfloat16_halves_the_memory(problem, monkeypatch):
     monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
     workspace = Workspace(3 * MEGABYTE)
     sinkhorn(FusedCost(*problem, 0.3, "euclidean"), workspace=workspace)
-    assert workspace.take("kernel", torch.Size([1]), torch.bfloat16, torch.device("cpu")).numel() == 1
-    assert [buffer.dtype for buffer in workspace._buffers.values()] == [torch.bfloat16]
+    assert [buffer.numel() for buffer in workspace._buffers.values()] == [2 * 3072 * 384]
+
+
+@pytest.fixture
+def solve_rounded(problem, monkeypatch):
+    """Solve with similarities in 16 bits, for which alone there is room beside a sparse kernel."""
+    monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
+
+    def solved(alpha=0.3, **options):
+        workspace = Workspace(3.6 * MEGABYTE)
+        cost = FusedCost(*problem, alpha, "euclidean", workspace=workspace)
+        assert cost._stored.matrix.dtype == torch.int16
+        return sinkhorn(cost, **{"epsilon": 0.01, "workspace": workspace, **options}), workspace
+
+    return solved
+
+
+def test_rounded_similarities_give_the_plan_of_the_dense_kernel_in_float64(exact, solve_rounded):
+    plan, workspace = solve_rounded()
+    assert isinstance(plan.kernel, SparseKernel)
+    assert (plan.dense() - exact.dense()).abs().sum() < 1e-3
+    assert plan.transport_cost() == pytest.approx(exact.transport_cost(), rel=1e-4)
+    assert workspace._buffers["similarities"].numel() == 2 * 3072 * 384
+
+
+def test_a_dense_kernel_takes_the_place_of_rounded_similarities(problem, solve_rounded, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.transport.sparse._SPARSE", 0.0)
+    # Scalings grow apart, so that the kernel is made anew after the similarities are gone.
+    plan, workspace = solve_rounded(epsilon=0.004, max_iterations=300)
+    assert isinstance(plan.kernel, DenseKernel)
+    assert set(workspace._buffers) == {"similarities", "values", "columns"}
+    exact = sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.004, 300)
+    assert (plan.dense() - exact.dense()).abs().sum() < 0.02
+
+
+def test_rounding_changes_a_cost_by_no_more_than_is_said(problem):
+    cost = FusedCost(*problem, 0.3, "euclidean", workspace=Workspace(4 * MEGABYTE))
+    exponents = cost.exponents(torch.zeros(384), 1.0)
+    for rows in cost.blocks():
+        assert (exponents(rows) + cost[rows]).abs().max() <= 2**-17
+        affine = exponents.affine(rows)
+        cells = (torch.arange(len(affine.matrix)) + affine.first) % len(affine.offsets)
+        again = affine.offsets[cells] + affine.slopes[:, None] * affine.matrix + affine.shifts[:, None]
+        torch.testing.assert_close(again, exponents(rows), rtol=0, atol=1e-6)
+
+
+def test_rounded_similarities_do_not_serve_where_epsilon_is_small(problem):
+    workspace = Workspace(4 * MEGABYTE)
+    exponents = FusedCost(*problem, 0.3, "euclidean", workspace=workspace).exponents(torch.zeros(384), 1e-3)
+    exact = FusedCost(*problem, 0.3, "euclidean")[:64] / -1e-3
+    torch.testing.assert_close(exponents(slice(0, 64)), exact, rtol=1e-5, atol=1e-2)
+    assert not exponents.bytes_in(workspace)
 
 
 def test_memory_below_one_block_is_refused(problem):
