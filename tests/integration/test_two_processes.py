@@ -1,4 +1,4 @@
-"""A process of several is lost: the others end with an error, and do not wait for it for ever."""
+"""Several processes train what one does, and if one is lost the others end with an error and do not wait for ever."""
 
 import os
 import signal
@@ -6,49 +6,158 @@ import time
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from anomalib.engine import Engine
+from lightning.pytorch import Callback, seed_everything
+from torch import distributed
 
+from anomalib_ot import Assembly, WtFlow
 from anomalib_ot.transport import FusedCost, Processes, grid_coordinates, sinkhorn
 
 # Seconds; far less than the half hour for which gloo waits for a process that lives and says nothing.
 PATIENCE = 120
 # For two processes to import all that they need, on a busy machine.
 START = 600
+# Step at which a process is lost.
+LAST = 4
+# In batches of three the last has one image, so that one process has none.
+IMAGES = {"n_train": 10, "n_validation": 2, "n_test": 1, "num_workers": 0}
 
 
-def solve_until_one_is_lost(rank, folder, how):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def meet(rank, folder, processes):
+    torch.set_num_threads(1)
+    if processes > 1:
+        # Lightning starts no processes where it finds that somebody did.
+        os.environ["LOCAL_RANK"] = str(rank)
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+
+
+def lose_one(rank, step, how):
+    if (rank, step) == (1, LAST):
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        msg = "out of memory"
+        raise MemoryError(msg)
+
+
+def transport(rank, folder, how):
+    """Solve problems until a process is lost."""
+    meet(rank, folder, 2)
     grid = grid_coordinates(4, 4)
     for step in range(1000):
-        if rank == 1 and step == 3:
-            if how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            msg = "out of memory"
-            raise MemoryError(msg)
+        lose_one(rank, step, how)
         features = torch.rand(16, 8, generator=torch.Generator().manual_seed(step))
         cost = FusedCost(features, features[:8], grid, grid[:8], 0.3, processes=Processes.all())
         sinkhorn(cost, 0.1, 500, 1e-2, processes=Processes.all())
         (folder / f"{rank}-{step}").touch()
 
 
-@pytest.mark.parametrize("how", ["killed", "raises"])
-def test_a_lost_process_is_an_error_and_not_a_wait(tmp_path, how):
-    context = multiprocessing.spawn(solve_until_one_is_lost, (tmp_path, how), nprocs=2, join=False)
-    end = time.monotonic() + START
-    while not (tmp_path / "0-2").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    end = time.monotonic() + PATIENCE
-    # Without the spawner's help, which ends the others when one fails.
-    processes = context.processes
+class LoseOne(Callback):
+    def __init__(self, folder, how):
+        self.folder = folder
+        self.how = how
+
+    def on_train_batch_start(self, trainer, *_):
+        if self.how != "diverges":
+            lose_one(trainer.global_rank, trainer.global_step, self.how)
+        elif (trainer.global_rank, trainer.global_step) == (1, LAST):
+            next(trainer.lightning_module.trained.parameters()).data.fill_(torch.nan)
+
+    def on_train_batch_end(self, trainer, *_):
+        (self.folder / f"{trainer.global_rank}-{trainer.global_step - 1}").touch()
+
+
+def flow(rank, folder, how):
+    """Fit until a process is lost, and keep why."""
+    try:
+        fit_flow(rank, folder, 2, [LoseOne(folder, how)], training_steps=1000)
+    except RuntimeError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+        raise
+
+
+def fit_flow(rank, folder, processes, callbacks=(), training_steps=8):
+    """Fit, and keep what each process has learned and says of its loss."""
+    meet(rank, folder, processes)
+    seed_everything(0, verbose=False)
+    model = WtFlow(
+        "resnet18",
+        ["layer2", "layer3"],
+        pre_trained=False,
+        image_size=(64, 64),
+        whitened_channels=16,
+        width=16,
+        training_steps=training_steps,
+        batch_size=3,
+        visualizer=False,
+    )
+    engine = Engine(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+    )
+    engine.fit(model, datamodule=Assembly(folder.parent / "data", **IMAGES))
+    assert engine.trainer.world_size == processes
+    loss = engine.trainer.callback_metrics["train_loss"]
+    learned = {name: value for name, value in model.state_dict().items() if name.startswith(("model.heads", "trained"))}
+    torch.save({"train_loss": loss, **learned}, folder / f"{rank}.pt")
+
+
+def ended(processes, patience):
+    """Exit codes, None of those that are not done when patience is."""
+    end = time.monotonic() + patience
     for process in processes:
         process.join(max(0, end - time.monotonic()))
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-    assert (tmp_path / "0-2").exists()
-    assert not (tmp_path / "0-3").exists()
+    return codes
+
+
+def test_two_processes_train_the_flow_that_one_does(tmp_path, start):
+    folders = alone, together = tmp_path / "alone", tmp_path / "together"
+    Assembly(tmp_path / "data", **IMAGES).prepare_data()
+    for folder, processes in zip(folders, (1, 2), strict=True):
+        folder.mkdir()
+        assert ended(start(fit_flow, *[(folder, processes)] * processes), START) == [0] * processes
+    expected = torch.load(alone / "0.pt")
+    for rank in range(2):
+        found = torch.load(together / f"{rank}.pt")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # Each of the eight steps moves a weight by as much as the learning rate, 1e-3.
+            torch.testing.assert_close(
+                found[name], value, atol=2e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def lose(work, how, folder, start):
+    """Exit codes of two processes, after one of them failed."""
+    (folder / "run").mkdir()
+    Assembly(folder / "data", **IMAGES).prepare_data()
+    processes = start(work, *[(folder / "run", how)] * 2)
+    end = time.monotonic() + START
+    while not (folder / "run" / f"0-{LAST - 1}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    codes = ended(processes, PATIENCE)
+    assert (folder / "run" / f"0-{LAST - 1}").exists()
+    assert not (folder / "run" / f"0-{LAST}").exists()
+    return codes
+
+
+@pytest.mark.parametrize("how", ["killed", "raises"])
+@pytest.mark.parametrize("work", [transport, flow])
+def test_a_lost_process_is_an_error_and_not_a_wait(tmp_path, start, work, how):
+    codes = lose(work, how, tmp_path, start)
     assert None not in codes
     assert 0 not in codes
-    with pytest.raises((ProcessExitedException, ProcessRaisedException)):
-        context.join()
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_an_error_of_both(tmp_path, start):
+    assert lose(flow, "diverges", tmp_path, start) == [1, 1]
+    for rank in range(2):
+        error = (tmp_path / "run" / f"{rank}.txt").read_text()
+        assert f"the loss of layer layer2 is not finite at step {LAST}" in error

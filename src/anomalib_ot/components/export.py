@@ -99,18 +99,18 @@ class CheckedExport(ExportMixin):
         Args:
             export_root: Folder of the export.
             model_file_name: Name of the file.
-            input_size: Height and width of the images.
+            input_size: Height and width of the images; what the pre-processor resizes to by default.
             **kwargs: As the host's. ``dynamic_axes={}`` makes a graph of one image at a time.
 
         Returns:
             Path of the ``.onnx`` file.
 
         Raises:
-            ValueError: If there is no ``input_size``.
+            ValueError: If there is no ``input_size`` and the pre-processor does not resize.
             ModuleNotFoundError: If OpenVINO is not installed.
             ExportError: If the file differs from the model.
         """
-        size = self._required(input_size)
+        size = self._size(input_size)
         kwargs.setdefault("opset_version", _OPSET)
         if self._is_checked_later:
             return super().to_onnx(export_root, model_file_name, size, **kwargs)
@@ -138,7 +138,7 @@ class CheckedExport(ExportMixin):
         Args:
             export_root: Folder of the export.
             model_file_name: Name of the file.
-            input_size: Height and width of the images.
+            input_size: Height and width of the images; what the pre-processor resizes to by default.
             compression_type: ``FP16``, ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``; FP32 by default.
             datamodule: Its validation set is what the file is checked on, and what PTQ and ACQ calibrate with.
             metric: What ACQ measures; the host's image F1 score by default.
@@ -151,11 +151,12 @@ class CheckedExport(ExportMixin):
             Path of the ``.xml`` file.
 
         Raises:
-            ValueError: If there is no ``input_size``, or no data module where one is needed.
+            ValueError: If there is no ``input_size`` and the pre-processor does not resize, or no data module where one
+                is needed.
             ModuleNotFoundError: If OpenVINO is not installed.
             ExportError: If the file differs from the model.
         """
-        size = self._required(input_size)
+        size = self._size(input_size)
         _require_openvino()
         pictures = validation_pictures(datamodule, size) if datamodule else synthetic_pictures(size)
         tolerance = {None: _FLOAT32, CompressionType.FP16: _FLOAT16}.get(compression_type, _INT8)
@@ -176,15 +177,20 @@ class CheckedExport(ExportMixin):
             self._check_graph(path, tolerance, pictures, {"format": "openvino", "compression": compression})
         return _final(export_root, path)
 
-    def _required(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
-        if input_size is None:
-            height, width = self._own_size()
+    def _size(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of an export's pictures, fixed as the model knows what is normal cell by cell."""
+        if input_size is not None:
+            return int(input_size[0]), int(input_size[1])
+        if cast("AnomalibModule", self).input_size is None:
             msg = (
-                f"{type(self).__name__} knows what is normal cell by cell, so that its graph has a fixed size: give "
-                f"input_size=({height}, {width}), or --input_size '[{height}, {width}]'. The batch may be dynamic."
+                f"{type(self).__name__} knows what is normal cell by cell, so that its graph has a fixed size, and its "
+                "pre-processor does not resize: give input_size=(HEIGHT, WIDTH), or --input_size '[HEIGHT, WIDTH]'. "
+                "The batch may be dynamic."
             )
             raise ValueError(msg)
-        return cast("tuple[int, int]", tuple(input_size))
+        size = self._own_size()
+        logger.info("The exported graph takes pictures of %d x %d px; --input_size sets another size.", *size)
+        return size
 
     def _own_size(self) -> tuple[int, int]:
         """Height and width that the pre-processor resizes to, or a common one where it does not."""

@@ -169,6 +169,7 @@ def train_on_features(
     place: CachePlace,
     budget: float,
     batch_size: int,
+    takes_fewer: bool = False,
     device: torch.device,
     hold_out: float = 0.0,
 ) -> TrainingFeatures:
@@ -184,6 +185,7 @@ def train_on_features(
             first in which they need at most ``budget`` of what is free.
         budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
         batch_size: Images in a training batch.
+        takes_fewer: Whether all images are one batch where there are fewer than that.
         device: Where the model is.
         hold_out: Fraction of the images, in [0, 1), kept from training.
 
@@ -191,18 +193,22 @@ def train_on_features(
         The features, for what happens outside the epochs.
 
     Raises:
-        ValueError: If there are fewer images than ``batch_size``, an image cannot be read, or features are not finite.
+        ValueError: If there are too few images for a batch, an image cannot be read, or features are not finite.
     """
     # Set anew by each ``trainer.fit``, so there is nothing to restore.
     source = trainer.fit_loop._data_source  # noqa: SLF001
     _check_not_empty(trainer)
     images = source.dataloader()
     count = _count(images)
+    if takes_fewer and count is not None and count < batch_size:
+        logger.info("All %d training images make one batch; the usual has %d.", count, batch_size)
+        batch_size = count
     if count is not None and count < batch_size:
         msg = (
             f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
         )
         raise ValueError(msg)
+    shows_progress = trainer.progress_bar_callback is not None
     reason = _why_not_cached(images, place)
     if reason:
         logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
@@ -216,14 +222,19 @@ def train_on_features(
                 images.batch_size,
                 batch_size,
             )
-        return TrainingFeatures(_ImageFeatures(images, extract, device))
+        return TrainingFeatures(_ImageFeatures(images, extract, device, shows_progress=shows_progress))
     rank, processes = trainer.global_rank, trainer.world_size
     total = cast("int", count)
     share = range(total * rank // processes, total * (rank + 1) // processes)
-    dataset = _keep(_ImageFeatures(images, extract, device, share), total, share, place, budget, device)
+    features = _ImageFeatures(images, extract, device, share, shows_progress=shows_progress)
+    dataset = _keep(features, total, share, place, budget, device)
     held_out = round(hold_out * len(dataset))
-    if len(dataset) - held_out < batch_size:
-        msg = f"holding out {held_out} of {len(dataset)} images leaves fewer than the batch of {batch_size}"
+    left = len(dataset) - held_out
+    if left < (1 if takes_fewer else batch_size):
+        msg = (
+            f"holding out {held_out} of {len(dataset)} images leaves {left}, fewer than the batch of {batch_size}; "
+            "set a smaller --model.validation_fraction or --model.batch_size"
+        )
         raise ValueError(msg)
     # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(user_seed())).tolist()
@@ -273,11 +284,14 @@ class _ImageFeatures:
         extract: Callable[[Tensor], FeatureMaps],
         device: torch.device,
         share: range | None = None,
+        *,
+        shows_progress: bool = True,
     ) -> None:
         self.images = images
         self.extract = extract
         self.device = device
         self.share = share
+        self.shows_progress = shows_progress
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         images = self.images
@@ -289,7 +303,7 @@ class _ImageFeatures:
                 collate_fn=images.collate_fn,
             )
         with _naming_unreadable_images(self.images):
-            for batch in track(images, "Extracting features", transient=True):
+            for batch in track(images, "Extracting features", transient=True, disable=not self.shows_progress):
                 features = self.extract(batch.image.to(self.device))
                 check_finite(features, batch.image_path)
                 yield FeatureBatch(features)

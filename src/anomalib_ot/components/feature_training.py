@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .extraction import Extraction, FastExtractor, FeatureMaps
+from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
 from .feature_cache import CachePlace, FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .settings import require
 
@@ -35,7 +35,8 @@ class FeatureTraining:
         feature_cache: CachePlace,
         cache_budget: float,
         extraction: Extraction,
-        batch_size: int,
+        batch_size: int | None,
+        usual_batch_size: int,
         validation_fraction: float,
     ) -> None:
         """Set how features are extracted and kept.
@@ -44,20 +45,23 @@ class FeatureTraining:
             feature_cache: See :func:`train_on_features`.
             cache_budget: Likewise.
             extraction: See :class:`FastExtractor`.
-            batch_size: Images in a training batch.
+            batch_size: Images in a training batch, no more than there are; by default the usual number, or all images
+                where there are fewer.
+            usual_batch_size: That number.
             validation_fraction: Fraction of the training images held out, in [0, 1).
 
         Raises:
             ValueError: If an argument is out of its range.
         """
-        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(batch_size is None or batch_size >= 1, "batch_size", "at least 1", batch_size)
         require(feature_cache in get_args(CachePlace), "feature_cache", get_args(CachePlace), feature_cache)
         require(extraction in get_args(Extraction), "extraction", get_args(Extraction), extraction)
         require(0 <= validation_fraction < 1, "validation_fraction", "in [0, 1)", validation_fraction)
         self.feature_cache = feature_cache
         self.cache_budget = cache_budget
         self.extraction = extraction
-        self.batch_size = batch_size
+        self.batch_size = batch_size or usual_batch_size
+        self._takes_fewer = batch_size is None
         self.validation_fraction = validation_fraction
         self.training_features = TrainingFeatures(())
         self._extractor: FastExtractor | None = None
@@ -94,6 +98,7 @@ class FeatureTraining:
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
+            takes_fewer=self._takes_fewer,
             device=self.device,
             hold_out=self.validation_fraction,
         )
@@ -113,7 +118,8 @@ class FeatureTraining:
         Yields:
             Feature map (B, D, H, W) of each layer.
         """
-        for batch in track(batches, task, transient=True, disable=not isinstance(batches, DataLoader)):
+        hides_progress = not isinstance(batches, DataLoader) or self.trainer.progress_bar_callback is None
+        for batch in track(batches, task, transient=True, disable=hides_progress):
             yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
 
     def features_of(self, batch: Batch | FeatureBatch) -> FeatureMaps:
@@ -145,4 +151,5 @@ class FeatureTraining:
         assert self._extractor is not None  # noqa: S101 - made when the fit starts
         with self.trainer.precision_plugin.forward_context():
             transform = getattr(self.pre_processor, "transform", None)
-            return self._extractor(transform(images) if transform else images)
+            images = transform(images) if transform else images
+            return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))

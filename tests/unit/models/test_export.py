@@ -220,9 +220,17 @@ def test_a_wrong_file_is_not_handed_over(pradot, kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_a_graph_has_a_fixed_size(pradot, kind, tmp_path):
-    with pytest.raises(ValueError, match=r"give input_size=\(64, 64\)"):
+def test_a_graph_has_the_size_that_the_model_resizes_to(pradot, kind, tmp_path):
+    path = getattr(pradot, f"to_{kind}")(tmp_path)
+    assert report_of(path)["input_size"] == [64, 64]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_graph_needs_a_size_where_the_model_does_not_resize(pradot, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(pradot), "input_size", None)
+    with pytest.raises(ValueError, match=r"pre-processor does not resize: give input_size="):
         getattr(pradot, f"to_{kind}")(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_of_fixed_size(pradot, data, tmp_path):

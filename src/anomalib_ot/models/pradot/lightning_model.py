@@ -33,6 +33,8 @@ from .torch_model import PradotModel
 
 logger = logging.getLogger(__name__)
 
+# As in the paper.
+_BATCH = 64
 # Rise of a score, as a share of the highest of its image, that compression allows.
 _COMPRESSION = 0.1
 
@@ -52,7 +54,8 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             coarser grid.
         alphas: Weights of the spatial cost, in [0, 1]; 0 ignores positions.
         epochs: Largest number of passes over the training images.
-        batch_size: Training images in one transport problem; at least ``prototypes_per_cell`` is advised.
+        batch_size: Training images in one transport problem, at most as many as there are; at least
+            ``prototypes_per_cell`` is advised. By default 64 as in the paper, or all images where there are fewer.
         whitened_channels: Whiten features locally, after a random projection to this many channels where they have
             more; 0 compares them as they are (paper).
         spatial: ``squared`` distance of positions (paper) or ``euclidean`` (authors' code).
@@ -69,8 +72,8 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         compress: After training, drop prototypes as long as no cell of a training image scores more by a tenth of its
             image's highest score.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
-        transport_memory: GiB of memory for the transport's kernel; where it does not fit, it is rounded to bfloat16 or
-            computed anew in each iteration.
+        transport_memory: GiB of memory for the transport's similarities and kernel; where they do not fit, they are
+            rounded, or computed anew on each use.
         validation_fraction: Fraction of the training images held out to measure the transport cost on; the prototypes
             with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
         patience: Epochs without a fall of the transport cost by more than 0.5 % after which training stops.
@@ -106,7 +109,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         prototypes_per_cell: int | float | Sequence[float] = 16,  # noqa: PYI041 - jsonargparse keeps an int an int
         alphas: Sequence[float] = (0.0, 0.3),
         epochs: int = 50,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         whitened_channels: int = 128,
         spatial: SpatialCost = "euclidean",
         initialisation: Initialisation = "sample",
@@ -141,7 +144,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         )
         require(epochs >= 1, "epochs", "at least 1", epochs)
         require(patience >= 1, "patience", "at least 1", patience)
-        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, validation_fraction)
+        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
         self.epochs = epochs
         self.patience = patience
         self.calibrate = calibrate

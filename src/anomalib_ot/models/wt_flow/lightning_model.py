@@ -29,12 +29,13 @@ from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch, user_seed
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.settings import require
-from anomalib_ot.transport import CouplingName, Scope, Solver, create_coupling
+from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
 from .torch_model import Normalization, Score, WtFlowModel, matching_losses
 
 logger = logging.getLogger(__name__)
 
+_BATCH = 16
 # Share of the training in which the learning rate rises.
 _WARM_UP = 0.1
 # Steps from one look at the held-out images to the next, and draws of noise and times in each.
@@ -72,7 +73,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         top_share: Share of the pixels, the highest, whose mean is the image score; with 0 it is the highest one alone.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
         training_steps: Steps of the optimiser, over which the learning rate rises, then falls to 0 by a cosine.
-        batch_size: Training images in a step.
+        batch_size: Training images in a step, at most all of them. By default 16, or all where there are fewer.
         learning_rate: Highest learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         ema_rate: Share of the averaged weights that a step keeps, in [0, 1); less in the first steps.
@@ -123,7 +124,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         top_share: float = 0.0,
         smoothing: float = 0.0,
         training_steps: int = 200,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         ema_rate: float = 0.99,
@@ -150,7 +151,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         require(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
         require(0 <= ema_rate < 1, "ema_rate", "in [0, 1)", ema_rate)
         require(patience >= 1, "patience", "at least 1", patience)
-        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, validation_fraction)
+        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
         self.coupling = create_coupling(coupling, scope, block_size, solver)
         self.training_steps = training_steps
         self.learning_rate = learning_rate
@@ -242,24 +243,25 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             The loss, or None where it is not finite; training then stops with the last good weights.
 
         Raises:
-            RuntimeError: If the very first loss is not finite.
+            RuntimeError: If the very first loss is not finite, or one of several processes.
         """
         del args, kwargs
         embeddings = self.model.embed(self.features_of(batch))
-        losses = matching_losses(self.trained, embeddings, self.coupling, self._generator())
-        if not losses.isfinite().all():
-            self._stop_at(losses)
+        processes = Processes.all()
+        losses = matching_losses(self.trained, embeddings, self.coupling, self._generator(), processes)
+        # Each process says so, not only the one where it happened.
+        batch_losses = processes.sum(losses.detach() / self.trainer.world_size)
+        if not batch_losses.isfinite().all():
+            self._stop_at(batch_losses)
             return None
         # The loss has shown that the weights are good.
         self._average()
-        loss = losses.mean()
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(embeddings[0]))
-        return loss
+        self.log("train_loss", batch_losses.mean(), prog_bar=True, batch_size=1)
+        return losses.mean()
 
     def _generator(self) -> torch.Generator:
-        """Noise and times depend on seed, step and process alone, so that a resumed run equals an uninterrupted one."""
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        return torch.Generator(self.device).manual_seed(user_seed() * 1_000_003 + step)
+        """Noise and times depend on seed and step alone, so that neither a resumed run nor several processes tell."""
+        return torch.Generator(self.device).manual_seed(user_seed() * 1_000_003 + self.global_step)
 
     def _stop_at(self, losses: Tensor) -> None:
         layer = self.model.layers[int((~losses.isfinite()).nonzero()[0])]
@@ -267,7 +269,8 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             f"the loss of layer {layer} is not finite at step {self.global_step} (epoch {self.current_epoch}); lower "
             "learning_rate or train with a higher precision"
         )
-        if self.global_step == 0:
+        # Lightning lets none of several processes skip a step.
+        if self.global_step == 0 or self.trainer.world_size > 1:
             raise RuntimeError(msg)
         logger.error("Training stops with the weights of the step before: %s.", msg)
         self.trainer.should_stop = True

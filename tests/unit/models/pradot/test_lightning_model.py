@@ -363,6 +363,37 @@ def test_fewer_images_than_the_batch_are_refused(data, engine, model):
         engine().fit(model(batch_size=64), datamodule=data())
 
 
+def test_fewer_images_than_the_usual_batch_are_one(data, engine, model, caplog):
+    usual, given = model(batch_size=None), model(batch_size=10)
+    with caplog.at_level("INFO"):
+        engine().fit(usual, datamodule=data())
+    assert "All 10 training images make one batch; the usual has 64." in caplog.text
+    engine().fit(given, datamodule=data())
+    torch.testing.assert_close(usual.model.state_dict(), given.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_is_shown_where_the_trainer_shows_it(data, model, monkeypatch, tmp_path, shown):
+    tasks = []
+
+    def track(batches, task, *, disable, **_):
+        tasks.append((task, disable))
+        return batches
+
+    for module in ("feature_cache", "feature_training"):
+        monkeypatch.setattr(f"anomalib_ot.components.{module}.track", track)
+    runner = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=shown)
+    runner.fit(model(), datamodule=data())
+    assert ("Extracting features", not shown) in tasks
+    assert len(tasks) > 1
+    assert all(hidden is not shown for _, hidden in tasks)
+
+
+def test_holding_out_all_images_is_refused(data, engine, model):
+    with pytest.raises(ValueError, match=r"10 of 10 images leaves 0, .* smaller --model.validation_fraction"):
+        engine().fit(model(batch_size=None, validation_fraction=0.99), datamodule=data())
+
+
 def test_unreadable_image_is_named(root, data, engine, model, tmp_path):
     broken = tmp_path / "good"
     broken.mkdir()

@@ -168,6 +168,7 @@ def test_maps_smaller_than_the_depth_are_refused(images):
         ({"top_share": 1.1}, r"top_share must be in \[0, 1\]"),
         ({"whitened_channels": 0}, "whitened_channels must be at least 1"),
         ({"smoothing": -1.0}, "smoothing must be at least 0"),
+        ({"smoothing": float("inf")}, "smoothing must be at least 0"),
         ({"layers": ["layer9"]}, "layer9"),
     ],
 )
