@@ -1,6 +1,7 @@
-"""A real browser, with the network cut off."""
+"""A real browser, with the network cut off, and processes that need not import everything anew."""
 
 import shutil
+from multiprocessing import get_context
 
 import pytest
 
@@ -41,3 +42,19 @@ def open_file(browser):
         context.close()
     assert {url for url in asked if not url.startswith("data:")} == opened
     assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Starts processes, forked from one that has imported already what takes each ten seconds."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["anomalib.cli.cli", "anomalib_ot.comparison", "anomalib_ot.models"])
+
+    def start(target, *arguments):
+        """The first argument of each process is its number."""
+        processes = [context.Process(target=target, args=(number, *each)) for number, each in enumerate(arguments)]
+        for process in processes:
+            process.start()
+        return processes
+
+    return start

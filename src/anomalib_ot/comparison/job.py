@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -87,6 +88,9 @@ def _run_process(job: Job, folder: Path, device: str | None) -> tuple[str, bool]
             return f"not done after {job.time_limit:g} minutes, the time limit", False
         log.seek(0)
         tail = "".join(log.readlines()[-20:])
+    if done.returncode == -signal.SIGINT:
+        # By the user, who waits for the comparison to end.
+        return f"{tail}\ninterrupted", False
     if done.returncode < 0:
         return f"{tail}\nkilled {_TRIES} times by signal {-done.returncode}; is there enough memory?", True
     return f"{tail}\nthe process ended with status {done.returncode} and no result", False

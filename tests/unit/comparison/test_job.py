@@ -114,3 +114,14 @@ def test_a_killed_process_runs_once_more(job, record, tmp_path, kill_jobs, times
         assert again.metrics == record.metrics
     else:
         assert again.message == "killed 2 times by signal 9; is there enough memory?"
+
+
+def test_a_process_that_the_user_interrupts_does_not_run_once_more(job, tmp_path, monkeypatch):
+    # Ctrl-C reaches the processes of a comparison too, and the command waits for them.
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho >> "$0-starts"\nkill -INT $$\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    record = unpack_record(tmp_path / "runs", job.key, run_job(job))
+    assert (tmp_path / "python-starts").read_text() == "\n"
+    assert record.message == "interrupted"
