@@ -13,9 +13,11 @@ import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from jsonargparse import ArgumentParser
 
 from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.components.class_paths import class_of, create, rooted
+from anomalib_ot.components.settings import require
 from anomalib_ot.data import FewShot
 
 from .record import Key, folder_name
@@ -25,6 +27,7 @@ _SPLIT_SEED = 0
 _PUBLISHED = ("category", "model", "metric", "value", "source")
 # What a model of a plan may set beside its class and arguments.
 _OWN = ("image_size", "trainer", "why")
+_FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple}
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,7 @@ def read_plan(
         content["data"] = {label: rooted(config, root) for label, config in content.get("data", {}).items()}
     values: dict[str, Any] = {"models": {}, "data": {}}
     values |= {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    _check_types(values, path)
     return Plan(**values)
 
 
@@ -278,9 +282,19 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content.keys() <= {*known}:
         msg = f"{path} is no plan of a comparison, which may have {', '.join(known)}"
         raise ValueError(msg)
-    if reference := content.get("reference"):
+    if isinstance(reference := content.get("reference"), str):
         content["reference"] = path.parent / reference
     return content
+
+
+def _check_types(values: dict[str, Any], path: Path | None) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Plan)
+    try:
+        parser.parse_object(values)
+    except (ArgumentError, TypeError) as error:
+        msg = f"{path or 'the plan'}: {' '.join(str(error).split())}"
+        raise ValueError(msg) from error
 
 
 def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) -> dict[str, Any]:
@@ -297,9 +311,14 @@ def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) ->
 def _check(kind: type, label: str, config: dict[str, Any]) -> None:
     """Refuse what the class would, before anything runs."""
     extra = {"class_path", "init_args", *(_OWN if kind is AnomalibModule else ("categories",))}
+    require(isinstance(label, str), "a label", "text, in quotation marks", label)
     if not isinstance(config, dict) or "class_path" not in config or not config.keys() <= extra:
         msg = f"{label} must have a class_path, and may have {', '.join(sorted(extra - {'class_path'}))}: {config}"
         raise ValueError(msg)
+    for name, form in _FORMS.items():
+        if name in config and not isinstance(config[name], form):
+            msg = f"{label}: {name} must be a {getattr(form, '__name__', 'list')}, not {config[name]!r}"
+            raise ValueError(msg)
     try:
         class_of(kind, config)
     except ArgumentError as error:

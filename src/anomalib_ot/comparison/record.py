@@ -203,9 +203,27 @@ def read_record(folder: Path) -> Record:
     """
     try:
         content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return Record(**{**content, "key": Key(**content["key"]), "folder": folder})
+        record = Record(**{**content, "key": Key(**content["key"]), "folder": folder})
+        _check_types(record)
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise _unreadable(folder, error) from error
+    return record
+
+
+def _check_types(record: Record) -> None:
+    """Refuse what would fail only when the report is written."""
+    expected = Record(Key("", ""))
+    for name in ("config", "metrics", "curves", "costs", "overrides", "environment", "test_set", "error"):
+        if not isinstance(value := getattr(record, name), type(getattr(expected, name))):
+            msg = f"{name} is {value!r}"
+            raise TypeError(msg)
+    key = record.key
+    texts = [key.category, key.model, *record.overrides.values()]
+    numbers = [key.seed, key.shots or 0, *record.metrics.values(), *record.costs.values()]
+    for values, kind in ((texts, str), (numbers, int | float)):
+        if wrong := [value for value in values if not isinstance(value, kind)]:
+            msg = f"it holds {wrong[0]!r}"
+            raise TypeError(msg)
 
 
 def read_records(runs: Path) -> list[Record]:

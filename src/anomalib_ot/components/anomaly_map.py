@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from functools import reduce
+from math import inf
 
 import torch
 from anomalib.models.components import GaussianBlur2d
 from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from .settings import require
 
 
 class AnomalyMapGenerator(nn.Module):
@@ -26,9 +29,7 @@ class AnomalyMapGenerator(nn.Module):
 
     def __init__(self, smoothing: float = 0.0, align_corners: bool = False) -> None:
         super().__init__()
-        if smoothing < 0:
-            msg = f"smoothing must be at least 0, not {smoothing}"
-            raise ValueError(msg)
+        require(0 <= smoothing < inf, "smoothing", "at least 0", smoothing)
         self.align_corners = align_corners
         # Along the first dimension only.
         size = (compute_kernel_size(smoothing), 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
@@ -62,7 +62,8 @@ def create_extractor(
         the network; ``layers`` and ``out_dims`` are in this order too.
 
     Raises:
-        ValueError: If the backbone or a layer is unknown, or if layers are repeated or missing.
+        ValueError: If the backbone or a layer is unknown, if layers are repeated or missing, or if a local folder's
+            configuration is damaged.
         FileNotFoundError: If a local folder lacks its configuration or its weights.
         BackboneError: If the weights cannot be fetched, do not exist, or do not fit.
 
@@ -96,6 +97,7 @@ def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     Raises:
         FileNotFoundError: If a local folder lacks its configuration.
+        ValueError: If the configuration is damaged.
         BackboneError: If the configuration cannot be fetched.
 
     Example:
@@ -104,8 +106,7 @@ def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     source, name = parse_model_name(backbone)
     if source == "local-dir":
-        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        config = config.get("pretrained_cfg", config)
+        config = _local_config(Path(name) / "config.json")
     elif source == "hf-hub":
         _check_hub(name)
         config = load_model_config_from_hf(name)[0]
@@ -162,6 +163,22 @@ def _check_name(backbone: str, *, pre_trained: bool) -> None:
             raise ValueError(msg)
 
 
+def _local_config(path: Path) -> dict[str, Any]:
+    """What a local folder says of its weights."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config = config.get("pretrained_cfg", config)
+        values = {name: config.get(name) or () for name in ("mean", "std")}
+        wrong = [name for name, value in values.items() if not all(isinstance(each, int | float) for each in value)]
+    except (AttributeError, TypeError, ValueError) as error:
+        msg = f"{path} is no configuration of a timm model: {error}"
+        raise ValueError(msg) from error
+    if wrong:
+        msg = f"{path} must give {' and '.join(wrong)} as numbers"
+        raise ValueError(msg)
+    return config
+
+
 def _registered_config(name: str) -> PretrainedCfg:
     """Configuration of a network's weights in timm, old names included, or a default without weights."""
     return get_pretrained_cfg(get_deprecated_models().get(name) or name) or PretrainedCfg()
@@ -172,7 +189,7 @@ def _in_network_order(backbone: str, layers: Sequence[str]) -> list[str]:
     if not layers or len(set(layers)) < len(layers):
         msg = f"layers must be distinct and at least one, not {list(layers)}"
         raise ValueError(msg)
-    network = timm.create_model(backbone, features_only=True, exportable=True)
+    network = _create_network(backbone)
     if "vit" in backbone.lower() and not hasattr(getattr(network, "model", network), "patch_embed"):
         msg = (
             f"anomalib takes {backbone} for a vision transformer, for the 'vit' in its name, which it is not; "
@@ -184,6 +201,17 @@ def _in_network_order(backbone: str, layers: Sequence[str]) -> list[str]:
         msg = f"{backbone} has no layers {unknown}; it has {available}"
         raise ValueError(msg)
     return sorted(layers, key=available.index)
+
+
+def _create_network(backbone: str) -> nn.Module:
+    try:
+        return timm.create_model(backbone, features_only=True, exportable=True)
+    except Exception as error:
+        if parse_model_name(backbone)[0] != "local-dir":
+            raise
+        # A damaged configuration fails anywhere in timm.
+        msg = f"timm cannot make a network of {backbone}: {error!r}; look at its config.json"
+        raise ValueError(msg) from error
 
 
 def _check_weights(backbone: str) -> None:

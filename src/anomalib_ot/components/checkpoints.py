@@ -1,15 +1,27 @@
 """Checkpoints that cannot be loaded, or do not fit a model, are refused in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
+from zlib import error as ZlibError  # noqa: N812
 
 import torch
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.models.components import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
+from packaging.version import InvalidVersion
 from torch import Tensor
+
+from .backbones import BackboneError
+
+# What is raised, by torch's reader or whoever takes the content for whole.
+_DAMAGE = (
+    *(AttributeError, EOFError, IndexError, InvalidVersion, KeyError, OverflowError, RuntimeError, TypeError),
+    *(BadZipFile, UnicodeDecodeError, UnpicklingError, ZlibError),
+)
 
 
 def refuse_another_architecture(
@@ -92,7 +104,8 @@ class SafeCheckpoints:
             with anomalib_safe_globals(model.checkpoint_safe_globals()):
                 refuse_unreadable(checkpoint_path)
         kwargs["weights_only"] = weights_only
-        return model.load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        with _naming(checkpoint_path):
+            return model.load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 
 class _CheckingCheckpointIO(AnomalibCheckpointIO):
@@ -101,7 +114,8 @@ class _CheckingCheckpointIO(AnomalibCheckpointIO):
         if weights_only is not False and Path(path).is_file():
             with anomalib_safe_globals(self.extra_safe_globals):
                 refuse_unreadable(path)
-        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
+        with _naming(path):
+            return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
 
 
 def refuse_unreadable(path: str | Path) -> None:
@@ -116,7 +130,13 @@ def refuse_unreadable(path: str | Path) -> None:
     if not is_zipfile(path):
         msg = f"{path} is not a whole checkpoint: it was cut off, or is another kind of file. Copy it anew, or train."
         raise ValueError(msg)
-    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    with _naming(path):
+        # torch does not look at the checksums: a tensor with another bit would be loaded.
+        bad = _first_bad_part(path)
+        if bad:
+            msg = f"{bad} has another checksum"
+            raise BadZipFile(msg)
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if unsafe:
         msg = (
             f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when it is "
@@ -125,7 +145,41 @@ def refuse_unreadable(path: str | Path) -> None:
         )
         raise ValueError(msg)
     # Mapped, tensors are not read.
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+    with _naming(path):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not _is_of_a_model(content):
         msg = f"{path} is not a checkpoint of a trained model; give the model.ckpt that anomalib train wrote."
         raise ValueError(msg)
+
+
+def _first_bad_part(path: str | Path) -> str | None:
+    try:
+        with ZipFile(path) as archive:
+            return archive.testzip()
+    except OSError as error:
+        # An offset that leads out of the file.
+        raise BadZipFile(str(error)) from error
+
+
+def _is_of_a_model(content: Any) -> bool:
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        return False
+    tensors, settings = content["state_dict"], content.get("hyper_parameters", {})
+    return (
+        isinstance(tensors, dict)
+        and all(isinstance(each, Tensor) for each in tensors.values())
+        and isinstance(settings, dict)
+        and all(isinstance(name, str) for name in settings)
+    )
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Turn what damaged content fails with, in torch, the host or a model, into an error that names the file."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except _DAMAGE as error:
+        msg = f"{path} is damaged, or of another version: it cannot be loaded ({error!r}). Copy it anew, or train."
+        raise ValueError(msg) from error

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from math import ceil
 from typing import Literal
 
 import torch
+from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,52 @@ def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
         return extractor(images)
     parts = [extractor(part) for part in images.contiguous(memory_format=torch.channels_last).split(_PART)]
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def extract_by_tiles(extract: Callable[[Tensor], FeatureMaps], images: Tensor, tiler: Tiler | None) -> FeatureMaps:
+    """Extract features tile by tile, so that a large image needs the memory of a few tiles, and join the maps.
+
+    Each cell keeps its place in the image. Where tiles overlap, their features are averaged. What the tiler pads is cut
+    off again, which it does for images alone.
+
+    Args:
+        extract: Maps images to the feature map of each layer.
+        images: (B, 3, h, w), pre-processed.
+        tiler: What anomalib's ``TilerConfigurationCallback`` gives to a model; None takes the images as they are.
+
+    Returns:
+        Feature map (B, D, H, W) of each layer.
+
+    Raises:
+        ValueError: If tiles do not meet at whole cells, are larger than the images, or are not padded but resized.
+    """
+    if tiler is None:
+        return extract(images)
+    if tiler.mode != ImageUpscaleMode.PADDING:
+        msg = f"the tiler's mode must be padding, not {tiler.mode.value}, which would resize features to pixels"
+        raise ValueError(msg)
+    tiles = tiler.tile(images)
+    parts = [extract(part) for part in ([tiles] if is_exporting() else tiles.split(_PART))]
+    return {layer: _joined(torch.cat([part[layer] for part in parts]), layer, tiler) for layer in parts[0]}
+
+
+def _joined(maps: Tensor, layer: str, tiler: Tiler) -> Tensor:
+    """Feature maps (B, D, H, W) of a layer, from those of its tiles."""
+    tile, stride = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
+    cells = maps.shape[-2:]
+    steps = zip(stride, cells, tile, strict=True)
+    # In the tiler's own arithmetic, which cuts off a fraction.
+    if any(int(step * (each / size)) * size != step * each for step, each, size in steps):
+        pixels = tuple(ceil(size / each) for size, each in zip(tile, cells, strict=True))
+        msg = (
+            f"tiles of {tile} pixels, one every {stride}, do not meet at whole cells of layer {layer}, which are of "
+            f"about {pixels} pixels; make both multiples of the cells"
+        )
+        raise ValueError(msg)
+    height, width = (
+        ceil(size * each / whole) for size, each, whole in zip((tiler.input_h, tiler.input_w), cells, tile, strict=True)
+    )
+    return tiler.untile(maps)[..., :height, :width]
 
 
 def full_precision(features: FeatureMaps) -> AbstractContextManager:

@@ -298,7 +298,7 @@ def _saturations(entries: list[dict[str, Any]]) -> dict[int, _Saturation]:
 def _read(reader: Callable[..., Any], path: Path | str, **kwargs: bool) -> Any:
     try:
         return reader(path, **kwargs)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         msg = f"cannot read {path}: {error}"
         raise ValueError(msg) from error
 

@@ -104,6 +104,11 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
         ({"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}}, "PaDiM: .*'layer' is not accepted"),
         ({"models": {"PaDiM": {"init_args": {}}}}, "PaDiM must have a class_path"),
         ({"models": {"PaDiM": {**PADIM, "epochs": 3}}}, "may have image_size, init_args, trainer, why"),
+        ({"models": {1: PADIM}}, "a label must be text, in quotation marks, not 1"),
+        ({"models": {"PaDiM": {**PADIM, "image_size": 32}}}, "PaDiM: image_size must be a list, not 32"),
+        ({"models": {"PaDiM": {**PADIM, "trainer": [1]}}}, r"PaDiM: trainer must be a dict, not \[1\]"),
+        ({"models": {"PaDiM": {"class_path": "Padim", "init_args": 3}}}, "PaDiM: init_args must be a dict, not 3"),
+        ({"data": {"tray": {"class_path": "Assembly", "categories": 3}}}, "tray: categories must be a list, not 3"),
         ({"data": {"tray": {"class_path": "Padim"}}}, "tray: "),
         ({"baseline": "Padim"}, "the baseline 'Padim' is not among PaDiM, Flow"),
         ({"models": {"a 1": PADIM, "a:1": PADIM}}, "a 1, a:1 would lie in the same folder"),
@@ -123,6 +128,26 @@ def test_file_that_is_no_plan(tmp_path, text):
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="is no plan of a comparison"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("models", [1]),
+        ("data", 3),
+        ("seeds", 1),
+        ("shots", [{"a": 1}]),
+        ("ensembles", [["PaDiM", "Flow"]]),
+        ("reference", 0.5),
+        ("image_size", [32]),
+        ("layers", "layer1"),
+    ],
+)
+def test_values_of_another_form_are_named_with_the_file(tmp_path, name, value):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({"models": MODELS, "data": DATA, name: value}))
+    with pytest.raises(ValueError, match=rf"plan\.yaml: .*{name}"):
         read_plan(path)
 
 

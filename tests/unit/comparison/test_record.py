@@ -1,6 +1,7 @@
 """What is kept of a run: whole, or not at all."""
 
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,25 @@ def test_runs_of_a_later_format_are_refused(tmp_path):
     folder = write_record(tmp_path, RECORD, predictions()).folder
     (folder / "result.json").write_text('{"key": {"category": "a", "model": "b"}, "unknown": 1}')
     with pytest.raises(ValueError, match="unknown"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"environment": [1]},
+        {"curves": 1},
+        {"error": None},
+        {"metrics": {"image_AUROC": "x"}},
+        {"overrides": {"width": 1}},
+        {"key": {"category": 1, "model": "b"}},
+    ],
+)
+def test_values_of_another_form_are_refused_before_the_report(tmp_path, change):
+    folder = write_record(tmp_path, RECORD, predictions()).folder
+    content = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(ValueError, match="delete this folder to run it again"):
         read_records(tmp_path)
 
 

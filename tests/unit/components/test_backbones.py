@@ -192,6 +192,13 @@ class TestCreateExtractor:
         with pytest.raises(BackboneError, match="cannot be loaded"):
             create_extractor(f"local-dir:{folder}", LAYERS)
 
+    @pytest.mark.parametrize("change", [{"architecture": None}, {"architecture": "nonesuch"}, {"model_args": [1]}])
+    def test_local_folder_whose_configuration_is_of_no_network(self, cache_dir, change):
+        path = cache_dir / "tf_efficientnet_lite0" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(ValueError, match=rf"timm cannot make a network of .*{path.parent.name}.*config\.json"):
+            create_extractor(f"local-dir:{path.parent}", LAYERS, pre_trained=False)
+
     def test_local_folder_that_anomalib_takes_for_a_vision_transformer(self, cache_dir):
         folder = (cache_dir / "tf_efficientnet_lite0").rename(cache_dir / "invite")
         with pytest.raises(ValueError, match="rename the folder"):
@@ -236,6 +243,15 @@ class TestNormalization:
         config["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3])
         path.write_text(json.dumps(config))
         assert normalization(backbone) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+
+    @pytest.mark.parametrize(
+        "content", [b"{", b"\xeb", b"0.5", b'{"mean": 1}', b'{"pretrained_cfg": {"std": ["x", 1, 2]}}']
+    )
+    def test_local_folder_with_a_damaged_configuration(self, cache_dir, content):
+        path = cache_dir / "tf_efficientnet_lite0" / "config.json"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"tf_efficientnet_lite0/config\.json"):
+            normalization(f"local-dir:{path.parent}")
 
     @pytest.mark.usefixtures("no_hub")
     def test_unreachable_hub(self):

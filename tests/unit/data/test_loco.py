@@ -101,6 +101,14 @@ def test_unreadable_image(category):
         LOCODataset(category, "train")[0]
 
 
+def test_a_bomb_is_named(category, monkeypatch):
+    path = category / "train" / "good" / "000.png"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for read in (lambda: LOCODataset(category, "train")[0], lambda: image_defects(path)):
+        with pytest.raises(ValueError, match=r"cannot read .*train/good/000.png: .*exceeds limit"):
+            read()
+
+
 def test_masks_of_another_size(category):
     folder = category / "ground_truth" / "logical_anomalies" / "007"
     save(folder / "000.png", np.full((3, 4), 255))

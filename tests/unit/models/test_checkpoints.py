@@ -1,6 +1,8 @@
 """Checkpoints that are cut off, of something else, or that would run code."""
 
 from pathlib import Path
+from unittest.mock import Mock
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -86,6 +88,59 @@ def test_a_broken_checkpoint_is_refused_by_name(trained, data, tmp_path, kind):
     with pytest.raises(ValueError, match=rf"{path.name}.* {BROKEN[kind]}"):
         engine.test(MODELS["Pradot"](), datamodule=data(), ckpt_path=path)
     assert not (tmp_path / "run").exists()
+
+
+def flipped(path):
+    """The checkpoint with each 97th byte of its last part another, where its table of contents is."""
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) - 1000, len(content) - 40, 97):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "bytes": ("is damaged", flipped),
+    "no tensors": ("is not a checkpoint", lambda content: content.update(state_dict=[1])),
+    "half a tensor": ("is not a checkpoint", lambda content: content["state_dict"].update({"model.weights": None})),
+    "no settings": ("is not a checkpoint", lambda content: content.update(hyper_parameters=0.5)),
+    "another version": ("is damaged, or of another version", lambda content: content.pop("pradot")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_by_name(trained, kind):
+    reason, damage = DAMAGE[kind]
+    path = Path(trained())
+    if damage is flipped:
+        flipped(path)
+    else:
+        content = torch.load(path, weights_only=True)
+        damage(content)
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"{path.name} {reason}"):
+        Pradot.load_from_checkpoint(path)
+
+
+def test_a_checkpoint_whose_offsets_lead_out_of_it_is_refused_by_name(tmp_path, monkeypatch):
+    torch.save({}, tmp_path / "model.ckpt")
+    monkeypatch.setattr(ZipFile, "testzip", Mock(side_effect=OSError(22, "Invalid argument")))
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged"):
+        Pradot.load_from_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_the_trainer_names_a_checkpoint_with_damaged_tensors(trained, data, tmp_path):
+    path = Path(trained())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
+        engine.test(MODELS["Pradot"](), datamodule=data(), ckpt_path=path)
+
+
+def test_a_backbone_that_is_gone_is_not_the_checkpoint_s_fault(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere"):
+        Pradot.load_from_checkpoint(trained(), backbone=f"local-dir:{tmp_path / 'nowhere'}")
 
 
 def test_code_runs_with_the_users_word_alone(trained, tmp_path):

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from anomalib.data import InferenceBatch
@@ -16,7 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import extract_by_parts, full_precision, is_exporting
+from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision, is_exporting
 from anomalib_ot.components.foreground import Everything, Foreground
 from anomalib_ot.components.settings import require
 from anomalib_ot.transport import (
@@ -30,6 +31,9 @@ from anomalib_ot.transport import (
 )
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
+
+if TYPE_CHECKING:
+    from anomalib.data.utils.tiler import Tiler
 
 Measure = Literal["transport", "nearest"]
 
@@ -184,6 +188,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         require(top_background >= 0, "top_background", "at least 0", top_background)
         added = top_foreground + top_background
         require(capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", capacity)
+        self.tiler: Tiler | None = None
         self.measure = measure
         self.online = online
         # Scores by memory and navigator as they stand.
@@ -237,7 +242,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
             (B, D, H, W), float32.
         """
         # In the order of the network, the finest first.
-        layers = extract_by_parts(self.feature_extractor, images).values()
+        extract = partial(extract_by_parts, self.feature_extractor)
+        layers = extract_by_tiles(extract, images, self.tiler).values()
         maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in layers]
         return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
 

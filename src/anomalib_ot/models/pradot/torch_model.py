@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from statistics import fmean
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import extract_by_parts, full_precision
+from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.components.settings import require
 from anomalib_ot.components.whitening import LocalWhitening
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
 from .prototypes import Prototypes, PrototypeSettings
+
+if TYPE_CHECKING:
+    from anomalib.data.utils.tiler import Tiler
 
 
 class PradotModel(nn.Module):
@@ -63,6 +67,7 @@ class PradotModel(nn.Module):
         transport_memory: float = 2.0,
     ) -> None:
         super().__init__()
+        self.tiler: Tiler | None = None
         per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
         if len(per_cell) == 1:
             per_cell *= len(layers)
@@ -143,7 +148,7 @@ class PradotModel(nn.Module):
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
-        return extract_by_parts(self.feature_extractor, images)
+        return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_whitening(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Estimate how the features vary from image to image; does nothing where it is known or not wanted.
