@@ -64,7 +64,7 @@ def scale_dense_rows(matrix: Tensor, v: Tensor, row_weights: Tensor) -> tuple[Te
     u = torch.empty_like(row_weights)
     bounds = np.linspace(0, len(matrix) // _TOGETHER, torch.get_num_threads() + 1).astype(int) * _TOGETHER
     bounds[-1] = len(matrix)
-    sums = torch.zeros(len(bounds) - 1, len(v))
+    sums = v.new_zeros(len(bounds) - 1, len(v))
     arrays = (bits, v.numpy(), row_weights.numpy(), u.numpy())
     run(_scale_dense_rows, [(*rows, *arrays, part) for rows, part in zip(pairwise(bounds), sums.numpy(), strict=True)])
     return u, sums.sum(0)

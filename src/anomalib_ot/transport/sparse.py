@@ -75,13 +75,13 @@ class SparseKernel:
             offsets = self._offsets[part.start : part.stop + 1]
             here = slice(int(offsets[0]), int(offsets[-1]))
             rows = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
-            block = torch.zeros(len(offsets) - 1, self._width)
+            block = self._values.new_zeros(len(offsets) - 1, self._width)
             block[rows, self._columns[here].long()] = self._values[here]
             yield part, block
 
     def _summed(self, shape: tuple[int, ...], add: Callable[..., None], *arguments: np.ndarray) -> Tensor:
         """Sum over the threads of what ``add`` adds up for a part of the rows."""
-        sums = torch.zeros(len(self._parts), *shape)
+        sums = self._values.new_zeros(len(self._parts), *shape)
         run(
             add,
             [(*rows, *self._entries, *arguments, part) for rows, part in zip(self._parts, sums.numpy(), strict=True)],

@@ -1,6 +1,7 @@
 """One run in a process of its own: what it measures, and what is left of it when it ends too soon."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,11 @@ def test_a_process_that_the_user_interrupts_does_not_run_once_more(job, tmp_path
     python.write_text('#!/bin/sh\necho >> "$0-starts"\nkill -INT $$\n')
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    record = unpack_record(tmp_path / "runs", job.key, run_job(job))
+    # What a shell starts in the background ignores Ctrl-C, and so would what is started here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        record = unpack_record(tmp_path / "runs", job.key, run_job(job))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "python-starts").read_text() == "\n"
     assert record.message == "interrupted"

@@ -154,3 +154,21 @@ def test_entries_that_are_not_finite_are_refused_in_every_form(problem):
         DenseCost(torch.tensor([[0.0, math.inf]]))
     with pytest.raises(ValueError, match="nothing to transport from 0 features"):
         FusedCost(features[:0], *others, 0.3)
+
+
+@pytest.mark.parametrize("memory", [2**31, 3.6 * MEGABYTE, 3 * MEGABYTE])
+def test_the_default_type_of_new_tensors_does_not_matter(problem, memory, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
+
+    def solved():
+        workspace = Workspace(memory)
+        plan = sinkhorn(FusedCost(*problem, 0.3, "euclidean", workspace=workspace), 0.01, 5, workspace=workspace)
+        return plan.dense(), plan.barycentres(problem[0]), torch.tensor(plan.transport_cost(), dtype=torch.float64)
+
+    expected = solved()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = solved()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
