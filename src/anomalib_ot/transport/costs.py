@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .compiled import LEVELS, round_rows
-from .exponents import Exponents, ProductExponents, Stored, StoredExponents
+from .exponents import Exponents, ProductExponents, Rounding, Stored, StoredExponents
 from .processes import Processes
 from .workspace import Workspace
 
@@ -243,13 +243,13 @@ class FusedCost:
             offsets = offsets.repeat(max(1, _block_rows(self.shape, self._features.device) // self.cells), 1)
         slope = self._scale / epsilon
         stored = self._stored
-        if stored and (stored.steps is None or epsilon * _SHARE_OF_EPSILON >= _ROUNDED):
+        if stored and (stored.rounding is None or epsilon * _SHARE_OF_EPSILON >= _ROUNDED):
             return StoredExponents(stored, offsets, slope)
         return ProductExponents(self._features, self._prototypes, offsets, slope)
 
     def hand_over(self) -> Tensor | None:
         """The memory of rounded similarities; see :class:`Cost`."""
-        if self._stored is None or self._stored.steps is None:
+        if self._stored is None or self._stored.rounding is None:
             return None
         place, self._stored = self._stored.matrix, None
         return place
@@ -262,28 +262,28 @@ class FusedCost:
             return Stored(matrix, workspace=workspace)
         if like.device.type == "cpu" and like.dtype == torch.float32 and _BYTES_ROUNDED * entries <= workspace.memory:
             matrix = workspace.take("similarities", self.shape, torch.int16, like.device)
-            middles, steps = like.new_empty(2, len(like))
-            return Stored(matrix, middles, steps, workspace)
+            return Stored(matrix, Rounding(*like.new_empty(2, len(like))), workspace)
         return None
 
     def _lowest_similarity(self) -> Tensor:
         """Least similarity of a feature and a prototype, NaN where some are not finite; all are stored if wanted."""
         lowest = self._features.new_tensor(math.inf)
         stored = self._stored
-        if stored and stored.steps is None:
+        if stored and stored.rounding:
+            return self._round_similarities(stored.matrix, stored.rounding)
+        if stored:
             torch.mm(self._features, self._prototypes.T, out=stored.matrix)
             # A process may have no rows.
             return stored.matrix.amin() if len(stored.matrix) else lowest
-        if stored and stored.steps is not None and stored.middles is not None:
-            return self._round_similarities(stored.matrix, stored.middles, stored.steps)
         for rows in self.blocks():
             lowest = torch.minimum(lowest, (self._features[rows] @ self._prototypes.T).amin())
         return lowest
 
-    def _round_similarities(self, matrix: Tensor, middles: Tensor, steps: Tensor) -> Tensor:
+    def _round_similarities(self, matrix: Tensor, rounding: Rounding) -> Tensor:
         """Store all similarities rounded, and return the least, NaN where some are not finite."""
         if not (self._features.isfinite().all() and self._prototypes.isfinite().all()):
             return self._features.new_tensor(math.nan)
+        middles, steps = rounding
         scratch = self._features.new_empty(min(_ROWS, len(matrix)), len(self._prototypes))
         for start in range(0, len(matrix), _ROWS):
             rows = slice(start, min(start + _ROWS, len(matrix)))

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +16,30 @@ from .workspace import Workspace
 _ROWS = 4096
 
 
+class Rounding(NamedTuple):
+    """What the whole numbers of a rounded matrix mean, S_ij = middles_i + steps_i · matrix_ij.
+
+    Attributes:
+        middles: (N,).
+        steps: (N,).
+    """
+
+    middles: Tensor
+    steps: Tensor
+
+
 @dataclass(frozen=True)
 class Stored:
-    """A matrix S (N, P) that is kept, as it is or rounded to S_ij = middles_i + steps_i · matrix_ij.
+    """A matrix S (N, P) that is kept, as it is or rounded.
 
     Attributes:
         matrix: The matrix; whole numbers where it is rounded.
-        middles: (N,), or None.
-        steps: (N,), or None.
+        rounding: What these mean, or None.
         workspace: Where its memory is from, or None.
     """
 
     matrix: Tensor
-    middles: Tensor | None = None
-    steps: Tensor | None = None
+    rounding: Rounding | None = None
     workspace: Workspace | None = None
 
 
@@ -122,7 +133,7 @@ class StoredExponents(Exponents):
     def __call__(self, rows: slice) -> Tensor:
         """The exponents of a block; see :class:`Exponents`."""
         out = self._block(rows)
-        if self._stored.steps is None:
+        if self._stored.rounding is None:
             torch.add(self._offsets_of(rows), self._stored.matrix[rows], alpha=self._slope, out=out)
         else:
             affine = self.affine(rows)
@@ -142,11 +153,11 @@ class StoredExponents(Exponents):
     def affine(self, rows: slice) -> AffineRows:
         """The exponents of a block by the matrix; see :class:`Exponents`."""
         stored = self._stored
-        if stored.steps is None or stored.middles is None:
+        if stored.rounding is None:
             slopes = self._offsets.new_full((rows.stop - rows.start,), self._slope)
             shifts = torch.zeros_like(slopes)
         else:
-            slopes, shifts = stored.steps[rows] * self._slope, stored.middles[rows] * self._slope
+            shifts, slopes = (each[rows] * self._slope for each in stored.rounding)
         return AffineRows(stored.matrix[rows], self._offsets, self._first(rows), slopes, shifts, self._unit)
 
 
