@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from resource import getpagesize
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
 
 import matplotlib as mpl
 import torch
@@ -23,6 +22,7 @@ from numpy import polyfit
 from anomalib_ot.transport import Workspace
 
 from .transport import Problem, Steps, make_problem, timed
+from .watch import watched
 
 # Batch, prototypes a cell, pixels; one of them grows at a time.
 BASE = {"images in a batch": 32, "prototypes a cell": 8, "pixels a side": 224}
@@ -75,20 +75,10 @@ def measure(sizes: dict[str, int], threads: int, seed: int) -> tuple[float, floa
 def _measure(path: Path, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     steps = Steps(Problem(**torch.load(path)), 0.3, Workspace())
-    before = resident()
-    highest, done = [before], Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            highest.append(resident())
-
-    watcher = Thread(target=watch)
-    watcher.start()
-    steps.take(0.1)
-    seconds = [timed(lambda: steps.take(0.1))[1] for _ in range(WARM_STEPS)]
-    done.set()
-    watcher.join()
-    return sum(seconds) / len(seconds), max(highest) - before
+    with watched(resident, 0.002) as readings:
+        steps.take(0.1)
+        seconds = [timed(lambda: steps.take(0.1))[1] for _ in range(WARM_STEPS)]
+    return sum(seconds) / len(seconds), max(readings) - readings[0]
 
 
 def resident() -> float:

@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +30,7 @@ from anomalib_ot.components.feature_cache import CachePlace
 from anomalib_ot.offline import offline_backbone
 
 from .transport import peak_memory, timed
+from .watch import watched
 
 Name = Literal["Pradot", "Foct", "WtFlow"]
 BATCH = 32
@@ -150,21 +150,9 @@ def _predict(root: Path, name: Name, threads: int, *, keep: bool) -> None:
 
 def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, float, float, float]:
     """Seconds; GB of its own before and at most, and with pages of files at most."""
-    before = _own_memory()
-    highest, done = [before], Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            highest.append(_own_memory())
-
-    watcher = Thread(target=watch)
-    watcher.start()
-    try:
+    with watched(_own_memory, 0.02) as readings:
         _, seconds = timed(lambda: work(*arguments))
-    finally:
-        done.set()
-        watcher.join()
-    return seconds, before, max(highest), peak_memory()
+    return seconds, readings[0], max(readings), peak_memory()
 
 
 def _own_memory() -> float:
