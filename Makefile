@@ -1,11 +1,11 @@
-# make demo: set up and run the main job on an embedded category. make test: set up and run the tests. make docs: set up
+# make demo: set up and run the main job on an embedded category. make test: set up and run tests and notebooks. make docs: set up
 # and build the documentation, dist/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test notebooks lint docs clean
+.PHONY: demo test lint docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
@@ -13,9 +13,6 @@ demo: $(READY)
 # Two processes of one thread each are done sooner than one of two: most tests are too small to share.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
-
-notebooks: $(READY)
-	ALL_NOTEBOOKS=1 $(BIN)/python -m pytest notebooks
 
 lint: $(READY)
 	$(BIN)/ruff check .
