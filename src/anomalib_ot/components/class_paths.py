@@ -36,8 +36,13 @@ def class_of(kind: type, config: dict[str, Any]) -> Any:
 
 
 def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A configuration whose relative ``root`` is meant from a folder."""
+    """A configuration whose relative ``root`` is meant from a folder; that of the ``datamodule`` within, if it has one."""
     own = config.get("init_args", {})
+    inner = own.get("datamodule")
+    if isinstance(inner, str):
+        inner = {"class_path": inner}
+    if isinstance(inner, dict):
+        return {**config, "init_args": {**own, "datamodule": rooted(inner, root)}}
     return {**config, "init_args": {**own, "root": str(root / own.get("root", ""))}}
 
 

@@ -85,11 +85,19 @@ def test_file_and_command_line(tmp_path):
 
 
 def test_relative_roots_start_from_the_given_folder(tmp_path):
-    data = {"a": {"class_path": "Assembly", "init_args": {"root": "part"}}, "b": {"class_path": "Assembly"}}
+    within = {"class_path": "Assembly", "init_args": {"root": "part"}}
+    data = {
+        "a": within,
+        "b": {"class_path": "Assembly"},
+        "c": {"class_path": "FewShot", "init_args": {"datamodule": within}},
+        "d": {"class_path": "FewShot", "init_args": {"datamodule": "Assembly"}},
+    }
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump({"models": MODELS, "data": data}))
     found = read_plan(path, root=tmp_path).categories()
-    assert [config["init_args"]["root"] for config in found.values()] == [str(tmp_path / "part"), str(tmp_path)]
+    own = [config["init_args"] for config in found.values()]
+    roots = [init_args.get("datamodule", {"init_args": init_args})["init_args"]["root"] for init_args in own]
+    assert roots == [str(tmp_path / "part"), str(tmp_path)] * 2
 
 
 @pytest.mark.parametrize(
