@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,14 +15,17 @@ from torch import Tensor
 COLOURS = "inferno"
 OUTLINE = "cyan"
 FORMATS = ("png", "svg")
+# Letters of a title that find room.
+_PER_INCH = 13
 
 
-def new_figure(rows: int, columns: int, side: float = 3.0) -> tuple[Figure, list[list[Axes]]]:
+def new_figure(rows: int, columns: int, title: str = "", side: float = 3.0) -> tuple[Figure, list[list[Axes]]]:
     """A figure of square panels without ticks.
 
     Args:
         rows: Number of rows.
         columns: Number of columns.
+        title: Title of the figure, in as many lines as its width makes of it.
         side: Width and height of a panel, in inches.
 
     Returns:
@@ -29,6 +33,8 @@ def new_figure(rows: int, columns: int, side: float = 3.0) -> tuple[Figure, list
     """
     figure = Figure(figsize=(columns * side, rows * side), layout="constrained")
     FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(fill(title, int(columns * side * _PER_INCH)), fontsize="medium")
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat:
         panel.set_xticks([])

@@ -286,8 +286,7 @@ def draw_evidence(evidence: Evidence) -> Figure:
         The figure. The maps of the contributions share one scale of colours; titles say their shares of the score.
     """
     parts = evidence.contributions if len(evidence.contributions) > 1 else {}
-    figure, panels = new_figure(1 + bool(parts), max(3, len(parts)))
-    figure.suptitle(_summary(evidence), fontsize="medium")
+    figure, panels = new_figure(1 + bool(parts), max(3, len(parts)), _summary(evidence))
     first, *rest = panels
     _draw_regions(first[0], evidence)
     show_map(first[1], evidence.map, "anomaly map, + the highest pixel")

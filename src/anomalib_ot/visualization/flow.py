@@ -92,10 +92,8 @@ def draw_flow(ways: Sequence[Ways], picture: Picture) -> Figure:
     Returns:
         The figure.
     """
-    figure, panels = new_figure(len(ways), 4, side=3.4)
-    figure.suptitle(
-        f"{picture.name}: how the flow carries cells from features (t = 0, dots) to noise (t = 1)", fontsize="medium"
-    )
+    title = f"{picture.name}: how the flow carries cells from features (t = 0, dots) to noise (t = 1)"
+    figure, panels = new_figure(len(ways), 4, title, 3.4)
     for row, each in zip(panels, ways, strict=True):
         odd, usual = _choose(each.minus_log_density)
         show_image(row[0], picture.image, f"{each.layer}: cells that are followed", picture.mask)

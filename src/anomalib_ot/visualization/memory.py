@@ -85,15 +85,14 @@ def draw_transport(
     masses = plan.forward[cell[0] * columns + cell[1]]
     of_support = masses[: len(support) * plan.of_support].unflatten(0, (len(support), -1))
     shown = of_support.sum(-1).argsort(descending=True)[:_MOST].tolist()
-    figure, panels = new_figure(1, 1 + len(shown))
     foreground = float(masses[plan.is_foreground].sum())
     episodic = float(masses.sum() - of_support.sum())
     earlier = f", {episodic:.0%} to what earlier pictures taught" if episodic > 0 else ""
-    figure.suptitle(
+    title = (
         f"Where transport sends the marked cell of {picture.name}: "
-        f"{foreground:.0%} to features of the product, {1 - foreground:.0%} to the background{earlier}",
-        fontsize="medium",
+        f"{foreground:.0%} to features of the product, {1 - foreground:.0%} to the background{earlier}"
     )
+    figure, panels = new_figure(1, 1 + len(shown), title)
     show_image(panels[0][0], picture.image, f"{picture.name}, the marked cell")
     _mark_cell(panels[0][0], cell, plan.grid, (height, width))
     highest = float(masses.max())
@@ -173,14 +172,12 @@ def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Fo
         The figure; of many pictures the first.
     """
     masks = foreground(torch.stack([each.image for each in support]), model.extract(stack(support)))
-    shown = min(len(support), _MOST)
-    figure, panels = new_figure(1, shown)
     semantic = model.semantic
-    figure.suptitle(
+    title = (
         f"The support set: the product is outlined; dots are the {semantic.features.shape[2]} cells of each picture "
-        "that the memory keeps",
-        fontsize="medium",
+        "that the memory keeps"
     )
+    figure, panels = new_figure(1, min(len(support), _MOST), title)
     for number, (panel, picture) in enumerate(zip(panels[0], support, strict=False)):
         height, width = picture.image.shape[-2:]
         mask = masks[number][None, None].float()
@@ -273,11 +270,8 @@ def draw_growth(growth: Growth) -> Figure:
     Returns:
         The figure.
     """
-    figure, ((sizes, remaining),) = new_figure(1, 2, side=4.2)
-    figure.suptitle(
-        "What a stream of pictures taught the episodic memory; of anomalous ones only cells that look normal enter",
-        fontsize="small",
-    )
+    title = "What a stream of pictures taught the episodic memory; of anomalous ones only cells that look normal enter"
+    figure, ((sizes, remaining),) = new_figure(1, 2, title, 4.2)
     for panel in (sizes, remaining):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize="small")

@@ -82,6 +82,17 @@ def test_foreground_is_drawn(fitted, pictures):
     assert f"{kept} of the product (orange),\n0 of the background (blue)" in {each.get_xlabel() for each in figure.axes}
 
 
+def test_the_title_of_a_narrow_figure_is_within_it(fitted, pictures):
+    model = fitted("Foct")
+    figure = draw_foreground(model.model, pictures(model, 1, seed=0), PrincipalComponent())
+    figure.canvas.draw()
+    title = figure.get_suptitle()
+    (text,) = (each for each in figure.texts if each.get_text() == title)
+    extent = text.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
+
+
 def test_growth_is_that_of_the_stream_and_is_forgotten(fitted, pictures):
     model = fitted("Foct", online=True, capacity=20, top_foreground=8, top_background=0)
     # What is normal enters: the support pictures themselves.
