@@ -148,7 +148,7 @@ class Record:
             raise ValueError(msg)
         try:
             predictions = _read_predictions(self.folder)
-        except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        except (OSError, EOFError, KeyError, NotImplementedError, TypeError, ValueError, BadZipFile) as error:
             raise _unreadable(self.folder, error) from error
         if predictions.fingerprint != self.test_set:
             raise _unreadable(self.folder, ValueError("its images are not those that were tested"))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from math import inf
 
 import torch
 from anomalib.models.components import GaussianBlur2d
@@ -11,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .settings import require
+
+# Wider than any picture.
+_WIDEST = 10_000
 
 
 class AnomalyMapGenerator(nn.Module):
@@ -29,7 +31,7 @@ class AnomalyMapGenerator(nn.Module):
 
     def __init__(self, smoothing: float = 0.0, align_corners: bool = False) -> None:
         super().__init__()
-        require(0 <= smoothing < inf, "smoothing", "at least 0", smoothing)
+        require(0 <= smoothing <= _WIDEST, "smoothing", f"from 0 to {_WIDEST} pixels", smoothing)
         self.align_corners = align_corners
         # Along the first dimension only.
         size = (compute_kernel_size(smoothing), 1)

@@ -127,7 +127,9 @@ def refuse_unreadable(path: str | Path) -> None:
     Raises:
         ValueError: If it is truncated or something else, or holds more than tensors and settings.
     """
-    if not is_zipfile(path):
+    with _naming(path):
+        is_whole = is_zipfile(path)
+    if not is_whole:
         msg = f"{path} is not a whole checkpoint: it was cut off, or is another kind of file. Copy it anew, or train."
         raise ValueError(msg)
     with _naming(path):
@@ -136,7 +138,11 @@ def refuse_unreadable(path: str | Path) -> None:
         if bad:
             msg = f"{bad} has another checksum"
             raise BadZipFile(msg)
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        try:
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except ValueError as error:
+            # An archive that does not begin as those of torch.
+            raise BadZipFile(str(error)) from error
     if unsafe:
         msg = (
             f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when it is "

@@ -1,8 +1,11 @@
 """Objects from class paths, as anomalib's configurations name them."""
 
+from argparse import ArgumentError
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import anomalib.models  # noqa: F401 - jsonargparse finds a short name among the classes that are imported
 from jsonargparse import ArgumentParser, Namespace
@@ -36,7 +39,7 @@ def class_of(kind: type, config: dict[str, Any]) -> Any:
 
 
 def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A configuration whose relative ``root`` is meant from a folder; that of the ``datamodule`` within, if it has one."""
+    """A configuration whose relative ``root``, or that of the ``datamodule`` within, is meant from a folder."""
     own = config.get("init_args", {})
     inner = own.get("datamodule")
     if isinstance(inner, str):
@@ -50,4 +53,19 @@ def _parse(kind: type, config: dict[str, Any]) -> tuple[ArgumentParser, Namespac
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=kind)
     it = {name: config[name] for name in ("class_path", "init_args") if name in config}
-    return parser, parser.parse_object(Namespace(it=it))
+    parsed = parser.parse_object(Namespace(it=it))
+    _refuse_null(parsed.it)
+    return parser, parsed
+
+
+def _refuse_null(config: Namespace) -> None:
+    """Refuse null where a class does not allow it, which jsonargparse lets through."""
+    module, _, name = config.class_path.rpartition(".")
+    allowed = signature(getattr(import_module(module), name)).parameters
+    for argument, value in vars(config.get("init_args", Namespace())).items():
+        if isinstance(value, Namespace) and "class_path" in value:
+            _refuse_null(value)
+        own = allowed.get(argument)
+        if value is None and own and own.default is not None and NoneType not in get_args(own.annotation):
+            msg = f"{name} must have a {argument}, not null; leave it out for its default"
+            raise ArgumentError(None, msg)

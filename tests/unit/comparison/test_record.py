@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,15 @@ def test_file_that_is_cut_off(tmp_path, name, share):
     folder = write_record(tmp_path, RECORD, predictions()).folder
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"cannot be read .* delete this folder to run it again"):
+        _ = read_records(tmp_path)[0].predictions
+
+
+def test_maps_in_an_unknown_compression(tmp_path):
+    path = write_record(tmp_path, RECORD, predictions()).folder / "maps.npz"
+    # Of each part, in the table of contents: signature, two versions, flags and the kind of compression.
+    content = re.sub(rb"(PK\x01\x02.{6})..", rb"\1cc", path.read_bytes(), flags=re.DOTALL)
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot be read .* delete this folder to run it again"):
         _ = read_records(tmp_path)[0].predictions
 

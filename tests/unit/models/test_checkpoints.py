@@ -1,5 +1,6 @@
 """Checkpoints that are cut off, of something else, or that would run code."""
 
+import struct
 from pathlib import Path
 from unittest.mock import Mock
 from zipfile import ZipFile
@@ -126,6 +127,26 @@ def test_a_checkpoint_whose_offsets_lead_out_of_it_is_refused_by_name(tmp_path, 
     monkeypatch.setattr(ZipFile, "testzip", Mock(side_effect=OSError(22, "Invalid argument")))
     with pytest.raises(ValueError, match=r"model\.ckpt is damaged"):
         Pradot.load_from_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_an_archive_behind_something_else_is_refused_by_name(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"weights")
+    with ZipFile(tmp_path / "model.ckpt", "a") as archive:
+        archive.writestr("notes.txt", "weights")
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged"):
+        Pradot.load_from_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_a_part_of_an_archive_on_several_disks_is_refused_by_name(tmp_path):
+    path = tmp_path / "model.ckpt"
+    with ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "weights")
+    content = path.read_bytes()
+    # Of the locator: signature, first disk, offset, number of disks.
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    path.write_bytes(content[:-22] + locator + content[-22:])
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged"):
+        Pradot.load_from_checkpoint(path)
 
 
 def test_the_trainer_names_a_checkpoint_with_damaged_tensors(trained, data, tmp_path):

@@ -50,7 +50,7 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         # (K, R, n, C) and (K, R, n): n features of each of R views of K support images.
         self.register_buffer("features", torch.empty(0, dtype=torch.float32))
         self.register_buffer("is_foreground", torch.empty(0, dtype=torch.bool))
-        # Largest distance of a support feature from the coreset of its own view.
+        # Mean distance of a support feature from the coreset of its own view.
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
 
     @property
@@ -81,10 +81,10 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
             chosen = _coreset_of_parts(view @ projection, mask, foreground, background)
             kept.append(view[chosen])
             flags.append(mask[chosen])
-            reach.append(euclidean_cost(view[chosen], view).amin(1).amax())
+            reach.append(euclidean_cost(view[chosen], view).amin(1).mean())
         self.features = torch.stack(kept).unflatten(0, features.shape[:2])
         self.is_foreground = torch.stack(flags).unflatten(0, features.shape[:2])
-        self.threshold = torch.stack(reach).amax()
+        self.threshold = torch.stack(reach).mean()
 
     def register_to(self, query: Tensor) -> Memory:
         """Of each support image, the view that lies nearest to the query.

@@ -502,8 +502,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         """Remember the most relevant of the normal features of a query (M, C).
 
         A feature is normal if neither its score nor its distance from the semantic memory is more than that of the
-        farthest feature of the support set from the coreset of its own image: that much was left out as the same. So a
-        defect, be it ever so frequent, never enters.
+        features of the support set from the coreset of their own image, on average: that much was left out as the same.
+        So no distance falls by more than that, be a defect ever so frequent.
         """
         chosen = torch.cat(
             [

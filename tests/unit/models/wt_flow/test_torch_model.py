@@ -167,8 +167,8 @@ def test_maps_smaller_than_the_depth_are_refused(images):
         ({"mismatch_draws": 0}, "mismatch_draws must be at least 1"),
         ({"top_share": 1.1}, r"top_share must be in \[0, 1\]"),
         ({"whitened_channels": 0}, "whitened_channels must be at least 1"),
-        ({"smoothing": -1.0}, "smoothing must be at least 0"),
-        ({"smoothing": float("inf")}, "smoothing must be at least 0"),
+        ({"smoothing": -1.0}, "smoothing must be from 0 to 10000 pixels"),
+        ({"smoothing": 1e308}, "smoothing must be from 0 to 10000 pixels"),
         ({"layers": ["layer9"]}, "layer9"),
     ],
 )
