@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,9 +39,15 @@ SIGNALS = {signal.SIGINT: os.killpg, signal.SIGTERM: os.kill, signal.SIGKILL: os
 PATIENCE = 300
 
 
-def command(_, main, arguments, folder):
-    """Run a command in a process group of its own, with its output in a file."""
+def command(_, main, arguments, folder, fatal=None):
+    """Run a command in a process group of its own, with its output in a file.
+
+    The group is killed when it is about to open this file for writing, of those in the folder, counted from 1; 0 only
+    counts them.
+    """
     os.setsid()
+    if fatal is not None:
+        sys.addaudithook(killer(folder, fatal))
     # Not that of the server which this was forked from: the workers of a loader would outlive it.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
@@ -52,6 +59,24 @@ def command(_, main, arguments, folder):
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     main()
+
+
+def killer(folder, fatal):
+    """An audit hook that kills the process group at a file; how many there were is in ``written.txt`` beside it."""
+    count = folder.with_name("written.txt")
+    count.write_text("0")
+
+    def hook(event, arguments):
+        if event != "open" or not isinstance(arguments[0], str | Path) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        path = Path(arguments[0]).absolute()
+        if path.is_relative_to(folder) and path.name != "output.txt":
+            number = int(count.read_text()) + 1
+            if number == fatal:
+                os.killpg(0, signal.SIGKILL)
+            count.write_text(str(number))
+
+    return hook
 
 
 def run(arguments, **options):
@@ -120,14 +145,14 @@ def what_test_says(folder, _):
 
 
 def what_export_says(folder, root):
-    """What the graph says of a picture, and the names of all files that are there."""
+    """What the graph says of a picture, and the names of all files that are there, but those under hidden names."""
     path = folder / "export/weights/openvino/model.xml"
     graph = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": "1"})
     with Image.open(root / "data/tray/test/good/000.png") as image:
         pixels = np.asarray(image.convert("RGB").resize((64, 64)), dtype=np.float32).transpose(2, 0, 1)[None] / 255
     values = {output.get_any_name(): value.tolist() for output, value in graph(pixels).items()}
     assert np.ptp(values["anomaly_map"]) > 0
-    return values, sorted(each.name for each in (folder / "export").rglob("*.*") if each.is_file())
+    return values, sorted(path.name for path in visible(folder / "export"))
 
 
 def what_compare_says(folder, _):
@@ -175,17 +200,23 @@ READERS = {
 }
 
 
+def visible(folder):
+    """All files but those under hidden names, which bear their own once they are whole."""
+    found = [path for path in folder.rglob("*.*") if path.is_file()]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def is_readable(path):
+    try:
+        READERS[path.suffix](path)
+    except Exception:  # noqa: BLE001 - whatever a file that is cut off makes of it
+        return False
+    return True
+
+
 def broken(folder):
-    """Files that cannot be read, but for those under hidden names, which bear their own once they are whole."""
-    found = []
-    for path in folder.rglob("*.*"):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts) or path.suffix in {".bin", ".txt"}:
-            continue
-        try:
-            READERS[path.suffix](path)
-        except Exception:  # noqa: BLE001 - whatever a file that is cut off makes of it
-            found.append(path)
-    return found
+    """Files that cannot be read."""
+    return [path for path in visible(folder) if path.suffix not in {".bin", ".txt"} and not is_readable(path)]
 
 
 def living(group):
@@ -247,3 +278,26 @@ def test_an_interrupted_command_leaves_whole_files_and_ends_when_run_again(name,
         assert len(broken(again)) <= (name == "test")
     assert result(again)[0] == expected
     assert not broken(again)
+
+
+@pytest.mark.parametrize("name", ["export", "compare"])
+def test_a_command_killed_between_any_two_files_ends_when_run_again(name, root, start, tmp_path):
+    again, output = tmp_path / "again", tmp_path / "again" / "output.txt"
+
+    def run_until(fatal):
+        output.parent.mkdir(exist_ok=True)
+        (process,) = start(command, (*arguments(name, root), again, fatal))
+        process.join()
+        return process.exitcode
+
+    assert run_until(0) == 0, output.read_text()
+    expected, count = RESULTS[name](again, root), int((tmp_path / "written.txt").read_text())
+    assert count
+    for fatal in random.Random(name).sample(range(1, count + 1), min(count, 6)):
+        shutil.rmtree(again)
+        assert run_until(fatal) == -signal.SIGKILL
+        assert not broken(again)
+        # A model is there with its report of parity, or not at all.
+        assert not list(again.glob("export/weights/openvino/*"))
+        assert run_until(None) == 0, output.read_text()
+        assert RESULTS[name](again, root) == expected

@@ -68,6 +68,7 @@ class PradotModel(nn.Module):
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
+        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
         per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
         if len(per_cell) == 1:
             per_cell *= len(layers)
@@ -91,7 +92,6 @@ class PradotModel(nn.Module):
         # Share of each layer and α in the anomaly map; (layers, α), equal until they are calibrated.
         self.weights: Tensor
         self.register_buffer("weights", torch.full((len(layers), len(alphas)), 1 / (len(layers) * len(alphas))))
-        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
         self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
         self._has_warned = False
 

@@ -304,6 +304,7 @@ def test_prototypes_loaded_in_inference_mode_score(features):
         ({"prototypes_per_cell": 2.5}, "prototypes_per_cell must be a whole number"),
         ({"prototypes_per_cell": [1, 2, 3]}, "3 values for 2 layers"),
         ({"layers": ["layer2", "layer9"]}, "layer9"),
+        ({"layers": []}, "layers must be distinct and at least one"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
