@@ -193,6 +193,14 @@ def test_pro_curve_jumps_at_rate_zero():
     assert float(curve.area()) == 0.5
 
 
+def test_twelve_significant_bits_of_scores_count():
+    masks = torch.tensor([[[1, 0]]])
+    for step, area in ((1 / 2048, 1), (1 / 4096, 0.5)):
+        curve = PROCurve(1.0, points=2)
+        curve.update(torch.tensor([[[1 + step, 1]]]), masks)
+        assert float(curve.area()) == area
+
+
 def test_increasing_transformation_changes_nothing(maps, paths):
     expected = updated(maps, paths).per_kind()
     assert updated(8 * maps, paths).per_kind() == expected
@@ -320,6 +328,7 @@ def test_without_defects_it_is_not_a_number(maps, paths):
     curve.update(torch.rand(1, 4, 4), torch.zeros(1, 4, 4))
     assert curve.area().isnan()
     assert curve.compute()[1].isnan().all()
+    assert [len(values) for values in curve.compute()] == [301, 301]
 
 
 def test_without_defect_free_pixels_it_is_not_a_number():
