@@ -1,5 +1,5 @@
-# make demo: set up and run the main job on an embedded category. make test: set up and run tests and notebooks. make docs: set up
-# and build the documentation, dist/docs/index.html.
+# make demo: set up and run the main job on an embedded category. make test: set up and run tests and notebooks. make docs:
+# set up and build the documentation, dist/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

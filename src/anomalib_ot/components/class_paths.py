@@ -2,7 +2,7 @@
 
 from argparse import ArgumentError
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -66,6 +66,11 @@ def _refuse_null(config: Namespace) -> None:
         if isinstance(value, Namespace) and "class_path" in value:
             _refuse_null(value)
         own = allowed.get(argument)
-        if value is None and own and own.default is not None and NoneType not in get_args(own.annotation):
+        if value is None and own and own.default is not None and not _allows_null(own.annotation):
             msg = f"{name} must have a {argument}, not null; leave it out for its default"
             raise ArgumentError(None, msg)
+
+
+def _allows_null(annotation: Any) -> bool:
+    """Whether null may be of this type, or nothing is known of it."""
+    return annotation in {Any, Parameter.empty} or isinstance(annotation, str) or NoneType in get_args(annotation)

@@ -28,6 +28,18 @@ def test_null_is_refused_where_it_means_nothing(function, kind, config, reason):
         function(kind, config)
 
 
+class Untyped(AnomalibDataModule):
+    """Says nothing of what it takes."""
+
+    def __init__(self, seed=1, size: "int | None" = 2):
+        """Take anything."""
+
+
+def test_null_is_taken_where_nothing_speaks_against_it():
+    config = {"class_path": f"{__name__}.Untyped", "init_args": {"seed": None, "size": None}}
+    assert class_of(AnomalibDataModule, config).__name__ == "Untyped"
+
+
 def test_null_is_taken_where_it_has_a_meaning():
     config = {"class_path": "Assembly", "init_args": {"augmentations": None, "val_split_ratio": 0.5}}
     assert class_of(AnomalibDataModule, config).__name__ == "Assembly"
