@@ -16,12 +16,11 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_ot.components.files import replacing
+from anomalib_ot.components.files import DAMAGED_ARCHIVE, replacing
 
 Curve = list[list[float]]
 
@@ -148,7 +147,7 @@ class Record:
             raise ValueError(msg)
         try:
             predictions = _read_predictions(self.folder)
-        except (OSError, EOFError, KeyError, NotImplementedError, TypeError, ValueError, BadZipFile) as error:
+        except (OSError, KeyError, TypeError, ValueError, *DAMAGED_ARCHIVE) as error:
             raise _unreadable(self.folder, error) from error
         if predictions.fingerprint != self.test_set:
             raise _unreadable(self.folder, ValueError("its images are not those that were tested"))

@@ -6,7 +6,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 from zipfile import BadZipFile, ZipFile, is_zipfile
-from zlib import error as ZlibError  # noqa: N812
 
 import torch
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
@@ -16,11 +15,12 @@ from packaging.version import InvalidVersion
 from torch import Tensor
 
 from .backbones import BackboneError
+from .files import DAMAGED_ARCHIVE
 
 # What is raised, by torch's reader or whoever takes the content for whole.
 _DAMAGE = (
-    *(AttributeError, EOFError, IndexError, InvalidVersion, KeyError, OverflowError, RuntimeError, TypeError),
-    *(BadZipFile, UnicodeDecodeError, UnpicklingError, ZlibError),
+    *(AttributeError, IndexError, InvalidVersion, KeyError, OverflowError, TypeError, UnicodeDecodeError),
+    *(UnpicklingError, *DAMAGED_ARCHIVE),
 )
 
 
@@ -128,11 +128,11 @@ def refuse_unreadable(path: str | Path) -> None:
         ValueError: If it is truncated or something else, or holds more than tensors and settings.
     """
     with _naming(path):
-        is_whole = is_zipfile(path)
-    if not is_whole:
-        msg = f"{path} is not a whole checkpoint: it was cut off, or is another kind of file. Copy it anew, or train."
-        raise ValueError(msg)
-    with _naming(path):
+        if not is_zipfile(path):
+            msg = (
+                f"{path} is not a whole checkpoint: it was cut off, or is another kind of file. Copy it anew, or train."
+            )
+            raise ValueError(msg)
         # torch does not look at the checksums: a tensor with another bit would be loaded.
         bad = _first_bad_part(path)
         if bad:
@@ -143,15 +143,14 @@ def refuse_unreadable(path: str | Path) -> None:
         except ValueError as error:
             # An archive that does not begin as those of torch.
             raise BadZipFile(str(error)) from error
-    if unsafe:
-        msg = (
-            f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when it is "
-            "loaded. If you trust where it is from, load it in Python with load_from_checkpoint(path, "
-            "weights_only=False); an exported .pt file is for anomalib's TorchInferencer."
-        )
-        raise ValueError(msg)
-    # Mapped, tensors are not read.
-    with _naming(path):
+        if unsafe:
+            msg = (
+                f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when "
+                "it is loaded. If you trust where it is from, load it in Python with load_from_checkpoint(path, "
+                "weights_only=False); an exported .pt file is for anomalib's TorchInferencer."
+            )
+            raise ValueError(msg)
+        # Mapped, tensors are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not _is_of_a_model(content):
         msg = f"{path} is not a checkpoint of a trained model; give the model.ckpt that anomalib train wrote."

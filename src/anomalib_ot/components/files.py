@@ -5,6 +5,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as ZlibError  # noqa: N812
+
+# What reading a damaged zip archive raises, among it RuntimeError for parts that seem encrypted or packed in a new way.
+DAMAGED_ARCHIVE = (BadZipFile, EOFError, RuntimeError, ZlibError)
 
 
 @contextmanager

@@ -110,10 +110,11 @@ def test_file_that_is_cut_off(tmp_path, name, share):
         _ = read_records(tmp_path)[0].predictions
 
 
-def test_maps_in_an_unknown_compression(tmp_path):
+@pytest.mark.parametrize("kind", [b"\0\0cc", b"\0\0\b\0", b"\1\0\0\0"], ids=["unknown", "wrong", "encrypted"])
+def test_maps_packed_in_another_way(tmp_path, kind):
     path = write_record(tmp_path, RECORD, predictions()).folder / "maps.npz"
     # Of each part, in the table of contents: signature, two versions, flags and the kind of compression.
-    content = re.sub(rb"(PK\x01\x02.{6})..", rb"\1cc", path.read_bytes(), flags=re.DOTALL)
+    content = re.sub(rb"(PK\x01\x02.{4}).{4}", lambda part: part[1] + kind, path.read_bytes(), flags=re.DOTALL)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot be read .* delete this folder to run it again"):
         _ = read_records(tmp_path)[0].predictions
