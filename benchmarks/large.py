@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from anomalib.callbacks import TilerConfigurationCallback
-from anomalib.data import Folder, PredictDataset
+from anomalib.data import PredictDataset
 from anomalib.engine import Engine
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
@@ -23,6 +23,7 @@ from PIL import Image
 from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.offline import offline_backbone
 
+from .load import drawn
 from .transport import peak_memory, timed
 
 HEIGHT, WIDTH, TILE = 6000, 8000, 1000
@@ -73,23 +74,12 @@ def run(name: str, root: Path, threads: int, seed: int) -> str:
     seed_everything(seed, workers=True, verbose=False)
     kind, frugal = FRUGAL[name]
     model = kind(offline_backbone(), LAYER, image_size=(HEIGHT, WIDTH), evaluator=False, visualizer=False, **frugal)
-    data = Folder(
-        "large",
-        root=root,
-        normal_dir="good",
-        normal_test_dir="good_test",
-        abnormal_dir="bad",
-        train_batch_size=1,
-        eval_batch_size=1,
-        num_workers=0,
-        val_split_mode="same_as_test",
-    )
     tiler = TilerConfigurationCallback(enable=True, tile_size=TILE, stride=TILE)
     with TemporaryDirectory() as folder:
         engine = Engine(
             default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[tiler]
         )
-        _, fitted = timed(lambda: engine.fit(model, datamodule=data))
+        _, fitted = timed(lambda: engine.fit(model, datamodule=drawn(root, 1)))
         predictions, scored = timed(lambda: engine.predict(model, dataset=PredictDataset(root / "bad")))
     row, column = divmod(int(predictions[0].anomaly_map[0].squeeze().argmax()), WIDTH)
     top, left, side = DEFECT

@@ -84,6 +84,21 @@ def draw(root: Path, count: int, size: int, seed: int) -> None:
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / kind / f"{index:06d}.jpg")
 
 
+def drawn(root: Path, batch: int) -> Folder:
+    """The pictures in ``good``, ``good_test`` and ``bad``, in batches of this size."""
+    return Folder(
+        "drawn",
+        root=root,
+        normal_dir="good",
+        normal_test_dir="good_test",
+        abnormal_dir="bad",
+        train_batch_size=batch,
+        eval_batch_size=batch,
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+
+
 def report(name: str, work: Callable[..., None], *arguments: Any) -> None:
     """Do something in a process of its own and print what it took."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -112,17 +127,7 @@ def fit(root: Path, name: Name, image_size: int, feature_cache: CachePlace, thre
         "WtFlow": lambda: WtFlow(training_steps=50, **cached, **shared),
         "Foct": lambda: Foct(rotations=1, **shared),
     }
-    folder = Folder(
-        "load",
-        root=root,
-        normal_dir="good",
-        normal_test_dir="good_test",
-        abnormal_dir="bad",
-        train_batch_size=BATCH,
-        eval_batch_size=BATCH,
-        num_workers=0,
-        val_split_mode="same_as_test",
-    )
+    folder = drawn(root, BATCH)
     engine = Engine(default_root_dir=root, accelerator="cpu", logger=False, enable_progress_bar=False)
     engine.fit(makers[name](), datamodule=FewShot(folder, SHOTS) if name == "Foct" else folder)
     engine.trainer.save_checkpoint(root / "model.ckpt")

@@ -34,8 +34,7 @@ def class_of(kind: type, config: dict[str, Any]) -> Any:
     Raises:
         argparse.ArgumentError: If there is no such class, or it does not take the arguments.
     """
-    module, _, name = _parse(kind, config)[1].it.class_path.rpartition(".")
-    return getattr(import_module(module), name)
+    return _class(_parse(kind, config)[1].it)
 
 
 def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -58,16 +57,21 @@ def _parse(kind: type, config: dict[str, Any]) -> tuple[ArgumentParser, Namespac
     return parser, parsed
 
 
+def _class(config: Namespace) -> Any:
+    module, _, name = config.class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def _refuse_null(config: Namespace) -> None:
     """Refuse null where a class does not allow it, which jsonargparse lets through."""
-    module, _, name = config.class_path.rpartition(".")
-    allowed = signature(getattr(import_module(module), name)).parameters
+    kind = _class(config)
+    allowed = signature(kind).parameters
     for argument, value in vars(config.get("init_args", Namespace())).items():
         if isinstance(value, Namespace) and "class_path" in value:
             _refuse_null(value)
         own = allowed.get(argument)
         if value is None and own and own.default is not None and not _allows_null(own.annotation):
-            msg = f"{name} must have a {argument}, not null; leave it out for its default"
+            msg = f"{kind.__name__} must have a {argument}, not null; leave it out for its default"
             raise ArgumentError(None, msg)
 
 
