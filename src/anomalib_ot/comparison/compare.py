@@ -111,7 +111,7 @@ def _is_there(kept: Mapping[Key, Record], job: Job) -> bool:
 
 def _check_data(jobs: Sequence[Job]) -> None:
     """Make the data and look whether it can be tested on, once for each category and before anything is fitted."""
-    for job in {(job.key.category, job.key.shots): job for job in jobs}.values():
+    for job in {(job.key.category, job.training_images): job for job in jobs}.values():
         data = job.create_data()
         data.prepare_data()
         data.setup()

@@ -26,8 +26,8 @@ _JOIN = "+"
 _SPLIT_SEED = 0
 _PUBLISHED = ("category", "model", "metric", "value", "source")
 # What a model of a plan may set beside its class and arguments.
-_OWN = ("image_size", "trainer", "why")
-_FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple}
+_OWN = ("image_size", "shots", "trainer", "why")
+_FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple, "shots": int}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Job:
         data: ``class_path`` and ``init_args`` of the data module.
         image_size: Height and width in pixels.
         trainer: Further arguments of anomalib's Engine, such as ``max_epochs``.
+        shots: Number of training images where the model has one of its own, else None.
         overrides: Where the model departs from the others, as text.
         accelerator: Where to run, as the trainer's.
         threads: Threads of torch, or None for its own choice.
@@ -52,6 +53,7 @@ class Job:
     data: dict[str, Any]
     image_size: tuple[int, int] = (256, 256)
     trainer: dict[str, Any] = field(default_factory=dict)
+    shots: int | None = None
     overrides: dict[str, str] = field(default_factory=dict)
     accelerator: str = "auto"
     threads: int | None = None
@@ -75,7 +77,13 @@ class Job:
             "data": self.data,
             "image_size": list(self.image_size),
             "trainer": self.trainer,
+            **({"shots": self.shots} if self.shots else {}),
         }
+
+    @property
+    def training_images(self) -> int | None:
+        """How many images the model is fitted on, None for all."""
+        return self.shots or self.key.shots
 
     def create_model(self) -> AnomalibModule:
         """A new model with the shared backbone and size, which neither evaluates nor draws."""
@@ -88,7 +96,7 @@ class Job:
         data = create(AnomalibDataModule, self.data)
         if data.seed is None:
             data.seed = _SPLIT_SEED
-        return data if self.key.shots is None else FewShot(data, self.key.shots, self.key.seed)
+        return data if self.training_images is None else FewShot(data, self.training_images, self.key.seed)
 
     def _pre_processor(self) -> PreProcessor:
         if backbone := self.model["init_args"].get("backbone"):
@@ -102,7 +110,7 @@ class Plan:
 
     Args:
         models: For each label ``class_path`` and ``init_args``, and where a model needs them ``trainer``,
-            ``image_size`` and ``why``, the reason for departing from the others.
+            ``image_size``, ``shots`` and ``why``, the reason for departing from the others.
         data: For each label ``class_path`` and ``init_args`` of a data module, and ``categories`` if it has several.
         backbone: Backbone of all models that take one and do not name their own.
         layers: Layers of all models that take several and do not name their own.
@@ -217,6 +225,7 @@ class Plan:
             "model": {"class_path": config["class_path"], "init_args": {**given, **own}},
             "image_size": tuple(config.get("image_size", self.image_size)),
             "trainer": {**self.trainer, **config.get("trainer", {})},
+            "shots": config.get("shots"),
             "overrides": self._overrides(config, accepted),
         }
 
@@ -319,6 +328,8 @@ def _check(kind: type, label: str, config: dict[str, Any]) -> None:
         if name in config and not isinstance(config[name], form):
             msg = f"{label}: {name} must be a {getattr(form, '__name__', 'list')}, not {config[name]!r}"
             raise ValueError(msg)
+    shots = config.get("shots", 1)
+    require(shots >= 1, f"{label}: shots", "at least 1", shots)
     try:
         class_of(kind, config)
     except ArgumentError as error:

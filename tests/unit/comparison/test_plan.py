@@ -111,9 +111,11 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
         ({"models": {"PaDiM": {"class_path": "Padm"}}}, "PaDiM: .*Padm"),
         ({"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}}, "PaDiM: .*'layer' is not accepted"),
         ({"models": {"PaDiM": {"init_args": {}}}}, "PaDiM must have a class_path"),
-        ({"models": {"PaDiM": {**PADIM, "epochs": 3}}}, "may have image_size, init_args, trainer, why"),
+        ({"models": {"PaDiM": {**PADIM, "epochs": 3}}}, "may have image_size, init_args, shots, trainer, why"),
         ({"models": {1: PADIM}}, "a label must be text, in quotation marks, not 1"),
         ({"models": {"PaDiM": {**PADIM, "image_size": 32}}}, "PaDiM: image_size must be a list, not 32"),
+        ({"models": {"PaDiM": {**PADIM, "shots": "4"}}}, "PaDiM: shots must be a int, not '4'"),
+        ({"models": {"PaDiM": {**PADIM, "shots": 0}}}, "PaDiM: shots must be at least 1, not 0"),
         ({"models": {"PaDiM": {**PADIM, "trainer": [1]}}}, r"PaDiM: trainer must be a dict, not \[1\]"),
         ({"models": {"PaDiM": {"class_path": "Padim", "init_args": 3}}}, "PaDiM: init_args must be a dict, not 3"),
         ({"data": {"tray": {"class_path": "Assembly", "categories": 3}}}, "tray: categories must be a list, not 3"),
@@ -178,3 +180,16 @@ def test_shots_are_drawn_by_the_seed(tmp_path):
         drawn.append(few.train_data.samples.image_path.tolist())
     assert [len(paths) for paths in drawn] == [2, 2, 20, 20]
     assert drawn[0] != drawn[1]
+
+
+def test_a_model_may_have_a_number_of_shots_of_its_own(tmp_path):
+    data = {"class_path": "Assembly", "init_args": {"root": str(tmp_path), "n_train": 5, "n_validation": 1}}
+    plan = Plan({"PaDiM": PADIM, "Few": {**PADIM, "shots": 3}}, {"tray": data}, shots=(2, None))
+    jobs = plan.jobs()
+    assert [job.training_images for job in jobs] == [2, 3, None, 3]
+    assert [job.key.shots for job in jobs] == [2, 2, None, None]
+    assert [("shots" in job.config, "shots" in job.overrides) for job in jobs] == [(False, False), (True, True)] * 2
+    few = jobs[-1].create_data()
+    few.prepare_data()
+    few.setup()
+    assert len(few.train_data) == 3
