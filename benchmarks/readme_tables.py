@@ -25,9 +25,13 @@ _MODELS = {
     "WtFlow": "WtFlow",
     "Pradot+WtFlow": "Pradot+WtFlow",
     "WtFlow+PaDiM": "WtFlow+PaDiM",
+    "Foct": "Foct, 4 pictures",
     "PaDiM": "PaDiM",
     "PatchCore": "PatchCore, 1 % coreset",
+    "MHPatchcore": "MHPatchcore",
+    "PatchFlow": "PatchFlow",
     "STFPM": "STFPM",
+    "FRE": "FRE",
     "DFM": "DFM",
     "DFKDE": "DFKDE",
 }
