@@ -27,7 +27,7 @@ _SPLIT_SEED = 0
 _PUBLISHED = ("category", "model", "metric", "value", "source")
 # What a model of a plan may set beside its class and arguments.
 _OWN = ("image_size", "shots", "trainer", "why")
-_FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple, "shots": int}
+_FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple}
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _check(kind: type, label: str, config: dict[str, Any]) -> None:
             msg = f"{label}: {name} must be a {getattr(form, '__name__', 'list')}, not {config[name]!r}"
             raise ValueError(msg)
     shots = config.get("shots", 1)
-    require(shots >= 1, f"{label}: shots", "at least 1", shots)
+    require(type(shots) is int and shots >= 1, f"{label}: shots", "a whole number of at least 1", shots)
     try:
         class_of(kind, config)
     except ArgumentError as error:
