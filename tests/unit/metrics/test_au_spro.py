@@ -2,6 +2,7 @@ import json
 from importlib import util
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -362,6 +363,12 @@ def test_scores_must_be_finite(maps, paths, score):
     maps[5, 2, 3] = score
     with pytest.raises(ValueError, match="the scores must be finite: an anomaly map holds NaN or infinity"):
         updated(maps, paths)
+
+
+def test_each_map_needs_its_file(maps, paths):
+    # As from a data module of another make; anomalib's own batch checks itself.
+    with pytest.raises(ValueError, match="shorter"):
+        AUSPRO().update(SimpleNamespace(anomaly_map=maps, image_path=paths[:-1]))
 
 
 def test_unknown_kind(maps, paths):
