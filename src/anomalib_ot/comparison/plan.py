@@ -77,6 +77,7 @@ class Job:
             "data": self.data,
             "image_size": list(self.image_size),
             "trainer": self.trainer,
+            # Absent from the runs of models without shots of their own, among them all that are older.
             **({"shots": self.shots} if self.shots else {}),
         }
 
