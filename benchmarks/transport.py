@@ -41,6 +41,13 @@ class Problem:
     grid: Tensor
     coordinates: Tensor
 
+    def to(self, device: str) -> "Problem":
+        """The problem on a device; a copy of what moves."""
+        features, prototypes, grid, coordinates = (
+            part.to(device) for part in (self.features, self.prototypes, self.grid, self.coordinates)
+        )
+        return Problem(features, prototypes.clone(), grid, coordinates)
+
     def cost(self, alpha: float, workspace: Workspace | None = None) -> FusedCost:
         """The cost matrix."""
         return FusedCost(
@@ -59,6 +66,7 @@ def main(
     memory: float = 2.0,
     threads: int = 2,
     seed: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Print the time of a step, its ratio to the reference's, and the peak of memory.
 
@@ -73,34 +81,37 @@ def main(
         memory: GiB that the solver may use.
         threads: Threads of torch.
         seed: Seed of all that is random.
+        device: Where to solve, both ours and the reference: ``cpu`` or ``cuda``.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    problem = make_problem(source, 224 // stride, stride, channels, batch, per_cell)
+    problem = make_problem(source, 224 // stride, stride, channels, batch, per_cell).to(device)
     rows, columns = len(problem.features), len(problem.prototypes)
-    print(f"cost matrix {rows} x {columns}, {channels} channels of {source}, {threads} threads, seed {seed}")
-    # The loops are compiled on first use, and kept on disk; a few pictures do.
-    part = replace(problem, features=problem.features[: 4 * rows // batch], prototypes=problem.prototypes.clone())
-    _, compiled = timed(lambda: Steps(part, alpha, Workspace()).take(0.0))
+    where = f"{threads} threads" if device == "cpu" else torch.cuda.get_device_name()
+    print(f"cost matrix {rows} x {columns}, {channels} channels of {source}, {where}, seed {seed}")
+    # The loops are compiled on first use, and kept on disk; a few pictures do. A device prepares for each size anew.
+    part = replace(problem, features=problem.features[: 4 * rows // batch]) if device == "cpu" else problem
+    _, compiled = timed(lambda: Steps(part.to(device), alpha, Workspace(memory * 2**30)).take(0.0))
     print(f"first use: {compiled:.1f} s")
-    before = peak_memory()
+    before = peak_memory(device)
     steps = Steps(problem, alpha, Workspace(memory * 2**30))
     plan, cold = timed(lambda: steps.take(0.0))
     form = type(plan.kernel).__name__
     print(f"ours, {plan.iterations} iterations: {cold:.2f} s, marginal error {plan.marginal_error:.1e}, {form}")
     plan, warm = timed(lambda: steps.take(1e-3))
     print(f"ours, warm: {plan.iterations} iterations, {warm:.2f} s, marginal error {plan.marginal_error:.1e}")
-    print(f"peak memory of the process: {peak_memory():.2f} GB, before the first step {before:.2f} GB")
+    print(f"peak memory: {peak_memory(device):.2f} GB, before the first step {before:.2f} GB")
     if not reference_iterations:
         return
     dense = problem.cost(alpha)[:]
-    uniform = [torch.full((size,), 1 / size) for size in dense.shape]
+    uniform = [torch.full((size,), 1 / size, device=device) for size in dense.shape]
 
     def reference(iterations: int) -> Tensor:
         return ot.bregman.sinkhorn(
             *uniform, dense, EPSILON, method="sinkhorn_log", numItermax=iterations, stopThr=0.0, warn=False
         )
 
+    reference(1)
     _, first = timed(lambda: reference(1))
     _, more = timed(lambda: reference(1 + reference_iterations))
     an_iteration = (more - first) / reference_iterations
@@ -168,15 +179,19 @@ def picture_features(count: int, size: int, layer: str) -> Tensor:
     return whitening_of(maps)(maps)
 
 
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, in GB."""
+def peak_memory(device: str = "cpu") -> float:
+    """Largest resident memory of this process so far, or what it took of a device at most, in GB."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """Result of a function and its wall time in seconds."""
+    """Result of a function and its wall time in seconds, until the device is done."""
     start = time.perf_counter()
     result = function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return result, time.perf_counter() - start
 
 

@@ -7,6 +7,7 @@ The weights are random, as only the shape matters here.
 import time
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Literal
 
 import torch
 from anomalib.engine import Engine
@@ -18,13 +19,14 @@ from anomalib_ot import Assembly, Pradot
 from .transport import peak_memory
 
 
-def main(images: int = 320, threads: int = 2, seed: int = 0) -> None:
+def main(images: int = 320, threads: int = 2, seed: int = 0, accelerator: Literal["cpu", "cuda"] = "cpu") -> None:
     """Print the seconds of a fit and its peak of memory.
 
     Args:
         images: Training pictures.
         threads: Threads of torch.
         seed: Seed of everything random.
+        accelerator: Where to train.
     """
     torch.set_num_threads(threads)
     seed_everything(seed, workers=True, verbose=False)
@@ -32,14 +34,15 @@ def main(images: int = 320, threads: int = 2, seed: int = 0) -> None:
     data = Assembly(folder, n_train=images)
     data.prepare_data()
     model = Pradot(pre_trained=False, evaluator=False, visualizer=False)
-    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, limit_val_batches=0)
+    engine = Engine(default_root_dir=folder, accelerator=accelerator, logger=False, limit_val_batches=0)
     start = time.perf_counter()
     engine.fit(model, datamodule=data)
     seconds = time.perf_counter() - start
     _, prototypes = next(model.model.by_layer())
+    where = f"{threads} threads" if accelerator == "cpu" else torch.cuda.get_device_name()
     print(
-        f"{images} pictures, {int(prototypes.steps)} steps of four solves, {threads} threads, seed {seed}: "
-        f"{seconds:.0f} s, peak {peak_memory():.1f} GB, {model.model.count} prototypes after compression"
+        f"{images} pictures, {int(prototypes.steps)} steps of four solves, {where}, seed {seed}: {seconds:.0f} s, "
+        f"peak {peak_memory(accelerator):.1f} GB, {model.model.count} prototypes after compression"
     )
 
 

@@ -1,13 +1,29 @@
-"""A real browser, with the network cut off, and processes that need not import everything anew."""
+"""A real browser, with the network cut off, processes that need not import everything anew, and small models."""
 
 import shutil
 from multiprocessing import get_context
 
 import pytest
+import torch
+from anomalib.engine import Engine
+from lightning.pytorch import seed_everything
+
+from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
 
 _BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
 )
+
+# Small, but with each model's own defaults where they decide what is drawn or summed.
+MODELS = {
+    "Pradot": (Pradot, {"layers": ["blocks.2", "blocks.4"], "prototypes_per_cell": 2, "epochs": 2, "batch_size": 6}),
+    "Foct": (Foct, {"layers": ["blocks.2", "blocks.4"], "rotations": 2, "support_steps": 5}),
+    "Foct online": (
+        Foct,
+        {"layers": ["blocks.4"], "rotations": 1, "support_steps": 2, "query_steps": 2, "online": True},
+    ),
+    "WtFlow": (WtFlow, {"layers": ["blocks.4"], "width": 16, "training_steps": 6, "batch_size": 4}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +74,69 @@ def start():
         return processes
 
     return start
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    """Name of a small model."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Makes a data module of a few small pictures, always the same."""
+    root = tmp_path_factory.mktemp("data")
+
+    def make(**arguments):
+        return Assembly(root, n_train=8, n_validation=2, n_test=3, **arguments)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+
+    def make(accelerator="cpu", **arguments):
+        return Engine(
+            default_root_dir=folder, accelerator=accelerator, logger=False, enable_progress_bar=False, **arguments
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def train(backbone, data, engine):
+    """Trains a small model anew, on every call."""
+
+    def train(name, seed, accelerator="cpu"):
+        kind, arguments = MODELS[name]
+        seed_everything(seed, workers=True, verbose=False)
+        # Scores as they are: post-processing would clip them.
+        model = kind(
+            backbone=backbone,
+            image_size=(128, 128),
+            **arguments,
+            post_processor=False,
+            evaluator=False,
+            visualizer=False,
+        )
+        engine(accelerator).fit(model, datamodule=FewShot(data(), shots=2) if kind is Foct else data())
+        return model
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def scores(data, engine):
+    """Image scores (B,) and anomaly maps (B, H, W) of the test pictures in their order."""
+
+    def scores(model, accelerator="cpu", **arguments):
+        batches = engine(accelerator).predict(model, datamodule=data(**arguments))
+        assert max(len(batch.image_path) for batch in batches) == arguments.get("eval_batch_size", 9)
+        return (
+            torch.cat([batch.pred_score for batch in batches]).cpu(),
+            torch.cat([batch.anomaly_map for batch in batches]).cpu(),
+        )
+
+    return scores

@@ -132,7 +132,7 @@ def _run(job: Job) -> tuple[Record, Predictions]:
         )
         start = time.perf_counter()
         engine.fit(model, datamodule=data)
-        costs = {"fit_s": time.perf_counter() - start, **_costs(model, Path(root))}
+        costs = {"fit_s": time.perf_counter() - start, **_costs(model, engine.trainer.strategy.root_device, Path(root))}
         # What the models say before normalisation, which clips.
         post_processor, model.post_processor = model.post_processor, None
         engine.test(model, datamodule=data, verbose=False)
@@ -198,18 +198,18 @@ def _unclipped(values: NDArray[Any], scale: Any, level: str) -> NDArray[np.float
     return ((values - threshold) / (high - low) + 0.5).astype(np.float32)
 
 
-def _costs(model: AnomalibModule, folder: Path) -> dict[str, float]:
-    """What the fitted model costs; the peak of memory is that of fitting and of scoring one image."""
+def _costs(model: AnomalibModule, device: torch.device, folder: Path) -> dict[str, float]:
+    """What the model costs that was fitted on a device; the peak of memory is that of fitting and scoring one image."""
     state = folder / "state.pt"
     torch.save(model.model.state_dict(), state)
     costs = {
-        "ms_per_image": 1000 * seconds_per_image(model),
+        "ms_per_image": 1000 * seconds_per_image(model, device),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else _MIB),
         "size_mib": state.stat().st_size / _MIB,
         "parameters": sum(each.numel() for each in model.model.parameters()),
     }
-    if model.device.type == "cuda":
-        costs["device_peak_mib"] = torch.cuda.max_memory_allocated() / _MIB
+    if device.type == "cuda":
+        costs["device_peak_mib"] = torch.cuda.max_memory_allocated(device) / _MIB
     return costs
 
 
@@ -234,7 +234,7 @@ def environment(job: Job) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if job.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "accelerator": job.accelerator,
         "revision": _revision(),

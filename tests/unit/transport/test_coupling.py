@@ -156,10 +156,3 @@ def test_a_block_size_that_does_not_divide_is_refused():
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"data of shape .* cannot be paired with noise of shape"):
         WorstCoupling()(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_pairs_as_the_cpu_does():
-    data, noise = batch(4, 3, 8, 8)
-    coupling = WorstCoupling("positions", 0, "greedy")
-    torch.testing.assert_close(coupling(data.cuda(), noise.cuda()).cpu(), coupling(data, noise))

@@ -329,16 +329,6 @@ def test_bfloat16(data, engine, model, precision):
     assert prototypes_of(pradot).dtype == torch.float32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_cpu(data, model, tmp_path):
-    pradot = model()
-    runner = Engine(default_root_dir=tmp_path, accelerator="gpu", logger=False)
-    runner.fit(pradot, datamodule=data())
-    images = torch.rand(2, 3, 64, 64)
-    on_device = pradot.cuda().eval()(images.cuda()).anomaly_map.cpu()
-    torch.testing.assert_close(pradot.cpu()(images).anomaly_map, on_device, atol=1e-3, rtol=1e-3)
-
-
 def test_default_pre_processor_uses_the_papers_size_and_the_backbones_statistics():
     resize, normalize = Pradot.configure_pre_processor().transform.transforms
     assert resize.size == [224, 224]
