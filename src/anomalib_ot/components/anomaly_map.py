@@ -9,6 +9,7 @@ from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from .extraction import full_precision
 from .settings import require
 
 # Wider than any picture.
@@ -48,11 +49,12 @@ class AnomalyMapGenerator(nn.Module):
             ``(B, 1, *image_size)``.
         """
         height, width = image_size
-        maps = (
-            self._matrix(score.shape[-2], height, score) @ score @ self._matrix(score.shape[-1], width, score).mT
-            for score in scores
-        )
-        return reduce(torch.add, maps)
+        with full_precision(scores[0]):
+            maps = (
+                self._matrix(score.shape[-2], height, score) @ score @ self._matrix(score.shape[-1], width, score).mT
+                for score in scores
+            )
+            return reduce(torch.add, maps)
 
     def _matrix(self, cells: int, pixels: int, like: Tensor) -> Tensor:
         """What upsampling and smoothing make of each cell along one dimension, (pixels, cells)."""

@@ -7,6 +7,8 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
+from .extraction import full_precision
+
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):
     """Linear map of each cell's feature by the inverse square root of the covariance at this cell.
@@ -75,7 +77,8 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         """Count in the feature maps (B, D, H, W) of some training images, all of one size."""
         if self._moments is None:
             self._choose_directions(maps)
-        cells = self._project(maps).permute(2, 0, 1).double()
+        with full_precision(maps):
+            cells = self._project(maps).permute(2, 0, 1).double()
         if self._moments is None:
             # Moments about the first batch's mean do not cancel as those about zero would.
             self._moments = _Moments(maps.shape[-2:], cells.mean(1, keepdim=True))
@@ -120,12 +123,14 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             msg = "features cannot be whitened yet: fit the model, or load a checkpoint"
             raise RuntimeError(msg)
         height, width = maps.shape[-2:]
-        projected = self._project(maps)
-        if self.centred:
-            projected = projected - nearest_cells(self.mean, height, width).flatten(0, 2).mT
-        matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
-        # The matrices are symmetric. OpenVINO reads them faster from the left, where it does not pack them as weights.
-        return (matrices @ projected.permute(2, 1, 0)).permute(2, 1, 0).unflatten(2, (height, width))
+        with full_precision(maps):
+            projected = self._project(maps)
+            if self.centred:
+                projected = projected - nearest_cells(self.mean, height, width).flatten(0, 2).mT
+            matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
+            # The matrices are symmetric. OpenVINO reads them faster from the left, where it does not pack them as
+            # weights.
+            return (matrices @ projected.permute(2, 1, 0)).permute(2, 1, 0).unflatten(2, (height, width))
 
     def _choose_directions(self, maps: Tensor) -> None:
         channels = maps.shape[1]

@@ -276,7 +276,8 @@ def _greedy_assignment(gains: Tensor) -> Tensor:
         join = (row.gather(1, column) == torch.arange(size, device=gains.device)) & ~is_joined
         columns = torch.where(join, column, columns)
         is_joined = is_joined | join
-        is_taken = is_taken | torch.zeros_like(is_taken).scatter_reduce(1, column, join, "amax")
+        # Whole numbers, as CUDA does not scatter truth values.
+        is_taken = is_taken | torch.zeros_like(columns).scatter_reduce(1, column, join.long(), "amax").bool()
         free.masked_fill_(is_joined[:, :, None] | is_taken[:, None, :], -torch.inf)
     rows_left, columns_left = (flags.int().argsort(dim=1, stable=True) for flags in (is_joined, is_taken))
     rest = torch.zeros_like(columns).scatter(1, rows_left, columns_left)

@@ -6,7 +6,7 @@ from torch import nn
 
 from anomalib_ot.components import extraction
 from anomalib_ot.components.backbones import create_extractor
-from anomalib_ot.components.extraction import FastExtractor, extract_by_parts
+from anomalib_ot.components.extraction import FastExtractor, extract_by_parts, full_precision
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,34 @@ def test_mixed_precision_stays_with_torch(extractor, images):
     with torch.autocast("cpu", torch.bfloat16):
         assert fast(images)["layer1"].dtype == torch.bfloat16
     assert fast.name == "torch"
+
+
+def matmul_precisions():
+    return [each.fp32_precision for each in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+
+
+@pytest.mark.parametrize("usual", ["highest", "high", "medium"])
+def test_products_are_in_full_precision_whatever_torch_allows(usual):
+    torch.set_float32_matmul_precision(usual)
+    try:
+        with full_precision(torch.ones(1)):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not {"tf32", "bf16"}.intersection(matmul_precisions())
+        assert torch.get_float32_matmul_precision() == usual
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_precision_by_torchs_newer_names_is_restored_too():
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = "tf32", "bf16"
+    try:
+        with full_precision(torch.ones(1)):
+            assert not {"tf32", "bf16"}.intersection(matmul_precisions())
+        assert matmul_precisions() == ["tf32", "bf16"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_autocast_is_suspended():
+    with torch.autocast("cpu", torch.bfloat16), full_precision(torch.ones(1)):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -25,6 +25,7 @@ from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_a
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
+from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.transport import NavigatorStart
 
 from .torch_model import FoctModel, Measure, Taught, TransportSettings
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 _MANY = 32
 
 
-class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
     """Few-shot anomaly detection with conditional transport and an online memory.
 
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
@@ -180,11 +181,6 @@ class Foct(CheckedExport, SafeCheckpoints, MemoryBankMixin, AnomalibModule):  # 
             The pre-processor.
         """
         return resize_and_normalize(image_size or (336, 336), backbone)
-
-    @staticmethod
-    def configure_optimizers() -> None:
-        """The navigator is fitted where it is used, not by the trainer."""
-        return
 
     def on_fit_start(self) -> None:
         """Load what finds the foreground, before any image is looked at.

@@ -280,11 +280,12 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         embeddings = torch.stack([self._embed(self.extract(views)) for views in self.views(images)])
         # Rotating is for images: masks are turned as such.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
-        self.semantic.fit(embeddings, turned.flatten(2))
-        if self.measure == "transport":
-            for query in embeddings[:, 0]:
-                memory = self.semantic.register_to(query[None]).features[0]
-                self.settings.fit(self.support_navigator, memory, query, self.settings.support_steps)
+        with full_precision(features):
+            self.semantic.fit(embeddings, turned.flatten(2))
+            if self.measure == "transport":
+                for query in embeddings[:, 0]:
+                    memory = self.semantic.register_to(query[None]).features[0]
+                    self.settings.fit(self.support_navigator, memory, query, self.settings.support_steps)
         self.reset()
 
     def reset(self) -> None:
@@ -337,7 +338,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         if self.training:
             return features
         self._require_fit()
-        with full_precision({"features": features}):
+        with full_precision(features):
             query = self._embed(features)
             if is_exporting():
                 scores = self._score_frozen(query)
@@ -373,7 +374,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         self._require_fit()
         features = self.extract(images)
         names = [*map(str, self.feature_extractor.layers), *["position"] * (self.position_weight > 0)]
-        with full_precision({"features": features}):
+        with full_precision(features):
             parts = torch.cat([self._parts(query) for query in self._embed(features).split(1)], 1)
             maps = parts.unflatten(-1, features.shape[-2:])[:, :, None]
             return {
@@ -396,7 +397,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         """
         self._require_fit()
         features = self.extract(image[None])
-        with full_precision({"features": features}):
+        with full_precision(features):
             query = self._embed(features)
             memory = self.episodic.join(self.semantic.register_to(query))
             return QueryPlan(
@@ -424,7 +425,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         """
         self._require_fit()
         features = self.extract(self.views(image[None])[:, view])
-        with full_precision({"features": features}):
+        with full_precision(features):
             distances, cells = euclidean_cost(self.semantic.features[:, view], self._embed(features)).min(1)
         return cells, distances
 

@@ -25,6 +25,7 @@ from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch
 from anomalib_ot.components.feature_training import FeatureTraining
+from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.settings import require
 from anomalib_ot.transport import SpatialCost
 
@@ -39,7 +40,7 @@ _BATCH = 64
 _COMPRESSION = 0.1
 
 
-class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
     One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training
@@ -193,11 +194,6 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             The pre-processor.
         """
         return resize_and_normalize(image_size or (224, 224), backbone)
-
-    @staticmethod
-    def configure_optimizers() -> None:
-        """Prototypes move by transport, not by gradients."""
-        return
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change from epoch to epoch or training has ended."""

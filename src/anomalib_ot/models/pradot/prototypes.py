@@ -12,7 +12,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.components.extraction import is_exporting
+from anomalib_ot.components.extraction import full_precision, is_exporting
 from anomalib_ot.components.settings import require
 from anomalib_ot.transport import (
     FusedCost,
@@ -315,7 +315,8 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             space = space / self.reach
         parts = []
         for image in features.split(1):
-            similarities, _ = self._compare(image)
+            with full_precision(image):
+                similarities, _ = self._compare(image)
             feature = 1 - similarities[0]
             if self.settings.normalize_score:
                 feature /= feature.amax().clamp(min=_SAME)

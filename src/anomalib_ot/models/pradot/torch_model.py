@@ -142,9 +142,7 @@ class PradotModel(nn.Module):
         if not self.is_initialised:
             msg = "Pradot has no prototypes to compare with yet: fit it, or load a checkpoint"
             raise RuntimeError(msg)
-        features = self.extract(images)
-        with full_precision(features):
-            return self._embed(features)
+        return self._embed(self.extract(images))
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""

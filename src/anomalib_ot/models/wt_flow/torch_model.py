@@ -150,10 +150,7 @@ class WtFlowModel(nn.Module):
 
     def embed(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Pooled and normalised feature maps (B, C, H, W) of each layer, what the flow starts from."""
-        with full_precision(features):
-            return [
-                cast("_Head", head).embed(features[layer]) for layer, head in zip(self.layers, self.heads, strict=True)
-            ]
+        return [cast("_Head", head).embed(features[layer]) for layer, head in zip(self.layers, self.heads, strict=True)]
 
     def velocities(self) -> nn.ModuleList:
         """The velocity field of each layer."""
@@ -224,11 +221,12 @@ class WtFlowModel(nn.Module):
         self._require_fit()
         features = self.extract(images)
         ways = {}
-        for layer, head, maps in zip(self.layers, self.heads, self.embed(features), strict=True):
-            way = [maps]
-            for number in range(steps):
-                way.append(cast("_Head", head).step(way[-1], number, steps))
-            ways[layer] = torch.stack(way)
+        with full_precision(features):
+            for layer, head, maps in zip(self.layers, self.heads, self.embed(features), strict=True):
+                way = [maps]
+                for number in range(steps):
+                    way.append(cast("_Head", head).step(way[-1], number, steps))
+                ways[layer] = torch.stack(way)
         return ways
 
     def _image_score(self, anomaly_map: Tensor) -> Tensor:
@@ -251,9 +249,12 @@ class WtFlowModel(nn.Module):
         Returns:
             (B, 1, H', W') for each layer, at least 0.
         """
-        return [
-            self._score(cast("_Head", head), maps) for head, maps in zip(self.heads, self.embed(features), strict=True)
-        ]
+        # What is far from normal would overflow in float16 and not be a number.
+        with full_precision(features):
+            return [
+                self._score(cast("_Head", head), maps)
+                for head, maps in zip(self.heads, self.embed(features), strict=True)
+            ]
 
     def _score(self, head: "_Head", maps: Tensor) -> Tensor:
         if self.score == "mismatch":
