@@ -97,9 +97,9 @@ def main(
     steps = Steps(problem, alpha, Workspace(memory * 2**30))
     plan, cold = timed(lambda: steps.take(0.0))
     form = type(plan.kernel).__name__
-    print(f"ours, {plan.iterations} iterations: {cold:.2f} s, marginal error {plan.marginal_error:.1e}, {form}")
+    print(f"ours, {plan.iterations} iterations: {cold:.3g} s, marginal error {plan.marginal_error:.1e}, {form}")
     plan, warm = timed(lambda: steps.take(1e-3))
-    print(f"ours, warm: {plan.iterations} iterations, {warm:.2f} s, marginal error {plan.marginal_error:.1e}")
+    print(f"ours, warm: {plan.iterations} iterations, {warm:.3g} s, marginal error {plan.marginal_error:.1e}")
     print(f"peak memory: {peak_memory(device):.2f} GB, before the first step {before:.2f} GB")
     if not reference_iterations:
         return
@@ -116,7 +116,7 @@ def main(
     _, more = timed(lambda: reference(1 + reference_iterations))
     an_iteration = (more - first) / reference_iterations
     whole = first + (ITERATIONS - 1) * an_iteration
-    print(f"POT sinkhorn_log: {an_iteration:.2f} s an iteration, {whole:.0f} s for {ITERATIONS}")
+    print(f"POT sinkhorn_log: {an_iteration:.2g} s an iteration, {whole:.3g} s for {ITERATIONS}")
     print(f"ratio, same iterations: {whole / cold:.0f}; warm start and early stop: {whole / warm:.0f}")
 
 

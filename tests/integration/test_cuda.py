@@ -5,7 +5,7 @@ import torch
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.comparison import Plan
 from anomalib_ot.comparison import compare as compare_models
 from anomalib_ot.models.foct import FoctModel
@@ -26,6 +26,14 @@ pytestmark = [
 ]
 KERNELS = {"kept": 2**31, "without similarities": 200_000, "bfloat16": 100_000, "computed anew": 20_000}
 SMALL = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "evaluator": False}
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions():
+    """By itself torch rounds what convolutions multiply on CUDA, which is a thousandth of a feature."""
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def problem(device, dtype):
@@ -67,18 +75,17 @@ def test_coupling():
 
 def test_navigator():
     generator = torch.Generator().manual_seed(0)
-    memory, query = torch.randn(40, 5, generator=generator), torch.randn(30, 5, generator=generator)
-    navigators = Navigator(5), Navigator(5).cuda()
+    # In double precision: Adam goes the whole way for the least gradient.
+    memory, query = torch.randn(2, 40, 5, generator=generator, dtype=torch.float64)
+    navigators = Navigator(5).double(), Navigator(5).double().cuda()
     navigators[1].load_state_dict(navigators[0].state_dict())
     fits = [
         fit_navigator(each, memory.to(device), query.to(device), features=20, steps=10, learning_rate=1e-2)
         for each, device in zip(navigators, ("cpu", "cuda"), strict=True)
     ]
     assert fits[0].steps == fits[1].steps
-    assert fits[1].objective == pytest.approx(fits[0].objective, rel=1e-4)
-    torch.testing.assert_close(
-        navigators[1](memory.cuda(), query.cuda()).cpu(), navigators[0](memory, query), atol=1e-3, rtol=1e-3
-    )
+    assert fits[1].objective == pytest.approx(fits[0].objective)
+    torch.testing.assert_close(navigators[1](memory.cuda(), query.cuda()).cpu(), navigators[0](memory, query))
 
 
 def test_a_model_scores_alike_on_both(name, train, scores):
@@ -106,10 +113,24 @@ def test_features_are_kept_anywhere(kind, place, data, engine):
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
-def test_half_precision(precision, data, engine, scores):
-    model = Pradot("resnet18", **SMALL, epochs=1, visualizer=False)
-    engine("gpu", precision=precision).fit(model, datamodule=data())
+@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
+def test_half_precision(kind, precision, data, engine, scores):
+    few = {Pradot: {"epochs": 1}, WtFlow: {"training_steps": 2}, Foct: {"rotations": 2, "support_steps": 2}}[kind]
+    model = kind("resnet18", **SMALL, **few, visualizer=False)
+    engine("gpu", precision=precision).fit(model, datamodule=FewShot(data(), 2) if kind is Foct else data())
     assert all(each.isfinite().all() for each in scores(model, "gpu"))
+
+
+def test_less_precise_products_change_no_score(name, train, scores):
+    model = train(name, 3, "gpu")
+    expected = scores(model, "gpu")
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = scores(model, "gpu")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * (theirs.max() - theirs.min())
 
 
 def test_checkpoint_of_a_device_is_read_on_a_processor(name, train, scores, engine, data, tmp_path):
@@ -123,7 +144,7 @@ def test_checkpoint_of_a_device_is_read_on_a_processor(name, train, scores, engi
 
 
 def test_export_after_training_on_a_device(name, train, engine, tmp_path):
-    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
     model = train(name, 3, "gpu")
     assert engine("gpu").export(model, ExportType.TORCH, export_root=tmp_path).exists()
     assert engine("gpu").export(model, ExportType.ONNX, export_root=tmp_path, input_size=(128, 128)).exists()
@@ -164,7 +185,7 @@ def test_pictures_are_explained_on_the_device(kind, data, engine, tmp_path):
     visualizer = ExplainingVisualizer(count=1, output_dir=tmp_path / "images")
     model = kind("resnet18", **SMALL, **few, visualizer=visualizer)
     runner = engine("gpu")
-    runner.fit(model, datamodule=data())
+    runner.fit(model, datamodule=FewShot(data(), 2) if kind is Foct else data())
     runner.test(model, datamodule=data())
     (page,) = tmp_path.rglob("index.html")
     assert page.stat().st_size > 1000

@@ -155,7 +155,7 @@ def sinkhorn(
 
     def scale_columns(u: Tensor, sums: Tensor) -> Tensor:
         # A column with nothing in it takes the most that was left out, so that it does not grow too far.
-        most = max(TINY, kernel.left_out * float(processes.sum(u.sum())))
+        most = (kernel.left_out * processes.sum(u.sum())).clamp(min=TINY)
         return b / torch.where(sums > TINY, sums, most)
 
     v = torch.ones_like(g)
@@ -164,18 +164,21 @@ def sinkhorn(
         lowest = processes.min(torch.cat([f, f.new_full((1,), math.inf)]).min())
         u = torch.exp((lowest - f) / epsilon)
         v = scale_columns(u, processes.sum(kernel.column_sums(u)))
+    least, most = torch.stack(v.log().aminmax()).tolist()
     for iteration in range(1, max_iterations + 1):
-        logarithm = v.log()
-        if float(logarithm.abs().max()) > _ABSORB or float(logarithm.max() - logarithm.min()) > kernel.widest:
-            g = g + epsilon * logarithm
+        if max(most, -least) > _ABSORB or most - least > kernel.widest:
+            g = g + epsilon * v.log()
             kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
             v = torch.ones_like(v)
         u, sums = kernel.scale_rows(v, a)
         sums = processes.sum(sums)
-        error = float((v * sums - b).abs().sum())
+        following = scale_columns(u, sums)
+        # All that is decided by is read at once, as each reading waits for the device.
+        errors = (v * sums - b).abs().sum()
+        error, least, most = torch.stack([errors, *following.log().aminmax()]).tolist()
         if error <= tolerance or iteration == max_iterations:
             break
-        v = scale_columns(u, sums)
+        v = following
     if warn and error > tolerance > 0:
         warnings.warn(
             f"transport stopped after {iteration} iterations with the marginals off by {error:.2g} in sum, not by "
