@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -165,7 +164,7 @@ def _draw_norms(panel: Axes, ways: Ways, odd: Tensor) -> None:
         mean, spread = values.mean(1).numpy(), values.std(1).numpy()
         panel.plot(times, mean, color=colour, label=name)
         panel.fill_between(times, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-    ends = float(np.sqrt(2 * ways.minus_log_density.flatten().topk(highest.shape[1]).values.mean()))
+    ends = float((2 * ways.minus_log_density.flatten().topk(highest.shape[1]).values.mean()).sqrt())
     panel.plot(1, ends, "D", color=_ODD, markersize=5, label="where the score's steps end")
     panel.axhline(1, color="black", linewidth=0.7, linestyle=":")
     panel.text(0.5, 1, "Gaussian noise", fontsize="x-small", va="top", ha="center")
