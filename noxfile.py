@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 NEEDED = {each.name: each for each in map(Requirement, PROJECT["dependencies"])}
-EXTRAS = ".[offline,openvino,dev]"
+EXTRAS = ".[offline,openvino,sam,dev]"
 # Those whose releases have changed most under us; torchvision fits one torch alone.
 CHANGING = ["anomalib", "lightning", "numpy", "pandas", "POT", "timm", "torch"]
 TOGETHER = {"torch": ["torchvision"]}

@@ -218,9 +218,11 @@ def _check_types(record: Record) -> None:
             raise TypeError(msg)
     key = record.key
     texts = [key.category, key.model, *record.overrides.values()]
-    numbers = [key.seed, key.shots or 0, *record.metrics.values(), *record.costs.values()]
-    for values, kind in ((texts, str), (numbers, int | float)):
-        if wrong := [value for value in values if not isinstance(value, kind)]:
+    whole = [key.seed] if key.shots is None else [key.seed, key.shots]
+    numbers = [*record.metrics.values(), *record.costs.values()]
+    # By the exact type, as truth values count as whole numbers.
+    for values, kinds in ((texts, {str}), (whole, {int}), (numbers, {int, float})):
+        if wrong := [value for value in values if type(value) not in kinds]:
             msg = f"it holds {wrong[0]!r}"
             raise TypeError(msg)
 

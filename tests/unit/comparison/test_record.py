@@ -136,6 +136,10 @@ def test_runs_of_a_later_format_are_refused(tmp_path):
         {"metrics": {"image_AUROC": "x"}},
         {"overrides": {"width": 1}},
         {"key": {"category": 1, "model": "b"}},
+        {"key": {"category": "a", "model": "b", "shots": ""}},
+        {"key": {"category": "a", "model": "b", "shots": False}},
+        {"key": {"category": "a", "model": "b", "seed": 0.5}},
+        {"key": {"category": "a", "model": "b", "seed": None}},
     ],
 )
 def test_values_of_another_form_are_refused_before_the_report(tmp_path, change):
