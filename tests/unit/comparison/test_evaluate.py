@@ -44,10 +44,10 @@ def test_metrics_are_those_of_the_field():
     assert metrics["pixel_AUPRO"] == pytest.approx(100 * float(aupro.compute()), abs=1e-4)
     wins = [(a > b) + (a == b) / 2 for a in said.scores[said.labels == 1] for b in said.scores[said.labels == 0]]
     assert metrics["image_AUROC"] == pytest.approx(100 * np.mean(wins), abs=1e-4)
-    false, true = map(np.array, curves["ROC"])
-    assert np.trapezoid(true, false) == pytest.approx(np.mean(wins), abs=1e-4)
-    false, overlap = map(np.array, curves["PRO"])
-    assert np.trapezoid(overlap, false) / 0.3 == pytest.approx(metrics["pixel_AUPRO"] / 100, abs=2e-3)
+    false, true = map(torch.tensor, curves["ROC"])
+    assert float(torch.trapezoid(true, false)) == pytest.approx(np.mean(wins), abs=1e-4)
+    false, overlap = map(torch.tensor, curves["PRO"])
+    assert float(torch.trapezoid(overlap, false)) / 0.3 == pytest.approx(metrics["pixel_AUPRO"] / 100, abs=2e-3)
     assert "pixel_AUSPRO" not in metrics
 
 
