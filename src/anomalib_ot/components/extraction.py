@@ -115,7 +115,8 @@ def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
 @contextmanager
 def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
     """The context, in which products of float32 matrices are in float32 too."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    # torch makes the second when it is imported, where mypy does not see it.
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [each.fp32_precision for each in settings]
     if not {"tf32", "bf16"}.intersection(before):
         with context:
