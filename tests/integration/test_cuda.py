@@ -26,6 +26,7 @@ pytestmark = [
 ]
 KERNELS = {"kept": 2**31, "without similarities": 200_000, "bfloat16": 100_000, "computed anew": 20_000}
 SMALL = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "evaluator": False}
+FEW = {Pradot: {"epochs": 1}, WtFlow: {"training_steps": 2}, Foct: {"rotations": 2, "support_steps": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def exact_convolutions():
 
 
 def problem(device, dtype):
-    """Features of eight pictures, 98 prototypes and where both are, on a device; the last two as they are tuples."""
+    """Features of eight pictures, 98 prototypes and where both are, on a device."""
     generator = torch.Generator().manual_seed(0)
     grid = grid_coordinates(7, 7)
     features = torch.rand(8 * 49, 6, generator=generator)
@@ -114,8 +115,7 @@ def test_memory_is_of_the_same_features_wherever_it_was_filled(train):
 @pytest.mark.parametrize("place", ["auto", "device", "cpu", "disk", "none"])
 @pytest.mark.parametrize("kind", [Pradot, WtFlow])
 def test_features_are_kept_anywhere(kind, place, data, engine):
-    few = {"epochs": 1} if kind is Pradot else {"training_steps": 2}
-    model = kind("resnet18", **SMALL, **few, feature_cache=place, visualizer=False)
+    model = kind("resnet18", **SMALL, **FEW[kind], feature_cache=place, visualizer=False)
     engine("gpu").fit(model, datamodule=data())
     assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
 
@@ -123,8 +123,7 @@ def test_features_are_kept_anywhere(kind, place, data, engine):
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
 def test_half_precision(kind, precision, data, engine, scores):
-    few = {Pradot: {"epochs": 1}, WtFlow: {"training_steps": 2}, Foct: {"rotations": 2, "support_steps": 2}}[kind]
-    model = kind("resnet18", **SMALL, **few, visualizer=False)
+    model = kind("resnet18", **SMALL, **FEW[kind], visualizer=False)
     engine("gpu", precision=precision).fit(model, datamodule=FewShot(data(), 2) if kind is Foct else data())
     assert all(each.isfinite().all() for each in scores(model, "gpu"))
 
@@ -189,9 +188,8 @@ def test_comparison_measures_the_device(tmp_path):
 
 @pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
 def test_pictures_are_explained_on_the_device(kind, data, engine, tmp_path):
-    few = {Pradot: {"epochs": 1}, WtFlow: {"training_steps": 2}, Foct: {"rotations": 2, "support_steps": 2}}[kind]
     visualizer = ExplainingVisualizer(count=1, output_dir=tmp_path / "images")
-    model = kind("resnet18", **SMALL, **few, visualizer=visualizer)
+    model = kind("resnet18", **SMALL, **FEW[kind], visualizer=visualizer)
     runner = engine("gpu")
     runner.fit(model, datamodule=FewShot(data(), 2) if kind is Foct else data())
     runner.test(model, datamodule=data())

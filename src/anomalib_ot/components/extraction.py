@@ -23,6 +23,8 @@ _PART = 8
 # Images from which on building the OpenVINO graph, a few seconds, pays.
 _MANY = 100
 _SAME = 1e-3
+# How torch may form products of float32 matrices. It makes the second when it is imported, where mypy does not see it.
+_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 def is_exporting() -> bool:
@@ -109,19 +111,15 @@ def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
     device = first.device.type
     # Where there is no autocast there is nothing to suspend, nor to trace for export.
     suspended = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    return suspended if is_exporting() else _with_exact_products(suspended)
+    if is_exporting() or not {"tf32", "bf16"}.intersection(each.fp32_precision for each in _PRODUCTS):
+        return suspended
+    return _with_exact_products(suspended)
 
 
 @contextmanager
 def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
     """The context, in which products of float32 matrices are in float32 too."""
-    # torch makes the second when it is imported, where mypy does not see it.
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [each.fp32_precision for each in settings]
-    if not {"tf32", "bf16"}.intersection(before):
-        with context:
-            yield
-        return
+    before = [each.fp32_precision for each in _PRODUCTS]
     try:
         usual = torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -133,7 +131,7 @@ def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(usual)
-        for each, precision in zip(settings, before, strict=True):
+        for each, precision in zip(_PRODUCTS, before, strict=True):
             each.fp32_precision = precision
 
 

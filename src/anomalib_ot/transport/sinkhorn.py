@@ -164,9 +164,9 @@ def sinkhorn(
         lowest = processes.min(torch.cat([f, f.new_full((1,), math.inf)]).min())
         u = torch.exp((lowest - f) / epsilon)
         v = scale_columns(u, processes.sum(kernel.column_sums(u)))
-    least, most = torch.stack(v.log().aminmax()).tolist()
+    smallest, largest = torch.stack(v.log().aminmax()).tolist()
     for iteration in range(1, max_iterations + 1):
-        if max(most, -least) > _ABSORB or most - least > kernel.widest:
+        if max(largest, -smallest) > _ABSORB or largest - smallest > kernel.widest:
             g = g + epsilon * v.log()
             kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
             v = torch.ones_like(v)
@@ -175,7 +175,7 @@ def sinkhorn(
         following = scale_columns(u, sums)
         # All that is decided by is read at once, as each reading waits for the device.
         errors = (v * sums - b).abs().sum()
-        error, least, most = torch.stack([errors, *following.log().aminmax()]).tolist()
+        error, smallest, largest = torch.stack([errors, *following.log().aminmax()]).tolist()
         if error <= tolerance or iteration == max_iterations:
             break
         v = following

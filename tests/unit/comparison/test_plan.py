@@ -109,7 +109,11 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
         ({"seeds": (-1,)}, "seeds at least 0"),
         ({"shots": (0,)}, "shots must be at least 1"),
         ({"models": {"PaDiM": {"class_path": "Padm"}}}, "PaDiM: .*Padm"),
-        ({"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}}, "PaDiM: .*[\"']layer[\"']"),
+        (
+            {"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}},
+            # The second is what jsonargparse says before 4.44.
+            "PaDiM: .*('layer' is not accepted|No action for key \"layer\")",
+        ),
         ({"models": {"PaDiM": {"init_args": {}}}}, "PaDiM must have a class_path"),
         ({"models": {"PaDiM": {**PADIM, "epochs": 3}}}, "may have image_size, init_args, shots, trainer, why"),
         ({"models": {1: PADIM}}, "a label must be text, in quotation marks, not 1"),
