@@ -8,6 +8,7 @@ import warnings
 from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 from anomalib_ot import plugin
 
@@ -165,6 +166,13 @@ def test_a_version_that_does_passes(monkeypatch, package, found):
 def test_what_extras_need_is_not_asked_of_everyone(monkeypatch):
     fake_versions(monkeypatch, openvino="1.0")
     plugin.require_versions()
+
+
+def test_every_requirement_has_one_lower_bound_which_nox_holds_it_to():
+    needed = [Requirement(line) for line in metadata.requires("anomalib-ot") if "extra ==" not in line]
+    assert len(needed) > 20
+    bounds = {each.name: [part.operator for part in each.specifier].count(">=") for each in needed}
+    assert set(bounds.values()) == {1}, bounds
 
 
 def test_with_an_old_host_the_message_says_so_and_the_host_goes_on():
