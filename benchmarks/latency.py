@@ -172,7 +172,16 @@ def of_one(path: Path) -> Model:
 
 
 def latency_row(name: str, form: str, alone: Callable[[], object], whole: Callable[[], object]) -> str:
-    """Time the backbone and the whole model in turns, as the machine's speed drifts."""
+    """What the whole model takes beside the backbone."""
+    median, worst, floor = times_in_turns(alone, whole)
+    return f"| {name} | {form} | {median:.1f} | {worst:.1f} | {floor:.1f} | {median / floor:.2f} |"
+
+
+def times_in_turns(alone: Callable[[], object], whole: Callable[[], object]) -> tuple[float, float, float]:
+    """Median and 99th percentile of the whole model, and median of the backbone, in ms.
+
+    They are timed in turns, as the machine's speed drifts.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(PICTURES + WARM_UP):
         for function, taken in zip((alone, whole), times, strict=True):
@@ -180,8 +189,7 @@ def latency_row(name: str, form: str, alone: Callable[[], object], whole: Callab
             function()
             taken.append(1000 * (time.perf_counter() - start))
     median, worst = np.quantile(times[1][WARM_UP:], (0.5, 0.99))
-    floor = np.median(times[0][WARM_UP:])
-    return f"| {name} | {form} | {median:.1f} | {worst:.1f} | {floor:.1f} | {median / floor:.2f} |"
+    return median, worst, float(np.median(times[0][WARM_UP:]))
 
 
 def rate_row(name: str, alone: Model, whole: Model, threads: int) -> str:

@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 # As in the paper.
 _BATCH = 64
-# Rise of a score, as a share of the highest of its image, that compression allows.
-_COMPRESSION = 0.1
 
 
 class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
@@ -70,8 +68,10 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         normalize_score: Score with both costs divided by their maxima over the image (authors' code) or not (paper).
         calibrate: Weigh the maps of all layers and α by the inverse of what normal images score, rather than alike as
             in the paper.
-        compress: After training, drop prototypes as long as no cell of a training image scores more by a tenth of its
-            image's highest score.
+        compress: After training, drop prototypes as long as no cell of a training image scores more by
+            ``compress_tolerance``.
+        compress_tolerance: Rise of a score that compression allows, as a share of its image's highest, at least 0. A
+            larger one leaves fewer prototypes, which score faster.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
         transport_memory: GiB of memory for the transport's similarities and kernel; where they do not fit, they are
             rounded, or computed anew on each use.
@@ -123,6 +123,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         normalize_score: bool = True,
         calibrate: bool = True,
         compress: bool = True,
+        compress_tolerance: float = 0.1,
         smoothing: float = 4.0,
         transport_memory: float = 2.0,
         validation_fraction: float = 0.0,
@@ -145,11 +146,13 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         )
         require(epochs >= 1, "epochs", "at least 1", epochs)
         require(patience >= 1, "patience", "at least 1", patience)
+        require(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
         self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
         self.epochs = epochs
         self.patience = patience
         self.calibrate = calibrate
         self.compress = compress
+        self.compress_tolerance = compress_tolerance
         self.model = PradotModel(
             backbone,
             layers,
@@ -255,7 +258,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         trained_on = self.training_features.trained_on
         if self.compress:
             count = self.model.count
-            before = self.model.compress(self.features_on_device(trained_on, "Compressing"), _COMPRESSION)
+            before = self.model.compress(self.features_on_device(trained_on, "Compressing"), self.compress_tolerance)
         highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
         if self.compress:
             change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from anomalib.models.components import DynamicBufferMixin
 from scipy.sparse import csr_array, vstack
@@ -25,6 +24,8 @@ from anomalib_ot.transport import (
     sinkhorn,
     spatial_cost,
 )
+
+from .hitting_set import hitting_set
 
 Initialisation = Literal["sample", "normal", "uniform"]
 
@@ -269,7 +270,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             for cells, gains in self._gains(similarities, scale, image):
                 usable = (gains >= enough[:, cells])[0].cpu()
                 without.append(csr_array(usable[~usable[:, needed].any(-1)].numpy()))
-        needed[_hitting_set(csr_array(vstack(without)))] = True
+        needed[hitting_set(csr_array(vstack(without)))] = True
         return torch.stack(highest)
 
     def keep(self, mask: Tensor) -> None:
@@ -387,26 +388,3 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 def _unit(vectors: Tensor) -> Tensor:
     """``F.normalize`` over the last dimension, without the expansion that it leaves in exported graphs."""
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12)
-
-
-def _hitting_set(rows: csr_array) -> list[int]:
-    """Few columns such that each row of a Boolean matrix has one of them, by the greedy algorithm.
-
-    Args:
-        rows: (N, P), with at least one true entry in each row.
-
-    Returns:
-        Indices of the columns.
-    """
-    columns = rows.T.tocsr()
-    open_rows = np.ones(rows.shape[0], dtype=bool)
-    counts = np.diff(columns.indptr)
-    chosen = []
-    while open_rows.any():
-        best = int(counts.argmax())
-        chosen.append(best)
-        hit = columns.indices[columns.indptr[best] : columns.indptr[best + 1]]
-        hit = hit[open_rows[hit]]
-        open_rows[hit] = False
-        counts -= np.bincount(rows[hit].indices, minlength=len(counts))
-    return chosen

@@ -180,6 +180,16 @@ def test_compression_drops_prototypes_and_says_how_scores_changed(data, engine, 
     assert metrics[1]["image_AUROC"] == metrics[0]["image_AUROC"] == 1
 
 
+def test_a_larger_tolerance_leaves_fewer_prototypes(data, engine, model):
+    exact, rough = (
+        model(prototypes_per_cell=4, compress_tolerance=0.0),
+        model(prototypes_per_cell=4, compress_tolerance=0.5),
+    )
+    for each in (exact, rough):
+        engine(limit_val_batches=0).fit(each, datamodule=data())
+    assert rough.model.count < exact.model.count
+
+
 def test_extraction_with_openvino_gives_the_same_prototypes(data, engine, model, caplog):
     pytest.importorskip("openvino")
     fast, plain = model(extraction="openvino"), model(extraction="torch")
@@ -428,6 +438,7 @@ def test_checkpoint_of_another_architecture_is_refused(data, engine, model, argu
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
+        ({"compress_tolerance": -0.1}, "compress_tolerance must be at least 0, not -0.1"),
         ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\)"),
         ({"feature_cache": "ram"}, "feature_cache must be 'auto' or 'device'"),
     ],

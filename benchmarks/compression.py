@@ -1,0 +1,111 @@
+"""What Pradot's compression costs and saves: prototypes, image AUROC and time in OpenVINO at several tolerances.
+
+Run as ``python -m benchmarks.compression --root DATA``, with DATA as for ``configs/compare/real.yaml`` and nothing else
+on the machine. The model is fitted once to a category; copies of it are then compressed, calibrated, tested and timed.
+"""
+
+import platform
+import warnings
+from collections.abc import Iterable
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_ot import Pradot
+from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.extraction import FLOAT32
+from anomalib_ot.offline import offline_backbone
+
+from .categories import CATEGORIES, open_category
+from .latency import QUIETLY, backbone_file, compiled, fit, of_one, times_in_turns
+from .side_by_side import IMAGE_SIZE, parts
+
+LAYERS = ("blocks.2", "blocks.4")
+
+
+def main(
+    root: Path | None = None,
+    categories: tuple[str, ...] = CATEGORIES,
+    tolerances: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5),
+    per_cell: tuple[int, int] = (4, 16),
+    threads: int = 2,
+    seed: int = 0,
+) -> None:
+    """Print a line for each category and tolerance.
+
+    Args:
+        root: Folder of the real categories.
+        categories: Categories to run.
+        tolerances: ``compress_tolerance``.
+        per_cell: Prototypes a cell on the finer and on the coarser layer, before compression.
+        threads: Threads of torch and OpenVINO.
+        seed: Seed of everything random.
+    """
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch", "openvino"))
+    print(
+        f"{packages}, Python {platform.python_version()}, {threads} threads, {per_cell} prototypes a cell, seed {seed}"
+    )
+    folder, backbone = Path(mkdtemp()), offline_backbone()
+    alone = compiled(
+        of_one(backbone_file(create_extractor(backbone, LAYERS), folder / "alone.onnx")), threads, **FLOAT32
+    )
+    print(
+        "\n| category | tolerance | prototypes | image AUROC | median, ms | backbone, ms | ratio |\n"
+        + 7 * "| --- "
+        + "|"
+    )
+    for category in categories:
+        data = open_category(category, root)
+        pradot = fit(lambda: uncompressed(backbone, per_cell), data, seed, folder)
+        normal, _ = features_of(pradot, data.train_data)
+        test, labels = features_of(pradot, data.test_data)
+        for tolerance in tolerances:
+            small = deepcopy(pradot)
+            small.model.compress(normal, tolerance)
+            small.model.calibrate(small.model.highest_scores(normal))
+            path = small.to_openvino(folder / f"{category} {tolerance}", input_size=IMAGE_SIZE, onnx_kwargs=QUIETLY)
+            median, _, floor = times_in_turns(alone, compiled(of_one(path), threads, **FLOAT32))
+            print(
+                f"| {category} | {tolerance} | {small.model.count} of {pradot.model.count} | "
+                f"{detection(small, test, labels):.2f} | {median:.1f} | {floor:.1f} | {median / floor:.2f} |",
+                flush=True,
+            )
+
+
+def uncompressed(backbone: str, per_cell: tuple[int, int]) -> Pradot:
+    """Pradot that keeps all prototypes."""
+    return Pradot(
+        layers=LAYERS, prototypes_per_cell=per_cell, batch_size=32, compress=False, calibrate=False, **parts(backbone)
+    )
+
+
+@torch.inference_mode()
+def features_of(pradot: Pradot, images: Iterable) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Feature maps of each image, as batches of one, and labels (N,)."""
+    features, labels = [], []
+    for item in images:
+        features.append(pradot.model.extract(pradot.pre_processor.transform(item.image[None])))
+        labels.append(int(item.gt_label))
+    return features, torch.tensor(labels)
+
+
+@torch.inference_mode()
+def detection(pradot: Pradot, features: list[dict[str, Tensor]], labels: Tensor) -> float:
+    """Image AUROC in percent, of features in place of images."""
+    scores = []
+    for each in features:
+        pradot.model.extract = lambda _, each=each: each
+        scores.append(pradot.model(torch.empty(1, 3, *IMAGE_SIZE)).pred_score)
+    return 100 * float(binary_auroc(torch.cat(scores), labels))
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

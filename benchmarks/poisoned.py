@@ -1,0 +1,85 @@
+"""What streams of mostly bad parts do to Foct's online memory, measured on more pictures than a test can afford.
+
+Run as ``python -m benchmarks.poisoned``. Each stream is drawn from the test images of an embedded category with many of
+them, which are then all scored by the memory as the stream left it: before its last query, when the memory is full, and
+after it, when it was compressed.
+"""
+
+import platform
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import get_args
+
+import torch
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_ot import Assembly, Foct
+from anomalib_ot.offline import offline_backbone
+
+from .few_shot import LAYERS, Scorer, foct, support_images, test_set
+from .stream import Order, draw
+
+
+def main(
+    queries: int = 40,
+    shares: tuple[float, ...] = (0.1, 0.5, 0.9),
+    shots: int = 4,
+    supports: int = 4,
+    images: int = 100,
+    threads: int = 2,
+) -> None:
+    """Print a line for each support set and stream: by how much image AUROC changed.
+
+    Args:
+        queries: Length of a stream.
+        shares: Shares of the queries that are anomalous.
+        shots: Number of support images.
+        supports: Number of support sets.
+        images: Test images of each kind: normal, logical and structural.
+        threads: Threads of torch.
+    """
+    torch.set_num_threads(threads)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
+    print(f"{packages}, Python {platform.python_version()}, {queries} queries, {3 * images} test images")
+    backbone = offline_backbone()
+    data = Assembly(Path(mkdtemp()), n_test=images)
+    data.prepare_data()
+    data.setup()
+    features, labels, _ = test_set(data, backbone, 1)
+    print("| support | anomalous | order | before | when full | at the end |\n| --- | --- | --- | --- | --- | --- |")
+    lowest = 0.0
+    for seed in range(supports):
+        seed_everything(seed, verbose=False)
+        # No part of this category is turned, and turned views would take most of the time.
+        model = Foct(backbone, LAYERS, online=True, query_steps=5, rotations=1)
+        score = foct(model, support_images(data, shots, seed, backbone))
+        before, scores = detection(model, score, features, labels)
+        for share, order in product(shares, get_args(Order)):
+            model.model.reset()
+            *most, last = draw(labels, scores, queries, share, order, seed)
+            changes = []
+            for part in (most, [last]):
+                for index in part:
+                    score(features[index][None].float())
+                changes.append(detection(model, score, features, labels)[0] - before)
+            lowest = min(lowest, *changes)
+            print(
+                f"| {seed} | {share:.0%} | {order} | {before:.1f} | {changes[0]:+.1f} | {changes[1]:+.1f} |", flush=True
+            )
+    print(f"The most that a stream took away: {-lowest:.1f} points of image AUROC")
+
+
+def detection(model: Foct, score: Scorer, features: list[Tensor], labels: Tensor) -> tuple[float, Tensor]:
+    """Image AUROC of test images in percent, which teach nothing, and their scores (N,)."""
+    with model.frozen():
+        scores = torch.stack([score(each[None].float()).amax() for each in features])
+    return 100 * float(binary_auroc(scores, labels.long())), scores
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
