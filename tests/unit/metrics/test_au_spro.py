@@ -264,6 +264,12 @@ def test_states_do_not_grow(maps, paths):
     assert metric.state_dict() == {}
 
 
+def test_a_curve_takes_no_more_than_one_kind_needs():
+    metric = PROCurve()
+    states = [getattr(metric, name) for name in metric._defaults]
+    assert sum(state.numel() * state.element_size() for state in states) == 24 * 2**20
+
+
 def test_reset(maps, paths):
     metric = updated(maps, paths)
     metric.reset()
