@@ -27,6 +27,7 @@ from .latency import QUIETLY, backbone_file, compiled, fit, of_one, times_in_tur
 from .side_by_side import IMAGE_SIZE, parts
 
 LAYERS = ("blocks.2", "blocks.4")
+BATCH = 32
 
 
 def main(
@@ -83,26 +84,30 @@ def main(
 def uncompressed(backbone: str, per_cell: tuple[int, int]) -> Pradot:
     """Pradot that keeps all prototypes."""
     return Pradot(
-        layers=LAYERS, prototypes_per_cell=per_cell, batch_size=32, compress=False, calibrate=False, **parts(backbone)
+        layers=LAYERS,
+        prototypes_per_cell=per_cell,
+        batch_size=BATCH,
+        compress=False,
+        calibrate=False,
+        **parts(backbone),
     )
 
 
 @torch.inference_mode()
-def features_of(pradot: Pradot, images: Iterable) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Feature maps of each image, as batches of one, and labels (N,)."""
-    features, labels = [], []
-    for item in images:
-        features.append(pradot.model.extract(pradot.pre_processor.transform(item.image[None])))
-        labels.append(int(item.gt_label))
-    return features, torch.tensor(labels)
+def features_of(pradot: Pradot, items: Iterable) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Feature maps of images, in batches as in training, and labels (N,)."""
+    images, labels = zip(
+        *((pradot.pre_processor.transform(each.image), int(each.gt_label)) for each in items), strict=True
+    )
+    return [pradot.model.extract(batch) for batch in torch.stack(images).split(BATCH)], torch.tensor(labels)
 
 
 @torch.inference_mode()
 def detection(pradot: Pradot, features: list[dict[str, Tensor]], labels: Tensor) -> float:
     """Image AUROC in percent, of features in place of images."""
     scores = []
-    for each in features:
-        pradot.model.extract = lambda _, each=each: each
+    for batch in features:
+        pradot.model.extract = lambda _, batch=batch: batch
         scores.append(pradot.model(torch.empty(1, 3, *IMAGE_SIZE)).pred_score)
     return 100 * float(binary_auroc(torch.cat(scores), labels))
 

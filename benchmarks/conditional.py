@@ -21,7 +21,7 @@ from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import Navigator
 
 from .categories import EMBEDDED, open_category
-from .few_shot import LAYERS, foct, metrics, support_images, test_set
+from .few_shot import IMAGE_SIZE, LAYERS, foct, metrics, support_images, test_set
 
 _PAPER = {"navigator_start": "random", "support_steps": 0, "query_steps": 100, "learning_rate": 1e-4}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def main(shots: int = 1, seed: int = 0, literal_queries: int = 2, threads: int =
     torch.set_num_threads(threads)
     backbone = offline_backbone()
     data = open_category(EMBEDDED)
-    features, labels, masks = test_set(data, backbone, 1)
+    features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
     images = support_images(data, shots, seed, backbone)
     seconds: dict[str, float] = {}
     for name, settings in SETTINGS.items():

@@ -77,7 +77,7 @@ def main(
     with appended(output, COLUMNS) as add:
         for category in categories:
             data = open_category(category, root)
-            features, labels, masks = test_set(data, backbone, every)
+            features, labels, masks = test_set(data, backbone, every, IMAGE_SIZE)
             for k, seed, name, scorer in scorers(data, models, shots, seeds, backbone, settings):
                 maps = torch.stack([scorer(each[None].float()) for each in features])
                 row = {"category": category, "model": name, "shots": str(k), "seed": str(seed)}
@@ -88,10 +88,12 @@ def main(
 
 
 @torch.inference_mode()
-def test_set(data: AnomalibDataModule, backbone: str, every: int) -> tuple[list[Tensor], Tensor, Tensor]:
+def test_set(
+    data: AnomalibDataModule, backbone: str, every: int, image_size: tuple[int, int]
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """Features (D, H, W) in half precision, labels (N,) and masks (N, h, w) of the test images."""
     extract = Foct(backbone, LAYERS).model.extract
-    transform = resize_and_normalize(IMAGE_SIZE, backbone).transform
+    transform = resize_and_normalize(image_size, backbone).transform
     features, labels, masks = [], [], []
     for index in track(range(0, len(data.test_data), every), "Extracting features"):
         item = data.test_data[index]
@@ -117,11 +119,13 @@ def scorers(
                     yield k, seed, name, patchcore(backbone, images)
 
 
-def support_images(data: AnomalibDataModule, shots: int, seed: int, backbone: str) -> Tensor:
+def support_images(
+    data: AnomalibDataModule, shots: int, seed: int, backbone: str, image_size: tuple[int, int] = IMAGE_SIZE
+) -> Tensor:
     """The training images of a draw, pre-processed, (K, 3, h, w)."""
     few = FewShot(data, shots, seed)
     few.setup()
-    transform = resize_and_normalize(IMAGE_SIZE, backbone).transform
+    transform = resize_and_normalize(image_size, backbone).transform
     return torch.stack([transform(item.image) for item in few.train_data])
 
 
@@ -129,11 +133,12 @@ def foct(model: Foct, images: Tensor) -> Scorer:
     """Foct fitted to support images, on features in place of images."""
     network = model.model.eval()
     network.fit(images, foreground=model.foreground)
+    blank = torch.empty_like(images[:1])
 
     @torch.inference_mode()
     def score(features: Tensor) -> Tensor:
         network.extract = lambda images: features  # noqa: ARG005 - the features are there already
-        return network(torch.empty(1, 3, *IMAGE_SIZE)).anomaly_map[0]
+        return network(blank).anomaly_map[0]
 
     return score
 

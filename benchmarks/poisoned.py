@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_ot import Assembly, Foct
 from anomalib_ot.offline import offline_backbone
 
-from .few_shot import LAYERS, Scorer, foct, support_images, test_set
+from .few_shot import IMAGE_SIZE, LAYERS, Scorer, foct, support_images, test_set
 from .stream import Order, draw
 
 
@@ -31,6 +31,7 @@ def main(
     shots: int = 4,
     supports: int = 4,
     images: int = 100,
+    image_size: tuple[int, int] = IMAGE_SIZE,
     threads: int = 2,
 ) -> None:
     """Print a line for each support set and stream: by how much image AUROC changed.
@@ -41,23 +42,24 @@ def main(
         shots: Number of support images.
         supports: Number of support sets.
         images: Test images of each kind: normal, logical and structural.
+        image_size: Height and width that they are resized to.
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
     packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
-    print(f"{packages}, Python {platform.python_version()}, {queries} queries, {3 * images} test images")
+    print(f"{packages}, Python {platform.python_version()}, {queries} queries, {3 * images} test images, {image_size}")
     backbone = offline_backbone()
     data = Assembly(Path(mkdtemp()), n_test=images)
     data.prepare_data()
     data.setup()
-    features, labels, _ = test_set(data, backbone, 1)
+    features, labels, _ = test_set(data, backbone, 1, image_size)
     print("| support | anomalous | order | before | when full | at the end |\n| --- | --- | --- | --- | --- | --- |")
     lowest = 0.0
     for seed in range(supports):
         seed_everything(seed, verbose=False)
         # No part of this category is turned, and turned views would take most of the time.
         model = Foct(backbone, LAYERS, online=True, query_steps=5, rotations=1)
-        score = foct(model, support_images(data, shots, seed, backbone))
+        score = foct(model, support_images(data, shots, seed, backbone, image_size))
         before, scores = detection(model, score, features, labels)
         for share, order in product(shares, get_args(Order)):
             model.model.reset()

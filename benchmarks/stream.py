@@ -17,7 +17,7 @@ from anomalib_ot import Foct
 from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category
-from .few_shot import LAYERS, foct, metrics, support_images, test_set
+from .few_shot import IMAGE_SIZE, LAYERS, foct, metrics, support_images, test_set
 
 Order = Literal["mixed", "repeated", "worst_first"]
 
@@ -46,7 +46,7 @@ def main(
     torch.set_num_threads(threads)
     backbone = offline_backbone()
     data = open_category(EMBEDDED)
-    features, labels, masks = test_set(data, backbone, 1)
+    features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
     images = support_images(data, shots, seed, backbone)
     scorers = {}
     for online in (True, False):
