@@ -41,9 +41,9 @@ def main(
     """Print a line for each category and tolerance.
 
     Args:
-        root: Folder of the real categories.
-        categories: Categories to run.
-        tolerances: ``compress_tolerance``.
+        root: Where the real categories lie.
+        categories: Which to run.
+        tolerances: Values of ``compress_tolerance``.
         per_cell: Prototypes a cell on the finer and on the coarser layer, before compression.
         threads: Threads of torch and OpenVINO.
         seed: Seed of everything random.
