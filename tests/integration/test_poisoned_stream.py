@@ -8,6 +8,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_ot import Assembly, FewShot, Foct
+from benchmarks.stream import draw
 
 pytestmark = pytest.mark.slow
 SIZE = (224, 224)
@@ -66,31 +67,18 @@ def frozen(setting):
     return before
 
 
-def stream(labels, scores, share, order):
+def stream(setting, scores, share, order):
     """Numbers of the pictures of a stream with a share of anomalies."""
-    generator = torch.Generator().manual_seed(0)
-
-    def some(pictures, count):
-        return pictures[torch.randint(len(pictures), (count,), generator=generator)]
-
-    bad = some((labels == 1).nonzero()[:, 0], round(share * QUERIES))
-    good = some((labels == 0).nonzero()[:, 0], QUERIES - len(bad))
-    if order == "repeated":
-        bad = bad[scores[bad].argmin()].expand(len(bad))
-    if order == "worst first":
-        # What looks most like a good part is learned before any good part.
-        return torch.cat([bad[scores[bad].argsort()], good]).tolist()
-    mixed = torch.cat([bad, good])
-    return mixed[torch.randperm(QUERIES, generator=generator)].tolist()
+    return draw(setting.labels.bool(), scores, QUERIES, share, order, seed=0)
 
 
-@pytest.mark.parametrize("order", ["mixed", "repeated", "worst first"])
+@pytest.mark.parametrize("order", ["mixed", "repeated", "worst_first"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_poisoned_stream_leaves_detection_within_two_points_of_the_frozen_model(setting, frozen, share, order):
     before, scores = frozen()
     assert before > 65
     setting.foct.model.reset()
-    for index in stream(setting.labels, scores, share, order):
+    for index in stream(setting, scores, share, order):
         score(setting.foct, setting.all_seen()[index])
     assert len(setting.foct.model.episodic.features)
     assert detection(setting)[0] > before - 2
@@ -102,7 +90,7 @@ def test_drifting_light_leaves_detection_within_two_points_of_the_frozen_model(s
     (before, scores), (before_in_last, _) = frozen(), frozen(last)
     assert min(before, before_in_last) > 65
     setting.foct.model.reset()
-    queries = stream(setting.labels, scores, share, "mixed")
+    queries = stream(setting, scores, share, "mixed")
     for light, index in zip(torch.linspace(1, last, QUERIES), queries, strict=True):
         score(setting.foct, setting.seen(index, light))
     assert len(setting.foct.model.episodic.features)

@@ -111,7 +111,7 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
         ({"models": {"PaDiM": {"class_path": "Padm"}}}, "PaDiM: .*Padm"),
         (
             {"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}},
-            # The second is what jsonargparse says before 4.44.
+            # Before jsonargparse 4.44 it is not expected, or there is no action for it.
             "PaDiM: .*('layer' is not (accepted|expected)|No action for key \"layer\")",
         ),
         ({"models": {"PaDiM": {"init_args": {}}}}, "PaDiM must have a class_path"),
