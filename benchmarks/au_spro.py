@@ -6,12 +6,10 @@ that sorts all scores, for ``AUSPRO``. Each runs in a process of its own. The ti
 and reading maps is not in it, reading masks for sPRO is. The memory is what the metric adds to the process at its peak.
 """
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from anomalib_ot.data import LOCODataset, image_defects
 from anomalib_ot.metrics import AUSPRO, PROCurve
 
 from .transport import peak_memory, timed
+from .versions import versions
 
 LIMIT = 0.3
 KINDS = ("logical_anomalies", "structural_anomalies")
@@ -146,8 +145,8 @@ def main(
         threads: Threads of torch.
         seed: Seed of the maps.
     """
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
-    print(f"{packages}, Python {platform.python_version()}, {threads} threads, seed {seed}, FPR up to {LIMIT}")
+    packages = versions("anomalib-ot", "anomalib", "torch")
+    print(f"{packages}, {threads} threads, seed {seed}, FPR up to {LIMIT}")
     for count in maps:
         print(f"{count} made-up maps of {size[0]} x {size[1]}")
         source = Maps(count, size, None, seed)

@@ -4,15 +4,15 @@ Run as ``python -m benchmarks.compression --root DATA``, with DATA as for ``conf
 on the machine. The model is fitted once to a category; copies of it are then compressed, calibrated, tested and timed.
 """
 
-import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+from anomalib.models.components import AnomalibModule
 from jsonargparse import auto_cli
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
@@ -24,9 +24,10 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
 from .latency import QUIETLY, backbone_file, compiled, fit, of_one, times_in_turns
-from .side_by_side import IMAGE_SIZE, parts
+from .side_by_side import IMAGE_SIZE, LAYERS, models
+from .versions import versions
 
-LAYERS = ("blocks.2", "blocks.4")
+# As in training.
 BATCH = 32
 
 
@@ -50,22 +51,17 @@ def main(
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch", "openvino"))
-    print(
-        f"{packages}, Python {platform.python_version()}, {threads} threads, {per_cell} prototypes a cell, seed {seed}"
-    )
+    packages = versions("anomalib-ot", "anomalib", "torch", "openvino")
+    print(f"{packages}, {threads} threads, {per_cell} prototypes a cell, seed {seed}")
     folder, backbone = Path(mkdtemp()), offline_backbone()
     alone = compiled(
         of_one(backbone_file(create_extractor(backbone, LAYERS), folder / "alone.onnx")), threads, **FLOAT32
     )
-    print(
-        "\n| category | tolerance | prototypes | image AUROC | median, ms | backbone, ms | ratio |\n"
-        + 7 * "| --- "
-        + "|"
-    )
+    print("\n| category | tolerance | prototypes | image AUROC | median, ms | backbone, ms | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for category in categories:
         data = open_category(category, root)
-        pradot = fit(lambda: uncompressed(backbone, per_cell), data, seed, folder)
+        pradot = fit(partial(uncompressed, models(backbone, per_cell)["Pradot"]), data, seed, folder)
         normal, _ = features_of(pradot, data.train_data)
         test, labels = features_of(pradot, data.test_data)
         for tolerance in tolerances:
@@ -81,16 +77,11 @@ def main(
             )
 
 
-def uncompressed(backbone: str, per_cell: tuple[int, int]) -> Pradot:
+def uncompressed(build: Callable[[], AnomalibModule]) -> AnomalibModule:
     """Pradot that keeps all prototypes."""
-    return Pradot(
-        layers=LAYERS,
-        prototypes_per_cell=per_cell,
-        batch_size=BATCH,
-        compress=False,
-        calibrate=False,
-        **parts(backbone),
-    )
+    pradot = build()
+    pradot.compress = pradot.calibrate = False
+    return pradot
 
 
 @torch.inference_mode()

@@ -21,7 +21,8 @@ from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import Navigator
 
 from .categories import EMBEDDED, open_category
-from .few_shot import IMAGE_SIZE, LAYERS, foct, metrics, support_images, test_set
+from .few_shot import IMAGE_SIZE, foct, metrics, support_images, test_set
+from .side_by_side import LAYERS
 
 _PAPER = {"navigator_start": "random", "support_steps": 0, "query_steps": 100, "learning_rate": 1e-4}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def main(shots: int = 1, seed: int = 0, literal_queries: int = 2, threads: int =
     backbone = offline_backbone()
     data = open_category(EMBEDDED)
     features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
-    images = support_images(data, shots, seed, backbone)
+    images = support_images(data, shots, seed, backbone, IMAGE_SIZE)
     seconds: dict[str, float] = {}
     for name, settings in SETTINGS.items():
         seed_everything(seed, verbose=False)

@@ -5,9 +5,7 @@ category needs none. The features of the test images are extracted once for all 
 hundreds of runs affordable; ``anomalib-ot compare`` goes through the host's engine instead.
 """
 
-import platform
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,9 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
 from .rows import appended
+from .side_by_side import LAYERS
+from .versions import versions
 
-LAYERS = ("blocks.2", "blocks.4")
 IMAGE_SIZE = (336, 336)
 # The pixels' AUROC is that of maps and masks at a quarter of the size.
 REDUCED = (84, 84)
@@ -70,8 +69,8 @@ def main(
         every: Take every so many-th test image, where all would take too long.
         settings: Further settings of Foct, in all its variants.
     """
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
-    print(f"{packages}, Python {platform.python_version()}, every {every} test images, {settings}", flush=True)
+    packages = versions("anomalib-ot", "anomalib", "torch")
+    print(f"{packages}, every {every} test images, {settings}", flush=True)
     backbone = offline_backbone()
     rows = []
     with appended(output, COLUMNS) as add:
@@ -110,7 +109,7 @@ def scorers(
     """Each model fitted to each draw: what makes a map (1, h, w) of features (1, D, H, W)."""
     for k in shots:
         for seed in range(seeds):
-            images = support_images(data, k, seed, backbone)
+            images = support_images(data, k, seed, backbone, IMAGE_SIZE)
             for name in models:
                 seed_everything(seed, verbose=False)
                 if name in VARIANTS:
@@ -120,7 +119,7 @@ def scorers(
 
 
 def support_images(
-    data: AnomalibDataModule, shots: int, seed: int, backbone: str, image_size: tuple[int, int] = IMAGE_SIZE
+    data: AnomalibDataModule, shots: int, seed: int, backbone: str, image_size: tuple[int, int]
 ) -> Tensor:
     """The training images of a draw, pre-processed, (K, 3, h, w)."""
     few = FewShot(data, shots, seed)

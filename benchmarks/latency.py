@@ -5,12 +5,10 @@ category, with one backbone and one size, and timed whole, with their pre- and p
 the same network up to the same layers, in the same runtime.
 """
 
-import platform
 import time
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -37,6 +35,7 @@ from anomalib_ot.components.parity import ExportError
 from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import IMAGE_SIZE, models
+from .versions import versions
 
 # Of OpenVINO: the exported file, which takes batches of any size, and the same for one picture at a time.
 OPEN, ONE, DEFAULT, INT8 = (
@@ -72,8 +71,8 @@ def main(
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib", "torch", "onnxruntime", "openvino", "nncf"))
-    print(f"{packages}, Python {platform.python_version()}, {threads} threads, {images} pictures, seed {seed}")
+    packages = versions("anomalib", "torch", "onnxruntime", "openvino", "nncf")
+    print(f"{packages}, {threads} threads, {images} pictures, seed {seed}")
     folder, backbone = Path(mkdtemp()), offline_backbone()
     whole = Assembly(folder / "data", n_train=images)
     builds = models(backbone, per_cell)

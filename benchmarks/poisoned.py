@@ -5,8 +5,6 @@ them, which are then all scored by the memory as the stream left it: before its 
 after it, when it was compressed.
 """
 
-import platform
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from tempfile import mkdtemp
@@ -21,8 +19,10 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_ot import Assembly, Foct
 from anomalib_ot.offline import offline_backbone
 
-from .few_shot import IMAGE_SIZE, LAYERS, Scorer, foct, support_images, test_set
+from .few_shot import IMAGE_SIZE, Scorer, foct, support_images, test_set
+from .side_by_side import LAYERS
 from .stream import Order, draw
+from .versions import versions
 
 
 def main(
@@ -46,8 +46,8 @@ def main(
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
-    print(f"{packages}, Python {platform.python_version()}, {queries} queries, {3 * images} test images, {image_size}")
+    packages = versions("anomalib-ot", "anomalib", "torch")
+    print(f"{packages}, {queries} queries, {3 * images} test images, {image_size}")
     backbone = offline_backbone()
     data = Assembly(Path(mkdtemp()), n_test=images)
     data.prepare_data()

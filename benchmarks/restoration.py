@@ -5,8 +5,6 @@ real one, DATA as for ``configs/compare/real.yaml``, whose Pradot it is. Each ce
 training patch of its prototype, and the mean absolute difference takes the place of its cost.
 """
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +27,7 @@ from anomalib_ot.visualization.restoration import restoration_map
 from .categories import EMBEDDED, open_category
 from .few_shot import METRICS, REDUCED, metrics
 from .side_by_side import models
+from .versions import versions
 
 
 def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, threads: int = 2) -> None:
@@ -41,8 +40,8 @@ def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, thre
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch"))
-    print(f"{packages}, Python {platform.python_version()}, {category}, seed {seed}", flush=True)
+    packages = versions("anomalib-ot", "anomalib", "torch")
+    print(f"{packages}, {category}, seed {seed}", flush=True)
     data = open_category(category, root)
     maps, labels, masks = maps_of(fitted(data, seed), data)
     print(f"| score | {' | '.join(METRICS)} |\n| {' | '.join(['---'] * (1 + len(METRICS)))} |")

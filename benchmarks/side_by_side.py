@@ -11,6 +11,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib_ot import Foct, Pradot, WtFlow
 
 IMAGE_SIZE = (224, 224)
+LAYERS = ("blocks.2", "blocks.4")
 
 
 def parts(backbone: str) -> dict[str, Any]:
@@ -42,11 +43,12 @@ def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dic
         prototypes_per_cell: Pradot's prototypes on the finer and on the coarser layer. The paper's 16 on both, with its
             batch of 64, take four times as long.
     """
-    two = ("blocks.2", "blocks.4")
     return {
-        "Pradot": lambda: Pradot(layers=two, prototypes_per_cell=prototypes_per_cell, batch_size=32, **parts(backbone)),
-        "WtFlow": lambda: WtFlow(layers=two[1:], **parts(backbone)),
-        "Foct": lambda: Foct(layers=two, **parts(backbone)),
-        "PatchCore": lambda: Patchcore(layers=two, coreset_sampling_ratio=0.1, **parts(backbone)),
-        "PaDiM": lambda: Padim(layers=["blocks.1", *two], n_features=100, **parts(backbone)),
+        "Pradot": lambda: Pradot(
+            layers=LAYERS, prototypes_per_cell=prototypes_per_cell, batch_size=32, **parts(backbone)
+        ),
+        "WtFlow": lambda: WtFlow(layers=LAYERS[1:], **parts(backbone)),
+        "Foct": lambda: Foct(layers=LAYERS, **parts(backbone)),
+        "PatchCore": lambda: Patchcore(layers=LAYERS, coreset_sampling_ratio=0.1, **parts(backbone)),
+        "PaDiM": lambda: Padim(layers=["blocks.1", *LAYERS], n_features=100, **parts(backbone)),
     }

@@ -17,7 +17,8 @@ from anomalib_ot import Foct
 from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category
-from .few_shot import IMAGE_SIZE, LAYERS, foct, metrics, support_images, test_set
+from .few_shot import IMAGE_SIZE, foct, metrics, support_images, test_set
+from .side_by_side import LAYERS
 
 Order = Literal["mixed", "repeated", "worst_first"]
 
@@ -47,7 +48,7 @@ def main(
     backbone = offline_backbone()
     data = open_category(EMBEDDED)
     features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
-    images = support_images(data, shots, seed, backbone)
+    images = support_images(data, shots, seed, backbone, IMAGE_SIZE)
     scorers = {}
     for online in (True, False):
         seed_everything(seed, verbose=False)

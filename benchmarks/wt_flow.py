@@ -5,10 +5,8 @@ category needs none. The features of all images are extracted once, which makes 
 ``anomalib-ot compare`` goes through the host's engine instead.
 """
 
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
@@ -36,6 +34,7 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
 from .rows import appended
+from .versions import versions
 
 IMAGE_SIZE = (256, 256)
 LAYER = "blocks.4"
@@ -81,8 +80,8 @@ def main(
         settings: Further settings of WtFlow, in all its variants.
     """
     torch.set_num_threads(threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("anomalib-ot", "anomalib", "torch", "lightning"))
-    print(f"{packages}, Python {platform.python_version()}, {threads} threads, every {every} test images, {settings}")
+    packages = versions("anomalib-ot", "anomalib", "torch", "lightning")
+    print(f"{packages}, {threads} threads, every {every} test images, {settings}")
     backbone = offline_backbone()
     rows = []
     with appended(output, COLUMNS) as add:
