@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from anomalib_ot.comparison import median_seconds
 from anomalib_ot.components.backbones import create_extractor
 from anomalib_ot.components.extraction import FLOAT32
-from anomalib_ot.components.feature_cache import FeatureDataset, feature_loader
+from anomalib_ot.components.feature_cache import feature_loader
+from anomalib_ot.components.feature_store import FeatureDataset
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import WorstCoupling
 

@@ -28,7 +28,8 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot import WtFlow
 from anomalib_ot.components.backbones import create_extractor, resize_and_normalize
 from anomalib_ot.components.extraction import FastExtractor, FeatureMaps
-from anomalib_ot.components.feature_cache import FeatureDataset, TrainingFeatures, feature_loader, shuffled
+from anomalib_ot.components.feature_cache import TrainingFeatures, feature_loader, shuffled
+from anomalib_ot.components.feature_store import FeatureDataset
 from anomalib_ot.models.wt_flow.torch_model import Score
 from anomalib_ot.offline import offline_backbone
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from anomalib_ot import Assembly, Pradot, WtFlow
 from anomalib_ot.components.export import _staged
-from anomalib_ot.components.feature_cache import _allocate
+from anomalib_ot.components.feature_store import allocate
 
 SHARED = {
     "backbone": "resnet18",
@@ -175,13 +175,13 @@ def test_a_full_disk_while_a_checkpoint_is_written_is_an_error_and_leaves_no_par
 def test_a_full_disk_under_the_feature_cache_is_an_error_before_anything_is_written():
     features = {"layer1": torch.zeros(1, 64, 16, 16)}
     with file_size_limit(2**20), pytest.raises(OSError, match=r"3\.3 MB .* feature_cache") as caught:
-        _allocate(features, 50, "disk", 0.5, torch.device("cpu"))
+        allocate(features, 50, "disk", 0.5, torch.device("cpu"))
     assert caught.value.errno in {errno.EFBIG, errno.ENOSPC}
 
 
 def test_two_fits_at_once_have_feature_caches_of_their_own():
     features = {"layer1": torch.zeros(1, 4, 2, 2)}
-    one, other = (_allocate(features, 3, "disk", 0.5, torch.device("cpu")) for _ in range(2))
+    one, other = (allocate(features, 3, "disk", 0.5, torch.device("cpu")) for _ in range(2))
     one.features["layer1"].fill_(1)
     other.features["layer1"].fill_(2)
     assert float(one.features["layer1"].max()) == 1

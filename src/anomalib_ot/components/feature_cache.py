@@ -2,12 +2,10 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -22,10 +20,9 @@ from torchvision.transforms import v2
 from anomalib_ot.transport import Processes
 
 from .extraction import FeatureMaps
+from .feature_store import CachePlace, FeatureDataset, allocate
 
 logger = logging.getLogger(__name__)
-
-CachePlace = Literal["auto", "device", "cpu", "disk", "none"]
 
 # What Pillow raises for files that are damaged, or too large.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -71,29 +68,6 @@ class TrainingFeatures:
 
     trained_on: Iterable[FeatureBatch]
     held_out: Iterable[FeatureBatch] | None = None
-
-
-class FeatureDataset(Dataset):
-    """Feature maps of a set of images.
-
-    Args:
-        features: Feature map (N, C, H, W) of each layer.
-        folder: Temporary folder that holds them, removed with the data set.
-    """
-
-    def __init__(self, features: FeatureMaps, folder: tempfile.TemporaryDirectory | None = None) -> None:
-        self.features = features
-        self._folder = folder
-
-    def __len__(self) -> int:
-        return len(next(iter(self.features.values())))
-
-    def __getitem__(self, index: int | Sequence[int]) -> FeatureMaps:
-        return {layer: maps[index] for layer, maps in self.features.items()}
-
-    def __getitems__(self, indices: Sequence[int]) -> FeatureMaps:
-        """Feature maps of a whole batch, (B, C, H, W) for each layer, in one read."""
-        return self[indices]
 
 
 class _Share(Dataset):
@@ -322,7 +296,7 @@ def _keep(
     done = share.start
     for batch in features:
         if dataset is None:
-            dataset = _allocate(batch.features, count, place, budget, device)
+            dataset = allocate(batch.features, count, place, budget, device)
         for layer, maps in batch.features.items():
             dataset.features[layer][done : done + len(maps)].copy_(maps)
         done += len(maps)
@@ -334,56 +308,6 @@ def _keep(
             for part in maps.split(64):
                 part.copy_(processes.sum(part.to(device, copy=True)))
     return dataset
-
-
-def _allocate(
-    features: Mapping[str, Tensor],
-    count: int,
-    place: CachePlace,
-    budget: float,
-    device: torch.device,
-) -> FeatureDataset:
-    shapes = {layer: (count, *maps.shape[1:]) for layer, maps in features.items()}
-    size = 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
-    if place == "auto":
-        place = _choose_place(size, budget, device)
-    logger.info("Caching the features of %d images: %.1f MB, place %s.", count, size / 1e6, place)
-    if place != "disk":
-        where = device if place == "device" else torch.device("cpu")
-        return FeatureDataset({layer: torch.empty(shape, device=where) for layer, shape in shapes.items()})
-    folder = tempfile.TemporaryDirectory(prefix="anomalib-ot-")
-    mapped = {
-        layer: _map_file(Path(folder.name) / f"{index}.features", shape)
-        for index, (layer, shape) in enumerate(shapes.items())
-    }
-    return FeatureDataset(mapped, folder)
-
-
-def _map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A tensor in a file, for which the disk has set space aside: to run out of it later would end the process."""
-    size = torch.Size(shape).numel()
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), 0, 4 * size)
-            except OSError as error:
-                msg = (
-                    f"no room on disk for {4 * size / 1e6:.1f} MB of features ({error.strerror}); free some, set "
-                    "TMPDIR to another disk, or give feature_cache=none"
-                )
-                raise OSError(error.errno, msg, str(path)) from error
-    return torch.from_file(str(path), shared=True, size=size).view(shape)
-
-
-def _choose_place(size: int, budget: float, device: torch.device) -> CachePlace:
-    if device.type == "cuda" and size <= budget * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    return "cpu" if size <= budget * _free_memory() else "disk"
-
-
-def _free_memory() -> int:
-    """Free main memory in bytes."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | None) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
-from .feature_cache import CachePlace, FeatureBatch, TrainingFeatures, check_finite, train_on_features
+from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
+from .feature_store import CachePlace
 from .settings import require
 
 

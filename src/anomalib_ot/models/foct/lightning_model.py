@@ -28,7 +28,8 @@ from anomalib_ot.components.foreground import ForegroundName, Prompt, create_for
 from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.transport import NavigatorStart
 
-from .torch_model import FoctModel, Measure, Taught, TransportSettings
+from .torch_model import FoctModel, Measure, Taught
+from .transport_settings import TransportSettings
 
 logger = logging.getLogger(__name__)
 

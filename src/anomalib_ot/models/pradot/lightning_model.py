@@ -23,7 +23,8 @@ from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
-from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch
+from anomalib_ot.components.feature_cache import FeatureBatch
+from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.settings import require

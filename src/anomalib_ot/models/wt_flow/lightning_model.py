@@ -26,12 +26,14 @@ from anomalib_ot.components.backbones import resize_and_normalize
 from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
-from anomalib_ot.components.feature_cache import CachePlace, FeatureBatch, user_seed
+from anomalib_ot.components.feature_cache import FeatureBatch, user_seed
+from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.settings import require
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
-from .torch_model import Normalization, Score, WtFlowModel, matching_losses
+from .matching import matching_losses
+from .torch_model import Normalization, Score, WtFlowModel
 
 logger = logging.getLogger(__name__)
 

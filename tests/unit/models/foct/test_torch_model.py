@@ -9,7 +9,7 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib_ot.components.foreground import PrincipalComponent
 from anomalib_ot.models.foct import FoctModel
 from anomalib_ot.models.foct.memory import EpisodicMemory, SemanticMemory
-from anomalib_ot.models.foct.torch_model import TransportSettings
+from anomalib_ot.models.foct.transport_settings import TransportSettings
 from anomalib_ot.transport import conditional_plan
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomalib_ot.models.wt_flow.torch_model import matching_losses
+from anomalib_ot.models.wt_flow.matching import matching_losses
 from anomalib_ot.models.wt_flow.velocity import VelocityField
 from anomalib_ot.transport import create_coupling
 
