@@ -47,7 +47,9 @@ class Kernel(Protocol):
         """Slices of rows and the rows of K at them."""
 
 
-def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, error: float) -> tuple[Kernel, Tensor]:
+def make_kernel(
+    cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, error: float, allowance: float
+) -> tuple[Kernel, Tensor]:
     """Kernel of a cost matrix, in the cheapest form that its entries and the memory allow.
 
     - Sparse, where few of the entries matter; see :func:`anomalib_ot.transport.sparse.make_sparse`. Processors without
@@ -63,6 +65,7 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, err
         epsilon: Regularisation ε.
         workspace: Memory to put it into.
         error: Share of a marginal that a sparse kernel may leave out.
+        allowance: By how much the logs of the column scalings may differ for it to serve; the less, the fewer entries.
 
     Returns:
         The kernel, and the potential f = min_j (M_ij − g_j) of the rows, (N,).
@@ -84,7 +87,7 @@ def make_kernel(cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, err
     highest = g.new_empty(cost.shape[0])
     kernel: Kernel | None = None
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
-        kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error)
+        kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance)
     for dtype in (g.dtype, torch.bfloat16):
         if kernel is None and entries * dtype.itemsize <= workspace.memory - exponents.bytes_in(workspace):
             kernel = _make_dense(exponents, blocks, highest, workspace.take("kernel", cost.shape, dtype, g.device))

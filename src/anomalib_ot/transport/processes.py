@@ -42,6 +42,10 @@ class Processes:
         """Sum of a number over the processes."""
         return value if self.group is None else float(self.sum(torch.tensor(value, dtype=torch.float64, device=device)))
 
+    def least(self, value: float, device: torch.device) -> float:
+        """Least of a number over the processes."""
+        return value if self.group is None else float(self.min(torch.tensor(value, dtype=torch.float64, device=device)))
+
     def _reduce(self, tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         if self.group is not None:
             tensor = tensor.contiguous()

@@ -18,6 +18,8 @@ _ABSORB = 40.0
 _SAME_MASS = 1e-4
 # Share of a marginal that a sparse kernel may leave out where all iterations are wanted.
 _LEFT_OUT = 1e-4
+# Logs of column scalings seldom come to differ by more; where they do, a sparse kernel is made for twice as much.
+_ALLOWANCE = 2.0
 
 
 class NotConvergedWarning(UserWarning):
@@ -106,10 +108,11 @@ def sinkhorn(
 ) -> TransportPlan:
     """Solve min_T ⟨T, M⟩ − ε H(T) over plans with given marginals (PRADOT, eq. 4).
 
-    Alternates v = b / Kᵀu and u = a / Kv, in this order, on the kernel K = exp((f + g − M) / ε). The potentials f and g
-    start at c-transforms of the cost, so that each row of K holds a one (each column too without a warm start), and
-    absorb u and v whenever these grow large: a small ε does not overflow. The cost is computed a block of rows at a
-    time, and the kernel is kept in the cheapest form that suits it, see :func:`make_kernel`.
+    Alternates v = b / Kᵀu and u = a / Kv, in this order, on the kernel K = exp((f + g − M) / ε). Without a warm start,
+    g starts at what the first update amounts to, from u = 1 on the plain kernel exp(−M / ε). f is the c-transform of g,
+    so that each row of K holds a one, and g absorbs v whenever this grows large: a small ε does not overflow. The cost
+    is computed a block of rows at a time, and the kernel is kept in the cheapest form that suits it, see
+    :func:`make_kernel`.
 
     Args:
         cost: M, (N, P), finite, in single or double precision. Left as it is.
@@ -145,34 +148,32 @@ def sinkhorn(
     sample = cost[:1]
     _check(sample, epsilon, max_iterations, tolerance, potential)
     a, b = _marginals(row_weights, column_weights, cost.shape, sample, processes)
-    g = _column_transform(cost, processes) if potential is None else potential.to(sample)
+    if potential is None:
+        g, v = _column_potential(cost, epsilon, processes), b / b.mean()
+    else:
+        g, v = potential.to(sample), torch.ones_like(b)
     # What is left out of a sparse kernel must not matter beside the error of the marginals that is allowed.
     left_out = max(_LEFT_OUT, tolerance / 100)
-    kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
+    allowance = _ALLOWANCE
+    kernel, f = make_kernel(cost, g, epsilon, workspace, left_out, allowance)
     if not f.isfinite().all():
         msg = f"the cost divided by epsilon {epsilon} has NaN or infinite entries"
         raise ValueError(msg)
-
-    def scale_columns(u: Tensor, sums: Tensor) -> Tensor:
-        # A column with nothing in it takes the most that was left out, so that it does not grow too far.
-        most = (kernel.left_out * processes.sum(u.sum())).clamp(min=TINY)
-        return b / torch.where(sums > TINY, sums, most)
-
-    v = torch.ones_like(g)
-    if potential is None:
-        # The first update starts from u = 1 on the plain kernel exp(−M / ε); any common factor cancels.
-        lowest = processes.min(torch.cat([f, f.new_full((1,), math.inf)]).min())
-        u = torch.exp((lowest - f) / epsilon)
-        v = scale_columns(u, processes.sum(kernel.column_sums(u)))
+    widest, missing = _limits(kernel, processes, g.device)
     smallest, largest = torch.stack(v.log().aminmax()).tolist()
     for iteration in range(1, max_iterations + 1):
-        if max(largest, -smallest) > _ABSORB or largest - smallest > kernel.widest:
+        is_narrow = largest - smallest > widest
+        if is_narrow or max(largest, -smallest) > _ABSORB:
+            allowance *= 2 if is_narrow else 1
             g = g + epsilon * v.log()
-            kernel, f = make_kernel(cost, g, epsilon, workspace, left_out)
+            kernel, f = make_kernel(cost, g, epsilon, workspace, left_out, allowance)
+            widest, missing = _limits(kernel, processes, g.device)
             v = torch.ones_like(v)
         u, sums = kernel.scale_rows(v, a)
         sums = processes.sum(sums)
-        following = scale_columns(u, sums)
+        # A column with nothing in it takes the most that was left out, so that it does not grow too far.
+        most = (missing * processes.sum(u.sum())).clamp(min=TINY)
+        following = b / torch.where(sums > TINY, sums, most)
         # All that is decided by is read at once, as each reading waits for the device.
         errors = (v * sums - b).abs().sum()
         error, smallest, largest = torch.stack([errors, *following.log().aminmax()]).tolist()
@@ -187,6 +188,14 @@ def sinkhorn(
             stacklevel=2,
         )
     return TransportPlan(kernel, f, g, u, v, a, b, v * sums, epsilon, iteration, error, processes)
+
+
+def _limits(kernel: Kernel, processes: Processes, device: torch.device) -> tuple[float, float]:
+    """How far scalings may be apart, and what entries may be missing, in the kernels of all processes.
+
+    Their forms may differ, as those of none and of many rows do, but all must be made anew at once.
+    """
+    return processes.least(kernel.widest, device), -processes.least(-kernel.left_out, device)
 
 
 def _check(sample: Tensor, epsilon: float, max_iterations: int, tolerance: float, potential: Tensor | None) -> None:
@@ -231,11 +240,18 @@ def _marginals(
     return a, b
 
 
-def _column_transform(cost: Cost, processes: Processes) -> Tensor:
-    """Potential (P,) of the columns, g = min_i (M_ij − min_k M_ik)."""
-    exponents = cost.exponents(cost[:1].new_zeros(cost.shape[1]), 1.0)
-    lowest = cost[:1].new_full(cost.shape[1:], math.inf)
+def _column_potential(cost: Cost, epsilon: float, processes: Processes) -> Tensor:
+    """Potential (P,) of the columns after their first update, g_j = −ε log Σ_i exp(−M_ij / ε) but for a common term."""
+    # With a cost for c in exp((c − M) / ε), what all costs have in common takes no digits. A process may have no rows.
+    some = cost[:1]
+    common = processes.min(torch.cat([some.flatten(), some.new_tensor([math.inf])]).min())
+    exponents = cost.exponents(common.expand(cost.shape[1]), epsilon)
+    # Largest exponent of each column so far, and the sum of exp(exponent − largest).
+    largest, sums = some.new_full(cost.shape[1:], -math.inf), some.new_zeros(cost.shape[1])
     for rows in cost.blocks():
         block = exponents(rows)
-        lowest = torch.minimum(lowest, block.sub_(block.amax(1, keepdim=True)).amax(0).neg_())
-    return processes.min(lowest)
+        before, largest = largest, torch.maximum(largest, block.amax(0))
+        sums = sums * (before - largest).exp() + block.sub_(largest).exp_().sum(0)
+    top = -processes.min(-largest)
+    logs = processes.sum(sums * (largest - top).exp()).log() + top
+    return epsilon * (logs.min() - logs)

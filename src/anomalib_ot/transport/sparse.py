@@ -13,8 +13,6 @@ from .costs import row_blocks
 from .exponents import Exponents
 from .workspace import Workspace
 
-# The entries that are left out are small as long as the scalings of the columns differ by at most exp(_ALLOWANCE).
-_ALLOWANCE = 8.0
 # Beyond this share of entries, a sparse kernel is slower than a dense one.
 _SPARSE = 0.2
 _BYTES_OF_ENTRY = 8
@@ -28,15 +26,15 @@ class SparseKernel:
         columns: Column of each entry.
         values: The entries.
         width: P.
-        left_out: Bound of the entries that it lacks.
+        widest: Largest log of the ratio of two column scalings for which the entries that it lacks are small.
+        left_out: Bound of these entries.
         error: Share of a column that a projection may leave out.
     """
 
-    widest = _ALLOWANCE
-
     def __init__(
-        self, offsets: Tensor, columns: Tensor, values: Tensor, width: int, left_out: float, error: float
+        self, offsets: Tensor, columns: Tensor, values: Tensor, width: int, widest: float, left_out: float, error: float
     ) -> None:
+        self.widest = widest
         self.left_out = left_out
         self._error = error
         self._offsets = offsets
@@ -96,12 +94,13 @@ def make_sparse(
     highest: Tensor,
     workspace: Workspace,
     error: float,
+    allowance: float,
 ) -> SparseKernel | None:
     """The sparse kernel of a matrix of exponents, unless too many of its entries matter.
 
-    An entry below exp(−θ) of its row's largest is left out. With θ = log(P / δ) + 8, what is left out of a row is at
+    An entry below exp(−θ) of its row's largest is left out. With θ = log(P / δ) + w, what is left out of a row is at
     most a share P exp(−θ) max v / min v ≤ δ of its sum, and no larger a share of a column's marginal 1/P, while
-    log max v / min v ≤ 8.
+    log max v / min v ≤ w.
 
     Args:
         exponents: Maps a slice of rows to the rows of (g − M) / ε.
@@ -110,6 +109,7 @@ def make_sparse(
         highest: Largest exponent of each row (N,), to be filled in.
         workspace: Memory to put it into.
         error: δ, the share of a marginal that may be left out.
+        allowance: w, by how much the logs of the column scalings may differ.
 
     Returns:
         The kernel, or None where exponents are not finite, or it would have more than a fifth of the entries, or more
@@ -121,7 +121,7 @@ def make_sparse(
     values = workspace.take("values", torch.Size([most]), torch.float32, highest.device)
     columns = workspace.take("columns", torch.Size([most]), torch.int32, highest.device)
     offsets = torch.zeros(shape[0] + 1, dtype=torch.int64)
-    threshold = math.log(shape[1] / error) + _ALLOWANCE
+    threshold = math.log(shape[1] / error) + allowance
     done = 0
     blocks = exponents.slices(blocks)
     for index, rows in enumerate(blocks):
@@ -139,7 +139,7 @@ def make_sparse(
         values[done:end].mul_(block.unit).exp_()
         tops.add_(block.shifts).mul_(block.unit)
         done = end
-    return SparseKernel(offsets, columns[:done], values[:done], shape[1], math.exp(-threshold), error)
+    return SparseKernel(offsets, columns[:done], values[:done], shape[1], allowance, math.exp(-threshold), error)
 
 
 def _shares(offsets: Tensor) -> list[tuple[int, int]]:

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_each_form_gives_the_plan_of_the_dense_kernel_in_float64(problem, exact,
 def test_what_a_sparse_kernel_leaves_out_is_within_the_proven_bound(problem):
     plan = solve(problem, 2**31)
     ratio = plan.column_scaling.max() / plan.column_scaling.min()
-    assert math.log(ratio) <= SparseKernel.widest
+    assert math.log(ratio) <= plan.kernel.widest
     full = torch.exp(
         (plan.row_potential[:, None] + plan.column_potential - FusedCost(*problem, 0.3, "euclidean")[:]) / 0.01
     )
@@ -72,6 +73,33 @@ def test_far_scalings_make_a_sparse_kernel_anew(problem):
     exact = sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.01, 2000, 1e-6)
     assert plan.marginal_error <= 1e-3
     assert (plan.dense() - exact.dense()).abs().sum() < 0.02
+
+
+@pytest.fixture
+def allowances(monkeypatch):
+    """What each kernel of a solve is made for."""
+    module, made = sys.modules["anomalib_ot.transport.sinkhorn"], []
+    make = module.make_kernel
+
+    def recording(*arguments):
+        made.append(arguments[-1])
+        return make(*arguments)
+
+    monkeypatch.setattr(module, "make_kernel", recording)
+    return made
+
+
+def test_a_cold_start_makes_one_kernel(problem, allowances):
+    plan = solve(problem, 2**31)
+    assert allowances == [2.0]
+    assert plan.column_scaling.log().abs().max() < 2
+
+
+def test_a_kernel_that_is_too_narrow_is_made_anew_for_twice_as_much(problem, allowances):
+    wide = solve(problem, 2**31, potential=0.02 * torch.arange(384) / 384)
+    assert allowances == [2.0, 4.0]
+    assert wide.kernel.widest == 4.0
+    assert (wide.dense() - solve(problem, 2**31).dense()).abs().sum() < 1e-3
 
 
 def test_a_kernel_with_many_entries_is_dense(problem):

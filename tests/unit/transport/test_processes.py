@@ -1,8 +1,10 @@
+from datetime import timedelta
+
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from anomalib_ot.transport import FusedCost, Processes, grid_coordinates, sinkhorn
+from anomalib_ot.transport import FusedCost, Processes, grid_coordinates, kernels, sinkhorn, sparse
 
 TOLERANCE = 1e-3
 
@@ -25,8 +27,16 @@ def solve(images, processes=None):
     ]
 
 
-def share(rank, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def make_sparse():
+    """Let kernels be sparse that are small and have many entries, but not those without rows."""
+    kernels._SPARSE_ENTRIES, sparse._SPARSE = 1, 2.0
+
+
+def share(rank, folder, prepare):
+    # Processes that do not agree on when to stop wait for each other.
+    limit = timedelta(seconds=60)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=2, rank=rank)
+    prepare()
     # Unequal shares: four images here, two there; all here, none there.
     results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
     assert Processes.all().first(torch.full((2, 3), float(rank)).T).tolist() == [[0, 0]] * 3
@@ -34,8 +44,9 @@ def share(rank, folder):
     distributed.destroy_process_group()
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
-    multiprocessing.spawn(share, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize("prepare", [int, make_sparse])
+def test_two_processes_find_what_one_finds(tmp_path, prepare):
+    multiprocessing.spawn(share, (tmp_path, prepare), nprocs=2)
     alone = solve(slice(None))
     results = [result for rank in range(2) for result in torch.load(tmp_path / f"{rank}.pt")]
     assert len(results) == 4

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from anomalib_ot.transport import DenseCost, Workspace
-from anomalib_ot.transport.sparse import SparseKernel, make_sparse
+from anomalib_ot.transport.sparse import make_sparse
 
-ROWS, COLUMNS, EPSILON, ERROR = 300, 70, 0.01, 1e-3
+ROWS, COLUMNS, EPSILON, ERROR, ALLOWANCE = 300, 70, 0.01, 1e-3, 8.0
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def build(exponents, error=ERROR):
     highest = torch.empty(ROWS)
     potential = torch.zeros(COLUMNS)
     blocks = [slice(0, 64), slice(64, 65), slice(65, ROWS)]
-    kernel = make_sparse(cost.exponents(potential, EPSILON), blocks, cost.shape, highest, Workspace(), error)
+    kernel = make_sparse(cost.exponents(potential, EPSILON), blocks, cost.shape, highest, Workspace(), error, ALLOWANCE)
     return kernel, highest
 
 
@@ -46,7 +46,7 @@ def test_entries_and_products_are_those_of_the_dense_matrix(exponents, count, th
     kernel, highest = build(exponents)
     torch.testing.assert_close(highest, exponents.amax(1))
     relative = exponents - exponents.amax(1, keepdim=True)
-    theta = math.log(COLUMNS / ERROR) + SparseKernel.widest
+    theta = math.log(COLUMNS / ERROR) + ALLOWANCE
     expected = torch.where(relative >= -theta, relative.exp(), 0.0)
     torch.testing.assert_close(dense(kernel), expected, atol=1e-9, rtol=1e-4)
 
@@ -78,7 +78,7 @@ def test_more_entries_than_pay_or_fit_make_no_sparse_kernel(exponents):
     little = Workspace(8 * 100)
     blocks = [slice(0, ROWS)]
     function = cost.exponents(torch.zeros(COLUMNS), EPSILON)
-    assert make_sparse(function, blocks, cost.shape, torch.empty(ROWS), little, ERROR) is None
+    assert make_sparse(function, blocks, cost.shape, torch.empty(ROWS), little, ERROR, ALLOWANCE) is None
 
 
 def column_sums(kernel, queue):
