@@ -1,0 +1,84 @@
+"""What anomalib's PatchCore takes with a coreset too large to be selected here: a part is timed, the whole follows.
+
+Run as ``python -m benchmarks.coreset --root DATA``, with nothing else on the machine. A selection is a pass over all
+features, each as long as the others, so that the time of all follows from that of some. Scoring takes the same time
+with any features in the memory bank: it is measured with random ones of the training set.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from anomalib.models import Patchcore
+from anomalib.models.components.sampling import KCenterGreedy
+from jsonargparse import auto_cli
+from torch.utils.data import DataLoader
+
+from anomalib_ot.comparison.measure import seconds_per_image
+from anomalib_ot.offline import offline_backbone
+
+from .categories import open_category
+from .side_by_side import models
+from .transport import peak_memory, timed
+from .versions import versions
+
+
+def main(
+    root: Path | None = None, category: str = "screw", selections: int = 100, threads: int = 2, seed: int = 0
+) -> None:
+    """Print what extraction, selection and scoring take.
+
+    Args:
+        root: Folder of the real categories.
+        category: Category whose training pictures to take.
+        selections: Selections to time.
+        threads: Threads of torch.
+        seed: Seed of everything random.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    print(f"{versions('anomalib', 'torch')}, {threads} threads, seed {seed}")
+    model = cast("Patchcore", models(offline_backbone())["PatchCore"]())
+    data = open_category(category, root)
+    _, extraction = timed(lambda: extract(model, data.train_dataloader()))
+    sampler = KCenterGreedy(torch.vstack(model.model.embedding_store), model.coreset_sampling_ratio)
+    model.model.embedding_store.clear()
+    count = sampler.n_observations
+    print(f"{category}: {len(data.train_data)} pictures, {count} features, extracted in {extraction:.0f} s")
+    _, projection = timed(lambda: project(sampler))
+    # The first ones take memory anew.
+    select(sampler, selections)
+    _, some = timed(lambda: select(sampler, selections))
+    whole = some / selections * sampler.coreset_size
+    print(
+        f"projected in {projection:.0f} s; a selection takes {1000 * some / selections:.0f} ms, "
+        f"{sampler.coreset_size} of them {whole / 60:.0f} min; peak of memory {peak_memory():.1f} GB"
+    )
+    model.model.memory_bank = sampler.embedding[torch.randperm(count)[: sampler.coreset_size]]
+    print(f"scoring a picture takes {1000 * seconds_per_image(model, torch.device('cpu')):.0f} ms")
+
+
+@torch.no_grad()
+def extract(model: Patchcore, batches: DataLoader) -> None:
+    """Let the model collect the features of the training pictures."""
+    model.train()
+    for batch in batches:
+        model.model(model.pre_processor.transform(batch.image))
+
+
+def project(sampler: KCenterGreedy) -> None:
+    """Project the features to the directions that the coreset is selected in."""
+    sampler.model.fit(sampler.embedding)
+    sampler.features = sampler.model.transform(sampler.embedding)
+
+
+def select(sampler: KCenterGreedy, count: int) -> None:
+    """Select so many more features."""
+    index = torch.tensor(0) if sampler.min_distances is None else sampler.get_new_idx()
+    for _ in range(count):
+        sampler.update_distances(index)
+        index = sampler.get_new_idx()
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
