@@ -31,9 +31,6 @@ class Kernel(Protocol):
     widest: float
     left_out: float
 
-    def column_sums(self, u: Tensor) -> Tensor:
-        """Kᵀu, (P,)."""
-
     def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         """New row scaling u = a / Kv (N,), and Kᵀu (P,), in one pass over the kernel."""
 
@@ -113,13 +110,6 @@ class _BlockedKernel(ABC):
     @abstractmethod
     def _block(self, rows: slice) -> Tensor:
         """Rows of K."""
-
-    def column_sums(self, u: Tensor) -> Tensor:
-        """Kᵀu."""
-        sums = u.new_zeros(self._columns)
-        for rows, block in self.blocks():
-            sums.addmv_(block.T, u[rows])
-        return sums
 
     def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Scaling u = a / Kv, and Kᵀu."""
