@@ -150,8 +150,14 @@ def test_quantized_export(trained, folder, model_arguments, data_arguments, comp
         trained[1],
         "--export_root",
         root,
+        check=False,
     )
-    assert "Checked the export" in output
+    if compression == "INT8_PTQ" and "ExportError: " in output:
+        # What eight bits cost where accuracy is not controlled is the processor's: a pair of the 32 here is too much.
+        assert re.search(r"validation set of Assembly\): the (image|pixel) AUROC falls by", output)
+        assert not [*root.rglob("model.*")]
+        return
+    assert "Checked the export" in output, output
     report = json.loads((root / "weights/openvino/model.parity.json").read_text())
     assert report["pictures"]["source"] == "validation set of Assembly"
     assert report["float32"]["image_AUROC"] >= report["torch"]["image_AUROC"] - 0.002

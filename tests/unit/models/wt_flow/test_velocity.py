@@ -63,6 +63,8 @@ def trained(coupling, data, steps=400, batch=128):
     torch.manual_seed(0)
     field = VelocityField(data.shape[1], width=32, depth=0)
     optimizer = torch.optim.Adam(field.parameters(), 2e-3)
+    # Down to zero, as at the rate of the start the field does not settle.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         maps = data[torch.randint(len(data), (batch,), generator=generator)][:, :, None, None]
@@ -70,6 +72,7 @@ def trained(coupling, data, steps=400, batch=128):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     return field
 
 
