@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.components.backbones import denormalize, resize_and_normalize
-from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
@@ -91,6 +91,25 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
     """
 
     model: FoctModel
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(
+            (
+                *("backbone", "layers", "image_size", "measure", "online", "keep_memory", "rotations"),
+                *("position_weight", "capacity", "compression", "top_foreground", "top_background", "rho"),
+                *("navigator_start", "navigator_hidden", "temperature", "learning_rate", "query_steps"),
+                *("fit_features", "tolerance", "smoothing"),
+            )
+        ),
+        training=frozenset(
+            (
+                *("pre_trained", "foreground", "sam_checkpoint", "sam_prompt", "foreground_ratio"),
+                *("background_ratio", "support_steps"),
+            )
+        ),
+        running=frozenset(),
+        parts=("model", "keep_memory"),
+        learned=("semantic", "episodic", "centre", "scale"),
+    )
 
     def __init__(
         self,
@@ -135,6 +154,7 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.record_backbone(backbone)
         self.keep_memory = keep_memory
         self.foreground = create_foreground(foreground, sam_checkpoint, sam_prompt)
         self.model = FoctModel(
@@ -296,13 +316,11 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
             self.model.is_frozen = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture.
+        """Take settings that change scores, and a memory of which nothing can be taken back.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If the checkpoint is of another model, or does not fit.
         """
-        learned = ("semantic", "episodic", "centre", "scale")
-        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, learned)
         super().on_load_checkpoint(checkpoint)
         self.model.earlier.clear()
 
@@ -315,6 +333,3 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
     def learning_type(self) -> LearningType:
         """One-class, as Foct learns from normal images. For what anomalib calls few-shot, it would not fit at all."""
         return LearningType.ONE_CLASS
-
-
-_ARCHITECTURE = ("backbone", "layers", "position_weight", "navigator_hidden")

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision, is_exporting
 from anomalib_ot.components.foreground import Everything, Foreground
 from anomalib_ot.components.settings import require
@@ -142,7 +142,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         self.top_foreground = top_foreground
         self.top_background = top_background
         self.settings = transport or TransportSettings()
-        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
         self.semantic = SemanticMemory(foreground_ratio, background_ratio)
         self.episodic = EpisodicMemory(capacity, compression)
         # Mean (C,) and total standard deviation () of the support features.
