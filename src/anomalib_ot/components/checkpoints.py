@@ -173,6 +173,9 @@ class SafeCheckpoints:
         defaults = signature(type(self)).parameters
         asked = [name for name in differing if not _is_same(model.hparams[name], defaults[name].default)]
         self._name_differences("scores are those of the checkpoint, not of the settings that were given", asked, theirs)
+        # Nothing tells a default that was asked for from one that was not.
+        if taken := ", ".join(f"{name} {theirs[name]!r}" for name in differing if name not in asked):
+            logger.info("%s: settings taken from the checkpoint: %s", type(self).__name__, taken)
         settings = {**model.hparams, **{name: theirs[name] for name in rules.score}}
         without = dict.fromkeys((*_COMPONENTS, "evaluator", "visualizer"), False)
         with recorded_backbone(record) as backbone:
