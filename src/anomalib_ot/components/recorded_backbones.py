@@ -9,8 +9,10 @@ from typing import Any
 
 from timm.models import load_model_config_from_hf, parse_model_name
 
+from .backbones import backbone_name
 
-def record_backbone(backbone: str) -> dict[str, Any]:
+
+def record_backbone(backbone: str | Path) -> dict[str, Any]:
     """Record which network a backbone is.
 
     Args:
@@ -20,6 +22,7 @@ def record_backbone(backbone: str) -> dict[str, Any]:
         Plain data: ``name``, which is the backbone, and ``config``, what its folder or repository says of the network;
         None for a network that timm knows by its name.
     """
+    backbone = backbone_name(backbone)
     source, name = parse_model_name(backbone)
     config = None
     if source == "local-dir":
