@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .feature_store import CachePlace
+from .picture_check import PictureCheck
 from .settings import require
 
 
-class FeatureTraining:
+class FeatureTraining(PictureCheck):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
@@ -96,6 +97,7 @@ class FeatureTraining:
         self.training_features = train_on_features(
             self.trainer,
             self._extract,
+            self.check_pictures,
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,

@@ -1,0 +1,130 @@
+"""Pictures from which nothing is learned, as they arrive at a model: blank, or cut off by who read them."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reading import deep_values
+
+logger = logging.getLogger(__name__)
+
+_STAGES = {"train": "training", "sanity_check": "validation", "validate": "validation", "predict": "prediction"}
+# White to within half a level of eight bits.
+_WHITE = 1 - 0.5 / 255
+# Share of the pixels; of the pictures that were measured, bottles on a lit ground have a third.
+_ALL_OVER = 0.99
+# Twelve bits in a file of 16 come to a sixteenth; of the pictures that were measured, the darkest has a half.
+_DARK = 1 / 8
+# Levels of eight bits; of the pictures that were measured, the most even one has 74.
+_ONE_COLOUR = 2 / 255
+# The mean of a picture hardly changes as it is resized.
+_SAME_MEAN = 1 / 255
+# Of the pixels along each side every so many are looked at first.
+_STRIDE = 4
+_NAMED = 3
+
+
+class PictureCheck:
+    """Part of a Lightning model that warns of pictures that are saturated or blank, once in each stage of a run."""
+
+    trainer: Any
+    _looked_at: frozenset[str] = frozenset()
+    _warned_of: frozenset[str] = frozenset()
+
+    def setup(self, stage: str) -> None:
+        """Look anew as a run begins."""
+        super().setup(stage)  # type: ignore[misc]  # what the Lightning model has of its own comes after this part
+        self._looked_at = self._warned_of = frozenset()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at the pictures of a batch, which are not pre-processed yet."""
+        del dataloader_idx
+        self.check_pictures(batch)
+        return batch
+
+    def check_pictures(self, batch: Any) -> None:
+        """Warn of pictures that are saturated or blank, unless that was done.
+
+        Args:
+            batch: Its images (B, 3, H, W) are in [0, 1]; cached features have none.
+        """
+        images, stage = getattr(batch, "image", None), self.trainer.state.stage
+        if images is None or stage in self._warned_of:
+            return
+        paths = [str(path) for path in batch.image_path or [""] * len(images)]
+        bad = blank_pictures(images)
+        if stage not in self._looked_at:
+            # The files of a folder are of one kind as a rule: those of the first batch tell.
+            bad |= dict.fromkeys(cut_off_pictures(images, paths), "made white wherever they exceed 255")
+            self._looked_at |= {stage}
+        if bad:
+            self._warned_of |= {stage}
+            _warn(_STAGES.get(stage, stage), bad, paths)
+
+
+def blank_pictures(images: Tensor) -> dict[int, str]:
+    """Find pictures that show nothing.
+
+    Args:
+        images: Images (B, 3, H, W) in [0, 1].
+
+    Returns:
+        What is wrong with a picture, by its number.
+    """
+    # A few pixels tell of most pictures that nothing is wrong.
+    suspects = _judge(images[..., ::_STRIDE, ::_STRIDE])
+    return {index: what for index in suspects for what in _judge(images[index : index + 1]).values()}
+
+
+def _judge(images: Tensor) -> dict[int, str]:
+    verdicts = {
+        "white all over": (images.amin(1) >= _WHITE).float().mean((1, 2)) >= _ALL_OVER,
+        "of one colour": (images.amax((2, 3)) - images.amin((2, 3))).amax(1) < _ONE_COLOUR,
+        "darker than an eighth of white all over": images.amax((1, 2, 3)) < _DARK,
+    }
+    return {
+        index: next(what for what, bad in verdicts.items() if bad[index])
+        for index in torch.stack([*verdicts.values()]).any(0).nonzero().flatten().tolist()
+    }
+
+
+def cut_off_pictures(images: Tensor, paths: Sequence[str]) -> list[int]:
+    """Find grey pictures of more than eight bits that were read as anomalib reads them, with all above 255 as white.
+
+    Args:
+        images: Images (B, 3, H, W) in [0, 1].
+        paths: Their B files.
+
+    Returns:
+        The numbers of the pictures.
+    """
+    found = []
+    for index, (image, path) in enumerate(zip(images, paths, strict=True)):
+        try:
+            values, _ = deep_values(path) or (None, None)
+        except (OSError, SyntaxError, ValueError):
+            # The picture is here, wherever it is from.
+            continue
+        if values is not None and values.ndim == 2 and values.max() > 255:  # noqa: PLR2004 - rows and columns, and a byte
+            read_by_host = values.clip(0, 255).mean() / 255
+            if abs(read_by_host - float(image.mean())) < _SAME_MEAN:
+                found.append(index)
+    return found
+
+
+def _warn(stage: str, bad: dict[int, str], paths: Sequence[str]) -> None:
+    named = [f"{paths[index]} ({what})" for index, what in list(bad.items())[:_NAMED]]
+    more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    logger.warning(
+        "%d of %d pictures of a %s batch show little or nothing: %s%s. A picture of more than eight bits needs "
+        "anomalib_ot.data.FullRange, or FullRangePredictDataset, and the value_range of the camera; anomalib reads it "
+        "as if it had eight. Later batches are not looked at.",
+        len(bad),
+        len(paths),
+        stage,
+        ", ".join(named),
+        more,
+    )
