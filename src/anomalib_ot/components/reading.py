@@ -40,8 +40,8 @@ def read_picture(path: Path | str, value_range: ValueRange | None = None) -> Ten
     """Read a picture, of whatever depth, as anomalib reads one of eight bits.
 
     anomalib's own ``read_image`` makes all values above 255 of a grey picture white, and drops the lower half of the
-    bits of a coloured one. Here they are read as they are, and scaled. As there, transparency is dropped, and of the
-    files that say how the camera was held those in TIFF alone are turned.
+    bits of a coloured one. Here they are read as they are, and scaled. As there, transparency is dropped, and a note
+    of how the camera was held turns some TIFF files and no others.
 
     Args:
         path: The file.

@@ -7,7 +7,6 @@ import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset, PredictDataset
 from anomalib.data.dataclasses.torch import ImageItem
-from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
@@ -29,8 +28,8 @@ class FullRange(WrappedDataModule):
             :func:`~anomalib_ot.components.reading.read_picture`.
 
     Raises:
-        ValueError: If the range is none; on set-up, if the data module makes synthetic anomalies, which anomalib
-            draws on pictures as it reads them itself.
+        ValueError: If the range is none, or the data module makes synthetic anomalies, which anomalib draws on
+            pictures as it reads them itself.
 
     Example:
         >>> from anomalib.data import Folder
@@ -41,6 +40,9 @@ class FullRange(WrappedDataModule):
 
     def __init__(self, datamodule: AnomalibDataModule, value_range: ValueRange | None = None) -> None:
         check_value_range(value_range)
+        if "synthetic" in {datamodule.val_split_mode, datamodule.test_split_mode}:
+            msg = "anomalib draws synthetic anomalies on pictures as it reads them itself: take other split modes"
+            raise ValueError(msg)
         super().__init__(datamodule)
         self.value_range = value_range
 
@@ -63,15 +65,9 @@ class FullRangeDataset(AnomalibDataset):
     Args:
         dataset: The dataset. Its augmentations become this one's.
         value_range: See :func:`~anomalib_ot.components.reading.read_picture`.
-
-    Raises:
-        ValueError: If it draws synthetic anomalies.
     """
 
     def __init__(self, dataset: AnomalibDataset, value_range: ValueRange | None = None) -> None:
-        if isinstance(dataset, SyntheticAnomalyDataset):
-            msg = "anomalib draws synthetic anomalies on pictures of eight bits alone: take other split modes"
-            raise ValueError(msg)  # noqa: TRY004 - of a setting of the data module
         super().__init__(dataset.augmentations)
         self.dataset = dataset
         self.dataset.augmentations = None
