@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
 from .reading import deep_values
 
 logger = logging.getLogger(__name__)
 
-_STAGES = {"train": "training", "sanity_check": "validation", "validate": "validation", "predict": "prediction"}
+_STAGES = {
+    RunningStage.TRAINING: "training",
+    RunningStage.SANITY_CHECKING: "validation",
+    RunningStage.VALIDATING: "validation",
+    RunningStage.TESTING: "test",
+    RunningStage.PREDICTING: "prediction",
+}
 # White to within half a level of eight bits.
 _WHITE = 1 - 0.5 / 255
 # Share of the pixels; of the pictures that were measured, bottles on a lit ground have a third.
@@ -27,42 +35,53 @@ _STRIDE = 4
 _NAMED = 3
 
 
-class PictureCheck:
-    """Part of a Lightning model that warns of pictures that are saturated or blank, once in each stage of a run."""
+class PictureCheck(Callback):
+    """Warns of pictures that are saturated or blank, once in each stage of a run."""
 
-    trainer: Any
-    _looked_at: frozenset[str] = frozenset()
-    _warned_of: frozenset[str] = frozenset()
+    def __init__(self) -> None:
+        self._looked_at: set[RunningStage] = set()
+        self._warned_of: set[RunningStage] = set()
 
-    def setup(self, stage: str) -> None:
-        """Look anew as a run begins."""
-        super().setup(stage)  # type: ignore[misc]  # what the Lightning model has of its own comes after this part
-        self._looked_at = self._warned_of = frozenset()
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Look at a batch, before the pre-processor gets it."""
+        del pl_module, args, kwargs
+        assert trainer.state.stage is not None  # noqa: S101 - a run has one
+        self.look(batch, trainer.state.stage)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at the pictures of a batch, which are not pre-processed yet."""
-        del dataloader_idx
-        self.check_pictures(batch)
-        return batch
+    on_validation_batch_start = on_train_batch_start
+    on_test_batch_start = on_train_batch_start
+    on_predict_batch_start = on_train_batch_start
 
-    def check_pictures(self, batch: Any) -> None:
+    def look(self, batch: Any, stage: RunningStage) -> None:
         """Warn of pictures that are saturated or blank, unless that was done.
 
         Args:
             batch: Its images (B, 3, H, W) are in [0, 1]; cached features have none.
+            stage: Stage of the run.
         """
-        images, stage = getattr(batch, "image", None), self.trainer.state.stage
+        images = getattr(batch, "image", None)
         if images is None or stage in self._warned_of:
             return
         paths = [str(path) for path in batch.image_path or [""] * len(images)]
         bad = blank_pictures(images)
         if stage not in self._looked_at:
             # The files of a folder are of one kind as a rule: those of the first batch tell.
-            bad |= dict.fromkeys(cut_off_pictures(images, paths), "made white wherever they exceed 255")
-            self._looked_at |= {stage}
+            cut_off = cut_off_pictures(images, paths)
+            bad = dict.fromkeys(cut_off, "white wherever its file exceeds 255") | bad
+            self._looked_at.add(stage)
         if bad:
-            self._warned_of |= {stage}
-            _warn(_STAGES.get(stage, stage), bad, paths)
+            self._warned_of.add(stage)
+            _warn(_STAGES[stage], bad, paths)
+
+
+class ChecksPictures:
+    """Part of a Lightning model that looks at the pictures of each run; see :class:`PictureCheck`."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The host's, and before them, as they change the pictures, one that looks at these."""
+        return [PictureCheck(), *super().configure_callbacks()]  # type: ignore[misc]  # the host's model comes after this part
 
 
 def blank_pictures(images: Tensor) -> dict[int, str]:
