@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .feature_store import CachePlace
+from .picture_check import ChecksPictures, PictureCheck
 from .settings import require
 
 
-class FeatureTraining:
+class FeatureTraining(ChecksPictures):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
@@ -96,6 +97,7 @@ class FeatureTraining:
         self.training_features = train_on_features(
             self.trainer,
             self._extract,
+            self._look,
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
@@ -146,6 +148,11 @@ class FeatureTraining:
     def on_train_epoch_end(self) -> None:
         """Let the host save a checkpoint, which it does only in epochs that might have validated."""
         self.trainer.check_val_every_n_epoch = 1
+
+    def _look(self, batch: Batch) -> None:
+        for check in self.trainer.callbacks:
+            if isinstance(check, PictureCheck):
+                check.look(batch, self.trainer.state.stage)
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> FeatureMaps:

@@ -26,6 +26,7 @@ from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.components.gradient_free import GradientFree
+from anomalib_ot.components.picture_check import ChecksPictures
 from anomalib_ot.transport import NavigatorStart
 
 from .torch_model import FoctModel, Measure, Taught
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 _MANY = 32
 
 
-class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
     """Few-shot anomaly detection with conditional transport and an online memory.
 
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
