@@ -11,8 +11,6 @@ from anomalib.data import InferenceBatch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import create_extractor
@@ -29,6 +27,7 @@ from anomalib_ot.transport import (
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
 from .transport_settings import TransportSettings
+from .views import turned_views
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -193,19 +192,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def views(self, images: Tensor) -> Tensor:
         """Images (K, C, h, w) turned by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
-        if self.rotations == 1:
-            return images[:, None]
-        height, width = images.shape[-2:]
-        padded = F.pad(images, [width // 4, width // 4, height // 4, height // 4], mode="reflect")
-        return torch.stack(
-            [
-                transforms.center_crop(
-                    transforms.rotate(padded, 360 * i / self.rotations, InterpolationMode.BILINEAR), [height, width]
-                )
-                for i in range(self.rotations)
-            ],
-            dim=1,
-        )
+        return turned_views(images, self.rotations)
 
     @torch.no_grad()
     def fit(self, images: Tensor, pixels: Tensor | None = None, foreground: Foreground | None = None) -> None:
