@@ -24,12 +24,13 @@ def turned_views(images: Tensor, rotations: int) -> Tensor:
         return images[:, None]
     height, width = images.shape[-2:]
     rows, columns = (_mirrored(side, _margin(side, height, width), images.device) for side in (height, width))
-    padded = images[..., rows[:, None], columns]
+    # Half precision cannot tell the places of neighbouring pixels apart.
+    padded = images[..., rows[:, None], columns].float()
     return torch.stack(
         [
             transforms.center_crop(
                 transforms.rotate(padded, 360 * i / rotations, InterpolationMode.BILINEAR), [height, width]
-            )
+            ).to(images.dtype)
             for i in range(rotations)
         ],
         dim=1,

@@ -36,6 +36,14 @@ def test_what_lies_beyond_an_edge_is_mirrored_as_often_as_it_takes():
     torch.testing.assert_close(views[0, 3, 0, 1], expected.flip(0))
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_turns_pictures_as_single_precision_does(precision):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(precision)
+    views = turned_views(picture, 12)
+    assert views.dtype == precision
+    torch.testing.assert_close(views, turned_views(picture.float(), 12).to(precision))
+
+
 @pytest.mark.parametrize("size", [(64, 128), (32, 128), (128, 32)])
 def test_a_wide_product_that_fills_the_picture_leaves_no_background_in_the_memory(size):
     torch.manual_seed(0)
