@@ -143,8 +143,8 @@ def explain(
     Returns:
         A line for each picture, and the page.
     """
-    from anomalib_ot.visualization.explain import explain as write_explanation  # noqa: PLC0415
-    from anomalib_ot.visualization.explain import summary  # noqa: PLC0415
+    from anomalib_ot.visualization.explanation import explain as write_explanation  # noqa: PLC0415
+    from anomalib_ot.visualization.explanation import summary  # noqa: PLC0415
 
     page, explained = write_explanation(
         ckpt_path, data, output, root, model, backbone, pictures, count, views, pixel, formats, seed

@@ -1,8 +1,8 @@
 """Models side by side, on the same images and by the same metrics."""
 
-from .compare import compare
-from .evaluate import evaluate
-from .measure import measure, median_seconds, seconds_per_image
+from .evaluation import evaluate
+from .execution import compare
+from .measurement import measure, median_seconds, seconds_per_image
 from .plan import Job, Plan, read_plan
 from .record import Key, Predictions, Record, read_records, write_record
 from .report import write_report

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from anomalib_ot.components.extraction import FLOAT32
 
-from .evaluate import evaluate
-from .measure import QUIET, median_seconds, seconds_per_image
+from .evaluation import evaluate
+from .measurement import QUIET, median_seconds, seconds_per_image
 from .plan import Job
 from .record import Predictions, Record, pack_record, write_folder
 

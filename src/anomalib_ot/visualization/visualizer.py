@@ -95,7 +95,7 @@ class ExplainingVisualizer(ImageVisualizer):
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the views."""
         from .data import Data, data_of  # noqa: PLC0415
-        from .explain import normal_scores, write_views  # noqa: PLC0415
+        from .explanation import normal_scores, write_views  # noqa: PLC0415
         from .views import Subject  # noqa: PLC0415
 
         pictures = [(picture, "highest score") for _, _, picture in sorted(self._highest, reverse=True)]

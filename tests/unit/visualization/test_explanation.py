@@ -8,7 +8,7 @@ from PIL import Image
 
 from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.visualization.data import Data, labels_of, paths_of, read_data
-from anomalib_ot.visualization.explain import (
+from anomalib_ot.visualization.explanation import (
     _choose,
     _class_of_checkpoint,
     _find,
@@ -134,7 +134,7 @@ def test_an_error_leaves_the_earlier_output_alone(fitted, folder, tmp_path, monk
         msg = "half way"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr("anomalib_ot.visualization.explain.save", fail)
+    monkeypatch.setattr("anomalib_ot.visualization.explanation.save", fail)
     for several in (pictures[:1], pictures[1:]):
         with pytest.raises(RuntimeError, match="half way"):
             write_views(subject, several, tmp_path)
