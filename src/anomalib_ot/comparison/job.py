@@ -56,7 +56,7 @@ def run_job(job: Job, device: str | None = None) -> dict[str, bytes]:
     for _ in range(_TRIES):
         with TemporaryDirectory() as folder:
             error, is_killed = _run_process(job, Path(folder), device)
-            if files := {path.name: path.read_bytes() for path in Path(folder, "run").glob("*")}:
+            if files := {path.name: path.read_bytes() for path in Path(folder, "run").glob("[!.]*")}:
                 return files
         if not is_killed:
             break
