@@ -3,7 +3,8 @@
 from .evaluation import evaluate
 from .execution import compare
 from .measurement import measure, median_seconds, seconds_per_image
-from .plan import Job, Plan, read_plan
+from .plan import Job, Plan
+from .plan_file import read_plan
 from .record import Key, Predictions, Record, read_records, write_record
 from .report import write_report
 
