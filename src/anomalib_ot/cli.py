@@ -82,6 +82,7 @@ def compare(
         RuntimeError: If all runs failed; the report is there all the same.
     """
     from anomalib_ot import comparison  # noqa: PLC0415
+    from anomalib_ot.components.files import require_ours  # noqa: PLC0415
 
     read = comparison.read_plan(
         plan,
@@ -96,8 +97,11 @@ def compare(
         baseline=baseline,
         ensembles=[ensemble] if isinstance(ensemble, str) else ensemble,
     )
+    # Read, and a place found, before hours of runs.
+    published = read.published()
+    require_ours(output, *comparison.REPORT_FILES)
     records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
-    text, page = comparison.write_report(records, output, read.title, read.baseline, read.published())
+    text, page = comparison.write_report(records, output, read.title, read.baseline, published)
     logger.info("report: %s", page)
     if all(record.failed for record in records):
         msg = f"all runs failed, {records[0].key} with {records[0].message}; see {page}"

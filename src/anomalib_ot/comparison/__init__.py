@@ -6,9 +6,10 @@ from .measurement import measure, median_seconds, seconds_per_image
 from .plan import Job, Plan
 from .plan_file import read_plan
 from .record import Key, Predictions, Record, read_records, write_record
-from .report import write_report
+from .report import REPORT_FILES, write_report
 
 __all__ = [
+    "REPORT_FILES",
     "Job",
     "Key",
     "Plan",
