@@ -132,7 +132,7 @@ def explain(
         data: Data module as for anomalib, such as Assembly or '{class_path: MVTecAD, init_args: {category: bottle}}',
             or a picture or a folder of pictures.
         root: Folder that the data module's relative root is meant from.
-        output: Folder to write to; what is there of other pictures stays.
+        output: Folder to write to; what is there of other pictures, or was written by others, stays.
         pictures: Pictures by folder and name, as '[scratch/003, good/001]'; by default some are chosen.
         count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
         views: Names of the views; by default all that can be drawn of evidence, for Pradot assignments, restoration,
