@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -114,7 +114,7 @@ def prepare_extractor(
     backbone: str | Path,
     layers: Sequence[str],
     pre_trained: bool = True,
-) -> TimmFeatureExtractor:
+) -> MapExtractor:
     """Create an extractor as :func:`create_extractor` does, but put off what needs a network.
 
     Weights that timm would have to fetch from its hub are fetched when the extractor is first used, or by
@@ -159,29 +159,28 @@ def fetch_weights(extractor: nn.Module) -> None:
     Raises:
         BackboneError: If the weights cannot be fetched.
     """
-    if not vars(extractor).get("awaits_weights"):
+    if not isinstance(extractor, MapExtractor) or not extractor.awaits_weights:
         return
-    host = cast("TimmFeatureExtractor", extractor)
-    backbone = cast("str", host.backbone)
+    backbone = cast("str", extractor.backbone)
     try:
         _check_weights(backbone)
-        layers = cast("Sequence[str]", host.layers)
+        layers = cast("Sequence[str]", extractor.layers)
         weights = _extractor(backbone, layers, _create_network(backbone), pre_trained=True).state_dict()
     except OSError as error:
         raise _no_weights(backbone, error) from error
     extractor.load_state_dict(weights)
 
 
-def _extractor(backbone: str, layers: Sequence[str], network: nn.Module, *, pre_trained: bool) -> TimmFeatureExtractor:
+def _extractor(backbone: str, layers: Sequence[str], network: nn.Module, *, pre_trained: bool) -> MapExtractor:
     with _without_warning_of_head():
         extractor = MapExtractor(backbone, layers, network, pre_trained)
     # The layout in which processors and graphics processors convolve fastest.
     return extractor.requires_grad_(requires_grad=False).eval().to(memory_format=torch.channels_last)
 
 
-def _awaiting_weights(extractor: TimmFeatureExtractor) -> TimmFeatureExtractor:
+def _awaiting_weights(extractor: MapExtractor) -> MapExtractor:
     """Let an extractor fetch its weights before it is used, unless others have been loaded by then."""
-    vars(extractor)["awaits_weights"] = True
+    extractor.awaits_weights = True
     extractor.register_forward_pre_hook(_fetch_before_use)
     extractor.register_load_state_dict_post_hook(_has_weights)
     return extractor
@@ -192,9 +191,9 @@ def _fetch_before_use(extractor: nn.Module, images: Any) -> None:
     fetch_weights(extractor)
 
 
-def _has_weights(extractor: nn.Module, keys: Any) -> None:
+def _has_weights(extractor: MapExtractor, keys: Any) -> None:
     if not keys.missing_keys:
-        vars(extractor)["awaits_weights"] = False
+        extractor.awaits_weights = False
 
 
 def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
