@@ -1,8 +1,9 @@
 """Pictures of more than eight bits a channel, of which anomalib's reader loses all or half."""
 
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -110,12 +111,17 @@ def deep_values(path: Path | str) -> tuple[NDArray[Any], ValueRange | None] | No
         if not is_deep or not image.mode.startswith("RGB"):
             return None
         planes_apart = tags.get(_PLANAR) == _PLANES_APART
+        # OpenCV takes a file that is cut off for whole, Pillow does not.
+        image.load()
     return _colours(path, planes_apart), _SIXTEEN_BITS
 
 
 def _colours(path: Path | str, planes_apart: bool) -> NDArray[Any]:
     # OpenCV reads 16 bits of a colour, but not from planes, of which it would give whatever lies in the memory.
-    decoded = None if planes_apart else cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    decoded = None
+    if not planes_apart:
+        with suppress(cv2.error):
+            decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:  # noqa: PLR2004 - rows, columns, channels
         msg = f"the colours of {path} cannot be read at their full depth; save it as PNG, of eight or 16 bits"
         raise ValueError(msg)
@@ -123,6 +129,6 @@ def _colours(path: Path | str, planes_apart: bool) -> NDArray[Any]:
     return decoded[..., 2::-1]
 
 
-def _refuse(path: Path | str, why: str) -> Any:
+def _refuse(path: Path | str, why: str) -> NoReturn:
     msg = f"{path} {why}, which do not say what is black and white: set value_range to these two values"
     raise ValueError(msg)
