@@ -97,6 +97,7 @@ class FeatureTraining(Finishing):
         self.training_features = train_on_features(
             self.trainer,
             self._extract,
+            getattr(self.pre_processor, "transform", None),
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
