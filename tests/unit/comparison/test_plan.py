@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_ot.comparison import Job, Key, Plan
+from anomalib_ot.comparison import Job, Key, Plan, read_plan
 
 PADIM = {"class_path": "Padim", "init_args": {"n_features": 10}}
 MODELS = {"PaDiM": PADIM, "Flow": {"class_path": "WtFlow", "init_args": {"layers": ["blocks.4"]}}}

@@ -24,6 +24,7 @@ from anomalib_ot.components.backbones import denormalize, resize_and_normalize
 from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
+from anomalib_ot.components.finishing import validate_now
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.picture_check import ChecksPictures
@@ -213,6 +214,11 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         """
         self.foreground.load()
 
+    def on_train_start(self) -> None:
+        """Forget the support set of an earlier fit."""
+        self._support, self._before_validation = [], None
+        self._is_fitted = torch.tensor([False], device=self.device)
+
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Collect the support images.
 
@@ -277,6 +283,12 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         self.model.reset()
         self.model.recall(taught)
         self.model.earlier.extend(earlier)
+
+    def on_train_epoch_end(self) -> None:
+        """Validate where the trainer did not, as it would only in a later epoch: there is but one."""
+        if self._before_validation is None:
+            validate_now(self.trainer)
+        super().on_train_epoch_end()
 
     def rollback(self, queries: int) -> None:
         """Take back what the last queries of an online model taught, as if they had not been seen.
