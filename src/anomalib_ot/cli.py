@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jsonargparse import CLI
 
 from anomalib_ot import __version__
+from anomalib_ot.files import require_ours
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,6 @@ def compare(
         RuntimeError: If all runs failed; the report is there all the same.
     """
     from anomalib_ot import comparison  # noqa: PLC0415
-    from anomalib_ot.components.files import require_ours  # noqa: PLC0415
 
     read = comparison.read_plan(
         plan,

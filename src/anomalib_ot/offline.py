@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from platformdirs import user_cache_dir
 
+from anomalib_ot.files import claim, require_ours
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -74,9 +76,6 @@ def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "t
         msg = f"anomalib would take {folder} for a vision transformer, for the 'vit' in it; choose another cache_dir"
         raise ValueError(msg)
     if not _is_whole(folder):
-        # Slow to import, and not needed when the folder is there.
-        from anomalib_ot.components.files import require_ours  # noqa: PLC0415
-
         require_ours(folder)
         packaged = _packaged_weights(architecture)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +94,6 @@ def _convert(source: str, architecture: str, folder: Path) -> None:
     from safetensors.torch import load_file  # noqa: PLC0415
     from timm import create_model  # noqa: PLC0415
     from timm.models import save_for_hf  # noqa: PLC0415
-
-    from anomalib_ot.components.files import claim  # noqa: PLC0415
 
     packaged = torch.load(source, map_location="cpu", weights_only=True)
     model = create_model(architecture)

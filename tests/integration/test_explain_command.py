@@ -11,7 +11,7 @@ from anomalib.engine import Engine
 
 from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.cli import main
-from anomalib_ot.components.files import MARKER
+from anomalib_ot.files import MARKER
 
 pytestmark = pytest.mark.slow
 ANOMALIB = Path(sys.executable).parent / "anomalib"

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
-from anomalib_ot.components.files import claim, require_ours, write_text
 from anomalib_ot.components.settings import require
+from anomalib_ot.files import claim, require_ours, write_text
 
 from .ensemble import ensemble_runs
 from .job import cores, run_job

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_ot.components.files import DAMAGED_ARCHIVE, replacing
+from anomalib_ot.files import DAMAGED_ARCHIVE, replacing
 
 Curve = list[list[float]]
 

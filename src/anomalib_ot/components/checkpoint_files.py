@@ -11,7 +11,7 @@ import torch
 from packaging.version import InvalidVersion
 from torch import Tensor
 
-from .files import DAMAGED_ARCHIVE
+from anomalib_ot.files import DAMAGED_ARCHIVE
 
 # What torch's reader raises on damaged content; RuntimeError too, but only before the archive is known to be whole.
 _DAMAGED_CONTENT = (

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_ot.components.checkpoint_files import read_checkpoint
-from anomalib_ot.components.files import claim, replacing, require_ours, write_text
 from anomalib_ot.components.pages import data_uri, render_page
 from anomalib_ot.components.settings import require
+from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.models import Foct, Pradot, WtFlow
 
 from .data import Data, Items, labels_of, paths_of, read_data

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from anomalib_ot.components.files import write_text
 from anomalib_ot.components.pages import data_uri, render_page
+from anomalib_ot.files import write_text
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.prototypes import Prototypes
 

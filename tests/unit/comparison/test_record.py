@@ -11,7 +11,7 @@ import pytest
 
 from anomalib_ot.comparison import Key, Predictions, Record, read_records, write_record
 from anomalib_ot.comparison.record import folder_name
-from anomalib_ot.components.files import MARKER
+from anomalib_ot.files import MARKER
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from anomalib.models import Padim
 from PIL import Image
 
 from anomalib_ot import Foct, Pradot, WtFlow
-from anomalib_ot.components.files import MARKER
+from anomalib_ot.files import MARKER
 from anomalib_ot.visualization.data import Data, labels_of, paths_of, read_data
 from anomalib_ot.visualization.explanation import (
     _choose,

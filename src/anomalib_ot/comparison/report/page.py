@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalib_ot.comparison.record import Record
-from anomalib_ot.components.files import claim, write_text
 from anomalib_ot.components.pages import render_page
+from anomalib_ot.files import claim, write_text
 
 from . import figures, tables
 from .gallery import Picture, colour_scale, failures_first, pictures

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_ot.components.files import MARKER, claim, replacing, require_ours, write_text
+from anomalib_ot.files import MARKER, claim, replacing, require_ours, write_text
 
 
 def fill(folder, *names):
