@@ -1,6 +1,7 @@
 """The paired bootstrap against a slow count of pairs."""
 
 import time
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -123,6 +124,19 @@ def test_many_images_take_little_time(generator):
     start = time.perf_counter()
     paired_bootstrap(ours, theirs)
     assert time.perf_counter() - start < 5
+
+
+def test_memory_grows_with_the_images_not_with_their_pairs(generator):
+    labels = np.repeat([0, 1], 5000)
+    ours, theirs = (random_runs(name, generator, labels, seeds=2) for name in "AB")
+    tracemalloc.start()
+    try:
+        paired_bootstrap(ours, theirs, resamples=20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # All pairs in double precision would take 200 MB.
+    assert peak < 2e7
 
 
 @pytest.mark.parametrize("change", ["label", "kind"])
