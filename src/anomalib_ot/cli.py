@@ -60,7 +60,7 @@ def compare(
         models: Models of the plan to run, or others, by class as for anomalib.
         data: Data of the plan to take, or others, by class as for anomalib.
         root: Folder that the data's relative roots are meant from.
-        backbone: Backbone of all models that take one.
+        backbone: Backbone of all models that take one; local-dir:~/x is a folder x of the home directory.
         layers: Layers of all models that take several.
         image_size: Height and width of all models.
         seeds: Seeds of everything random.

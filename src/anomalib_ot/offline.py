@@ -39,14 +39,15 @@ _PACKAGES = {
 }
 
 
-def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
+def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
     """Put the ImageNet weights of an installed package into a timm folder, once.
 
     A folder that is there and whole is used as it is; one of ours that is not is made anew. Several processes may call
     this at the same time.
 
     Args:
-        cache_dir: Where to keep the folder; by default the user's cache directory.
+        cache_dir: Where to keep the folder, in the home directory if it begins with ``~``; by default the user's cache
+            directory.
         architecture: timm's name of the network, ``tf_efficientnet_lite0``, ``…lite1`` or ``…lite2``.
 
     Returns:
@@ -68,7 +69,7 @@ def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_effi
     if architecture not in _PACKAGES:
         msg = f"no package with weights is known for {architecture!r}, only for {', '.join(_PACKAGES)}"
         raise ValueError(msg)
-    folder = Path(cache_dir or user_cache_dir("anomalib-ot")).resolve() / architecture
+    folder = Path(cache_dir or user_cache_dir("anomalib-ot")).expanduser().resolve() / architecture
     if "vit" in str(folder).lower():
         msg = f"anomalib would take {folder} for a vision transformer, for the 'vit' in it; choose another cache_dir"
         raise ValueError(msg)

@@ -15,7 +15,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 
-from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.backbones import backbone_name, resize_and_normalize
 from anomalib_ot.components.class_paths import class_of, create
 from anomalib_ot.components.settings import require
 from anomalib_ot.data import FewShot
@@ -118,7 +118,8 @@ class Plan:
         models: For each label ``class_path`` and ``init_args``, and where a model needs them ``trainer``,
             ``image_size``, ``shots`` and ``why``, the reason for departing from the others.
         data: For each label ``class_path`` and ``init_args`` of a data module, and ``categories`` if it has several.
-        backbone: Backbone of all models that take one and do not name their own.
+        backbone: Backbone of all models that take one and do not name their own; a folder is ``local-dir:PATH`` or a
+            ``Path``, and may begin with ``~``.
         layers: Layers of all models that take several and do not name their own.
         image_size: Height and width in pixels.
         seeds: Seeds of everything random.
@@ -135,7 +136,7 @@ class Plan:
 
     models: dict[str, dict[str, Any]]
     data: dict[str, dict[str, Any]]
-    backbone: str | None = None
+    backbone: str | Path | None = None
     layers: tuple[str, ...] | None = None
     image_size: tuple[int, int] = (256, 256)
     seeds: tuple[int, ...] = (0,)
@@ -248,8 +249,11 @@ class Plan:
         own = config.get("init_args", {})
         shared = {"backbone": self.backbone, "layers": self.layers and list(self.layers)}
         given = {name: value for name, value in shared.items() if value and name in accepted and name not in own}
+        init_args = {**given, **own}
+        if backbone := init_args.get("backbone"):
+            init_args["backbone"] = backbone_name(backbone)
         return {
-            "model": {"class_path": config["class_path"], "init_args": {**given, **own}},
+            "model": {"class_path": config["class_path"], "init_args": init_args},
             "image_size": tuple(config.get("image_size", self.image_size)),
             "trainer": {**self.trainer, **config.get("trainer", {})},
             "shots": config.get("shots"),

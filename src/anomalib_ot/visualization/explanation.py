@@ -11,12 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anomalib_ot.components.checkpoints import refuse_unreadable
+from anomalib_ot.components.checkpoint_files import read_checkpoint
 from anomalib_ot.components.files import claim, replacing, require_ours, write_text
 from anomalib_ot.components.pages import data_uri, render_page
 from anomalib_ot.components.settings import require
@@ -167,8 +166,7 @@ def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
         raise FileNotFoundError(msg)
     if name is not None:
         return classes[name]
-    refuse_unreadable(path)
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    tensors = read_checkpoint(path)["state_dict"]
     for part, kind in _PARTS.items():
         if any(tensor.startswith(part) for tensor in tensors):
             return kind

@@ -1,10 +1,11 @@
 """Plans: what is shared, what a model sets itself, and what is refused before anything runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from anomalib_ot.comparison import Job, Key, Plan
+from anomalib_ot.comparison import Job, Key, Plan, read_plan
 
 PADIM = {"class_path": "Padim", "init_args": {"n_features": 10}}
 MODELS = {"PaDiM": PADIM, "Flow": {"class_path": "WtFlow", "init_args": {"layers": ["blocks.4"]}}}
@@ -34,6 +35,17 @@ def test_all_models_share_backbone_layers_size_and_trainer_but_what_they_set_the
         "trainer": "{'max_epochs': 3}",
         "why": "it must",
     }
+
+
+@pytest.mark.parametrize("given", [Path, "local-dir:{}".format])
+def test_a_backbone_in_the_home_directory_is_found_by_models_of_anomalib_too(monkeypatch, given):
+    monkeypatch.setenv("HOME", "/home/someone")
+    backbone = given("~/weights/resnet18")
+    own = {"Own": {"class_path": "Padim", "init_args": {"backbone": "local-dir:~/mine"}}}
+    shared, own = read_plan(models=["Padim"], data=["Assembly"], backbone=backbone).jobs() + Plan(own, DATA).jobs()[:1]
+    assert shared.model["init_args"]["backbone"] == "local-dir:/home/someone/weights/resnet18"
+    assert own.model["init_args"]["backbone"] == "local-dir:/home/someone/mine"
+    assert Job.from_dict(json.loads(json.dumps(shared.to_dict()))) == shared
 
 
 def test_a_model_that_takes_no_backbone_is_told_of():
