@@ -1,6 +1,6 @@
 """How sure a difference between two models is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,10 @@ def paired_bootstrap(
 
     With :math:`h(s, t)` 1 if :math:`s > t`, 1/2 if they tie and 0 otherwise, the AUROC of scores :math:`s` is the mean
     of :math:`h(s_i, s_j)` over all anomalous :math:`i` and normal :math:`j` (Mann and Whitney, 1947). A resample that
-    draws the images :math:`w` times has the mean weighted by :math:`w_i w_j`, so that one matrix of differences,
-    averaged over the seeds, serves all resamples. Each keeps the numbers of normal and anomalous images, and is the
-    same for both models and all seeds (Efron and Tibshirani, 1993, ch. 13). The interval is that of other test images,
-    given these fits; what other seeds would change is not in it.
+    draws the images :math:`w` times has the mean weighted by :math:`w_i w_j`. It is counted along the sorted scores of
+    the normal images, in memory that grows with the number of images, not of pairs. Each resample keeps the numbers of
+    normal and anomalous images, and is the same for both models and all seeds (Efron and Tibshirani, 1993, ch. 13). The
+    interval is that of other test images, given these fits; what other seeds would change is not in it.
 
     Args:
         model: Predictions of the model by run, one run for each seed.
@@ -72,14 +72,16 @@ def paired_bootstrap(
     if not n_normal or not n_anomalous:
         msg = f"{pairs[0][0]} was tested on {n_normal} normal and {n_anomalous} anomalous images; AUROC needs both"
         raise ValueError(msg)
-    gain = np.mean([_wins(model[ours]) - _wins(baseline[theirs]) for ours, theirs in pairs], axis=0)
     generator = np.random.default_rng(seed)
-    drawn_anomalous, drawn_normal = (
-        generator.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in (n_anomalous, n_normal)
-    )
-    differences = 100 * ((drawn_anomalous @ gain) * drawn_normal).sum(1) / gain.size
+    # First the images as they are.
+    weights = [
+        [np.ones(n, dtype=np.int64), *generator.multinomial(n, np.full(n, 1 / n), size=resamples)]
+        for n in (n_anomalous, n_normal)
+    ]
+    gains = sum(_wins(model[ours], *weights) - _wins(baseline[theirs], *weights) for ours, theirs in pairs)
+    mean, *differences = 100 * gains / (2 * len(pairs) * n_normal * n_anomalous)
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(100 * float(gain.mean()), float(low), float(high), tuple(ours.seed for ours, _ in pairs))
+    return Difference(float(mean), float(low), float(high), tuple(ours.seed for ours, _ in pairs))
 
 
 def name_order(predictions: Predictions) -> list[int]:
@@ -116,9 +118,29 @@ def _truth(predictions: Predictions) -> list[tuple[tuple[str, str], int]]:
     return sorted(zip(_names(predictions), predictions.labels.tolist(), strict=True))
 
 
-def _wins(predictions: Predictions) -> NDArray[np.float64]:
-    """Whether each anomalous image (rows) scores above each normal one (columns), 1/2 where they tie."""
+def _wins(
+    predictions: Predictions,
+    anomalous_weights: Sequence[NDArray[np.int64]],
+    normal_weights: Sequence[NDArray[np.int64]],
+) -> NDArray[np.int64]:
+    """Twice the weighted number of pairs in which the anomalous image scores above the normal one, a tie a half.
+
+    Args:
+        predictions: Of n normal and m anomalous images.
+        anomalous_weights: For each of R resamples whole numbers (m,), in the order of :func:`name_order`.
+        normal_weights: For each whole numbers (n,), likewise.
+
+    Returns:
+        Whole numbers (R,).
+    """
     order = name_order(predictions)
     scores, labels = predictions.scores[order], predictions.labels[order]
-    anomalous, normal = scores[labels == 1, None], scores[labels == 0]
-    return (anomalous > normal) + 0.5 * (anomalous == normal)
+    anomalous, normal = scores[labels == 1], scores[labels == 0]
+    ascending = normal.argsort()
+    # How many of the normal images, in ascending order, are below each anomalous one, and below it or the same.
+    below, up_to = (np.searchsorted(normal[ascending], anomalous, side) for side in ("left", "right"))
+    wins = np.empty(len(normal_weights), dtype=np.int64)
+    for row, (its_anomalous, its_normal) in enumerate(zip(anomalous_weights, normal_weights, strict=True)):
+        counted = np.concatenate([[0], its_normal[ascending].cumsum()])
+        wins[row] = its_anomalous @ (counted[below] + counted[up_to])
+    return wins

@@ -1,6 +1,7 @@
 """The paired bootstrap against a slow count of pairs."""
 
 import time
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -66,6 +67,18 @@ def test_interval_is_that_of_resampled_images(generator, labels):
     assert [fast.low, fast.high] == pytest.approx(np.quantile(slow, [0.05, 0.95]), abs=1)
 
 
+def test_interval_is_that_of_all_pairs_weighted_by_their_images(generator, labels):
+    ours, theirs = (random_runs(name, generator, labels, gain=gain) for name, gain in (("A", 1), ("B", 0.3)))
+    result = paired_bootstrap(ours, theirs, resamples=200, seed=3)
+    # The draws, first of the anomalous images.
+    draws = np.random.default_rng(3)
+    anomalous, normal = (draws.multinomial(n, np.full(n, 1 / n), size=200) for n in (17, 13))
+    pairs = [it.scores[labels == 1, None] - it.scores[labels == 0] for some in (ours, theirs) for it in some.values()]
+    first, second, *others = ((np.sign(each) + 1) / 2 for each in pairs)
+    differences = np.einsum("ri,ij,rj->r", anomalous, first + second - sum(others), normal) * 100 / (2 * 13 * 17)
+    assert [result.low, result.high] == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=1e-10)
+
+
 def test_model_against_itself_is_nothing(generator, labels):
     ours = random_runs("A", generator, labels)
     result = paired_bootstrap(ours, runs("B", *ours.values()))
@@ -123,6 +136,19 @@ def test_many_images_take_little_time(generator):
     start = time.perf_counter()
     paired_bootstrap(ours, theirs)
     assert time.perf_counter() - start < 5
+
+
+def test_memory_grows_with_the_images_not_with_their_pairs(generator):
+    labels = np.repeat([0, 1], 5000)
+    ours, theirs = (random_runs(name, generator, labels, seeds=2) for name in "AB")
+    tracemalloc.start()
+    try:
+        paired_bootstrap(ours, theirs, resamples=20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # All pairs in double precision would take 200 MB.
+    assert peak < 2e7
 
 
 @pytest.mark.parametrize("change", ["label", "kind"])
