@@ -128,6 +128,7 @@ def train_on_features(
     trainer: Trainer,
     extract: Callable[[Tensor], FeatureMaps],
     transform: Callable[[Tensor], Tensor] | None,
+    look: Callable[[Any], None],
     *,
     place: CachePlace,
     budget: float,
@@ -146,6 +147,7 @@ def train_on_features(
         trainer: Trainer about to fit.
         extract: Maps images (B, 3, H, W), before pre-processing, to feature maps.
         transform: The pre-processing, which ``extract`` does too, or None.
+        look: Looks at a batch of images before that.
         place: Where to keep the features; ``auto`` takes the device, the memory or a temporary folder on disk, the
             first in which they need at most ``budget`` of what is free.
         budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
@@ -188,11 +190,11 @@ def train_on_features(
                 images.batch_size,
                 batch_size,
             )
-        return TrainingFeatures(_ImageFeatures(images, extract, device, shows_progress=shows_progress))
+        return TrainingFeatures(_ImageFeatures(images, extract, look, device, shows_progress=shows_progress))
     rank, processes = trainer.global_rank, trainer.world_size
     total = cast("int", count)
     share = range(total * rank // processes, total * (rank + 1) // processes)
-    features = _ImageFeatures(images, extract, device, share, shows_progress=shows_progress)
+    features = _ImageFeatures(images, extract, look, device, share, shows_progress=shows_progress)
     # All processes of a machine keep all features in the same main memory.
     memory = partial(allocate, count=total, place=place, budget=budget, device=device, processes=trainer.num_devices)
     dataset = _keep(features, share, memory, device)
@@ -256,6 +258,7 @@ class _ImageFeatures:
         self,
         images: Any,
         extract: Callable[[Tensor], FeatureMaps],
+        look: Callable[[Any], None],
         device: torch.device,
         share: range | None = None,
         *,
@@ -263,6 +266,7 @@ class _ImageFeatures:
     ) -> None:
         self.images = images
         self.extract = extract
+        self.look = look
         self.device = device
         self.share = share
         self.shows_progress = shows_progress
@@ -278,6 +282,7 @@ class _ImageFeatures:
             )
         with _naming_unreadable_images(self.images):
             for batch in track(images, "Extracting features", transient=True, disable=not self.shows_progress):
+                self.look(batch)
                 features = self.extract(batch.image.to(self.device))
                 check_finite(features, getattr(batch, "image_path", None))
                 yield FeatureBatch(features)

@@ -14,6 +14,7 @@ from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .feature_store import CachePlace
 from .finishing import Finishing
+from .picture_check import ChecksPictures, PictureCheck
 from .settings import require, require_whole
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .anomaly_map import AnomalyMapGenerator
 
 
-class FeatureTraining(Finishing):
+class FeatureTraining(ChecksPictures, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
@@ -102,6 +103,7 @@ class FeatureTraining(Finishing):
             self.trainer,
             self._extract,
             getattr(self.pre_processor, "transform", None),
+            self._look,
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
@@ -145,6 +147,11 @@ class FeatureTraining(Finishing):
         features = self.model(batch.image)
         check_finite(features, getattr(batch, "image_path", None))
         return features
+
+    def _look(self, batch: Batch) -> None:
+        for check in self.trainer.callbacks:
+            if isinstance(check, PictureCheck):
+                check.look(batch, self.trainer.state.stage)
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> FeatureMaps:

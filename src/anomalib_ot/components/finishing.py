@@ -137,8 +137,9 @@ class Finishing:
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over whether the model is finished."""
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
-        self.is_finished = checkpoint["finishing"]["is_finished"]
-        self._unfinished = checkpoint["finishing"]["unfinished"]
+        # Checkpoints of the first format do not say.
+        state = checkpoint.get("finishing", {"is_finished": None, "unfinished": None})
+        self.is_finished, self._unfinished = state["is_finished"], state["unfinished"]
 
     def on_test_start(self) -> None:
         """Warn of a model that is not finished."""

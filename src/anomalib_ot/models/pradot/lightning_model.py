@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import FeatureBatch
@@ -101,6 +101,24 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
     """
 
     model: PradotModel
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(
+            (
+                *("backbone", "layers", "image_size", "prototypes_per_cell", "alphas", "whitened_channels"),
+                *("spatial", "normalize_score", "smoothing"),
+            )
+        ),
+        training=frozenset(
+            (
+                *("pre_trained", "epochs", "batch_size", "initialisation", "ema_rate", "ema_warm_up", "epsilon"),
+                *("sinkhorn_iterations", "sinkhorn_tolerance", "free_coordinates", "calibrate", "compress"),
+                *("compress_tolerance", "transport_memory", "validation_fraction", "patience"),
+            )
+        ),
+        running=frozenset(("feature_cache", "cache_budget", "extraction")),
+        parts=("model",),
+        learned=("prototypes",),
+    )
 
     def __init__(
         self,
@@ -145,6 +163,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.record_backbone(backbone)
         require_whole(1, "epochs", epochs)
         require_whole(1, "patience", patience)
         require_finite(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
@@ -321,12 +340,11 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture.
+        """Take settings that change scores, and what resuming needs.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If the checkpoint is of another model, or does not fit.
         """
-        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, ("prototypes",))
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["pradot"]
         self._lowest_cost = state["lowest_cost"]
@@ -345,6 +363,3 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
     def learning_type(self) -> LearningType:
         """One-class, as Pradot learns from normal images."""
         return LearningType.ONE_CLASS
-
-
-_ARCHITECTURE = ("backbone", "layers", "prototypes_per_cell", "alphas", "whitened_channels")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import FeatureBatch, user_seed
@@ -103,6 +103,23 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
     """
 
     model: WtFlowModel
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(
+            (
+                *("backbone", "layers", "image_size", "normalization", "whitened_channels", "pooling", "width"),
+                *("depth", "score", "euler_steps", "mismatch_times", "mismatch_draws", "top_share", "smoothing"),
+            )
+        ),
+        training=frozenset(
+            (
+                *("pre_trained", "coupling", "scope", "block_size", "solver", "training_steps", "batch_size"),
+                *("learning_rate", "weight_decay", "ema_rate", "validation_fraction", "patience"),
+            )
+        ),
+        running=frozenset(("feature_cache", "cache_budget", "extraction")),
+        parts=("model", "trained"),
+        learned=("normalization", "noise"),
+    )
 
     def __init__(
         self,
@@ -148,6 +165,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.record_backbone(backbone)
         require_whole(1, "training_steps", training_steps)
         require_finite(learning_rate > 0, "learning_rate", "positive", learning_rate)
         require_finite(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
@@ -359,12 +377,11 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture.
+        """Take settings that change scores, and what resuming needs.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If the checkpoint is of another model, or does not fit.
         """
-        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, ("normalization", "noise"))
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["wt_flow"]
         self._lowest_loss = state["lowest_loss"]
@@ -385,6 +402,3 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
     def learning_type(self) -> LearningType:
         """One-class, as WtFlow learns from normal images."""
         return LearningType.ONE_CLASS
-
-
-_ARCHITECTURE = ("backbone", "layers", "normalization", "whitened_channels", "width", "depth", "mismatch_draws")

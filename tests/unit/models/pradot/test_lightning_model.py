@@ -492,11 +492,13 @@ def test_nan_features_are_refused(data, engine, model, monkeypatch, cache):
         ({"alphas": [0.0]}, "prototypes"),
     ],
 )
-def test_checkpoint_of_another_architecture_is_refused(data, engine, model, arguments, message, checkpoint):
+def test_settings_in_python_that_do_not_fit_the_checkpoint_are_refused(
+    data, engine, model, arguments, message, checkpoint
+):
     runner = engine()
     runner.fit(model(), datamodule=data())
     with pytest.raises(ValueError, match=rf"of another architecture: .*{message}"):
-        engine().test(model(**arguments), datamodule=data(), ckpt_path=checkpoint(runner))
+        Pradot.load_from_checkpoint(checkpoint(runner), **arguments)
 
 
 @pytest.mark.parametrize(
