@@ -49,7 +49,7 @@ def one_backbone():
     made = backbones.create_extractor("resnet18", ["layer2", "layer3"], pre_trained=False)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("pradot", "foct", "wt_flow"):
-            patch.setattr(f"anomalib_ot.models.{name}.torch_model.create_extractor", lambda *_: made)
+            patch.setattr(f"anomalib_ot.models.{name}.torch_model.prepare_extractor", lambda *_: made)
         yield
 
 
