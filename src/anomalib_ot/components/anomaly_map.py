@@ -9,7 +9,7 @@ from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .extraction import full_precision
+from .extraction import full_precision, is_exporting
 from .settings import require
 
 # Wider than any picture.
@@ -33,10 +33,25 @@ class AnomalyMapGenerator(nn.Module):
     def __init__(self, smoothing: float = 0.0, align_corners: bool = False) -> None:
         super().__init__()
         require(0 <= smoothing <= _WIDEST, "smoothing", f"from 0 to {_WIDEST} pixels", smoothing)
+        self.smoothing = smoothing
         self.align_corners = align_corners
         # Along the first dimension only.
         size = (compute_kernel_size(smoothing), 1)
         self.blur = GaussianBlur2d(smoothing, kernel_size=size) if smoothing else nn.Identity()
+
+    def check_size(self, image_size: tuple[int, int] | torch.Size) -> None:
+        """Refuse pictures that are smaller than the Gaussian, which is mirrored at their edges.
+
+        Args:
+            image_size: Height and width, in pixels.
+
+        Raises:
+            ValueError: If they are.
+        """
+        height, width = image_size
+        fits = compute_kernel_size(self.smoothing) // 2 < min(height, width)
+        limit = (min(height, width) - 0.5) / 4
+        require(fits, "smoothing", f"below {limit:g} pixels for pictures of {height} x {width}", self.smoothing)
 
     def forward(self, scores: Sequence[Tensor], image_size: tuple[int, int] | torch.Size) -> Tensor:
         """Compute the anomaly map.
@@ -47,7 +62,12 @@ class AnomalyMapGenerator(nn.Module):
 
         Returns:
             ``(B, 1, *image_size)``.
+
+        Raises:
+            ValueError: As :meth:`check_size`.
         """
+        if not is_exporting():
+            self.check_size(image_size)
         height, width = image_size
         with full_precision(scores[0]):
             maps = (

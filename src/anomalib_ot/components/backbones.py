@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from .map_extractor import MapExtractor, layers_of
+from .settings import require, require_whole
 
 _CHANNELS = 3
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
@@ -235,7 +236,14 @@ def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> P
 
     Returns:
         The pre-processor.
+
+    Raises:
+        ValueError: If the size is not one of pixels.
     """
+    size = list(image_size)
+    require(len(size) == 2, "image_size", "height and width", image_size)  # noqa: PLR2004 - height and width
+    for pixels in size:
+        require_whole(1, "each of image_size", pixels)
     mean, std = normalization(backbone)
     return PreProcessor(Compose([Resize(image_size, antialias=True), Normalize(mean=mean, std=std)]))
 

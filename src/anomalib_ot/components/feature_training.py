@@ -15,10 +15,12 @@ from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_o
 from .feature_store import CachePlace
 from .finishing import Finishing
 from .picture_check import ChecksPictures, PictureCheck
-from .settings import require
+from .settings import require, require_whole
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
+
+    from .anomaly_map import AnomalyMapGenerator
 
 
 class FeatureTraining(ChecksPictures, Finishing):
@@ -59,8 +61,10 @@ class FeatureTraining(ChecksPictures, Finishing):
         Raises:
             ValueError: If an argument is out of its range.
         """
-        require(batch_size is None or batch_size >= 1, "batch_size", "at least 1", batch_size)
+        if batch_size is not None:
+            require_whole(1, "batch_size", batch_size)
         require(feature_cache in get_args(CachePlace), "feature_cache", get_args(CachePlace), feature_cache)
+        require(0 < cache_budget <= 1, "cache_budget", "in (0, 1]", cache_budget)
         require(extraction in get_args(Extraction), "extraction", get_args(Extraction), extraction)
         require(0 <= validation_fraction < 1, "validation_fraction", "in [0, 1)", validation_fraction)
         self.feature_cache = feature_cache
@@ -155,6 +159,8 @@ class FeatureTraining(ChecksPictures, Finishing):
         with self.trainer.precision_plugin.forward_context():
             transform = getattr(self.pre_processor, "transform", None)
             images = transform(images) if transform else images
+            # Before training, as no map is made until its end.
+            cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
 
 

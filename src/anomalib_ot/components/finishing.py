@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -113,6 +114,9 @@ class Finishing:
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 for path in {callback.best_model_path, callback.last_model_path, *callback.best_k_models} - {""}:
+                    # One that was resumed from may be gone.
+                    if not get_filesystem(path).exists(path):
+                        continue
                     # The trainer has written it.
                     content = strategy.load_checkpoint(path, weights_only=False)
                     if content["global_step"] == self.global_step and not content["finishing"]["is_finished"]:

@@ -1,5 +1,9 @@
 """Checks of what a user sets."""
 
+import math
+from numbers import Integral, Real
+from typing import Any
+
 
 def require(condition: bool, name: str, allowed: object, value: object) -> None:
     """Refuse a value out of its range.
@@ -17,3 +21,36 @@ def require(condition: bool, name: str, allowed: object, value: object) -> None:
         allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
         msg = f"{name} must be {allowed}, not {value!r}"
         raise ValueError(msg)
+
+
+def require_whole(least: int, name: str, value: Any) -> None:
+    """Refuse what is not a whole number of at least so many.
+
+    Args:
+        least: The least that it may be.
+        name: Name of the argument.
+        value: What it is.
+
+    Raises:
+        ValueError: If it is less, has a fraction, or is no number.
+    """
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    require(value >= least, name, f"at least {least}", value)
+    require(is_whole, name, f"at least {least} and whole", value)
+
+
+def require_finite(condition: bool, name: str, allowed: str, value: object) -> None:
+    """Refuse a number out of a range that has no end, to which infinity would belong.
+
+    Args:
+        condition: Whether it is within.
+        name: Name of the argument.
+        allowed: What it may be, in words.
+        value: What it is.
+
+    Raises:
+        ValueError: If it is not within, or not finite.
+    """
+    is_finite = isinstance(value, Real) and math.isfinite(value)
+    require(condition, name, allowed, value)
+    require(is_finite, name, f"{allowed} and finite", value)

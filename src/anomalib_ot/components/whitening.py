@@ -8,6 +8,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from .extraction import full_precision
+from .settings import require_finite, require_whole
 
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):
@@ -26,12 +27,12 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 
     Args:
         max_channels: Largest number of channels to keep, at least 1.
-        shrinkage: Share of the mean variance that is added to each direction.
-        prior: Share of D images that the pooled covariance counts as.
+        shrinkage: Share of the mean variance that is added to each direction, at least 0.
+        prior: Share of D images that the pooled covariance counts as, at least 0.
         centred: Whether to subtract the mean at each cell.
 
     Raises:
-        ValueError: If ``max_channels`` is below 1.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> maps = torch.randn(32, 4, 3, 3) * torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 4, 1, 1)
@@ -54,9 +55,9 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         centred: bool = False,
     ) -> None:
         super().__init__()
-        if max_channels < 1:
-            msg = f"whitened_channels must be at least 1, not {max_channels}"
-            raise ValueError(msg)
+        require_whole(1, "whitened_channels", max_channels)
+        require_finite(shrinkage >= 0, "shrinkage", "at least 0", shrinkage)
+        require_finite(prior >= 0, "prior", "at least 0", prior)
         self.max_channels = max_channels
         self.shrinkage = shrinkage
         self.prior = prior

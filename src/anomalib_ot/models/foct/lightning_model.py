@@ -233,6 +233,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         del args, kwargs
         images = batch.image
         assert images is not None  # noqa: S101 - a data loader's batches have images
+        self.model.anomaly_map_generator.check_size(images.shape[-2:])
         check_finite({"the backbone": self.model(images)}, getattr(batch, "image_path", None))
         self._support.append(images)
         return torch.zeros((), requires_grad=True, device=self.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anomalib_ot.components.coreset import greedy_coreset, random_projection
 from anomalib_ot.components.extraction import full_precision
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_whole
 from anomalib_ot.transport import euclidean_cost, squared_distance
 
 # Dimensions of the projection in which coresets are chosen.
@@ -130,7 +130,7 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
 
     def __init__(self, capacity: int, compression: float) -> None:
         super().__init__()
-        require(capacity >= 1, "capacity", "at least 1", capacity)
+        require_whole(1, "capacity", capacity)
         require(0 < compression < 1, "compression", "in (0, 1)", compression)
         self.capacity = capacity
         self.compression = compression

@@ -16,7 +16,7 @@ from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision, is_exporting
 from anomalib_ot.components.foreground import Everything, Foreground
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     Navigator,
     conditional_plan,
@@ -127,10 +127,10 @@ class FoctModel(DynamicBufferMixin, nn.Module):
     ) -> None:
         super().__init__()
         require(measure in get_args(Measure), "measure", get_args(Measure), measure)
-        require(rotations >= 1, "rotations", "at least 1", rotations)
-        require(position_weight >= 0, "position_weight", "at least 0", position_weight)
-        require(top_foreground >= 0, "top_foreground", "at least 0", top_foreground)
-        require(top_background >= 0, "top_background", "at least 0", top_background)
+        require_whole(1, "rotations", rotations)
+        require_finite(position_weight >= 0, "position_weight", "at least 0", position_weight)
+        require_whole(0, "top_foreground", top_foreground)
+        require_whole(0, "top_background", top_background)
         added = top_foreground + top_background
         require(capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", capacity)
         self.tiler: Tiler | None = None

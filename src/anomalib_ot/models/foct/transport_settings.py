@@ -5,7 +5,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import Navigator, NavigatorStart, fit_navigator
 
 
@@ -40,14 +40,14 @@ class TransportSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.rho <= 1, "rho", "in [0, 1]", self.rho)
-        require(self.hidden >= 1, "hidden", "at least 1", self.hidden)
+        require_whole(1, "hidden", self.hidden)
         require(self.start in get_args(NavigatorStart), "start", get_args(NavigatorStart), self.start)
-        require(self.temperature > 0, "temperature", "positive", self.temperature)
-        require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
-        require(self.support_steps >= 0, "support_steps", "at least 0", self.support_steps)
-        require(self.query_steps >= 0, "query_steps", "at least 0", self.query_steps)
-        require(self.fit_features >= 0, "fit_features", "at least 0", self.fit_features)
-        require(self.tolerance >= 0, "tolerance", "at least 0", self.tolerance)
+        require_finite(self.temperature > 0, "temperature", "positive", self.temperature)
+        require_finite(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require_whole(0, "support_steps", self.support_steps)
+        require_whole(0, "query_steps", self.query_steps)
+        require_whole(0, "fit_features", self.fit_features)
+        require_finite(self.tolerance >= 0, "tolerance", "at least 0", self.tolerance)
 
     def fit(self, navigator: Navigator, memory: Tensor, query: Tensor, steps: int) -> None:
         """Fit a navigator, in place, to a memory (N, C) and a query (M, C)."""

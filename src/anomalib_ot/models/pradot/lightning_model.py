@@ -27,7 +27,7 @@ from anomalib_ot.components.feature_cache import FeatureBatch
 from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.gradient_free import GradientFree
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require_finite, require_whole
 from anomalib_ot.transport import SpatialCost
 
 from .prototypes import Initialisation, PrototypeSettings
@@ -164,9 +164,9 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        require(epochs >= 1, "epochs", "at least 1", epochs)
-        require(patience >= 1, "patience", "at least 1", patience)
-        require(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
+        require_whole(1, "epochs", epochs)
+        require_whole(1, "patience", patience)
+        require_finite(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
         self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
         self.epochs = epochs
         self.patience = patience

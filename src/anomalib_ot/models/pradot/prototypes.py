@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.extraction import full_precision, is_exporting
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     FusedCost,
     Processes,
@@ -74,9 +74,9 @@ class PrototypeSettings:
             self.initialisation,
         )
         require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
-        require(self.epsilon > 0, "epsilon", "positive", self.epsilon)
-        require(self.sinkhorn_iterations >= 1, "sinkhorn_iterations", "at least 1", self.sinkhorn_iterations)
-        require(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
+        require_finite(self.epsilon > 0, "epsilon", "positive", self.epsilon)
+        require_whole(1, "sinkhorn_iterations", self.sinkhorn_iterations)
+        require_finite(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         super().__init__()
         require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
         require(
-            0 < per_cell < 1 or (per_cell >= 1 and per_cell == int(per_cell)),
+            0 < per_cell < 1 or (1 <= per_cell < inf and per_cell == int(per_cell)),
             "prototypes_per_cell",
             "a whole number or between 0 and 1",
             per_cell,

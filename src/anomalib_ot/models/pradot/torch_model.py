@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.components.whitening import LocalWhitening
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
@@ -79,13 +79,13 @@ class PradotModel(nn.Module):
             msg = f"alphas must be one or more different weights, not {list(alphas)}"
             raise ValueError(msg)
         self.layers = tuple(layers)
-        require(transport_memory > 0, "transport_memory", "positive", transport_memory)
+        require_finite(transport_memory > 0, "transport_memory", "positive", transport_memory)
         self.workspace = Workspace(transport_memory * 2**30)
         self.prototypes = nn.ModuleList(
             nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings(), self.workspace) for alpha in alphas)
             for n in per_cell
         )
-        require(whitened_channels >= 0, "whitened_channels", "at least 0", whitened_channels)
+        require_whole(0, "whitened_channels", whitened_channels)
         self.whitening = nn.ModuleDict(
             {_key(layer): LocalWhitening(whitened_channels) for layer in layers if whitened_channels}
         )

@@ -29,7 +29,7 @@ from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
 from .matching import matching_losses
@@ -166,11 +166,11 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        require(training_steps >= 1, "training_steps", "at least 1", training_steps)
-        require(learning_rate > 0, "learning_rate", "positive", learning_rate)
-        require(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
+        require_whole(1, "training_steps", training_steps)
+        require_finite(learning_rate > 0, "learning_rate", "positive", learning_rate)
+        require_finite(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
         require(0 <= ema_rate < 1, "ema_rate", "in [0, 1)", ema_rate)
-        require(patience >= 1, "patience", "at least 1", patience)
+        require_whole(1, "patience", patience)
         self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
         self.coupling = create_coupling(coupling, scope, block_size, solver)
         self.training_steps = training_steps

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_whole
 from anomalib_ot.components.whitening import LocalWhitening, nearest_cells
 
 from .velocity import VelocityField
@@ -85,13 +85,13 @@ class WtFlowModel(nn.Module):
         self.tiler: Tiler | None = None
         require(normalization in get_args(Normalization), "normalization", get_args(Normalization), normalization)
         require(score in get_args(Score), "score", get_args(Score), score)
-        require(euler_steps >= 1, "euler_steps", "at least 1", euler_steps)
+        require_whole(1, "euler_steps", euler_steps)
         times = list(mismatch_times)
         is_inside = bool(times) and all(0 < time < 1 for time in times)
         require(is_inside, "mismatch_times", "one or more times between 0 and 1", times)
-        require(mismatch_draws >= 1, "mismatch_draws", "at least 1", mismatch_draws)
+        require_whole(1, "mismatch_draws", mismatch_draws)
         require(0 <= top_share <= 1, "top_share", "in [0, 1]", top_share)
-        require(whitened_channels >= 1, "whitened_channels", "at least 1", whitened_channels)
+        require_whole(1, "whitened_channels", whitened_channels)
         self.layers = tuple(layers)
         self.score = score
         self.euler_steps = euler_steps

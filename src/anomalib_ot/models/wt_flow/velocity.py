@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.components.settings import require
+from anomalib_ot.components.settings import require, require_whole
 
 _GROUPS = 8
 # GroupNorm wants more than one value in a group, be it a map of one cell.
@@ -38,7 +38,8 @@ class VelocityField(nn.Module):
     def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
         super().__init__()
         require(width >= _MULTIPLE and width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", width)
-        require(depth >= 0, "depth", "at least 0", depth)
+        require_whole(_MULTIPLE, "width", width)
+        require_whole(0, "depth", depth)
         self.depth = depth
         self.time = nn.Sequential(
             nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU(), nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU()

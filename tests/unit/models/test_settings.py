@@ -1,0 +1,114 @@
+"""Every number that a user can set is refused out of its range when the model is made, and says what it may be."""
+
+import inspect
+import re
+from typing import get_type_hints
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+
+from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot.components import backbones
+from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.components.whitening import LocalWhitening
+from anomalib_ot.models.foct.torch_model import FoctModel
+from anomalib_ot.models.foct.transport_settings import TransportSettings
+from anomalib_ot.models.pradot.prototypes import PrototypeSettings
+from anomalib_ot.models.pradot.torch_model import PradotModel
+from anomalib_ot.models.wt_flow.torch_model import WtFlowModel
+
+MODELS = [Pradot, Foct, WtFlow, PradotModel, FoctModel, WtFlowModel]
+PARTS = [PrototypeSettings, TransportSettings, LocalWhitening, AnomalyMapGenerator]
+BAD = [float("nan"), float("inf"), float("-inf"), -1, -0.5]
+# Names in the messages, where they are not the setting's.
+NAMES = {
+    "alphas": "each of alphas",
+    "image_size": "each of image_size",
+    "max_channels": "whitened_channels",
+    "navigator_hidden": "hidden",
+}
+
+
+def settings(kind):
+    """Settings of a class that are numbers, the types that they may be of, and whether there may be several."""
+    hints = get_type_hints(kind.__init__)
+    for name in inspect.signature(kind).parameters:
+        hint = str(hints[name])
+        kinds = {each for each in (int, float) if re.search(rf"\b{each.__name__}\b", hint)}
+        if kinds:
+            yield name, kinds, "Sequence" in hint or "tuple" in hint
+
+
+ALL = [(kind, name, kinds, is_list) for kind in MODELS + PARTS for name, kinds, is_list in settings(kind)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_backbone():
+    """Makes the backbone once: none of the settings is its."""
+    made = backbones.create_extractor("resnet18", ["layer2", "layer3"], pre_trained=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pradot", "foct", "wt_flow"):
+            patch.setattr(f"anomalib_ot.models.{name}.torch_model.prepare_extractor", lambda *_: made)
+        yield
+
+
+def make(kind, **arguments):
+    if kind in MODELS:
+        arguments = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "pre_trained": False, **arguments}
+    if issubclass(kind, LightningModule):
+        arguments = {"visualizer": False, "evaluator": False, **arguments}
+    return kind(**arguments)
+
+
+def test_numbers_are_found_in_all_models():
+    found = {(kind, name) for kind, name, *_ in ALL}
+    assert {(Pradot, "batch_size"), (Pradot, "prototypes_per_cell"), (WtFlow, "mismatch_times")} <= found
+    assert len(found) >= 90
+
+
+@pytest.mark.parametrize(("kind", "name", "kinds", "is_list"), ALL, ids=lambda value: getattr(value, "__name__", None))
+def test_a_number_out_of_its_range_is_refused_in_words(kind, name, kinds, is_list):
+    for value in [*BAD, *([1.5] if kinds == {int} else [])]:
+        given = [value, 0.5] if is_list else value
+        with pytest.raises(ValueError, match=rf"^({name}|{NAMES.get(name)}) must be .+, not .*{re.escape(str(value))}"):
+            make(kind, **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (Pradot, {"cache_budget": -5}, r"cache_budget must be in \(0, 1\], not -5"),
+        (WtFlow, {"cache_budget": 0.0}, r"cache_budget must be in \(0, 1\], not 0.0"),
+        (WtFlow, {"cache_budget": 1.5}, r"cache_budget must be in \(0, 1\], not 1.5"),
+        (Pradot, {"epochs": 2.5}, "epochs must be at least 1 and whole, not 2.5"),
+        (Pradot, {"epochs": True}, "epochs must be at least 1 and whole, not True"),
+        (Pradot, {"compress_tolerance": float("inf")}, "compress_tolerance must be at least 0 and finite, not inf"),
+        (WtFlow, {"coupling": "independent", "block_size": -4}, "block_size must be at least 0, not -4"),
+        (Foct, {"image_size": (64, 0)}, "each of image_size must be at least 1, not 0"),
+        (Foct, {"image_size": (64,)}, "image_size must be height and width"),
+    ],
+)
+def test_what_was_accepted_and_failed_late_or_never_is_refused(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, **arguments)
+
+
+TOO_SMOOTH = r"smoothing must be below 15.875 pixels for pictures of 64 x 64, not 100"
+SMALL = {"image_size": (64, 64), "smoothing": 100.0, "visualizer": False}
+
+
+@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
+def test_a_smoothing_that_is_too_wide_is_refused_before_training(data, engine, kind, monkeypatch):
+    model = make(kind, **SMALL)
+    monkeypatch.setattr(model, "on_train_batch_end", lambda *_: pytest.fail("a batch was trained on"))
+    with pytest.raises(ValueError, match=TOO_SMOOTH):
+        engine().fit(model, datamodule=data())
+
+
+def test_a_smoothing_that_is_too_wide_for_a_smaller_picture_is_refused():
+    generator = AnomalyMapGenerator(15.8)
+    scores = [torch.rand(1, 1, 8, 8)]
+    assert generator(scores, (64, 64)).isfinite().all()
+    with pytest.raises(ValueError, match=r"smoothing must be below 7.875 pixels for pictures of 64 x 32, not 15.8"):
+        generator(scores, (64, 32))
