@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import (
     extract_by_parts,
     extract_by_tiles,
@@ -149,7 +149,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         self.top_foreground = top_foreground
         self.top_background = top_background
         self.settings = transport or TransportSettings()
-        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
         self.semantic = SemanticMemory(foreground_ratio, background_ratio)
         self.episodic = EpisodicMemory(capacity, compression)
         # Mean (C,) and total standard deviation () of the support features.
