@@ -27,9 +27,14 @@ _SAME = 1e-3
 _PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
+def is_traced() -> bool:
+    """Whether the code is being traced, to export or to compile it, so that it must not depend on the batch's size."""
+    return is_exporting() or torch.compiler.is_compiling()
+
+
 def is_exporting() -> bool:
-    """Whether the code is being traced for export, so that it must not depend on the size of the batch."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    """Whether the code is being traced to export it: what is exported scores, and does nothing else."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
@@ -43,7 +48,7 @@ def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
         Feature map (B, D, H, W) of each layer.
     """
     images = _as_weights(extractor, images)
-    if images.device.type != "cpu" or is_exporting():
+    if images.device.type != "cpu" or is_traced():
         return extractor(images)
     parts = [extractor(part) for part in images.contiguous(memory_format=torch.channels_last).split(_PART)]
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
@@ -72,7 +77,7 @@ def extract_by_tiles(extract: Callable[[Tensor], FeatureMaps], images: Tensor, t
         msg = f"the tiler's mode must be padding, not {tiler.mode.value}, which would resize features to pixels"
         raise ValueError(msg)
     tiles = tiler.tile(images)
-    parts = [extract(part) for part in ([tiles] if is_exporting() else tiles.split(_PART))]
+    parts = [extract(part) for part in ([tiles] if is_traced() else tiles.split(_PART))]
     return {layer: _joined(torch.cat([part[layer] for part in parts]), layer, tiler) for layer in parts[0]}
 
 
@@ -111,9 +116,15 @@ def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
     device = first.device.type
     # Where there is no autocast there is nothing to suspend, nor to trace for export.
     suspended = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    if is_exporting() or not {"tf32", "bf16"}.intersection(each.fp32_precision for each in _PRODUCTS):
+    if is_exporting() or not _are_products_less_precise():
         return suspended
     return _with_exact_products(suspended)
+
+
+# It cannot be traced. What was compiled is compiled anew once the setting is another.
+@torch.compiler.assume_constant_result
+def _are_products_less_precise() -> bool:
+    return not {"tf32", "bf16"}.isdisjoint(each.fp32_precision for each in _PRODUCTS)
 
 
 @contextmanager

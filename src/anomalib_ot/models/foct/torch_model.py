@@ -14,7 +14,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.components.backbones import prepare_extractor
-from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision, is_exporting
+from anomalib_ot.components.extraction import (
+    extract_by_parts,
+    extract_by_tiles,
+    full_precision,
+    is_exporting,
+    is_traced,
+)
 from anomalib_ot.components.foreground import Everything, Foreground
 from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
@@ -285,14 +291,20 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         self._require_fit()
         with full_precision(features):
             query = self._embed(features)
-            if is_exporting():
+            if is_exporting() or (is_traced() and not self._is_taught):
                 scores = self._score_frozen(query)
             else:
-                score = self._score_frozen if self.is_frozen else self._score_and_learn
+                score = self._score_and_learn if self._is_taught else self._score_frozen
                 scores = torch.cat([score(each) for each in query.split(1)])
             maps = scores.unflatten(-1, features.shape[-2:])[:, None]
             anomaly_map = self.anomaly_map_generator([maps], images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    @property
+    def _is_taught(self) -> bool:
+        """Whether a query moves the navigator or the memory, for itself alone or for those after it."""
+        fits = self.measure == "transport" and self.settings.query_steps > 0
+        return not self.is_frozen and (self.online or fits)
 
     def _require_fit(self) -> None:
         if not self.is_fitted:
@@ -413,6 +425,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         """Scores (B, M) of queries (B, M, C), by memory and navigator as they stand."""
         return self._score(query, self.episodic.join(self.semantic.register_to(query)), self.navigator)[0]
 
+    # A compiled graph would learn once, when it is traced, or not at all.
+    @torch.compiler.disable
     def _score_and_learn(self, query: Tensor) -> Tensor:
         """Scores (1, M) of one query (1, M, C), which may then join the episodic memory."""
         if self.online:

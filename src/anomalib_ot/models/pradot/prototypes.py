@@ -11,7 +11,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.components.extraction import full_precision, is_exporting
+from anomalib_ot.components.extraction import full_precision, is_traced
 from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     FusedCost,
@@ -290,7 +290,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             (B, 1, H, W).
         """
         # On a processor one image's costs fit in its cache; an exported graph takes a batch as it comes.
-        images = features.split(1) if features.device.type == "cpu" and not is_exporting() else (features,)
+        images = features.split(1) if features.device.type == "cpu" and not is_traced() else (features,)
         scores = []
         for image in images:
             similarities, scale = self._compare(image)
@@ -346,7 +346,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         """
         penalties = self._penalties(features) if self.alpha > 0 else None
         blocks: Iterable[slice] = (slice(None),)
-        if features.device.type == "cpu" and not is_exporting():
+        if features.device.type == "cpu" and not is_traced():
             blocks = row_blocks(similarities.shape[1:], similarities.shape[1], features.device)
         for cells in blocks:
             here = similarities[:, cells]
@@ -361,7 +361,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     def _penalties(self, features: Tensor) -> Tensor:
         """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""
         # What was made in inference mode does not tell when it has changed.
-        is_kept = not is_exporting() and not self.coordinates.is_inference()
+        is_kept = not is_traced() and not self.coordinates.is_inference()
         state = (features.shape[-2:], self.coordinates._version) if is_kept else None  # noqa: SLF001
         kept = self._kept_penalties
         if kept is not None and kept[0] is self.coordinates and kept[1] == state:

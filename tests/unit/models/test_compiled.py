@@ -1,0 +1,103 @@
+"""What torch.compile makes of the models says what they say, and learns what they learn."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from anomalib_ot.models.foct import FoctModel
+from anomalib_ot.models.foct.transport_settings import TransportSettings
+from anomalib_ot.models.pradot.torch_model import PradotModel
+from anomalib_ot.models.wt_flow.torch_model import WtFlowModel
+
+SMALL = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
+WAYS = {
+    "fitted to each query": {"query_steps": 2},
+    "online, fitted to each query": {"online": True, "query_steps": 2},
+    "online, nearest": {"online": True, "measure": "nearest"},
+}
+
+
+def images(count, seed):
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def foct(query_steps=0, **arguments):
+    transport = TransportSettings(support_steps=3, query_steps=query_steps, tolerance=0)
+    shares = {"foreground_ratio": 0.5, "background_ratio": 0.5}
+    model = FoctModel(**SMALL, rotations=2, transport=transport, **shares, **arguments).eval()
+    model.fit(images(2, 0))
+    return model
+
+
+def pradot():
+    model = PradotModel(**SMALL, prototypes_per_cell=1, whitened_channels=8).eval()
+    features = model.extract(images(4, 0))
+    model.fit_whitening([features])
+    model.initialise(features)
+    return model
+
+
+def wt_flow():
+    model = WtFlowModel(**SMALL, width=16, whitened_channels=8).eval()
+    model.fit_normalization([model.extract(images(4, 0))])
+    return model
+
+
+@pytest.fixture
+def compiled():
+    """Compiles without a compiler: the graphs are run as they are, so that each number is the same."""
+    torch._dynamo.reset()
+    yield lambda model, backend="eager": torch.compile(model, backend=backend)
+    torch._dynamo.reset()
+
+
+@torch.inference_mode()
+def scores(model, seeds=(1, 2)):
+    return torch.cat([model(images(4 - seed, seed)).anomaly_map for seed in seeds])
+
+
+@pytest.mark.parametrize(
+    ("build", "precision"), [(pradot, "highest"), (wt_flow, "highest"), (foct, "highest"), (foct, "medium")]
+)
+def test_a_compiled_model_says_what_it_says_otherwise(build, precision, compiled):
+    torch.manual_seed(0)
+    model = build()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert torch.equal(scores(compiled(model)), scores(model))
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_foct_learns_what_it_learns_otherwise(way, compiled):
+    torch.manual_seed(0)
+    model = foct(**WAYS[way])
+    other = deepcopy(model)
+    assert torch.equal(scores(compiled(model)), scores(other))
+    # What the first queries taught changes what is said of them.
+    assert torch.equal(scores(compiled(model)), scores(other))
+    assert torch.equal(model.episodic.features, other.episodic.features)
+    assert len(model.earlier) == len(other.earlier) == (10 if model.online else 0)
+
+
+def test_a_compiled_online_foct_has_its_backbone_compiled_and_can_be_frozen(compiled):
+    torch.manual_seed(0)
+    model, found = foct(online=True), []
+
+    def note(graph, _):
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    fast = compiled(model, note)
+    scores(fast)
+    assert sum("conv2d" in name for name in found) >= 15
+    learned = model.episodic.features.clone()
+    model.is_frozen = True
+    assert torch.equal(scores(fast, (3,)), scores(model, (3,)))
+    assert torch.equal(model.episodic.features, learned)
+    model.is_frozen = False
+    scores(fast, (3,))
+    assert len(model.episodic.features) > len(learned)
