@@ -107,11 +107,184 @@ def test_hook_is_installed_once():
     assert out.strip() == "1"
 
 
-def test_hook_is_gone_after_its_work_and_not_installed_again():
+OURS = """
+import importlib, importlib.util, sys, threading
+from importlib.machinery import PathFinder
+from types import ModuleType
+
+for name in ("anomalib_ot.models", "anomalib_ot.visualization", "anomalib_ot.visualization.visualizer"):
+    sys.modules[name] = ModuleType(name)
+sys.modules["anomalib_ot.models"].__all__ = ["Pradot"]
+sys.modules["anomalib_ot.models"].Pradot = type("Pradot", (), {})
+"""
+
+
+@pytest.fixture
+def run_quickly(tmp_path):
+    """Runs code in a fresh process, where the host and our models are imported at once, as there is little to them."""
+    models = tmp_path / "anomalib/models"
+    models.mkdir(parents=True)
+    (tmp_path / "anomalib/__init__.py").touch()
+    (models / "__init__.py").write_text(
+        "from . import image\nALLOWED_MODULES = set()\n__all__ = ['Padim']\nclass Padim: pass\n"
+    )
+    (models / "image.py").touch()
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return lambda code, **environment: run(OURS + code, PYTHONPATH=paths, **environment).split()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "importlib.util.find_spec('anomalib.models')",
+        "importlib.util.find_spec('anomalib.models'); importlib.util.find_spec('anomalib.models')",
+        "import pkgutil, anomalib; list(pkgutil.walk_packages(anomalib.__path__, 'anomalib.'))[:1]",
+        "assert importlib.util.find_spec('anomalib.models').loader.get_source('anomalib.models')",
+    ],
+    ids=["once", "twice", "walk", "source"],
+)
+def test_looking_for_the_host_without_importing_it_loses_no_model(before, run_quickly):
+    assert run_quickly(f"{before}\nimport anomalib.models\nprint(anomalib.models.Pradot.__name__)") == ["Pradot"]
+
+
+def test_what_lightning_calls_to_see_whether_the_host_is_there_loses_no_model():
+    out = run(
+        "from lightning_utilities.core.imports import module_available\n"
+        "assert module_available('anomalib.models')\n"
+        "from anomalib.models import Pradot\n"
+        "print(Pradot.__name__)"
+    )
+    assert out.strip().endswith("Pradot")
+
+
+def test_threads_that_look_for_the_host_while_another_imports_it_lose_no_model(run_quickly):
+    out = run_quickly(
+        "def look():\n"
+        "    together.wait()\n"
+        "    for _ in range(200):\n"
+        "        assert importlib.util.find_spec('anomalib.models')\n"
+        "together = threading.Barrier(3)\n"
+        "lookers = [threading.Thread(target=look) for _ in range(2)]\n"
+        "for each in lookers: each.start()\n"
+        "together.wait()\n"
+        "import anomalib.models\n"
+        "for each in lookers: each.join()\n"
+        "print(anomalib.models.Pradot.__name__)"
+    )
+    assert out == ["Pradot"]
+
+
+def test_models_of_a_reloaded_host_are_found_by_name():
+    out = run(
+        "import importlib, anomalib.models\n"
+        "importlib.reload(anomalib.models)\n"
+        "print('Pradot' in anomalib.models.__all__)\n"
+        "spec = {'class_path': 'anomalib_ot.Pradot'}\n"
+        "print(type(anomalib.models.get_model(spec, backbone='resnet18', pre_trained=False)).__name__)"
+    )
+    assert "True\nPradot" in out
+
+
+def test_a_host_that_failed_and_is_tried_again_has_the_models(run_quickly):
+    out = run_quickly(
+        "sys.modules['anomalib.models.image'] = None\n"
+        "try:\n"
+        "    import anomalib.models\n"
+        "except ImportError:\n"
+        "    print('failed')\n"
+        "del sys.modules['anomalib.models.image']\n"
+        "import anomalib.models\n"
+        "print(anomalib.models.Pradot.__name__)"
+    )
+    assert out == ["failed", "Pradot"]
+
+
+def test_a_finder_in_front_that_takes_the_host_for_itself_loses_no_model(run_quickly):
+    out = run_quickly(
+        "class Checker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        return PathFinder.find_spec(name, path, target) if name.startswith('anomalib.') else None\n"
+        "sys.meta_path.insert(0, Checker())\n"
+        "import anomalib.models\n"
+        "print(anomalib.models.Pradot.__name__, type(sys.meta_path[1]).__name__)"
+    )
+    assert out == ["Pradot", "Checker"]
+
+
+def test_a_host_that_only_another_finder_knows_has_the_models(run_quickly):
+    """As where it is installed for editing: no path leads to it."""
+    out = run_quickly(
+        "import anomalib\n"
+        "class Editable:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        return PathFinder.find_spec(name, folders, target) if name == 'anomalib.models' else None\n"
+        "folders, anomalib.__path__ = anomalib.__path__, []\n"
+        "sys.meta_path.append(Editable())\n"
+        "import anomalib.models\n"
+        "print(anomalib.models.Pradot.__name__)"
+    )
+    assert out == ["Pradot"]
+
+
+def test_a_host_loaded_lazily_registers_once_it_is_used(run_quickly):
+    out = run_quickly(
+        "spec = importlib.util.find_spec('anomalib.models')\n"
+        "spec.loader = importlib.util.LazyLoader(spec.loader)\n"
+        "module = sys.modules['anomalib.models'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print('anomalib.models.image' in sys.modules, module.Padim.__name__, module.Pradot.__name__)"
+    )
+    assert out == ["False", "Padim", "Pradot"]
+
+
+def test_the_host_keeps_its_own_loader(run_quickly):
+    out = run_quickly(
+        "import anomalib.models as m\nprint(type(m.__loader__).__name__, m.__spec__.loader is m.__loader__)"
+    )
+    assert out == ["SourceFileLoader", "True"]
+
+
+def test_the_switch_may_be_set_until_the_host_is_imported(run_quickly):
+    out = run_quickly(
+        "import os\n"
+        "os.environ['ANOMALIB_OT_AUTOLOAD'] = '0'\n"
+        "import anomalib.models\n"
+        "print(hasattr(anomalib.models, 'Pradot'))"
+    )
+    assert out == ["False"]
+
+
+def test_installing_late_registers_at_once(run_quickly):
+    out = run_quickly(
+        "import anomalib.models, os, anomalib_ot.plugin\n"
+        "print(hasattr(anomalib.models, 'Pradot'))\n"
+        "del os.environ['ANOMALIB_OT_AUTOLOAD']\n"
+        "anomalib_ot.plugin.install()\n"
+        "print(anomalib.models.Pradot.__name__)",
+        ANOMALIB_OT_AUTOLOAD="0",
+    )
+    assert out == ["False", "Pradot"]
+
+
+def test_a_spawned_process_has_the_models(tmp_path):
+    job = "def job():\n    import anomalib.models\n    return anomalib.models.Pradot.__name__\n"
+    (tmp_path / "job.py").write_text(job)
+    out = run(
+        "import multiprocessing\n"
+        "from job import job\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.apply(job))",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
+    assert out.strip() == "Pradot"
+
+
+def test_the_hook_stays_and_is_not_installed_again():
     import anomalib.models  # noqa: F401, PLC0415
 
     plugin.install()
-    assert not any(isinstance(finder, plugin._RegisterAfterHost) for finder in sys.meta_path)
+    assert [type(finder) for finder in sys.meta_path].count(plugin._RegisterAfterHost) == 1
 
 
 @pytest.mark.parametrize("name", ["ALLOWED_MODULES", "__all__", "get_model", "list_models"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -105,6 +105,34 @@ def create_extractor(
         >>> {name: tuple(maps.shape) for name, maps in extractor(torch.zeros(1, 3, 64, 64)).items()}
         {'layer1': (1, 64, 16, 16), 'layer2': (1, 128, 8, 8)}
     """
+    extractor = prepare_extractor(backbone, layers, pre_trained)
+    fetch_weights(extractor)
+    return extractor
+
+
+def prepare_extractor(
+    backbone: str | Path,
+    layers: Sequence[str],
+    pre_trained: bool = True,
+) -> MapExtractor:
+    """Create an extractor as :func:`create_extractor` does, but put off what needs a network.
+
+    Weights that timm would have to fetch from its hub are fetched when the extractor is first used, or by
+    :func:`fetch_weights`; never if other weights are loaded into it before, as those of a checkpoint are.
+
+    Args:
+        backbone: As for :func:`create_extractor`.
+        layers: Likewise.
+        pre_trained: Likewise.
+
+    Returns:
+        The extractor.
+
+    Raises:
+        ValueError: As :func:`create_extractor`.
+        FileNotFoundError: Likewise.
+        BackboneError: Likewise, except for weights that are put off.
+    """
     backbone = backbone_name(backbone)
     _check_name(backbone, pre_trained=pre_trained)
     if not layers or len(set(layers)) < len(layers):
@@ -113,14 +141,59 @@ def create_extractor(
     try:
         network = _create_network(backbone)
         layers = _in_network_order(backbone, layers, network)
-        if pre_trained:
+        is_put_off = pre_trained and _is_fetched(backbone)
+        if pre_trained and not is_put_off:
             _check_weights(backbone)
-        with _without_warning_of_head():
-            extractor = MapExtractor(backbone, layers, network, pre_trained)
+        extractor = _extractor(backbone, layers, network, pre_trained=pre_trained and not is_put_off)
     except OSError as error:
         raise _no_weights(backbone, error) from error
+    return _awaiting_weights(extractor) if is_put_off else extractor
+
+
+def fetch_weights(extractor: nn.Module) -> None:
+    """Fetch the weights of an extractor that were put off; does nothing where there are weights.
+
+    Args:
+        extractor: What :func:`prepare_extractor` returned.
+
+    Raises:
+        BackboneError: If the weights cannot be fetched.
+    """
+    if not isinstance(extractor, MapExtractor) or not extractor.awaits_weights:
+        return
+    backbone = cast("str", extractor.backbone)
+    try:
+        _check_weights(backbone)
+        layers = cast("Sequence[str]", extractor.layers)
+        weights = _extractor(backbone, layers, _create_network(backbone), pre_trained=True).state_dict()
+    except OSError as error:
+        raise _no_weights(backbone, error) from error
+    extractor.load_state_dict(weights)
+
+
+def _extractor(backbone: str, layers: Sequence[str], network: nn.Module, *, pre_trained: bool) -> MapExtractor:
+    with _without_warning_of_head():
+        extractor = MapExtractor(backbone, layers, network, pre_trained)
     # The layout in which processors and graphics processors convolve fastest.
     return extractor.requires_grad_(requires_grad=False).eval().to(memory_format=torch.channels_last)
+
+
+def _awaiting_weights(extractor: MapExtractor) -> MapExtractor:
+    """Let an extractor fetch its weights before it is used, unless others have been loaded by then."""
+    extractor.awaits_weights = True
+    extractor.register_forward_pre_hook(_fetch_before_use)
+    extractor.register_load_state_dict_post_hook(_has_weights)
+    return extractor
+
+
+def _fetch_before_use(extractor: nn.Module, images: Any) -> None:
+    del images
+    fetch_weights(extractor)
+
+
+def _has_weights(extractor: MapExtractor, keys: Any) -> None:
+    if not keys.missing_keys:
+        extractor.awaits_weights = False
 
 
 def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -267,14 +340,24 @@ def _check_weights(backbone: str) -> None:
         _check_hub(config.hf_hub_id)
 
 
+def _is_fetched(backbone: str) -> bool:
+    """Whether timm would fetch the weights of a network from its hub, as they are not on this machine."""
+    source, name = parse_model_name(backbone)
+    repository = _registered_config(name).hf_hub_id if not source else None
+    return bool(repository) and not _is_on_this_machine(cast("str", repository))
+
+
+def _is_on_this_machine(repository: str) -> bool:
+    folder = repo_folder_name(repo_id=repository.partition("@")[0], repo_type="model")
+    return (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir()
+
+
 def _check_hub(repository: str) -> None:
     """Fail at once if the hub is out of reach: its client retries for a minute, behind some firewalls for longer."""
-    repository = repository.partition("@")[0]
-    folder = repo_folder_name(repo_id=repository, repo_type="model")
-    if (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir():
+    if _is_on_this_machine(repository):
         return
     try:
-        file_exists(repository, "config.json")
+        file_exists(repository.partition("@")[0], "config.json")
     except Exception as error:
         raise _no_weights(repository, error) from error
 

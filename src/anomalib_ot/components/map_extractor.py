@@ -41,6 +41,9 @@ class MapExtractor(TimmFeatureExtractor):
         pre_trained: Whether to load the pre-trained weights.
     """
 
+    # Whether its weights are yet to be fetched or loaded.
+    awaits_weights = False
+
     def __init__(self, backbone: str, layers: Sequence[str], network: nn.Module, pre_trained: bool) -> None:
         if "vit" in backbone.lower() and not isinstance(getattr(network, "model", None), VisionTransformer | Eva):
             super(TimmFeatureExtractor, self).__init__()

@@ -1,8 +1,14 @@
-"""Loops over a kernel's rows on a processor, compiled by Numba and shared by threads."""
+"""Loops over a kernel's rows on a processor, compiled by Numba and shared by threads.
 
+This module and :mod:`~anomalib_ot.transport.sparse` are imported when a problem is first solved, and Numba with them:
+whoever only scores does without.
+"""
+
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -11,19 +17,21 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 from torch import Tensor
 
-# Below this a float32 sum counts as underflowed.
-TINY = 1e-30
+from .exponents import LEVELS
+from .kernels import TINY
+
+logger = logging.getLogger(__name__)
+
 # Reductions may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 # For loops that look for the largest of finite numbers: with NaN in mind they would not use vector instructions.
 FINITE = FAST | {"nnan"}
 # A loop that looks for the largest keeps so many at a time, as one alone would have it wait for each comparison.
 LANES = 64
-# Largest of the whole numbers that a rounded matrix is made of, and their negative the least.
-LEVELS = 32767
 # Rows that a loop takes together, so that the scalings and the sums of the columns are read once for all of them.
 _TOGETHER = 4
 
@@ -37,6 +45,55 @@ def _threads() -> ThreadPoolExecutor:
 if hasattr(os, "register_at_fork"):
     # A forked process has none of its parent's threads.
     os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+class _Cache(FunctionCache):
+    """Numba's code on disk, without which things go on where it cannot be read or written: on a full disk, say."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for these types, None if there is none."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001 - a damaged file fails anywhere in pickle
+            # A damaged index would stop the next entry too.
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code for these types."""
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., None]], Any]:
+    """Decorator that compiles a loop on its first call, and keeps the code on disk where there is a place for it.
+
+    Numba's own ``cache=True`` raises where there is none: on an installation that may not be written to, by a user
+    without a home.
+
+    Args:
+        fastmath: What LLVM may assume of floating-point numbers.
+    """
+
+    def decorate(function: Callable[..., None]) -> Any:
+        dispatcher: Any = njit(nogil=True, fastmath=set(fastmath))(function)
+        try:
+            # What Numba's enable_caching sets.
+            dispatcher._cache = _Cache(function)  # noqa: SLF001
+        except RuntimeError:
+            _tell_there_is_no_place()
+        return dispatcher
+
+    return decorate
+
+
+@cache
+def _tell_there_is_no_place() -> None:
+    logger.info(
+        "Numba finds no place to keep compiled code in: each process compiles it anew, which takes some seconds. Set "
+        "NUMBA_CACHE_DIR to a folder that may be written to."
+    )
 
 
 def run(function: Callable[..., None], arguments: Sequence[tuple]) -> None:
@@ -105,7 +162,7 @@ def _typed_widen(_: Any, entry: types.Type) -> tuple:
 _widen: Any = intrinsic(_typed_widen)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(FAST)
 def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN202 - compiled
     """The scaling u = a / Kv, and add Kᵀu, of the rows of K from first to stop."""
     tiny = np.float32(TINY)
@@ -133,7 +190,7 @@ def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN
             sums[j] += _widen(row[j]) * u[i]
 
 
-@njit(nogil=True, cache=True, fastmath=FINITE)
+@compiled(FINITE)
 def _round_rows(first, stop, block, rounded, middles, steps):  # noqa: ANN001, ANN202
     """Round the rows from first to stop."""
     least, largest = np.empty(LANES, np.float32), np.empty(LANES, np.float32)

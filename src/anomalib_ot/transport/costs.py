@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .compiled import LEVELS, round_rows
-from .exponents import Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from .exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
 from .processes import Processes
 from .workspace import Workspace
 
@@ -283,6 +282,8 @@ class FusedCost:
         """Store all similarities rounded, and return the least, NaN where some are not finite."""
         if not (self._features.isfinite().all() and self._prototypes.isfinite().all()):
             return self._features.new_tensor(math.nan)
+        from .compiled import round_rows  # noqa: PLC0415 - brings Numba, which scoring does without
+
         middles, steps = rounding
         scratch = self._features.new_empty(min(_ROWS, len(matrix)), len(self._prototypes))
         for start in range(0, len(matrix), _ROWS):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .compiled import TINY, scale_dense_rows
 from .costs import Cost
 from .exponents import Exponents
-from .sparse import make_sparse
 from .workspace import Workspace
 
+# Below this a float32 sum counts as underflowed.
+TINY = 1e-30
 # A dense entry below exp(_NEGLIGIBLE) cannot be told from zero next to the largest of its row, which is one.
 _NEGLIGIBLE = -60.0
 _SPARSE_ENTRIES = 2**20
@@ -84,6 +84,8 @@ def make_kernel(
     highest = g.new_empty(cost.shape[0])
     kernel: Kernel | None = None
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
+        from .sparse import make_sparse  # noqa: PLC0415 - brings Numba, which scoring does without
+
         kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance)
     for dtype in (g.dtype, torch.bfloat16):
         if kernel is None and entries * dtype.itemsize <= workspace.memory - exponents.bytes_in(workspace):
@@ -154,6 +156,8 @@ class DenseKernel(_BlockedKernel):
     def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Scaling u = a / Kv, and Kᵀu."""
         if self._matrix.device.type == "cpu" and self._dtype == torch.float32:
+            from .compiled import scale_dense_rows  # noqa: PLC0415 - likewise
+
             return scale_dense_rows(self._matrix, v, row_weights)
         return super().scale_rows(v, row_weights)
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from .compiled import FAST, FINITE, LANES, TINY, over_rows, run
+from .compiled import FAST, FINITE, LANES, compiled, over_rows, run
 from .costs import row_blocks
 from .exponents import Exponents
+from .kernels import TINY
 from .workspace import Workspace
 
 # Beyond this share of entries, a sparse kernel is slower than a dense one.
@@ -152,7 +152,7 @@ def _shares(offsets: Tensor) -> list[tuple[int, int]]:
 # The loops run over views of a row, and columns are unsigned: then Numba does not look for negative indices.
 
 
-@njit(nogil=True, cache=True, fastmath=FINITE)
+@compiled(FINITE)
 def _count(start, stop, matrix, offsets, first, slopes, margin, highest, counts):  # noqa: ANN001, ANN202 - compiled
     """Largest entry of each row of offsets + slopes · matrix, and number of entries below it by at most the margin."""
     lanes = np.empty(LANES, np.float32)
@@ -172,7 +172,7 @@ def _count(start, stop, matrix, offsets, first, slopes, margin, highest, counts)
         counts[i] = count
 
 
-@njit(nogil=True, cache=True, fastmath=FINITE)
+@compiled(FINITE)
 def _gather(start, stop, matrix, offsets, first, slopes, margin, highest, places, columns, values):  # noqa: ANN001, ANN202
     """These entries' columns, and by how much they lie below the highest."""
     for i in range(start, stop):
@@ -190,7 +190,7 @@ def _gather(start, stop, matrix, offsets, first, slopes, margin, highest, places
             k += entry >= lowest
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_columns(first, stop, offsets, columns, values, u, sums):  # noqa: ANN001, ANN202
     """Add Kᵀu."""
     for i in range(first, stop):
@@ -199,7 +199,7 @@ def _add_columns(first, stop, offsets, columns, values, u, sums):  # noqa: ANN00
             sums[where[k]] += row[k] * u[i]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(FAST)
 def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: ANN001, ANN202
     """The scaling u = a / Kv, and add Kᵀu while the row is near."""
     for i in range(first, stop):
@@ -213,7 +213,7 @@ def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: 
             sums[where[k]] += row[k] * scaling
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(FAST)
 def _add_points(first, stop, offsets, columns, values, u, floor, points, sums):  # noqa: ANN001, ANN202
     """Add Kᵀ diag(u) points, from the entries of Kᵀ diag(u) that are at least the floor of their column."""
     for i in range(first, stop):
@@ -227,7 +227,7 @@ def _add_points(first, stop, offsets, columns, values, u, floor, points, sums): 
                     target[d] += weight * point[d]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(FAST)
 def _add_entropy(first, stop, offsets, columns, values, u, v, sums):  # noqa: ANN001, ANN202
     """Add Σ u K log(K) v."""
     for i in range(first, stop):

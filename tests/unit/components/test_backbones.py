@@ -88,6 +88,15 @@ class TestOfflineBackbone:
         assert path.read_bytes() == good
         assert [entry.name for entry in cache_dir.iterdir()] == ["tf_efficientnet_lite0"]
 
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "config.json"])
+    def test_keeps_a_folder_of_others_in_its_place(self, tmp_path, name):
+        path = tmp_path / "tf_efficientnet_lite0" / name
+        path.parent.mkdir()
+        path.write_text("trained for days")
+        with pytest.raises(FileExistsError, match=f"holds {name}, which anomalib-ot did not write there"):
+            offline_backbone(tmp_path)
+        assert path.read_text() == "trained for days"
+
     def test_leaves_nothing_when_interrupted(self, tmp_path, monkeypatch):
         save_for_hf = timm.models.save_for_hf
 

@@ -1,7 +1,39 @@
+import errno
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from numba.core.caching import IndexDataCacheFile
 
+import anomalib_ot
+from anomalib_ot.transport import sinkhorn
 from anomalib_ot.transport.compiled import TINY, round_rows, scale_dense_rows
+
+LOOP = """
+from anomalib_ot.transport.compiled import compiled
+
+@compiled()
+def double(values):
+    for i in range(len(values)):
+        values[i] *= 2
+"""
+SOLVE = """
+import torch
+from anomalib_ot import Pradot
+from anomalib_ot.transport import sinkhorn
+from anomalib_ot.transport.compiled import scale_dense_rows
+
+scale_dense_rows(torch.ones(4, 3), torch.ones(3), torch.ones(4))
+cost = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
+plan = sinkhorn(cost, 1e-3, 3)
+print(type(plan.kernel).__name__, plan.transport_cost())
+"""
 
 
 @pytest.fixture
@@ -52,3 +84,64 @@ def test_rounding_is_off_by_half_a_step_and_keeps_both_ends(columns, threads):
     torch.testing.assert_close(steps, (matrix.amax(1) - matrix.amin(1)) / 65534)
     ends = rounded.gather(1, torch.stack([matrix.argmin(1), matrix.argmax(1)], 1)).tolist()
     assert ends == [[-32767, 32767] if step > 0 else [0, 0] for step in steps]
+
+
+def read_only_installation(folder):
+    """Environment of a process whose copy of the package and whose home cannot take a file, not even from root."""
+    package = Path(anomalib_ot.__file__).parent
+    shutil.copytree(package, folder / "anomalib_ot", ignore=shutil.ignore_patterns("__pycache__"))
+    # Where Numba would make a folder.
+    (folder / "anomalib_ot/transport/__pycache__").write_text("")
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/dev/null/nowhere")
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    return {**usual, **nowhere, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def test_a_read_only_installation_without_a_home_registers_and_solves(tmp_path):
+    environment = read_only_installation(tmp_path)
+    result = subprocess.run([sys.executable, "-c", SOLVE], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "could not register" not in result.stderr
+    cost = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
+    assert result.stdout.splitlines()[-1] == f"SparseKernel {sinkhorn(cost, 1e-3, 3).transport_cost()}"
+    assert not list(tmp_path.rglob("*.nb?"))
+
+
+@pytest.fixture
+def double(tmp_path):
+    """Imports a loop anew, as another process would, and doubles a number with it."""
+    (tmp_path / "loop.py").write_text(LOOP)
+
+    def double():
+        spec = importlib.util.spec_from_file_location("loop", tmp_path / "loop.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        values = np.ones(1)
+        module.double(values)
+        assert values.tolist() == [2.0]
+        return module.double
+
+    return double
+
+
+def test_compiled_code_is_kept_for_the_next_process(double):
+    assert not sum(double().stats.cache_hits.values())
+    assert sum(double().stats.cache_hits.values()) == 1
+
+
+def test_a_full_disk_stops_no_loop(double, monkeypatch):
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(IndexDataCacheFile, "save", save)
+    double()
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("size", [0, 20])
+def test_a_damaged_cache_is_compiled_anew(double, tmp_path, suffix, size):
+    double()
+    [path] = tmp_path.rglob(f"*.{suffix}")
+    path.write_bytes(path.read_bytes()[:size])
+    double()
+    assert sum(double().stats.cache_hits.values()) == 1

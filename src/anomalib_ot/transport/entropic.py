@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compiled import TINY
 from .costs import Cost, DenseCost
-from .kernels import Kernel, make_kernel
+from .kernels import TINY, Kernel, make_kernel
 from .processes import Processes
 from .workspace import Workspace
 
