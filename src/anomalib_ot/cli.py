@@ -120,7 +120,6 @@ def explain(
     pixel: tuple[float, float] | None = None,
     formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - it is not changed
     model: Literal["Foct", "Pradot", "WtFlow"] | None = None,
-    backbone: str | None = None,
     seed: int = 0,
 ) -> str:
     """Explain scores in pictures and numbers, as in: anomalib-ot explain --ckpt_path model.ckpt --data Assembly.
@@ -141,7 +140,6 @@ def explain(
             default the one with the highest score.
         formats: Formats of the figures.
         model: Class of the model, by default the one that the checkpoint is of.
-        backbone: Backbone, where the one that the checkpoint names is not there any more.
         seed: Seed of what is drawn at random.
 
     Returns:
@@ -151,7 +149,7 @@ def explain(
     from anomalib_ot.visualization.explanation import summary  # noqa: PLC0415
 
     page, explained = write_explanation(
-        ckpt_path, data, output, root, model, backbone, pictures, count, views, pixel, formats, seed
+        ckpt_path, data, output, root, model, pictures, count, views, pixel, formats, seed
     )
     return "\n".join([*map(summary, explained), str(page)])
 

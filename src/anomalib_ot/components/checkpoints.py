@@ -255,15 +255,8 @@ def _entry(checkpoint: Mapping[str, Any], kind: type) -> dict[str, Any]:
     Raises:
         ValueError: If the checkpoint is of another model, or of a format that is not known.
     """
-    entry = checkpoint.get(_ENTRY, {"format": 1, "model": kind.__name__})
-    if not isinstance(entry, dict) or entry.get("format") not in range(1, _FORMAT + 1):
-        found = entry.get("format") if isinstance(entry, dict) else entry
-        msg = (
-            f"the checkpoint is of format {found!r}, this anomalib-ot knows formats up to {_FORMAT}; run: "
-            "pip install --upgrade anomalib-ot"
-        )
-        raise ValueError(msg)
-    if entry["model"] != kind.__name__:
+    entry = _entry_of_known_format(checkpoint)
+    if entry["format"] > 1 and entry["model"] != kind.__name__:
         msg = f"the checkpoint is of {entry['model']}, not of {kind.__name__}; give --model {entry['model']}"
         raise ValueError(msg)
     rules = cast("type[SafeCheckpoints]", kind).checkpoint_rules
@@ -272,6 +265,33 @@ def _entry(checkpoint: Mapping[str, Any], kind: type) -> dict[str, Any]:
         raise ValueError(msg)
     if entry["format"] == 1:
         return {**entry, "backbone": _unrecorded_backbone(checkpoint["hyper_parameters"]["backbone"])}
+    return entry
+
+
+def recorded_model(checkpoint: Mapping[str, Any]) -> str | None:
+    """Name of the class of a checkpoint's model.
+
+    Args:
+        checkpoint: Content of a checkpoint.
+
+    Returns:
+        The name; None where it is not recorded, as in the first format.
+
+    Raises:
+        ValueError: If the checkpoint is of a format that is not known.
+    """
+    return _entry_of_known_format(checkpoint).get("model")
+
+
+def _entry_of_known_format(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    entry = checkpoint.get(_ENTRY, {"format": 1})
+    if not isinstance(entry, dict) or entry.get("format") not in range(1, _FORMAT + 1):
+        found = entry.get("format") if isinstance(entry, dict) else entry
+        msg = (
+            f"the checkpoint is of format {found!r}, this anomalib-ot knows formats up to {_FORMAT}; run: "
+            "pip install --upgrade anomalib-ot"
+        )
+        raise ValueError(msg)
     return entry
 
 

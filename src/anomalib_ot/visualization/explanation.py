@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_ot.components.checkpoint_files import read_checkpoint
+from anomalib_ot.components.checkpoints import recorded_model
 from anomalib_ot.components.pages import data_uri, render_page
 from anomalib_ot.components.settings import require
 from anomalib_ot.files import claim, replacing, require_ours, write_text
@@ -29,7 +30,7 @@ from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
 
 logger = logging.getLogger(__name__)
 
-# Parts of a model by which its checkpoint is known.
+# Parts of a model by which a checkpoint is known that does not record its model.
 _PARTS: dict[str, type[AnomalibModule]] = {
     "model.prototypes.": Pradot,
     "model.semantic.": Foct,
@@ -78,7 +79,6 @@ def explain(
     output: Path,
     root: Path | None = None,
     model: str | None = None,
-    backbone: str | None = None,
     pictures: Sequence[str] | None = None,
     count: int = len(_REASONS),
     views: Sequence[str] | None = None,
@@ -98,7 +98,6 @@ def explain(
         output: Folder to write to.
         root: Folder that the data module's relative root is meant from.
         model: Name of the model's class; by default what the checkpoint is of.
-        backbone: Backbone, where the one that the checkpoint names is not there any more.
         pictures: Names of the pictures, as ``scratch/003`` or ``003``; by default some are chosen.
         count: Number of pictures to choose: by turns those with the highest scores, those nearest to the threshold, and
             usual normal ones.
@@ -123,8 +122,7 @@ def explain(
     require_place(kind, output)
     found = read_data(data, root)
     chosen = _find(found.shown, pictures) if pictures is not None else None
-    given: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
-    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu", **given).eval()
+    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     scores = {} if chosen is not None else _scores(fitted, found.shown)
     subject = Subject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
     if chosen is None:
@@ -158,7 +156,7 @@ def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] 
 
 
 def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
-    """The class of the model in a checkpoint, by the names of its tensors, or by its own name."""
+    """The class of the model in a checkpoint, as it records it, or else by the names of its tensors."""
     classes = {each.__name__: each for each in _PARTS.values()}
     require(name is None or name in classes, "model", tuple(classes), name)
     if not path.is_file():
@@ -166,11 +164,16 @@ def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
         raise FileNotFoundError(msg)
     if name is not None:
         return classes[name]
-    tensors = read_checkpoint(path)["state_dict"]
-    for part, kind in _PARTS.items():
-        if any(tensor.startswith(part) for tensor in tensors):
-            return kind
-    msg = f"{path} is of none of {', '.join(classes)}; other models have no such views"
+    content = read_checkpoint(path)
+    recorded = recorded_model(content)
+    if recorded in classes:
+        return classes[recorded]
+    if recorded is None:
+        for part, kind in _PARTS.items():
+            if any(tensor.startswith(part) for tensor in content["state_dict"]):
+                return kind
+    other = f"{recorded}, " if recorded else ""
+    msg = f"{path} is of {other}none of {', '.join(classes)}; other models have no such views"
     raise ValueError(msg)
 
 

@@ -215,7 +215,8 @@ def test_exported_maps_are_in_the_same_order(name, layers):
     }
     assert graph.name == "openvino"
     for features in exported.values():
-        for layer, maps in expected.items():
+        for (layer, maps), channels in zip(expected.items(), extractor.out_dims, strict=True):
+            assert features[layer].shape[1] == channels
             torch.testing.assert_close(features[layer], maps, atol=1e-4, rtol=1e-4)
 
 

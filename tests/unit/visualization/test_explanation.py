@@ -33,8 +33,13 @@ def folder(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    def make(model):
-        content = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2", "hyper_parameters": {}}
+    def make(model, **entries):
+        content = {
+            "state_dict": model.state_dict(),
+            "pytorch-lightning_version": "2",
+            "hyper_parameters": {},
+            **entries,
+        }
         torch.save(content, tmp_path / "model.ckpt")
         return tmp_path / "model.ckpt"
 
@@ -59,10 +64,30 @@ def test_other_models_have_no_views():
 
 
 @pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
-def test_the_model_is_found_from_the_checkpoint(fitted, checkpoint, name):
+def test_the_model_is_found_from_a_checkpoint_that_does_not_record_it(fitted, checkpoint, name):
     path = checkpoint(fitted(name))
     assert _class_of_checkpoint(path, None).__name__ == name
     assert _class_of_checkpoint(path, "Foct") is Foct
+
+
+@pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
+def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
+    # Its tensors may bear any names.
+    path = checkpoint(torch.nn.Linear(1, 1), anomalib_ot={"format": 2, "model": name})
+    assert _class_of_checkpoint(path, None).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"format": 2, "model": "MyPradot"}, "is of MyPradot, none of Pradot, Foct, WtFlow"),
+        ({"format": 3, "model": "Pradot"}, "format 3, .* up to 2; run: pip install --upgrade anomalib-ot"),
+    ],
+)
+def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(fitted, checkpoint, entry, reason):
+    path = checkpoint(fitted("Pradot"), anomalib_ot=entry)
+    with pytest.raises(ValueError, match=reason):
+        _class_of_checkpoint(path, None)
 
 
 def test_the_checkpoint_of_another_model_is_refused(checkpoint):
