@@ -11,6 +11,8 @@ import torch
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from torch import Tensor, nn
 
+from .process_switch import ProcessSwitch
+
 logger = logging.getLogger(__name__)
 
 FeatureMaps = dict[str, Tensor]
@@ -116,7 +118,7 @@ def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
     device = first.device.type
     # Where there is no autocast there is nothing to suspend, nor to trace for export.
     suspended = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    if is_exporting() or not _are_products_less_precise():
+    if is_exporting() or (torch.compiler.is_compiling() and not _are_products_less_precise()):
         return suspended
     return _with_exact_products(suspended)
 
@@ -129,7 +131,14 @@ def _are_products_less_precise() -> bool:
 
 @contextmanager
 def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
-    """The context, in which products of float32 matrices are in float32 too."""
+    """The context, in which products of float32 matrices are in float32 too, whatever other threads do."""
+    with _EXACT_PRODUCTS, context:
+        yield
+
+
+def _switch_to_exact_products() -> Callable[[], None] | None:
+    if not _are_products_less_precise():
+        return None
     before = [each.fp32_precision for each in _PRODUCTS]
     try:
         usual = torch.get_float32_matmul_precision()
@@ -137,13 +146,16 @@ def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
         # torch cannot name it where the settings above were made one by one.
         usual = "highest"
     torch.set_float32_matmul_precision("highest")
-    try:
-        with context:
-            yield
-    finally:
+
+    def undo() -> None:
         torch.set_float32_matmul_precision(usual)
         for each, precision in zip(_PRODUCTS, before, strict=True):
             each.fp32_precision = precision
+
+    return undo
+
+
+_EXACT_PRODUCTS = ProcessSwitch(_switch_to_exact_products)
 
 
 class FastExtractor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -167,15 +168,20 @@ def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
     return grid[row[:, None], column]
 
 
+_THREADS = Lock()
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Keep LAPACK on one thread: on many small matrices several spend their time waiting for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    # The number is the process's: two that train at once would restore one another's.
+    with _THREADS:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _Moments:
