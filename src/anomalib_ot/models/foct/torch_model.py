@@ -174,7 +174,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what could be taken back, which neither copies nor exported files need."""
-        return {**self.__dict__, "earlier": deque(maxlen=_HISTORY)}
+        return {**super().__getstate__(), "earlier": deque(maxlen=_HISTORY)}
 
     @property
     def is_fitted(self) -> bool:
