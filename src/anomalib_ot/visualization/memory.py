@@ -1,9 +1,7 @@
 """What Foct's memory holds, where it sends a picture's cells, and how it grows."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,7 +232,7 @@ def memory_growth(model: FoctModel, pictures: Iterable[Picture]) -> Growth:
     # Which picture a feature is from, by its bytes.
     origin: dict[bytes, int] = {}
     shown, sizes, added = [], [], []
-    with _forgetting(model):
+    with model.forgetting():
         for number, picture in enumerate(pictures):
             with torch.no_grad():
                 model(picture.prepared[None])
@@ -246,19 +244,6 @@ def memory_growth(model: FoctModel, pictures: Iterable[Picture]) -> Growth:
             added.append(len(fresh))
     left = Counter(origin[row] for row in (rows if shown else ()))
     return Growth(tuple(shown), tuple(sizes), tuple(added), tuple(left[number] for number in range(len(shown))))
-
-
-@contextmanager
-def _forgetting(model: FoctModel) -> Iterator[None]:
-    """Start with an empty episodic memory, and leave the model as it was."""
-    taught = (model.episodic, model.navigator)
-    before = [deepcopy(part.state_dict()) for part in taught]
-    model.reset()
-    try:
-        yield
-    finally:
-        for part, state in zip(taught, before, strict=True):
-            part.load_state_dict(state)
 
 
 def draw_growth(growth: Growth) -> Figure:

@@ -101,3 +101,13 @@ def test_a_compiled_online_foct_has_its_backbone_compiled_and_can_be_frozen(comp
     model.is_frozen = False
     scores(fast, (3,))
     assert len(model.episodic.features) > len(learned)
+
+
+@pytest.mark.parametrize("build", [pradot, wt_flow, foct])
+def test_a_model_that_is_compiled_in_place_is_written_to_a_file(build, tmp_path):
+    model = build()
+    for part in model.modules():
+        part.compile(backend="eager")
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert loaded.state_dict().keys() == model.state_dict().keys()

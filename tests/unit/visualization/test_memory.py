@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -109,6 +111,32 @@ def test_growth_is_that_of_the_stream_and_is_forgotten(fitted, pictures):
     assert sum(growth.remaining) == growth.sizes[-1]
     assert all(left <= added for left, added in zip(growth.remaining, growth.added, strict=True))
     draw_growth(growth)
+
+
+def _taught(model):
+    return [
+        *model.episodic.state_dict().values(),
+        *model.navigator.state_dict().values(),
+        *(part for taught in model.earlier for part in (*taught.memory, *taught.navigator.values())),
+    ]
+
+
+@pytest.mark.parametrize("is_broken_off", [False, True], ids=["to the end", "broken off"])
+def test_growth_leaves_what_a_stream_had_taught_and_what_can_be_taken_back(fitted, pictures, is_broken_off):
+    model = fitted("Foct", online=True, query_steps=1).model
+    with torch.no_grad():
+        model(torch.stack([picture.prepared for picture in pictures(fitted("Foct"), 3, seed=0)]))
+    before = [part.clone() for part in _taught(model)]
+    assert len(model.earlier) == 3
+
+    def stream():
+        yield from pictures(fitted("Foct"), 2)
+        if is_broken_off:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError) if is_broken_off else nullcontext():
+        memory_growth(model, stream())
+    assert all(torch.equal(*pair) for pair in zip(_taught(model), before, strict=True))
 
 
 def test_growth_of_a_model_that_is_not_online_is_refused(fitted, pictures):

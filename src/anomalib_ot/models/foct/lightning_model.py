@@ -5,8 +5,8 @@ Paper: FOCT: Few-shot industrial anomaly detection with foreground-aware online 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
@@ -30,13 +31,22 @@ from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.picture_check import ChecksPictures
 from anomalib_ot.transport import NavigatorStart
 
-from .torch_model import FoctModel, Measure, Taught
+from .torch_model import FoctModel, Measure
 from .transport_settings import TransportSettings
 
 logger = logging.getLogger(__name__)
 
 # Support images beyond which every query takes long.
 _MANY = 32
+
+
+class _BrokenOff(Callback):
+    """Tells Foct of an exception, of which the trainer tells callbacks alone."""
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Tell it."""
+        del trainer, exception
+        pl_module.on_exception()
 
 
 class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
@@ -187,7 +197,9 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
             smoothing,
         )
         self._support: list[Tensor] = []
-        self._before_validation: tuple[Taught, Sequence[Taught]] | None = None
+        # Leaves the model as it was before validation.
+        self._validation = ExitStack()
+        self._is_validated = False
 
     @staticmethod
     def configure_pre_processor(
@@ -216,7 +228,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
 
     def on_train_start(self) -> None:
         """Forget the support set of an earlier fit."""
-        self._support, self._before_validation = [], None
+        self._support, self._is_validated = [], False
         self._is_fitted = torch.tensor([False], device=self.device)
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
@@ -274,20 +286,24 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
     def on_validation_start(self) -> None:
         """Start afresh; what validation teaches is forgotten after it."""
         super().on_validation_start()
-        self._before_validation = self.model.taught(), tuple(self.model.earlier)
-        self.model.reset()
+        self._validation.enter_context(self.model.forgetting())
+        self._is_validated = True
 
     def on_validation_epoch_end(self) -> None:
         """Forget the images of the validation set."""
-        assert self._before_validation is not None  # noqa: S101 - set when validation starts
-        taught, earlier = self._before_validation
-        self.model.reset()
-        self.model.recall(taught)
-        self.model.earlier.extend(earlier)
+        self._validation.close()
+
+    def on_exception(self) -> None:
+        """Forget the images of a validation that was broken off."""
+        self._validation.close()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Those of the host, and what tells the model that a run was broken off."""
+        return [_BrokenOff(), *super().configure_callbacks()]
 
     def on_train_epoch_end(self) -> None:
         """Validate where the trainer did not, as it would only in a later epoch: there is but one."""
-        if self._before_validation is None:
+        if not self._is_validated:
             validate_now(self.trainer)
         super().on_train_epoch_end()
 
@@ -320,14 +336,9 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         if not self.keep_memory:
             self.model.reset()
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> AbstractContextManager[None]:
         """Memory and navigator as they stand, which no query teaches any more."""
-        self.model.is_frozen = True
-        try:
-            yield
-        finally:
-            self.model.is_frozen = False
+        return self.model.frozen()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take settings that change scores, and a memory of which nothing can be taken back.

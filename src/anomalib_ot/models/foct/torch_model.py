@@ -1,7 +1,8 @@
 """FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -173,7 +174,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what could be taken back, which neither copies nor exported files need."""
-        return {**self.__dict__, "earlier": deque(maxlen=_HISTORY)}
+        return {**super().__getstate__(), "earlier": deque(maxlen=_HISTORY)}
 
     @property
     def is_fitted(self) -> bool:
@@ -255,6 +256,27 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         """Make memory and navigator what they were when :meth:`taught` was called."""
         self.episodic.replace(*(part[0] for part in taught.memory))
         self.navigator.load_state_dict(taught.navigator)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Start afresh, and leave what had been taught before, and what of it can be taken back, however it ends."""
+        taught, earlier = self.taught(), tuple(self.earlier)
+        self.reset()
+        try:
+            yield
+        finally:
+            self.recall(taught)
+            self.earlier.clear()
+            self.earlier.extend(earlier)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Score by memory and navigator as they stand, which no query teaches any more."""
+        before, self.is_frozen = self.is_frozen, True
+        try:
+            yield
+        finally:
+            self.is_frozen = before
 
     def rollback(self, queries: int) -> None:
         """Take back what the last queries taught, be it much or nothing, and score as before them.

@@ -146,7 +146,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self._kept_penalties: tuple[Tensor, tuple[torch.Size, int], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept_penalties": None}
+        return {**super().__getstate__(), "_kept_penalties": None}
 
     @property
     def is_initialised(self) -> bool:

@@ -209,6 +209,33 @@ def test_a_stream_of_bad_parts_is_taken_back_in_one_call(few, engine, model):
         foct.rollback(1000)
 
 
+def test_a_validation_that_is_broken_off_leaves_what_was_taught_before(few, engine, model, monkeypatch):
+    foct, runner = model(keep_memory=True, online=True, query_steps=1), engine()
+    runner.fit(foct, datamodule=few())
+    for _ in range(2):
+        runner.predict(foct, datamodule=few())
+    taught, count = foct.model.taught(), len(foct.model.earlier)
+    with monkeypatch.context() as patch:
+        patch.setattr(foct.evaluator, "on_validation_epoch_end", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        with pytest.raises(InterruptedError):
+            runner.validate(foct, datamodule=few(), verbose=False)
+    assert torch.equal(remembered(foct), taught.memory.features[0])
+    assert all(torch.equal(value, foct.model.navigator.state_dict()[name]) for name, value in taught.navigator.items())
+    assert len(foct.model.earlier) == count
+    # The next validation has nothing to do with it.
+    runner.validate(foct, datamodule=few(), verbose=False)
+    assert torch.equal(remembered(foct), taught.memory.features[0])
+
+
+def test_a_frozen_model_stays_frozen_after_an_export_that_fails(model):
+    foct = model()
+    with foct.frozen():
+        with pytest.raises(InterruptedError), foct.frozen():
+            raise InterruptedError
+        assert foct.model.is_frozen
+    assert not foct.model.is_frozen
+
+
 def test_a_loaded_memory_cannot_be_rolled_back_beyond_the_file(few, engine, model, tmp_path):
     foct, runner = model(keep_memory=True, online=True), engine()
     runner.fit(foct, datamodule=few())
