@@ -16,7 +16,7 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from .backbones import fetch_weights
+from .backbones import backbone_name, fetch_weights
 from .checkpoint_files import read_checkpoint
 from .recorded_backbones import record_backbone, recorded_backbone
 
@@ -102,6 +102,7 @@ class SafeCheckpoints:
             The model.
 
         Raises:
+            TypeError: If a backbone is given that is neither a name nor a path.
             ValueError: If the file is no whole checkpoint of such a model, or holds more than tensors and settings.
             FileNotFoundError: If there is no such file.
         """
@@ -115,6 +116,9 @@ class SafeCheckpoints:
                 if weights_only
                 else torch.load(checkpoint_path, map_location="cpu", weights_only=False)
             )
+        if "backbone" in kwargs:
+            # As the model names it, so that it is not taken for another than the model's.
+            kwargs["backbone"] = backbone_name(kwargs["backbone"])
         with _naming(checkpoint_path):
             record = None if "backbone" in kwargs else _entry(content, cls)["backbone"]
             with recorded_backbone(record) if record else nullcontext(kwargs.get("backbone")) as backbone:

@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import data
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
-from anomalib_ot import Pradot
+from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.components.backbones import (
     BackboneError,
     _check_hub,
@@ -239,7 +239,9 @@ class TestCreateExtractor:
         assert normalization(backbone) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         assert resize_and_normalize((64, 64), backbone)
 
-    @pytest.mark.parametrize("use", [lambda backbone: create_extractor(backbone, LAYERS), normalization, Pradot])
+    @pytest.mark.parametrize(
+        "use", [lambda backbone: create_extractor(backbone, LAYERS), normalization, Foct, Pradot, WtFlow]
+    )
     def test_a_network_itself_is_refused_by_name(self, use):
         with pytest.raises(TypeError, match=r"not ResNet; .*save_for_hf, and give local-dir:PATH"):
             use(timm.create_model("test_resnet"))

@@ -201,7 +201,12 @@ def test_plain_vision_transformers_are_as_anomalib_makes_them():
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("test_mambaout", ["stages.0", "stages.1"]), ("test_maxvit", ["stages.0"])]
+    ("name", "layers"),
+    [
+        ("test_mambaout", ["stages.0", "stages.1"]),
+        ("test_maxvit", ["stages.0"]),
+        ("swin_tiny_patch4_window7_224", ["layers.1"]),
+    ],
 )
 def test_exported_maps_are_in_the_same_order(name, layers):
     pytest.importorskip("openvino")

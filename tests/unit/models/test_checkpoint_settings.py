@@ -260,6 +260,26 @@ def test_neither_folder_nor_network_is_needed_to_load(trained, backbone, root, t
         hidden.rename(folder)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("given", [Path, "local-dir:{}".format])
+def test_a_folder_may_be_a_path_and_settings_name_it(backbone, monkeypatch, kind, given):
+    folder = Path(backbone.partition(":")[2])
+    monkeypatch.setenv("HOME", str(folder.parent))
+    model = fresh(kind, backbone=given(f"~/{folder.name}"), image_size=SIZE, **TRAINED[kind])
+    for name in (model.hparams["backbone"], model.recorded_backbone["name"], model.model.feature_extractor.backbone):
+        assert (type(name), name) == (str, backbone)
+
+
+def test_a_checkpoint_is_loaded_with_the_backbone_from_a_path(trained, backbone, root, tmp_path):
+    path, expected = trained(Pradot)
+    loaded = Pradot.load_from_checkpoint(path, backbone=Path(backbone.partition(":")[2]), visualizer=False)
+    assert_same(scores(loaded, None, root, tmp_path), expected)
+    # A path could not be read back without unpickling.
+    loaded.trainer.save_checkpoint(tmp_path / "again.ckpt")
+    again = Pradot.load_from_checkpoint(tmp_path / "again.ckpt", visualizer=False)
+    assert again.hparams["backbone"] == backbone
+
+
 def test_what_was_asked_for_otherwise_is_named(trained, backbone, root, tmp_path, caplog):
     path, _ = trained(Pradot)
     asked = fresh(Pradot, backbone=backbone, layers=["layer2", "layer3"], image_size=SIZE, alphas=[0.2, 0.3])

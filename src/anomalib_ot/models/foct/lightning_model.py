@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_ot.components.backbones import denormalize, resize_and_normalize
+from anomalib_ot.components.backbones import backbone_name, denormalize, resize_and_normalize
 from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
@@ -55,7 +55,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         layers: Layers of the backbone whose features are concatenated.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
@@ -92,6 +92,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         visualizer: Visualizer, or whether to use the default.
 
     Raises:
+        TypeError: If the backbone is neither a name nor a path.
         ValueError: If an argument is out of its range or the backbone lacks a layer.
 
     Example:
@@ -125,7 +126,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
 
     def __init__(
         self,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | Path = "wide_resnet50_2",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         image_size: tuple[int, int] = (336, 336),
@@ -158,6 +159,8 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        # Settings and checkpoints hold names, not paths.
+        backbone = backbone_name(backbone)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -204,7 +207,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | Path = "wide_resnet50_2",
     ) -> PreProcessor:
         """Resize and normalise with the backbone's own mean and standard deviation.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -84,7 +85,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
     Memories, transport and maps stay in float32 whatever the precision of the backbone.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH``.
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         layers: Layers whose features are concatenated, at the finest grid among them.
         pre_trained: Whether to load the backbone's pre-trained weights.
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
@@ -116,7 +117,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def __init__(
         self,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | Path = "wide_resnet50_2",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         measure: Measure = "transport",

@@ -6,6 +6,7 @@ detection and localization, 2025, https://arxiv.org/abs/2508.12927
 
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +20,7 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.backbones import backbone_name, resize_and_normalize
 from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
@@ -46,7 +47,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
     images are extracted once and kept, so that an epoch is transport alone.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         layers: Layers of the backbone to take features from.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
@@ -90,6 +91,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         visualizer: Visualizer, or whether to use the default.
 
     Raises:
+        TypeError: If the backbone is neither a name nor a path.
         ValueError: If an argument is out of its range or the backbone lacks a layer.
 
     Example:
@@ -122,7 +124,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
 
     def __init__(
         self,
-        backbone: str = "resnet50",
+        backbone: str | Path = "resnet50",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         image_size: tuple[int, int] = (224, 224),
@@ -155,6 +157,8 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        # Settings and checkpoints hold names, not paths.
+        backbone = backbone_name(backbone)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -205,7 +209,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
-        backbone: str = "resnet50",
+        backbone: str | Path = "resnet50",
     ) -> PreProcessor:
         """Resize and normalise with the backbone's own mean and standard deviation.
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +31,7 @@ class PradotModel(nn.Module):
     differences between costs, are smaller than bfloat16 resolves.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH``.
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         layers: Layers to take features from.
         pre_trained: Whether to load the backbone's pre-trained weights.
         prototypes_per_cell: n, one for all layers or one per layer; see :class:`Prototypes`.
@@ -56,7 +57,7 @@ class PradotModel(nn.Module):
 
     def __init__(
         self,
-        backbone: str = "resnet50",
+        backbone: str | Path = "resnet50",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         prototypes_per_cell: float | Sequence[float] = 16,

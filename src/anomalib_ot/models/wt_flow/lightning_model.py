@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence, Sized
 from copy import deepcopy
+from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from anomalib_ot.components.backbones import resize_and_normalize
+from anomalib_ot.components.backbones import backbone_name, resize_and_normalize
 from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
@@ -52,7 +53,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
     those of the exponential moving average of the weights.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` for a folder that timm saved.
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         layers: Layers of the backbone to take features from; each has a flow of its own, and their maps are averaged.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
@@ -93,6 +94,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         visualizer: Visualizer, or whether to use the default.
 
     Raises:
+        TypeError: If the backbone is neither a name nor a path.
         ValueError: If an argument is out of its range or the backbone lacks a layer.
 
     Example:
@@ -123,7 +125,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
 
     def __init__(
         self,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | Path = "wide_resnet50_2",
         layers: Sequence[str] = ("layer3",),
         pre_trained: bool = True,
         image_size: tuple[int, int] = (256, 256),
@@ -157,6 +159,8 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        # Settings and checkpoints hold names, not paths.
+        backbone = backbone_name(backbone)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -205,7 +209,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | Path = "wide_resnet50_2",
     ) -> PreProcessor:
         """Resize and normalise with the backbone's own mean and standard deviation.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -36,7 +37,7 @@ class WtFlowModel(nn.Module):
     x_t = (1 − t) x_0 + t x_1, and the field v(x_t, t) is regressed on x_1 − x_0.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH``.
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         layers: Layers to take features from; each has a field of its own, and their maps are averaged.
         pre_trained: Whether to load the backbone's pre-trained weights.
         normalization: ``whitening`` of each cell by the mean and covariance there, see :class:`LocalWhitening`, or
@@ -66,7 +67,7 @@ class WtFlowModel(nn.Module):
 
     def __init__(
         self,
-        backbone: str = "wide_resnet50_2",
+        backbone: str | Path = "wide_resnet50_2",
         layers: Sequence[str] = ("layer3",),
         pre_trained: bool = True,
         normalization: Normalization = "whitening",
