@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+from anomalib.data import AnomalibDataModule
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.models.components import AnomalibModule
@@ -159,6 +160,7 @@ class SafeCheckpoints:
             self._take_tiling(entry["tiler"])
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
         _refuse_what_does_not_fit(model, checkpoint)
+        _let_data_follow(model)
 
     def _take_settings(self, checkpoint: Mapping[str, Any], record: dict[str, Any]) -> None:
         """Make the model anew with the settings of the checkpoint that change scores, where its own differ."""
@@ -241,6 +243,14 @@ def _has_trainer(model: AnomalibModule) -> bool:
 
 def _is_fitting(model: AnomalibModule) -> bool:
     return _has_trainer(model) and model.trainer.state.fn == TrainerFn.FITTING
+
+
+def _let_data_follow(model: AnomalibModule) -> None:
+    """Let the data module resize as the pre-processor does now: it was set up with that of before the checkpoint."""
+    data = getattr(model.trainer, "datamodule", None) if _has_trainer(model) else None
+    if isinstance(data, AnomalibDataModule):
+        # A second set-up keeps the pictures and their split.
+        data.setup(model.trainer.state.fn)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from anomalib.callbacks import TilerConfigurationCallback
-from anomalib.data import Folder, PredictDataset
+from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import Padim
 from anomalib.pre_processing import PreProcessor
@@ -200,11 +200,9 @@ def squares(root):
 
 
 def scores(model, path, root, folder, **arguments):
-    """Image scores (B,) and anomaly maps (B, 1, h, w), as ``anomalib predict`` computes them."""
-    pictures = PredictDataset(root / "bad")
-    loader = torch.utils.data.DataLoader(pictures, batch_size=4, collate_fn=pictures.collate_fn)
-    (batch,) = engine_in(folder, **arguments).predict(model, dataloaders=loader, ckpt_path=path)
-    return batch.pred_score, batch.anomaly_map
+    """Image scores (B,) and anomaly maps (B, 1, h, w), as ``anomalib test`` and ``predict`` compute them."""
+    batches = engine_in(folder, **arguments).predict(model, datamodule=squares(root), ckpt_path=path)
+    return torch.cat([each.pred_score for each in batches]), torch.cat([each.anomaly_map for each in batches])
 
 
 def assert_same(found, expected):
