@@ -53,7 +53,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(anomalib|lightning|matplotlib|numpy|openvino|pandas|scipy|timm|torch|torchmetrics|torchvision|PIL)\..*",
     ),
-    (r"py:.*", r"(abc|argparse|collections|contextlib|dataclasses|pathlib|tempfile|types|typing)\..*"),
+    (r"py:.*", r"(abc|argparse|collections|contextlib|dataclasses|pathlib|tempfile|threading|types|typing)\..*"),
     (r"py:class", r"Metric"),
 ]
 

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from .checks import require_tensors
+
 NavigatorStart = Literal["metric", "random"]
 
 
@@ -129,6 +131,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
     Returns:
         (..., M, N).
     """
+    require_tensors(memory=memory, query=query)
     # The squares come in as two more channels of the one product.
     queries = torch.cat([-2 * query, query.square().sum(-1, keepdim=True), torch.ones_like(query[..., :1])], -1)
     memories = torch.cat([memory, torch.ones_like(memory[..., :1]), memory.square().sum(-1, keepdim=True)], -1)
@@ -137,6 +140,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
 
 def conditional_plan(pairwise: Tensor) -> ConditionalPlan:
     """Both navigators for d_φ of all pairs, (..., M, N)."""
+    require_tensors(pairwise=pairwise)
     return ConditionalPlan(torch.softmax(-pairwise, -1), torch.softmax(-pairwise, -2))
 
 
@@ -183,6 +187,7 @@ def fit_navigator(
     Raises:
         ValueError: If an argument is out of its range, a side has no features, or a feature is not finite.
     """
+    require_tensors(memory=memory, query=query)
     if not 0 <= rho <= 1:
         msg = f"rho must be in [0, 1], not {rho}"
         raise ValueError(msg)

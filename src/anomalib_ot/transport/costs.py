@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .checks import require_tensors
 from .exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
 from .processes import Processes
 from .workspace import Workspace
@@ -63,6 +64,7 @@ def feature_cost(features: Tensor, prototypes: Tensor) -> Tensor:
         >>> feature_cost(torch.eye(2), torch.eye(2)).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
+    require_tensors(features=features, prototypes=prototypes)
     _check_channels(features, prototypes)
     similarity = F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).mT
     return 1 - similarity
@@ -82,6 +84,7 @@ def spatial_cost(coords: Tensor, prototype_coords: Tensor, kind: SpatialCost = "
     Raises:
         ValueError: If ``kind`` is neither.
     """
+    require_tensors(coords=coords, prototype_coords=prototype_coords)
     if kind == "euclidean":
         return torch.cdist(coords, prototype_coords)
     if kind == "squared":
@@ -126,6 +129,7 @@ class DenseCost:
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        require_tensors(matrix=matrix)
         if matrix.ndim != 2 or not matrix.numel():  # noqa: PLR2004 - a matrix has two dimensions
             msg = f"the cost must be a non-empty matrix, not of shape {tuple(matrix.shape)}"
             raise ValueError(msg)
@@ -193,6 +197,7 @@ class FusedCost:
         processes: Processes | None = None,
         workspace: Workspace | None = None,
     ) -> None:
+        require_tensors(features=features, prototypes=prototypes, coords=coords, prototype_coords=prototype_coords)
         _check_channels(features, prototypes)
         self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self.cells = coords.shape[0]

@@ -18,6 +18,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from .checks import require_tensors
+
 CouplingName = Literal["independent", "optimal", "worst"]
 Scope = Literal["positions", "maps"]
 Solver = Literal["auto", "exact", "greedy"]
@@ -65,6 +67,7 @@ class IndependentCoupling:
 
     def __call__(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise as it is."""
+        require_tensors(data=data, noise=noise)
         del data, generator
         return noise
 
@@ -121,6 +124,7 @@ class OptimalCoupling:
         Raises:
             ValueError: If the shapes differ, or the block size does not divide the number of points.
         """
+        require_tensors(data=data, noise=noise)
         points, partners = self._points(data), self._points(noise)
         if points.shape != partners.shape:
             msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
@@ -146,6 +150,7 @@ class OptimalCoupling:
         Returns:
             1 − ⟨data, noise⟩ of the solver over that of the exact assignment, in sum; 0 where the solver is exact.
         """
+        require_tensors(data=data, noise=noise)
         points, partners = self._points(data), self._points(noise)
         blocks = self._blocks(points, generator)
         gains = self._gains(points[blocks], partners[blocks])

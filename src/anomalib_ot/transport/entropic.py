@@ -3,10 +3,12 @@
 import math
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from .checks import require_tensors
 from .costs import Cost, DenseCost
 from .kernels import TINY, Kernel, make_kernel
 from .processes import Processes
@@ -131,6 +133,7 @@ def sinkhorn(
 
     Raises:
         ValueError: If an argument is out of its range or the cost has NaN or infinite entries.
+        TypeError: If an array or a list is given for a tensor.
 
     Warns:
         NotConvergedWarning: If a positive tolerance was not reached, unless ``warn`` is off.
@@ -140,8 +143,11 @@ def sinkhorn(
         >>> plan.dense().round(decimals=3).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
-    if isinstance(cost, Tensor):
-        cost = DenseCost(cost)
+    require_tensors(potential=potential, row_weights=row_weights, column_weights=column_weights)
+    if not hasattr(cost, "exponents"):
+        require_tensors(cost=cost)
+        cost = DenseCost(cast("Tensor", cost))
+    cost = cast("Cost", cost)
     workspace = workspace or Workspace()
     processes = processes or Processes()
     sample = cost[:1]
