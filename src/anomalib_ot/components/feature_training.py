@@ -82,8 +82,9 @@ class FeatureTraining(ChecksPictures, Finishing):
         Returns:
             Whether it stops.
         """
-        # Without a checkpoint, a model that was fitted before is meant to learn on.
-        stops = self.has_converged and bool(self.is_finished) and self.trainer.ckpt_path is not None
+        # Without a checkpoint, a model that was fitted before is meant to learn on. Checkpoints of the first format do
+        # not say whether they are finished; those that had converged are.
+        stops = self.has_converged and self.is_finished is not False and self.trainer.ckpt_path is not None
         self.trainer.should_stop |= stops
         return stops
 

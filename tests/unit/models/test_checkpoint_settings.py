@@ -235,6 +235,7 @@ def test_predicting_needs_the_checkpoint_alone(trained, root, tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     path, expected = trained(kind)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "anomalib_ot"):
         assert_same(scores(fresh(kind), path, root, tmp_path), expected)
     assert not caplog.records
@@ -281,6 +282,7 @@ def test_a_checkpoint_is_loaded_with_the_backbone_from_a_path(trained, backbone,
 def test_what_was_asked_for_otherwise_is_named(trained, backbone, root, tmp_path, caplog):
     path, _ = trained(Pradot)
     asked = fresh(Pradot, backbone=backbone, layers=["layer2", "layer3"], image_size=SIZE, alphas=[0.2, 0.3])
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "anomalib_ot"):
         scores(asked, path, root, tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]

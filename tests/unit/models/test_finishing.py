@@ -38,6 +38,14 @@ def make(name="Pradot", **arguments):
     return kind(**{**SHARED, "batch_size": 4, **settings, **arguments})
 
 
+def ending(name, end):
+    """A model for one of ``ENDS``; of steps, the flow's own number counts."""
+    model, steps = make(name), ENDS[end](name).get("max_steps")
+    if name == "WtFlow" and steps:
+        model.training_steps = steps
+    return model
+
+
 class At(Callback):
     """Does something in a hook, once so many steps are done."""
 
@@ -72,7 +80,7 @@ ENDS = {
     "steps in the midst of an epoch": lambda _: {"max_steps": 4},
     "steps at an epoch's end": lambda _: {"max_steps": 6},
     "time": lambda _: {"callbacks": [Timer(timedelta(seconds=0.2))]},
-    "time at an epoch's end": lambda _: {"callbacks": [Timer(timedelta(seconds=0.1), interval="epoch")]},
+    "time at an epoch's end": lambda _: {"callbacks": [Timer(timedelta(milliseconds=1), interval="epoch")]},
     "before a batch": lambda _: {"callbacks": [At("on_train_batch_start", 4, stop)]},
     "after a batch": lambda _: {"callbacks": [At("on_train_batch_end", 4, stop)]},
     "before an epoch": lambda _: {"callbacks": [At("on_train_epoch_start", 3, stop)]},
@@ -112,10 +120,7 @@ def assert_finished(model):
 @pytest.mark.parametrize("end", ENDS)
 def test_however_training_ends_the_last_checkpoint_is_a_finished_model(data, engine, checkpoint, caplog, name, end):
     arguments = ENDS[end](name)
-    model, runner = make(name), engine(**arguments)
-    if name == "WtFlow" and "max_steps" in arguments:
-        # The model's own number counts.
-        model.training_steps = arguments["max_steps"]
+    model, runner = ending(name, end), engine(**arguments)
     assert fit(runner, model, data()) is end.startswith("termination")
     assert 0 < runner.trainer.global_step < 150
     assert_finished(model)
@@ -151,11 +156,13 @@ def learned(model):
     return {name: value for name, value in model.model.state_dict().items() if "feature_extractor" not in name}
 
 
-@pytest.mark.parametrize("end", ["a metric", "after an epoch", "termination in the midst of an epoch"])
+@pytest.mark.parametrize(
+    "end", ["a metric", "after an epoch", "time at an epoch's end", "termination in the midst of an epoch"]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_training_goes_on_from_a_finished_model_as_if_it_had_not_ended(data, engine, checkpoint, name, end):
     last = {"callbacks": [At("on_train_epoch_end", 12, stop)]}
-    whole, ended, resumed = make(name), make(name), make(name)
+    whole, ended, resumed = make(name), ending(name, end), make(name)
     engine(**last).fit(whole, datamodule=data())
     runner = engine(**ENDS[end](name))
     fit(runner, ended, data())
@@ -164,6 +171,43 @@ def test_training_goes_on_from_a_finished_model_as_if_it_had_not_ended(data, eng
     for key, value in learned(whole).items():
         # Sums are rounded by where a tensor lies in memory.
         torch.testing.assert_close(learned(resumed)[key], value, atol=1e-4, rtol=1e-4, msg=key)
+
+
+LIMITS = ["steps in the midst of an epoch", "steps at an epoch's end", "time"]
+
+
+@pytest.mark.parametrize("end", LIMITS)
+@pytest.mark.parametrize("name", MODELS)
+def test_resuming_what_its_limit_has_ended_changes_nothing(data, engine, checkpoint, caplog, name, end):
+    runner = engine(**ENDS[end](name))
+    runner.fit(ending(name, end), datamodule=data())
+    expected = learned(MODELS[name][0].load_from_checkpoint(checkpoint(runner)))
+    resumed, again = ending(name, end), engine(**ENDS[end](name))
+    with caplog.at_level(logging.WARNING):
+        again.fit(resumed, datamodule=data(), ckpt_path=checkpoint(runner))
+        again.test(resumed, datamodule=data())
+    assert "broken off" not in caplog.text
+    assert again.trainer.global_step == runner.trainer.global_step
+    assert_finished(resumed)
+    for key, value in expected.items():
+        assert torch.equal(learned(resumed)[key], value), key
+    assert list(resumed.training_features.trained_on) == []
+
+
+@pytest.mark.parametrize("end", [*LIMITS, "before a batch"])
+@pytest.mark.parametrize("name", MODELS)
+def test_training_goes_on_where_its_limit_ended_it(data, engine, checkpoint, name, end):
+    runner = engine(**ENDS[end](name))
+    runner.fit(ending(name, end), datamodule=data())
+    counts, resumed = [], make(name)
+    seen = At("on_train_batch_start", 0, lambda _: counts.append(getattr(resumed.model, "count", None)))
+    step = runner.trainer.global_step + 5
+    again = engine(callbacks=[seen, At("on_train_batch_end", step, stop)])
+    again.fit(resumed, datamodule=data(), ckpt_path=checkpoint(runner))
+    assert again.trainer.global_step == step
+    assert set(counts) == ({FULL} if name == "Pradot" else {None})
+    assert_finished(resumed)
+    assert_finished(type(resumed).load_from_checkpoint(checkpoint(again)))
 
 
 def test_a_second_fit_goes_on_with_all_prototypes(data, engine):

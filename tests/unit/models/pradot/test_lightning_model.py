@@ -358,6 +358,17 @@ def test_a_training_that_has_ended_does_not_go_on_from_its_checkpoint(data, engi
     assert [int(each.steps) for _, each in first.model.by_layer()] > steps
 
 
+def test_a_training_that_has_ended_does_not_go_on_from_a_checkpoint_of_the_first_format(data, engine, model, tmp_path):
+    settings = {"epochs": 30, "patience": 1, "compress": True}
+    first, second, runner = model(**settings), model(**settings), engine()
+    runner.fit(first, datamodule=data())
+    content = torch.load(runner.trainer.checkpoint_callback.best_model_path, weights_only=True)
+    del content["anomalib_ot"], content["finishing"]
+    torch.save(content, tmp_path / "old.ckpt")
+    engine().fit(second, datamodule=data(), ckpt_path=tmp_path / "old.ckpt")
+    assert torch.equal(prototypes_of(second), prototypes_of(first))
+
+
 def test_every_epoch_leaves_a_checkpoint(data, engine, model, checkpoint):
     class Interrupt(Exception):  # noqa: N818
         pass
