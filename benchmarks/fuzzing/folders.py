@@ -15,7 +15,7 @@ from anomalib_ot.visualization.explanation import explain
 from anomalib_ot.visualization.pictures import name_of
 
 from .mutation import Changed
-from .samples import kept_predictions
+from .samples import METRICS, kept_predictions
 
 # Of what labels and names of pictures are made here.
 PARTS = (
@@ -118,7 +118,7 @@ def _content(path: Path) -> str:
 
 def _write(how: str, folder: Path, samples: Changed) -> None:
     if how == "run":
-        write_record(folder / "runs", Record(Key("tray", "Pradot")), kept_predictions())
+        write_record(folder / "runs", Record(Key("tray", "Pradot"), metrics=METRICS), kept_predictions())
     elif how == "report":
         record = read_record(samples.root / "runs" / Key("tray", "Pradot").folder)
         comparison.write_report([record], folder, "Report")
@@ -147,7 +147,7 @@ def _compare(folder: Path) -> None:
     execution = "anomalib_ot.comparison.execution"
 
     def run_job(job: comparison.Job, *_: object) -> dict[str, bytes]:
-        return pack_record(Record(job.key, job.config), kept_predictions())
+        return pack_record(Record(job.key, job.config, METRICS, costs={"fit_s": 1.0}), kept_predictions())
 
     with patch(f"{execution}.run_job", run_job), patch(f"{execution}._check_data"):
         comparison.compare(plan, folder)

@@ -22,6 +22,7 @@ MODELS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "WtFlow": (WtFlow, {"width": 16, "whitened_channels": 8, "training_steps": 2, "batch_size": 4}),
 }
 PICTURES = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
+METRICS = {"image_AUROC": 99.0}
 
 
 def make_samples(folder: Path) -> None:
@@ -48,7 +49,7 @@ def make_samples(folder: Path) -> None:
         engine.fit(model, datamodule=FewShot(data, 2) if name == "Foct" else data)
         engine.trainer.save_checkpoint(folder / f"{name}.ckpt")
     timm.models.save_for_hf(timm.create_model("test_resnet"), folder / "backbone")
-    write_record(folder / "runs", Record(Key("tray", "Pradot"), metrics={"image_AUROC": 99.0}), kept_predictions())
+    write_record(folder / "runs", Record(Key("tray", "Pradot"), metrics=METRICS), kept_predictions())
     for path in [*folder.rglob("*")]:
         if path.is_file() and "results" not in path.parts:
             copy = folder / "kept" / path.relative_to(folder)
