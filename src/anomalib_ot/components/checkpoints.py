@@ -344,16 +344,17 @@ def _refuse_what_does_not_fit(model: AnomalibModule, checkpoint: Mapping[str, An
 def _difference(model: AnomalibModule, theirs: Mapping[str, Tensor]) -> str | None:
     """The first way in which a state dict does not fit the torch model, in words."""
     learned = cast("SafeCheckpoints", model).checkpoint_rules.learned
-    ours = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
-    theirs = {name: value for name, value in theirs.items() if name.startswith("model.")}
-    if missing := sorted(ours.keys() - theirs.keys()):
+    ours = model.state_dict()
+    # What the host's parts have may differ.
+    of_model, in_theirs = ({name for name in state if name.startswith("model.")} for state in (ours, theirs))
+    if missing := sorted(of_model - in_theirs):
         return f"it lacks {missing[0]}"
-    if unknown := sorted(theirs.keys() - ours.keys()):
+    if unknown := sorted(in_theirs - of_model):
         return f"it has {unknown[0]}, which this model lacks"
     for name, value in ours.items():
         # What a model learns has no shape before it is fitted.
         is_learned = any(part in name for part in learned)
-        if value.numel() and not is_learned and theirs[name].shape != value.shape:
+        if name in theirs and value.numel() and not is_learned and theirs[name].shape != value.shape:
             return f"{name} is of shape {tuple(theirs[name].shape)}, not {tuple(value.shape)}"
     return None
 

@@ -1,6 +1,7 @@
 """Pictures of more than eight bits a channel, of which anomalib's reader loses all or half."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,8 +56,9 @@ def read_picture(path: Path | str, value_range: ValueRange | None = None) -> Ten
 
     Raises:
         ValueError: If the range is none; if the file is of 32-bit integers, or of floating-point numbers that do not
-            lie in [0, 1], and no range is given; or if its colours cannot be read at their full depth.
-        OSError: As from Pillow, if the file is no picture or a damaged one.
+            lie in [0, 1], and no range is given; if its colours cannot be read at their full depth; or if the file is
+            no picture, a damaged one or too large a one.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> read_picture("camera_of_12_bits.png", (0, 4095)).shape  # doctest: +SKIP
@@ -64,7 +66,8 @@ def read_picture(path: Path | str, value_range: ValueRange | None = None) -> Ten
     """
     check_value_range(value_range)
     picture = read_deep_picture(path, value_range)
-    return torch.as_tensor(read_image(path, as_tensor=True)) if picture is None else picture
+    with naming_unreadable(path):
+        return torch.as_tensor(read_image(path, as_tensor=True)) if picture is None else picture
 
 
 def read_deep_picture(path: Path | str, value_range: ValueRange | None = None) -> Tensor | None:
@@ -92,10 +95,10 @@ def deep_values(path: Path | str) -> tuple[NDArray[Any], ValueRange | None] | No
         their type, None where that says nothing. None instead of both for a picture of up to eight bits.
 
     Raises:
-        ValueError: If the colours cannot be read at their full depth.
-        OSError: As from Pillow.
+        ValueError: If the colours cannot be read at their full depth, or the file not at all.
+        FileNotFoundError: If there is no such file.
     """
-    with Image.open(path) as image:
+    with naming_unreadable(path), Image.open(path) as image:
         tags = image.tag_v2 if image.format == "TIFF" else {}
         # Reading turns the picture and takes the tag of that away.
         bits = max(tags.get(_BITS_PER_SAMPLE, (16,)))
@@ -114,6 +117,22 @@ def deep_values(path: Path | str) -> tuple[NDArray[Any], ValueRange | None] | No
         # OpenCV takes a file that is cut off for whole, Pillow does not.
         image.load()
     return _colours(path, planes_apart), _SIXTEEN_BITS
+
+
+@contextmanager
+def naming_unreadable(path: Path | str) -> Iterator[None]:
+    """Name the picture that Pillow does not read, which its own errors rarely do.
+
+    Raises:
+        ValueError: If the file is no picture, a damaged one, or too large a one.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        msg = f"cannot read {path}: {error}"
+        raise ValueError(msg) from error
 
 
 def _colours(path: Path | str, planes_apart: bool) -> NDArray[Any]:

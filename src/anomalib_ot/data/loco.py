@@ -15,7 +15,6 @@ an area of its own, are in :class:`Defects`: of an item from :meth:`LOCODataset.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +32,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from anomalib_ot.components.reading import ValueRange, check_value_range, deep_values, read_picture
+from anomalib_ot.components.reading import (
+    ValueRange,
+    check_value_range,
+    deep_values,
+    naming_unreadable,
+    read_picture,
+)
 
 SPLIT_FOLDERS = {Split.TRAIN: "train", Split.VAL: "validation", Split.TEST: "test"}
 _HIGHEST_PIXEL_VALUE = 255
@@ -97,7 +102,7 @@ class LOCODataset(AnomalibDataset):
             ValueError: If a file is no image, or the mask is of another size than the image; the file is named.
         """
         sample = self.samples.iloc[index]
-        image = _read(read_picture, sample.image_path, value_range=self.value_range)
+        image = read_picture(sample.image_path, self.value_range)
         mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
         if sample.mask_path:
             mask = Mask(read_defect_masks(sample.mask_path).amax(0))
@@ -177,7 +182,8 @@ def image_defects(image: Path | str) -> Defects:
     folder = _mask_folder(Path(image))
     if folder:
         return read_defects(folder)
-    width, height = _read(_image_size, image)
+    with naming_unreadable(image), Image.open(image) as opened:
+        width, height = opened.size
     return Defects(torch.zeros(0, height, width, dtype=torch.uint8), torch.zeros(0, dtype=torch.float64))
 
 
@@ -233,11 +239,6 @@ def read_defect_masks(folder: Path | str) -> Tensor:
     return (_read_levels(folder) > 0).byte()
 
 
-def _image_size(path: Path | str) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
-
-
 def _mask_files(folder: Path | str) -> list[Path]:
     return sorted(Path(folder).glob("*.png"))
 
@@ -255,7 +256,7 @@ def _mask_folder(image: Path) -> str:
 
 def _read_levels(folder: Path | str) -> Tensor:
     """Pixel values uint8 (defects, H, W) of the masks in a folder."""
-    masks = [_read(read_mask, path, as_tensor=False) for path in _mask_files(folder)]
+    masks = [_read_mask(path) for path in _mask_files(folder)]
     if not masks:
         msg = f"there are no masks {folder}/*.png"
         raise FileNotFoundError(msg)
@@ -265,9 +266,14 @@ def _read_levels(folder: Path | str) -> Tensor:
     return torch.stack([torch.from_numpy(mask) for mask in masks])
 
 
+def _read_mask(path: Path) -> Any:
+    with naming_unreadable(path):
+        return read_mask(path, as_tensor=False)
+
+
 def _pixel_values(path: Path, levels: Tensor) -> list[int]:
     """Values of a mask but 0, as they are in the file: as it is read, those above 255 have become 255."""
-    deep = _read(deep_values, path)
+    deep = deep_values(path)
     values = levels if deep is None else torch.from_numpy(deep[0].astype(np.int64))
     return values[values > 0].unique().tolist()
 
@@ -314,14 +320,6 @@ def _saturations(entries: list[dict[str, Any]]) -> dict[int, _Saturation]:
             raise ValueError(msg)
         saturations[value] = _Saturation(entry["saturation_threshold"], entry["relative_saturation"])
     return saturations
-
-
-def _read(reader: Callable[..., Any], path: Path | str, **kwargs: Any) -> Any:
-    try:
-        return reader(path, **kwargs)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        msg = f"cannot read {path}: {error}"
-        raise ValueError(msg) from error
 
 
 class MVTecLOCOAD(AnomalibDataModule):

@@ -194,3 +194,17 @@ def test_a_range_that_is_none_is_refused(value_range, tmp_path):
     Image.fromarray(VALUES).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match=r"value_range must be two finite numbers, the lower first, not"):
         read_picture(tmp_path / "grey.png", value_range)
+
+
+def test_a_picture_that_is_cut_off_or_none_is_named(tmp_path):
+    path = tmp_path / "part.png"
+    for content in (np.full((64, 64), 300, np.uint16), np.full((64, 64), 30, np.uint8)):
+        Image.fromarray(content).save(path)
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(ValueError, match=r"cannot read .*part\.png: "):
+            read_picture(path)
+    path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cannot read .*part\.png: "):
+        read_picture(path)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        read_picture(tmp_path / "gone.png")

@@ -121,6 +121,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(trained, kind):
         Pradot.load_from_checkpoint(path)
 
 
+def test_a_checkpoint_with_two_thresholds_is_refused(trained):
+    path = Path(trained())
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["post_processor._image_threshold"] = torch.zeros(2)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"post_processor\._image_threshold is of shape \(2,\), not \(\)"):
+        Pradot.load_from_checkpoint(path)
+
+
 def test_a_checkpoint_whose_offsets_lead_out_of_it_is_refused_by_name(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "model.ckpt")
     monkeypatch.setattr(ZipFile, "testzip", Mock(side_effect=OSError(22, "Invalid argument")))
