@@ -1,6 +1,6 @@
 """Ensembles: the mean of several models' normalised scores and maps, as one more model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import product
@@ -12,7 +12,11 @@ from .evaluation import evaluate
 from .plan import Plan, members
 from .record import Key, Predictions, Record, read_record, write_record
 
-_SUMS = ("fit_s", "ms_per_image", "openvino_ms_per_image", "size_mib", "parameters")
+# How the costs of the members make that of the ensemble.
+_COSTS: dict[str, Callable[[Iterable[float]], float]] = {
+    **dict.fromkeys(("fit_s", "ms_per_image", "openvino_ms_per_image", "size_mib", "parameters"), sum),
+    "peak_mib": max,
+}
 
 
 def ensemble_runs(runs: Path, plan: Plan) -> list[Record]:
@@ -34,7 +38,9 @@ def ensemble_runs(runs: Path, plan: Plan) -> list[Record]:
     for label, (category, shots, seed) in product(plan.ensembles, plan.draws()):
         parts = [read_record(runs / Key(category, each, shots, seed).folder) for each in members(label)]
         config = {
-            "ensemble": {part.key.model: {"config": part.config, "time": part.environment["time"]} for part in parts}
+            "ensemble": {
+                part.key.model: {"config": part.config, "time": part.environment.get("time")} for part in parts
+            }
         }
         record = Record(Key(category, label, shots, seed), config, environment=parts[0].environment)
         made.append(_there(runs, record) or write_record(runs, *_ensemble(record, parts)))
@@ -57,9 +63,10 @@ def _ensemble(record: Record, parts: Sequence[Record]) -> tuple[Record, Predicti
     except ValueError as error:
         return replace(record, error=str(error)), None
     costs = {
-        name: sum(part.costs[name] for part in parts) for name in _SUMS if all(name in part.costs for part in parts)
+        name: combine(part.costs[name] for part in parts)
+        for name, combine in _COSTS.items()
+        if all(name in part.costs for part in parts)
     }
-    costs["peak_mib"] = max(part.costs["peak_mib"] for part in parts)
     return replace(record, metrics=metrics, curves=curves, costs=costs), predictions
 
 

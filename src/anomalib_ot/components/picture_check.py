@@ -124,7 +124,7 @@ def cut_off_pictures(images: Tensor, paths: Sequence[str]) -> list[int]:
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
         try:
             values, _ = deep_values(path) or (None, None)
-        except (OSError, SyntaxError, ValueError):
+        except (FileNotFoundError, ValueError):
             # The picture is here, wherever it is from.
             continue
         if values is not None and values.ndim == 2 and values.max() > 255:  # noqa: PLR2004 - rows and columns, and a byte

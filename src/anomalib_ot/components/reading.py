@@ -128,9 +128,10 @@ def naming_unreadable(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
+        # Each format's reader has errors of its own for what it meets.
         msg = f"cannot read {path}: {error}"
         raise ValueError(msg) from error
 

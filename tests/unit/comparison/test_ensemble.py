@@ -81,3 +81,10 @@ def test_it_fails_with_its_member(tmp_path):
     ensemble_runs(tmp_path, PLAN)
     (found,) = (record for record in read_records(tmp_path) if record.key.model == "A+B")
     assert found.message == "B on tray, seed 0 failed: RuntimeError: no memory"
+
+
+def test_members_that_tell_neither_time_nor_costs_make_an_ensemble(tmp_path):
+    for key in (A, B):
+        keep(tmp_path, key, 0, costs={"fit_s": 2.0}, environment={})
+    (made,) = ensemble_runs(tmp_path, PLAN)
+    assert made.costs == {"fit_s": 4.0}
