@@ -14,7 +14,7 @@ from anomalib.models.components.sampling import KCenterGreedy
 from jsonargparse import auto_cli
 from torch.utils.data import DataLoader
 
-from anomalib_ot.comparison.measure import seconds_per_image
+from anomalib_ot.comparison.measurement import seconds_per_image
 from anomalib_ot.offline import offline_backbone
 
 from .categories import open_category

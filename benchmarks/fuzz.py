@@ -365,7 +365,7 @@ def arguments(generator: random.Random, samples: Changed) -> None:
     output = ["--output", str(samples.root / "output")] if name != "weights" else []
     with (
         patch.object(comparison, "compare", side_effect=Reached),
-        patch("anomalib_ot.visualization.explain.write_views", side_effect=Reached),
+        patch("anomalib_ot.visualization.explanation.write_views", side_effect=Reached),
         patch("anomalib_ot.offline.offline_backbone", side_effect=Reached),
     ):
         command([name, *options, *output])

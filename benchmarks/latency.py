@@ -27,7 +27,7 @@ from openvino import AsyncInferQueue, Model
 from torch import nn
 
 from anomalib_ot import Assembly, FewShot
-from anomalib_ot.comparison.measure import QUIET
+from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.components.backbones import create_extractor
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import FLOAT32, extract_by_parts

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot import Pradot
-from anomalib_ot.comparison.measure import QUIET
+from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.visualization.pictures import pictures_of
 from anomalib_ot.visualization.prototypes import nearest_patches

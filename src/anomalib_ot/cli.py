@@ -60,7 +60,7 @@ def compare(
         models: Models of the plan to run, or others, by class as for anomalib.
         data: Data of the plan to take, or others, by class as for anomalib.
         root: Folder that the data's relative roots are meant from.
-        backbone: Backbone of all models that take one.
+        backbone: Backbone of all models that take one; local-dir:~/x is a folder x of the home directory.
         layers: Layers of all models that take several.
         image_size: Height and width of all models.
         seeds: Seeds of everything random.
@@ -82,6 +82,7 @@ def compare(
         RuntimeError: If all runs failed; the report is there all the same.
     """
     from anomalib_ot import comparison  # noqa: PLC0415
+    from anomalib_ot.components.files import require_ours  # noqa: PLC0415
 
     read = comparison.read_plan(
         plan,
@@ -96,8 +97,11 @@ def compare(
         baseline=baseline,
         ensembles=[ensemble] if isinstance(ensemble, str) else ensemble,
     )
+    # Read, and a place found, before hours of runs.
+    published = read.published()
+    require_ours(output, *comparison.REPORT_FILES)
     records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
-    text, page = comparison.write_report(records, output, read.title, read.baseline, read.published())
+    text, page = comparison.write_report(records, output, read.title, read.baseline, published)
     logger.info("report: %s", page)
     if all(record.failed for record in records):
         msg = f"all runs failed, {records[0].key} with {records[0].message}; see {page}"
@@ -128,7 +132,7 @@ def explain(
         data: Data module as for anomalib, such as Assembly or '{class_path: MVTecAD, init_args: {category: bottle}}',
             or a picture or a folder of pictures.
         root: Folder that the data module's relative root is meant from.
-        output: Folder to write to; what is there of other pictures stays.
+        output: Folder to write to; what is there of other pictures, or was written by others, stays.
         pictures: Pictures by folder and name, as '[scratch/003, good/001]'; by default some are chosen.
         count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
         views: Names of the views; by default all that can be drawn of evidence, for Pradot assignments, restoration,
@@ -143,8 +147,8 @@ def explain(
     Returns:
         A line for each picture, and the page.
     """
-    from anomalib_ot.visualization.explain import explain as write_explanation  # noqa: PLC0415
-    from anomalib_ot.visualization.explain import summary  # noqa: PLC0415
+    from anomalib_ot.visualization.explanation import explain as write_explanation  # noqa: PLC0415
+    from anomalib_ot.visualization.explanation import summary  # noqa: PLC0415
 
     page, explained = write_explanation(
         ckpt_path, data, output, root, model, backbone, pictures, count, views, pixel, formats, seed

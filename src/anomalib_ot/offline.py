@@ -39,14 +39,15 @@ _PACKAGES = {
 }
 
 
-def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
+def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
     """Put the ImageNet weights of an installed package into a timm folder, once.
 
-    A folder that is there and whole is used as it is; anything else in its place is replaced. Several processes may
-    call this at the same time.
+    A folder that is there and whole is used as it is; one of ours that is not is made anew. Several processes may call
+    this at the same time.
 
     Args:
-        cache_dir: Where to keep the folder; by default the user's cache directory.
+        cache_dir: Where to keep the folder, in the home directory if it begins with ``~``; by default the user's cache
+            directory.
         architecture: timm's name of the network, ``tf_efficientnet_lite0``, ``…lite1`` or ``…lite2``.
 
     Returns:
@@ -58,6 +59,7 @@ def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_effi
             every backbone with "vit" in its name for a vision transformer.
         ModuleNotFoundError: If the package is not installed.
         RuntimeError: If its weights are not those of the architecture.
+        FileExistsError: If the folder holds what this function did not write.
         OSError: If the folder cannot be written.
 
     Example:
@@ -67,11 +69,15 @@ def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_effi
     if architecture not in _PACKAGES:
         msg = f"no package with weights is known for {architecture!r}, only for {', '.join(_PACKAGES)}"
         raise ValueError(msg)
-    folder = Path(cache_dir or user_cache_dir("anomalib-ot")).resolve() / architecture
+    folder = Path(cache_dir or user_cache_dir("anomalib-ot")).expanduser().resolve() / architecture
     if "vit" in str(folder).lower():
         msg = f"anomalib would take {folder} for a vision transformer, for the 'vit' in it; choose another cache_dir"
         raise ValueError(msg)
     if not _is_whole(folder):
+        # Slow to import, and not needed when the folder is there.
+        from anomalib_ot.components.files import require_ours  # noqa: PLC0415
+
+        require_ours(folder)
         packaged = _packaged_weights(architecture)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{architecture}-", dir=folder.parent) as temporary:
@@ -85,11 +91,12 @@ def offline_backbone(cache_dir: Path | None = None, architecture: str = "tf_effi
 
 def _convert(source: str, architecture: str, folder: Path) -> None:
     """Write packaged weights under timm's names, and read them back."""
-    # Slow to import, and not needed when the folder is there.
     import torch  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415
     from timm import create_model  # noqa: PLC0415
     from timm.models import save_for_hf  # noqa: PLC0415
+
+    from anomalib_ot.components.files import claim  # noqa: PLC0415
 
     packaged = torch.load(source, map_location="cpu", weights_only=True)
     model = create_model(architecture)
@@ -100,6 +107,7 @@ def _convert(source: str, architecture: str, folder: Path) -> None:
         raise RuntimeError(msg)
     converted = dict(zip(own, packaged.values(), strict=True))
     model.load_state_dict(converted)
+    claim(folder, *_FILES, _CHECKSUMS)
     save_for_hf(model, str(folder), safe_serialization=True)
     # safetensors leaves its file readable by its owner only, whatever the umask.
     copymode(folder / "config.json", folder / "model.safetensors")

@@ -74,16 +74,16 @@ def test_train_reports_metrics_and_leaves_a_checkpoint_and_pictures(trained, fol
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate"])
-def test_a_checkpoint_is_tested_and_validated(trained, folder, model_arguments, data_arguments, subcommand):
-    output = anomalib(folder, subcommand, *model_arguments, *data_arguments, "--ckpt_path", trained[1])
+def test_a_checkpoint_is_tested_and_validated(trained, folder, data_arguments, subcommand):
+    output = anomalib(folder, subcommand, "--model", "Pradot", *data_arguments, "--ckpt_path", trained[1])
     if subcommand == "test":
         expected = re.search(r"image_AUROC\W+([\d.]+)", trained[0])[1]
         assert re.search(r"image_AUROC\W+([\d.]+)", output)[1] == expected
 
 
-def test_predict_on_a_folder(trained, folder, model_arguments):
+def test_predict_on_a_folder(trained, folder):
     pictures = folder / "data/tray/test/good"
-    anomalib(folder, "predict", *model_arguments, "--data", pictures, "--ckpt_path", trained[1])
+    anomalib(folder, "predict", "--model", "Pradot", "--data", pictures, "--ckpt_path", trained[1])
     assert len(list((folder / "results/Pradot/latest/images").rglob("*.png"))) == 4
 
 
@@ -104,13 +104,13 @@ def pictures(folder):
 FILES = {"torch": "model.pt", "onnx": "model.onnx", "openvino": "model.xml"}
 
 
-def check_export(folder, model_arguments, checkpoint, kind, model):
+def check_export(folder, checkpoint, kind, model):
     """Export a checkpoint by the command and compare what it says of a picture with what the model says."""
     name = type(model).__name__
     arguments = ["--export_type", kind, "--ckpt_path", checkpoint, "--export_root", folder / f"{name}_{kind}"]
     if kind != "torch":
         arguments += ["--input_size", "[128, 128]"]
-    anomalib(folder, "export", *model_arguments, *arguments)
+    anomalib(folder, "export", "--model", name, *arguments)
     check_exported(folder / f"{name}_{kind}" / "weights" / kind / FILES[kind], kind, model, pictures(folder)[:1])
 
 
@@ -131,19 +131,19 @@ def check_exported(exported, kind, model, image):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_export(trained, folder, model_arguments, kind, monkeypatch):
+def test_export(trained, folder, kind, monkeypatch):
     monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
-    check_export(folder, model_arguments, trained[1], kind, Pradot.load_from_checkpoint(trained[1]))
+    check_export(folder, trained[1], kind, Pradot.load_from_checkpoint(trained[1]))
 
 
 @pytest.mark.parametrize("compression", ["INT8_PTQ", "INT8_ACQ"])
-def test_quantized_export(trained, folder, model_arguments, data_arguments, compression):
+def test_quantized_export(trained, folder, data_arguments, compression):
     root = folder / compression
     arguments = ["--export_type", "openvino", "--input_size", "[128, 128]", "--compression_type", compression]
     output = anomalib(
         folder,
         "export",
-        *model_arguments,
+        *("--model", "Pradot"),
         *arguments,
         *data_arguments,
         "--ckpt_path",
@@ -260,19 +260,19 @@ def few_shot(folder, backbone, data_arguments):
 
 
 def test_few_shot_training(few_shot, folder):
-    model, data, output, checkpoint = few_shot
+    _, data, output, checkpoint = few_shot
     score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
     assert "Assembly_2shot_3" in str(checkpoint)
     assert torch.load(checkpoint, weights_only=True)["state_dict"]["model.semantic.features"].shape[:2] == (2, 2)
-    again = anomalib(folder, "test", *model, *data, "--ckpt_path", checkpoint)
+    again = anomalib(folder, "test", "--model", "Foct", *data, "--ckpt_path", checkpoint)
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_few_shot_export_is_the_frozen_model(few_shot, folder, kind, monkeypatch):
     monkeypatch.chdir(folder)
-    model, _, _, checkpoint = few_shot
-    check_export(folder, model, checkpoint, kind, Foct.load_from_checkpoint(checkpoint, online=False))
+    _, _, _, checkpoint = few_shot
+    check_export(folder, checkpoint, kind, Foct.load_from_checkpoint(checkpoint, online=False))
 
 
 @pytest.fixture(scope="module")
@@ -287,19 +287,19 @@ def flow(folder, backbone, data_arguments):
 
 
 def test_flow_training_and_testing(flow, folder, data_arguments):
-    model, output, checkpoint = flow
+    _, output, checkpoint = flow
     score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
     assert float(score) > 0.5
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 30
-    again = anomalib(folder, "test", *model, *data_arguments, "--ckpt_path", checkpoint)
+    again = anomalib(folder, "test", "--model", "WtFlow", *data_arguments, "--ckpt_path", checkpoint)
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_flow_export(flow, folder, kind, monkeypatch):
     monkeypatch.chdir(folder)
-    model, _, checkpoint = flow
-    check_export(folder, model, checkpoint, kind, WtFlow.load_from_checkpoint(checkpoint))
+    _, _, checkpoint = flow
+    check_export(folder, checkpoint, kind, WtFlow.load_from_checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize(("kind", "score"), [("onnx", "mismatch"), ("openvino", "mismatch"), ("openvino", "density")])

@@ -14,7 +14,7 @@ import yaml
 
 from anomalib_ot.cli import main
 from anomalib_ot.comparison import Plan, compare, read_plan, read_records
-from anomalib_ot.comparison.compare import ENGINES
+from anomalib_ot.comparison.execution import ENGINES
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,7 @@ from anomalib.engine import Engine
 
 from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.cli import main
+from anomalib_ot.components.files import MARKER
 
 pytestmark = pytest.mark.slow
 ANOMALIB = Path(sys.executable).parent / "anomalib"
@@ -62,7 +63,8 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
     expected = {"index.html", *(f"{picture}/evidence.json" for picture in pictures)}
     expected |= {f"{picture}/{view}.png" for picture in pictures for view in ("evidence", *of_picture)}
     expected |= {f"{name}/{view}.{'html' if view == 'cells' else 'png'}" for view in of_model}
-    assert written == expected
+    folders = {Path(each).parent.as_posix() for each in expected}
+    assert written == expected | {(Path(folder) / MARKER).as_posix() for folder in folders}
     content = json.loads((tmp_path / pictures[0] / "evidence.json").read_text())
     assert content["model"] == name
     assert content["chosen_as"] == "highest score"

@@ -1,12 +1,15 @@
 """Runs that are killed, disks that are full, folders that cannot be written: what is left is whole, or absent."""
 
 import errno
+import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +21,8 @@ from anomalib.engine import Engine
 from safetensors.torch import load_file
 
 from anomalib_ot import Assembly, Pradot, WtFlow
-from anomalib_ot.components.export import _staged
 from anomalib_ot.components.feature_store import allocate
+from anomalib_ot.components.staging import staged
 
 SHARED = {
     "backbone": "resnet18",
@@ -125,34 +128,126 @@ def test_a_killed_fit_leaves_whole_checkpoints_and_resumes(name, number, data, t
 
 def export(folder, number):
     """Hand over the files of an export, which hold its number."""
-    with _staged(folder, ExportType.OPENVINO) as staging:
+    with staged(folder, ExportType.OPENVINO) as staging:
         weights = staging / "weights" / "openvino"
         weights.mkdir(parents=True)
-        for name in ("model.xml", "model.bin", "model.parity.json"):
+        for name in ("model.xml", "model.bin"):
             (weights / name).write_text(str(number))
+        report = {"bytes": {"model.xml": 1, "model.bin": 1}, "number": number}
+        (weights / "model.parity.json").write_text(json.dumps(report))
+
+
+def exported(folder):
+    """Numbers of the exports that the files are of, by name."""
+    numbers = {path.name: json.loads(path.read_text()) for path in (folder / "weights/openvino").glob("*")}
+    return {name: number["number"] if isinstance(number, dict) else number for name, number in numbers.items()}
+
+
+def whole(number):
+    return dict.fromkeys(("model.xml", "model.bin", "model.parity.json"), number)
+
+
+@pytest.fixture
+def break_off(monkeypatch):
+    """Breaks off the export that runs at a move of a file, once, or for good as if the process were killed."""
+
+    @contextmanager
+    def breaking(moves, for_good):
+        move, moved = Path.replace, []
+
+        def moving(*arguments, **settings):
+            moved.append(arguments)
+            if len(moved) == moves + 1 or (for_good and len(moved) > moves):
+                raise KeyboardInterrupt
+            return move(*arguments, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", moving)
+            if for_good:
+                # Nor is anything tidied up.
+                patch.setattr(Path, "unlink", moving)
+                patch.setattr(shutil, "rmtree", moving)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return breaking
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_an_export_that_is_killed_leaves_no_parts_of_two(tmp_path, break_off, moves):
+    export(tmp_path, 1)
+    with break_off(moves, for_good=True):
+        export(tmp_path, 2)
+    left = exported(tmp_path)
+    assert len(set(left.values())) <= 1
+    assert left == whole(1) or "model.parity.json" not in left
+    assert "model.bin" in left or "model.xml" not in left
+    export(tmp_path, 3)
+    assert exported(tmp_path) == whole(3)
 
 
 @pytest.mark.parametrize("moves", range(3))
-def test_an_export_that_is_broken_off_leaves_no_parts_of_two(tmp_path, monkeypatch, moves):
-    export(tmp_path, 1)
-    move, moved = Path.replace, []
-
-    def moving(path, target):
-        if len(moved) == moves:
-            raise KeyboardInterrupt
-        moved.append(target)
-        return move(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", moving)
-        with pytest.raises(KeyboardInterrupt):
-            export(tmp_path, 2)
-    left = {path.name: path.read_text() for path in (tmp_path / "weights/openvino").iterdir()}
-    assert len(set(left.values())) <= 1
+def test_a_first_export_that_is_killed_leaves_no_graph_without_weights_and_is_replaced(tmp_path, break_off, moves):
+    with break_off(moves, for_good=True):
+        export(tmp_path, 1)
+    left = exported(tmp_path)
     assert "model.parity.json" not in left
     assert "model.bin" in left or "model.xml" not in left
-    export(tmp_path, 3)
-    assert {path.read_text() for path in (tmp_path / "weights/openvino").iterdir()} == {"3"}
+    export(tmp_path, 2)
+    assert exported(tmp_path) == whole(2)
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_an_export_that_is_interrupted_leaves_the_earlier_one_whole(tmp_path, break_off, moves):
+    export(tmp_path, 1)
+    with break_off(moves, for_good=False):
+        export(tmp_path, 2)
+    assert exported(tmp_path) == whole(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_an_export_keeps_the_files_of_others(tmp_path, caplog):
+    folder = tmp_path / "weights/openvino"
+    folder.mkdir(parents=True)
+    theirs = {"model.xml": "graph of PaDiM", "model.bin": "weights of PaDiM", "notes.txt": "notes", "other.bin": "2"}
+    for name, content in theirs.items():
+        (folder / name).write_text(content)
+    for number in (1, 2):
+        export(tmp_path, number)
+    renamed = {name.replace("model.", "model.earlier-1."): content for name, content in theirs.items()}
+    left = {path.name: path.read_text() for path in folder.iterdir() if path.name not in whole(2)}
+    assert left == renamed
+    assert [(folder / name).read_text() for name in ("model.xml", "model.bin")] == ["2", "2"]
+    assert len([record for record in caplog.records if "is kept as model.earlier-1." in record.message]) == 2
+
+
+def test_a_report_does_not_speak_for_a_file_that_was_changed_since(tmp_path):
+    export(tmp_path, 1)
+    folder = tmp_path / "weights/openvino"
+    (folder / "model.xml").write_text("edited by hand")
+    export(tmp_path, 2)
+    assert {path.name: path.read_text() for path in folder.glob("*.xml")} == {
+        "model.xml": "2",
+        "model.earlier-1.xml": "edited by hand",
+    }
+    # Which may need the weights that were beside it.
+    assert {path.name: path.read_text() for path in folder.glob("*.bin")} == {
+        "model.bin": "2",
+        "model.earlier-1.bin": "1",
+    }
+
+
+def test_what_a_killed_export_left_behind_is_removed_a_day_later(tmp_path):
+    left_behind, at_work = tmp_path / ".export-killed", tmp_path / ".export-at-work"
+    unique = tmp_path / ".export-with-the-only-copy"
+    for folder in (left_behind, at_work, unique):
+        (folder / "weights/torch").mkdir(parents=True)
+    (unique / "earlier/torch").mkdir(parents=True)
+    (unique / "earlier/torch/model.pt").write_text("1")
+    for folder in (left_behind, unique):
+        os.utime(folder, (time.time() - 100_000,) * 2)
+    export(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"weights", at_work.name, unique.name}
 
 
 @contextmanager

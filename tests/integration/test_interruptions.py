@@ -53,7 +53,7 @@ def command(_, main, arguments, folder, fatal=None):
     torch.set_num_threads(1)
     os.environ["COLUMNS"] = "200"
     os.chdir(folder)
-    job.subprocess = SimpleNamespace(**{**vars(subprocess), "run": run})
+    job.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
     sys.argv = [main.__module__, *map(str, arguments)]
     with Path("output.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
@@ -79,22 +79,38 @@ def killer(folder, fatal):
     return hook
 
 
-def run(arguments, **options):
-    """As ``subprocess.run``, but jobs of a comparison are forked from this process, which has imported all already."""
-    if arguments[1:3] != ["-m", job.__name__]:
-        return subprocess.run(arguments, **options)  # noqa: PLW1510 - it is among the options
-    pid = os.fork()
-    if pid:
-        return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    try:
-        job.main(*map(Path, arguments[3:5]), int(arguments[5]))
-        os._exit(0)
-    except KeyboardInterrupt:
-        # As Python itself ends.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        os._exit(1)
+class Forked:
+    """As ``subprocess.Popen`` of a job, but forked from this process, which has imported all already."""
+
+    def __init__(self, arguments, **_):
+        assert arguments[1:3] == ["-m", job.__name__]
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            job.main(*map(Path, arguments[3:5]), int(arguments[5]))
+            os._exit(0)
+        except KeyboardInterrupt:
+            # As Python itself ends.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os._exit(1)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def kill(self):
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self):
+        while self.poll() is None:
+            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

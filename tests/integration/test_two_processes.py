@@ -75,7 +75,16 @@ def flow(rank, folder, how):
         raise
 
 
-def fit_flow(rank, folder, processes, callbacks=(), training_steps=8):
+def fit_few(rank, folder, images):
+    """Fit to fewer pictures than processes, or to one that cannot be read, and keep why it fails."""
+    try:
+        fit_flow(rank, folder, 2, images=images)
+    except ValueError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+        raise
+
+
+def fit_flow(rank, folder, processes, callbacks=(), training_steps=8, images=IMAGES):
     """Fit, and keep what each process has learned and says of its loss."""
     meet(rank, folder, processes)
     seed_everything(0, verbose=False)
@@ -87,7 +96,7 @@ def fit_flow(rank, folder, processes, callbacks=(), training_steps=8):
         whitened_channels=16,
         width=16,
         training_steps=training_steps,
-        batch_size=3,
+        batch_size=min(3, images["n_train"]),
         visualizer=False,
     )
     engine = Engine(
@@ -99,7 +108,7 @@ def fit_flow(rank, folder, processes, callbacks=(), training_steps=8):
         logger=False,
         enable_progress_bar=False,
     )
-    engine.fit(model, datamodule=Assembly(folder.parent / "data", **IMAGES))
+    engine.fit(model, datamodule=Assembly(folder.parent / "data", **images))
     assert engine.trainer.world_size == processes
     loss = engine.trainer.callback_metrics["train_loss"]
     learned = {name: value for name, value in model.state_dict().items() if name.startswith(("model.heads", "trained"))}
@@ -161,3 +170,25 @@ def test_a_loss_that_is_not_finite_in_one_process_is_an_error_of_both(tmp_path, 
     for rank in range(2):
         error = (tmp_path / "run" / f"{rank}.txt").read_text()
         assert f"the loss of layer layer2 is not finite at step {LAST}" in error
+
+
+def test_fewer_pictures_than_processes_are_refused_by_all(tmp_path, start):
+    few = {**IMAGES, "n_train": 1}
+    Assembly(tmp_path / "data", **few).prepare_data()
+    (tmp_path / "run").mkdir()
+    assert ended(start(fit_few, *[(tmp_path / "run", few)] * 2), PATIENCE) == [1, 1]
+    for rank in range(2):
+        error = (tmp_path / "run" / f"{rank}.txt").read_text()
+        assert "1 training images are fewer than the 2 processes" in error
+
+
+def test_a_picture_that_one_process_cannot_read_is_named_by_all(tmp_path, start):
+    data = Assembly(tmp_path / "data", **IMAGES)
+    data.prepare_data()
+    # The second process has the last pictures.
+    *_, last = sorted((tmp_path / "data").rglob("train/good/*.png"))
+    last.write_bytes(last.read_bytes()[:100])
+    (tmp_path / "run").mkdir()
+    assert ended(start(fit_few, *[(tmp_path / "run", IMAGES)] * 2), PATIENCE) == [1, 1]
+    for rank in range(2):
+        assert f"{last.name} cannot be read" in (tmp_path / "run" / f"{rank}.txt").read_text()

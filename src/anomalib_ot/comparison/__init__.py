@@ -1,13 +1,15 @@
 """Models side by side, on the same images and by the same metrics."""
 
-from .compare import compare
-from .evaluate import evaluate
-from .measure import measure, median_seconds, seconds_per_image
-from .plan import Job, Plan, read_plan
+from .evaluation import evaluate
+from .execution import compare
+from .measurement import measure, median_seconds, seconds_per_image
+from .plan import Job, Plan
+from .plan_file import read_plan
 from .record import Key, Predictions, Record, read_records, write_record
-from .report import write_report
+from .report import REPORT_FILES, write_report
 
 __all__ = [
+    "REPORT_FILES",
     "Job",
     "Key",
     "Plan",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .plan import Plan, members
 from .record import Key, Predictions, Record, read_record, write_record
 

@@ -32,38 +32,41 @@ from numpy.typing import NDArray
 
 from anomalib_ot.components.extraction import FLOAT32
 
-from .evaluate import evaluate
-from .measure import QUIET, median_seconds, seconds_per_image
+from .evaluation import evaluate
+from .measurement import QUIET, median_seconds, seconds_per_image
 from .plan import Job
 from .record import Predictions, Record, pack_record, write_folder
 
 _MIB = 2**20
 _PACKAGES = ("anomalib-ot", "anomalib", "torch", "torchvision", "lightning", "timm", "POT", "openvino", "numpy")
 _TRIES = 2
+# Seconds between two looks whether a process has ended.
+_PATIENCE = 0.1
 
 
-def run_job(job: Job, device: str | None = None) -> dict[str, bytes]:
+def run_job(job: Job, device: str | None = None, given_up: threading.Event | None = None) -> dict[str, bytes]:
     """Run a job in a process of its own; if the process is killed, once more.
 
     Args:
         job: What to run.
         device: The graphics processor that it may see, as in ``CUDA_VISIBLE_DEVICES``; None for what this process sees.
+        given_up: Ends the run when it is set.
 
     Returns:
         The files of the run, as :func:`~anomalib_ot.comparison.record.pack_record` gives them; of a failed one if the
-        model failed, was killed twice, or took longer than the job's time limit.
+        model failed, was killed twice, or took longer than the job's time limit, or if the run was given up.
     """
     for _ in range(_TRIES):
         with TemporaryDirectory() as folder:
-            error, is_killed = _run_process(job, Path(folder), device)
-            if files := {path.name: path.read_bytes() for path in Path(folder, "run").glob("*")}:
+            error, is_killed = _run_process(job, Path(folder), device, given_up or threading.Event())
+            if files := {path.name: path.read_bytes() for path in Path(folder, "run").glob("[!.]*")}:
                 return files
         if not is_killed:
             break
     return _failed(job, error)
 
 
-def _run_process(job: Job, folder: Path, device: str | None) -> tuple[str, bool]:
+def _run_process(job: Job, folder: Path, device: str | None, given_up: threading.Event) -> tuple[str, bool]:
     """Run the job; its files lie in ``folder/run`` afterwards, or else the text says why not, in its last line.
 
     Returns:
@@ -74,26 +77,35 @@ def _run_process(job: Job, folder: Path, device: str | None) -> tuple[str, bool]
     given = {name: str(value) for name, value in settings.items() if value is not None}
     command = [sys.executable, "-m", __name__, str(folder / "job.json"), str(folder / "run"), str(os.getpid())]
     with (folder / "log.txt").open("w+", encoding="utf-8") as log:
-        try:
-            done = subprocess.run(  # noqa: S603 - this Python, this module, two files of our own
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | given,
-                timeout=job.time_limit and 60 * job.time_limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return f"not done after {job.time_limit:g} minutes, the time limit", False
+        process = subprocess.Popen(  # noqa: S603 - this Python, this module, two files of our own
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | given
+        )
+        if why := _broken_off(process, 60 * (job.time_limit or math.inf), given_up):
+            return why, False
         log.seek(0)
         tail = "".join(log.readlines()[-20:])
-    if done.returncode == -signal.SIGINT:
+    if process.returncode == -signal.SIGINT:
         # By the user, who waits for the comparison to end.
         return f"{tail}\ninterrupted", False
-    if done.returncode < 0:
-        return f"{tail}\nkilled {_TRIES} times by signal {-done.returncode}; is there enough memory?", True
-    return f"{tail}\nthe process ended with status {done.returncode} and no result", False
+    if process.returncode < 0:
+        return f"{tail}\nkilled {_TRIES} times by signal {-process.returncode}; is there enough memory?", True
+    return f"{tail}\nthe process ended with status {process.returncode} and no result", False
+
+
+def _broken_off(process: "subprocess.Popen[bytes]", seconds: float, given_up: threading.Event) -> str:
+    """Wait for a process to end, and say why if it was made to."""
+    start = time.monotonic()
+    try:
+        while process.poll() is None:
+            if given_up.wait(_PATIENCE):
+                return "given up"
+            if time.monotonic() - start > seconds:
+                return f"not done after {seconds / 60:g} minutes, the time limit"
+        return ""
+    finally:
+        # Whatever breaks the wait off.
+        process.kill()
+        process.wait()
 
 
 def main(job_file: Path, folder: Path, parent: int) -> None:
@@ -132,7 +144,8 @@ def _run(job: Job) -> tuple[Record, Predictions]:
         )
         start = time.perf_counter()
         engine.fit(model, datamodule=data)
-        costs = {"fit_s": time.perf_counter() - start, **_costs(model, engine.trainer.strategy.root_device, Path(root))}
+        device = engine.trainer.strategy.root_device
+        costs = {"fit_s": time.perf_counter() - start, **_costs(model, device, Path(root))}
         # What the models say before normalisation, which clips.
         post_processor, model.post_processor = model.post_processor, None
         engine.test(model, datamodule=data, verbose=False)
@@ -141,7 +154,8 @@ def _run(job: Job) -> tuple[Record, Predictions]:
             costs["openvino_ms_per_image"] = _openvino_ms(engine, model, job, Path(root))
     predictions = recorder.predictions(post_processor)
     metrics, curves = evaluate(predictions)
-    return Record(job.key, job.config, metrics, curves, costs, job.overrides, environment(job)), predictions
+    ran = environment(job, device)
+    return Record(job.key, job.config, metrics, curves, costs, job.overrides, ran), predictions
 
 
 class _Recorder(Callback):
@@ -208,8 +222,9 @@ def _costs(model: AnomalibModule, device: torch.device, folder: Path) -> dict[st
         "size_mib": state.stat().st_size / _MIB,
         "parameters": sum(each.numel() for each in model.model.parameters()),
     }
-    if device.type == "cuda":
-        costs["device_peak_mib"] = torch.cuda.max_memory_allocated(device) / _MIB
+    # Not all that torch computes on count their memory.
+    if peak := getattr(torch.get_device_module(device), "max_memory_allocated", None):
+        costs["device_peak_mib"] = peak(device) / _MIB
     return costs
 
 
@@ -226,15 +241,20 @@ def _openvino_ms(engine: Engine, model: AnomalibModule, job: Job, root: Path) ->
     return 1000 * median_seconds(lambda: compiled(image))
 
 
-def environment(job: Job) -> dict[str, Any]:
-    """Where and with what a job runs."""
+def environment(job: Job, device: torch.device | None = None) -> dict[str, Any]:
+    """Where and with what a job runs.
+
+    Args:
+        job: The job.
+        device: Where the trainer put the model; None if it did not come to that, for where it most likely would have.
+    """
     return {
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores(),
-        "device": torch.cuda.get_device_name() if job.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
+        "device": _device_name(device or _likely_device(job.accelerator)),
         "threads": torch.get_num_threads(),
         "accelerator": job.accelerator,
         "revision": _revision(),
@@ -245,6 +265,17 @@ def environment(job: Job) -> dict[str, Any]:
 def cores() -> int:
     """Number of the processor's cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _likely_device(accelerator: str) -> torch.device:
+    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    """What a device calls itself, or its type where it has no name."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(name(device)) if name else device.type
 
 
 def _version(package: str) -> str:

@@ -1,22 +1,22 @@
 """What to compare: models, data, seeds, and what all of them share."""
 
 import csv
+import json
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 
-from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.class_paths import class_of, create, rooted
+from anomalib_ot.components.backbones import backbone_name, resize_and_normalize
+from anomalib_ot.components.class_paths import class_of, create
 from anomalib_ot.components.settings import require
 from anomalib_ot.data import FewShot
 
@@ -28,6 +28,11 @@ _PUBLISHED = ("category", "model", "metric", "value", "source")
 # What a model of a plan may set beside its class and arguments.
 _OWN = ("image_size", "shots", "trainer", "why")
 _FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple}
+# What a plan's trainer may set; the rest is set by each job.
+_TRAINER = signature(Trainer).parameters.keys() - {"accelerator", "callbacks", "default_root_dir", "logger"}
+_HIGHEST_SEED = 2**32 - 1
+# Bytes that the usual file systems allow in a name.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ class Plan:
         models: For each label ``class_path`` and ``init_args``, and where a model needs them ``trainer``,
             ``image_size``, ``shots`` and ``why``, the reason for departing from the others.
         data: For each label ``class_path`` and ``init_args`` of a data module, and ``categories`` if it has several.
-        backbone: Backbone of all models that take one and do not name their own.
+        backbone: Backbone of all models that take one and do not name their own; a folder is ``local-dir:PATH`` or a
+            ``Path``, and may begin with ``~``.
         layers: Layers of all models that take several and do not name their own.
         image_size: Height and width in pixels.
         seeds: Seeds of everything random.
@@ -130,7 +136,7 @@ class Plan:
 
     models: dict[str, dict[str, Any]]
     data: dict[str, dict[str, Any]]
-    backbone: str | None = None
+    backbone: str | Path | None = None
     layers: tuple[str, ...] | None = None
     image_size: tuple[int, int] = (256, 256)
     seeds: tuple[int, ...] = (0,)
@@ -149,9 +155,17 @@ class Plan:
         if any(count is not None and count < 1 for count in self.shots) or any(seed < 0 for seed in self.seeds):
             msg = f"shots must be at least 1 and seeds at least 0, not {list(self.shots)} and {list(self.seeds)}"
             raise ValueError(msg)
+        require(max(self.seeds) <= _HIGHEST_SEED, "a seed", f"at most {_HIGHEST_SEED}", max(self.seeds))
+        for name, values in (("seeds", self.seeds), ("shots", self.shots)):
+            require(len({*values}) == len(values), name, "different from one another", list(values))
+        require_plain("the title", self.title)
+        _check_size("image_size", self.image_size)
+        _check_trainer("trainer", self.trainer)
         for kind, configs in ((AnomalibModule, self.models), (AnomalibDataModule, self.data)):
             for label, config in configs.items():
                 _check(kind, label, config)
+        for label, config in self.categories().items():
+            _check_class(AnomalibDataModule, label, config)
         self._check_labels()
 
     def _check_labels(self) -> None:
@@ -167,8 +181,13 @@ class Plan:
             msg = f"the baseline {self.baseline!r} is not among {', '.join([*self.models, *self.ensembles])}"
             raise ValueError(msg)
         for labels in ([*self.models, *self.ensembles], [*self.categories()]):
-            if len({folder_name(label) for label in labels}) < len(labels):
+            # Some systems tell no capital from a small letter.
+            folders = [folder_name(label).casefold() for label in labels]
+            if len({*folders}) < len(labels):
                 msg = f"two of the labels {', '.join(labels)} would lie in the same folder; rename one"
+                raise ValueError(msg)
+            if too_long := [label for label in labels if len(folder_name(label).encode()) > _LONGEST_NAME]:
+                msg = f"the label {too_long[0]!r} is too long for the name of a folder; rename it"
                 raise ValueError(msg)
 
     def published(self) -> list[dict[str, str]]:
@@ -176,16 +195,24 @@ class Plan:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it has other columns.
+            ValueError: If it has other columns, or is no table.
         """
         if not self.reference:
             return []
         with self.reference.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != _PUBLISHED:
-                msg = f"{self.reference} must have the columns {', '.join(_PUBLISHED)}, not {reader.fieldnames}"
-                raise ValueError(msg)
-            return list(reader)
+            try:
+                columns, rows = tuple(reader.fieldnames or ()), list(reader)
+            except (csv.Error, UnicodeDecodeError) as error:
+                msg = f"{self.reference} cannot be read as CSV: {error}"
+                raise ValueError(msg) from error
+        if columns != _PUBLISHED:
+            msg = f"{self.reference} must have the columns {', '.join(_PUBLISHED)}, not {list(columns)}"
+            raise ValueError(msg)
+        if wrong := [row for row in rows if None in row or None in row.values()]:
+            msg = f"{self.reference} has a line of more or fewer than {len(columns)} cells: {wrong[0]}"
+            raise ValueError(msg)
+        return rows
 
     def categories(self) -> dict[str, dict[str, Any]]:
         """``class_path`` and ``init_args`` of each data module, by ``label`` or ``label/category``."""
@@ -222,8 +249,11 @@ class Plan:
         own = config.get("init_args", {})
         shared = {"backbone": self.backbone, "layers": self.layers and list(self.layers)}
         given = {name: value for name, value in shared.items() if value and name in accepted and name not in own}
+        init_args = {**given, **own}
+        if backbone := init_args.get("backbone"):
+            init_args["backbone"] = backbone_name(backbone)
         return {
-            "model": {"class_path": config["class_path"], "init_args": {**given, **own}},
+            "model": {"class_path": config["class_path"], "init_args": init_args},
             "image_size": tuple(config.get("image_size", self.image_size)),
             "trainer": {**self.trainer, **config.get("trainer", {})},
             "shots": config.get("shots"),
@@ -243,85 +273,11 @@ def members(ensemble: str) -> list[str]:
     return [label.strip() for label in ensemble.split(_JOIN)]
 
 
-def read_plan(
-    path: Path | None = None,
-    models: Sequence[str | dict[str, Any]] | None = None,
-    data: Sequence[str | dict[str, Any]] | None = None,
-    root: Path | None = None,
-    **settings: Any,
-) -> Plan:
-    """The plan of a YAML file, of a command line, or of both, where the command line wins.
-
-    Args:
-        path: YAML file with the arguments of :class:`Plan`; its ``reference`` is meant from the file's folder.
-        models: Labels of the file's models to keep, or other models: a class, or ``class_path`` and ``init_args``.
-        data: The same for data modules.
-        root: Folder that a data module's relative ``root`` is meant from.
-        **settings: Other arguments of :class:`Plan`; None leaves what the file says.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file or a name is not understood.
-    """
-    content = _load(path) if path else {}
-    for name, names in (("models", models), ("data", data)):
-        if names is not None:
-            content[name] = _choose(content.get(name, {}), names)
-    if models is not None:
-        content["ensembles"] = [
-            each for each in content.get("ensembles", ()) if {*members(each)} <= {*content["models"]}
-        ]
-        if content.get("baseline") not in {*content["models"], *content["ensembles"]}:
-            content["baseline"] = None
-    content |= {name: value for name, value in settings.items() if value is not None}
-    if root is not None:
-        content["data"] = {label: rooted(config, root) for label, config in content.get("data", {}).items()}
-    values: dict[str, Any] = {"models": {}, "data": {}}
-    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    _check_types(values, path)
-    return Plan(**values)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        msg = f"{path} cannot be read as YAML: {error}"
-        raise ValueError(msg) from error
-    known = [each.name for each in fields(Plan)]
-    if not isinstance(content, dict) or not content.keys() <= {*known}:
-        msg = f"{path} is no plan of a comparison, which may have {', '.join(known)}"
-        raise ValueError(msg)
-    if isinstance(reference := content.get("reference"), str):
-        content["reference"] = path.parent / reference
-    return content
-
-
-def _check_types(values: dict[str, Any], path: Path | None) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Plan)
-    try:
-        parser.parse_object(values)
-    except (ArgumentError, TypeError) as error:
-        msg = f"{path or 'the plan'}: {' '.join(str(error).split())}"
-        raise ValueError(msg) from error
-
-
-def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) -> dict[str, Any]:
-    chosen = {}
-    for each in wanted:
-        if isinstance(each, str) and each in labelled:
-            chosen[each] = labelled[each]
-        else:
-            config = {"class_path": each} if isinstance(each, str) else each
-            chosen[str(config.get("class_path")).rpartition(".")[2]] = config
-    return chosen
-
-
 def _check(kind: type, label: str, config: dict[str, Any]) -> None:
     """Refuse what the class would, before anything runs."""
     extra = {"class_path", "init_args", *(_OWN if kind is AnomalibModule else ("categories",))}
-    require(isinstance(label, str), "a label", "text, in quotation marks", label)
+    require(isinstance(label, str) and bool(label.strip()), "a label", "text, in quotation marks", label)
+    require_plain(label, {label: config})
     if not isinstance(config, dict) or "class_path" not in config or not config.keys() <= extra:
         msg = f"{label} must have a class_path, and may have {', '.join(sorted(extra - {'class_path'}))}: {config}"
         raise ValueError(msg)
@@ -331,10 +287,38 @@ def _check(kind: type, label: str, config: dict[str, Any]) -> None:
             raise ValueError(msg)
     shots = config.get("shots", 1)
     require(type(shots) is int and shots >= 1, f"{label}: shots", "a whole number of at least 1", shots)
+    categories = config.get("categories", ())
+    is_text = all(isinstance(each, str) and each.strip() for each in categories)
+    require(is_text, f"{label}: categories", "text, in quotation marks", categories)
+    _check_size(f"{label}: image_size", config.get("image_size", (1, 1)))
+    _check_trainer(f"{label}: trainer", config.get("trainer", {}))
+    _check_class(kind, label, config)
+
+
+def _check_class(kind: type, label: str, config: dict[str, Any]) -> None:
     try:
         class_of(kind, config)
     except ArgumentError as error:
         msg = f"{label}: {' '.join(str(error).split())}"
+        raise ValueError(msg) from error
+
+
+def _check_size(name: str, size: Sequence[Any]) -> None:
+    is_size = len(size) == 2 and all(type(side) is int and side >= 1 for side in size)  # noqa: PLR2004
+    require(is_size, name, "two whole numbers of at least 1, height and width", size)
+
+
+def _check_trainer(name: str, trainer: dict[str, Any]) -> None:
+    unknown = [each for each in trainer if each not in _TRAINER]
+    require(not unknown, f"each of {name}", "an argument of Lightning's Trainer that no job sets itself", unknown)
+
+
+def require_plain(name: str, value: object) -> None:
+    """Refuse what the files of a run could not hold, such as dates, NaN, or a list within itself."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (RecursionError, TypeError, ValueError) as error:
+        msg = f"{name!r} must be text, finite numbers, lists and dictionaries: {error}"
         raise ValueError(msg) from error
 
 

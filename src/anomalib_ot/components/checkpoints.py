@@ -1,58 +1,316 @@
-"""Checkpoints that cannot be loaded, or do not fit a model, are refused in words."""
+"""Checkpoints decide how a model scores; what a command asks for otherwise is named, what does not fit is refused."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, cast
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing.utils.spec import transform_to_spec
 from anomalib.utils.serialization import anomalib_safe_globals
-from packaging.version import InvalidVersion
-from torch import Tensor
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 
-from .backbones import BackboneError
-from .files import DAMAGED_ARCHIVE
+from .backbones import fetch_weights
+from .checkpoint_files import read_checkpoint
+from .recorded_backbones import record_backbone, recorded_backbone
 
-# What is raised, by torch's reader or whoever takes the content for whole.
-_DAMAGE = (
-    *(AttributeError, IndexError, InvalidVersion, KeyError, OverflowError, TypeError, UnicodeDecodeError),
-    *(UnpicklingError, *DAMAGED_ARCHIVE),
-)
+logger = logging.getLogger(__name__)
+
+# What this package adds to a checkpoint, under its name. Before 2 there was no such entry.
+_FORMAT = 2
+_ENTRY = "anomalib_ot"
+_COMPONENTS = ("pre_processor", "post_processor")
+# What content that does not belong to the model fails with, in its constructor or in its own part of the checkpoint.
+_UNFIT = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
 
 
-def refuse_another_architecture(
-    model: AnomalibModule, checkpoint: Mapping[str, Any], settings: Sequence[str], learned: Sequence[str]
-) -> None:
-    """Refuse the checkpoint of another architecture.
+class CheckpointRules(NamedTuple):
+    """What a checkpoint decides of a model; each setting of its constructor is in one of the first three.
 
-    Args:
-        model: Model that the checkpoint is to be loaded into.
-        checkpoint: Checkpoint, with its ``state_dict``.
-        settings: Hyper-parameters that make the architecture.
-        learned: Parts of the names of tensors that training shapes.
+    Attributes:
+        score: Settings that change the scores of a trained model. The checkpoint decides them.
+        training: Settings that change what is trained, not how a trained model scores. Those that are given are obeyed
+            when training goes on.
+        running: Settings that change neither, only where and how fast something is computed.
+        parts: Attributes of the Lightning model that are made from the settings.
+        learned: Parts of the names of tensors whose shape depends on the training images.
+    """
+
+    score: frozenset[str]
+    training: frozenset[str]
+    running: frozenset[str]
+    parts: tuple[str, ...]
+    learned: tuple[str, ...]
+
+
+class SafeCheckpoints:
+    """Part of a Lightning model whose checkpoints decide how it scores, and are loaded safely.
+
+    A checkpoint holds all that scoring needs, among it which network the backbone is and its weights. Where a command
+    makes a model and then loads a checkpoint into it, the settings that change scores are the checkpoint's. Nothing is
+    unpickled but tensors and settings, unless ``weights_only=False`` is given.
+    """
+
+    checkpoint_rules: ClassVar[CheckpointRules]
+    recorded_backbone: dict[str, Any]
+
+    def record_backbone(self, backbone: str) -> None:
+        """Note which network the backbone is, for checkpoints.
+
+        Args:
+            backbone: The backbone, which exists.
+        """
+        self.recorded_backbone = record_backbone(backbone)
+
+    def configure_callbacks(self) -> Any:
+        """Fetch the backbone's weights, if that was put off, before a training looks at its data."""
+        model = cast("AnomalibModule", self)
+        if _is_fitting(model) and not model.trainer.ckpt_path:
+            fetch_weights(cast("nn.Module", model.model.feature_extractor))
+        return cast("AnomalibModule", super()).configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Let the trainer look at checkpoints before it loads them."""
+        model = cast("AnomalibModule", super())
+        model.setup(stage)
+        strategy = cast("AnomalibModule", self).trainer.strategy
+        # A user-supplied CheckpointIO is kept.
+        if type(strategy.checkpoint_io) is AnomalibCheckpointIO:
+            strategy.checkpoint_io = _CheckingCheckpointIO(model.checkpoint_safe_globals())
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, *args: Any, weights_only: bool = True, **kwargs: Any
+    ) -> "AnomalibModule":
+        """Load a model from a Lightning checkpoint.
+
+        Neither the backbone's folder nor a network is needed.
+
+        Args:
+            checkpoint_path: Path of the file.
+            *args: As the host's.
+            weights_only: Refuse whatever is neither a tensor nor a setting, which may run code when it is loaded.
+            **kwargs: As the host's; settings among them replace those of the checkpoint.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If the file is no whole checkpoint of such a model, or holds more than tensors and settings.
+            FileNotFoundError: If there is no such file.
+        """
+        host = cast("type[AnomalibModule]", super())
+        if not Path(checkpoint_path).is_file():
+            msg = f"there is no checkpoint {checkpoint_path}"
+            raise FileNotFoundError(msg)
+        with anomalib_safe_globals(host.checkpoint_safe_globals()):
+            content = (
+                read_checkpoint(checkpoint_path)
+                if weights_only
+                else torch.load(checkpoint_path, map_location="cpu", weights_only=False)
+            )
+        with _naming(checkpoint_path):
+            record = None if "backbone" in kwargs else _entry(content, cls)["backbone"]
+            with recorded_backbone(record) if record else nullcontext(kwargs.get("backbone")) as backbone:
+                # The weights are the checkpoint's.
+                settings = {"pre_trained": False, **kwargs, "backbone": backbone, "weights_only": weights_only}
+                model = host.load_from_checkpoint(checkpoint_path, *args, **settings)
+        theirs = content["hyper_parameters"]
+        model.hparams["pre_trained"] = kwargs.get("pre_trained", theirs["pre_trained"])
+        if record:
+            model.hparams["backbone"] = theirs["backbone"]
+            cast("SafeCheckpoints", model).recorded_backbone = record
+        return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what loading needs beside settings and weights."""
+        model = cast("AnomalibModule", self)
+        cast("AnomalibModule", super()).on_save_checkpoint(checkpoint)
+        checkpoint[_ENTRY] = {
+            "format": _FORMAT,
+            "model": type(self).__name__,
+            "backbone": self.recorded_backbone,
+            "tiler": _tiling(cast("Tiler | None", model.model.tiler)),
+            "components": {name: _described(getattr(model, name)) for name in _COMPONENTS},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take from the checkpoint what changes scores, and refuse by name what cannot be taken.
+
+        Raises:
+            ValueError: If the checkpoint is of another model or format, or needs a component that this model lacks.
+        """
+        model = cast("AnomalibModule", self)
+        entry = _entry(checkpoint, type(self))
+        if entry["format"] > 1:
+            self._check_components(checkpoint, entry["components"])
+        self._take_settings(checkpoint, entry["backbone"])
+        if entry["format"] > 1:
+            self._take_tiling(entry["tiler"])
+        cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
+        _refuse_what_does_not_fit(model, checkpoint)
+
+    def _take_settings(self, checkpoint: Mapping[str, Any], record: dict[str, Any]) -> None:
+        """Make the model anew with the settings of the checkpoint that change scores, where its own differ."""
+        model = cast("AnomalibModule", self)
+        theirs = checkpoint["hyper_parameters"]
+        rules = self.checkpoint_rules
+        if _is_fitting(model):
+            self._name_differences(
+                "training goes on with the settings that are given, not with those of the checkpoint",
+                [name for name in sorted(rules.training) if not _is_same(model.hparams[name], theirs[name])],
+                theirs,
+            )
+        differing = [name for name in sorted(rules.score) if not _is_same(model.hparams[name], theirs[name])]
+        if not differing:
+            return
+        defaults = signature(type(self)).parameters
+        asked = [name for name in differing if not _is_same(model.hparams[name], defaults[name].default)]
+        self._name_differences("scores are those of the checkpoint, not of the settings that were given", asked, theirs)
+        # Nothing tells a default that was asked for from one that was not.
+        if taken := ", ".join(f"{name} {theirs[name]!r}" for name in differing if name not in asked):
+            logger.info("%s: settings taken from the checkpoint: %s", type(self).__name__, taken)
+        settings = {**model.hparams, **{name: theirs[name] for name in rules.score}}
+        without = dict.fromkeys((*_COMPONENTS, "evaluator", "visualizer"), False)
+        with recorded_backbone(record) as backbone:
+            twin = type(self)(**{**settings, "backbone": backbone, "pre_trained": False, **without})
+        for part in rules.parts:
+            setattr(model, part, getattr(twin, part))
+        model.train(model.training).to(model.device)
+        model.hparams.update(settings)
+        self.recorded_backbone = record
+
+    def _name_differences(self, rule: str, names: Sequence[str], theirs: Mapping[str, Any]) -> None:
+        ours = cast("AnomalibModule", self).hparams
+        if names:
+            each = ", ".join(f"{name} {theirs[name]!r} (given: {ours[name]!r})" for name in names)
+            logger.warning("%s: %s. In the checkpoint: %s", type(self).__name__, rule, each)
+
+    def _take_tiling(self, theirs: dict[str, Any] | None) -> None:
+        torch_model = cast("Any", self).model
+        if theirs == _tiling(torch_model.tiler):
+            return
+        if torch_model.tiler is not None:
+            logger.warning("%s: tiles are those of the checkpoint, %s", type(self).__name__, theirs or "none")
+        torch_model.tiler = Tiler(**{**theirs, "mode": ImageUpscaleMode(theirs["mode"])}) if theirs else None
+
+    def _check_components(self, checkpoint: dict[str, Any], theirs: Mapping[str, str | None]) -> None:
+        """Refuse a model whose pre- or post-processor is not that of the checkpoint, where it cannot be restored."""
+        model = cast("AnomalibModule", self)
+        for name in _COMPONENTS:
+            component = getattr(model, name)
+            if theirs[name] is None:
+                # The host takes it from the model, but not from the trainer.
+                if component is not None and _has_trainer(model):
+                    trainer = cast("Any", model.trainer)
+                    trainer.callbacks = [each for each in trainer.callbacks if each is not component]
+            elif component is None or theirs[name] != _described(component):
+                given = "none" if component is None else _described(component)
+                msg = (
+                    f"the model of the checkpoint has the {name} {theirs[name]}, which cannot be made from the "
+                    f"checkpoint; this model has {given}. Give the same as {name}, or leave {name} out for the default."
+                )
+                raise ValueError(msg)
+            elif name == "pre_processor" and not _is_held(component):
+                # Otherwise the host would replace a transform that no checkpoint holds by none.
+                checkpoint.pop("anomalib_pre_processor_config", None)
+
+
+class _CheckingCheckpointIO(AnomalibCheckpointIO):
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        # The trainer leaves it open by default, which torch takes for weights alone.
+        if weights_only is not False and Path(path).is_file():
+            with anomalib_safe_globals(self.extra_safe_globals):
+                read_checkpoint(path)
+        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
+
+
+def _has_trainer(model: AnomalibModule) -> bool:
+    return model._trainer is not None  # noqa: SLF001 - the public property raises where there is none
+
+
+def _is_fitting(model: AnomalibModule) -> bool:
+    return _has_trainer(model) and model.trainer.state.fn == TrainerFn.FITTING
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Name the file whose content a model does not take."""
+    try:
+        yield
+    except _UNFIT as error:
+        msg = f"{path} cannot be loaded, as its settings or its state are not those of the model: {error!r}"
+        raise ValueError(msg) from error
+
+
+def _entry(checkpoint: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """What this package has added to a checkpoint; of the first format, which had no such entry, only the backbone.
+
+    Raises:
+        ValueError: If the checkpoint is of another model, or of a format that is not known.
+    """
+    entry = checkpoint.get(_ENTRY, {"format": 1, "model": kind.__name__})
+    if not isinstance(entry, dict) or entry.get("format") not in range(1, _FORMAT + 1):
+        found = entry.get("format") if isinstance(entry, dict) else entry
+        msg = (
+            f"the checkpoint is of format {found!r}, this anomalib-ot knows formats up to {_FORMAT}; run: "
+            "pip install --upgrade anomalib-ot"
+        )
+        raise ValueError(msg)
+    if entry["model"] != kind.__name__:
+        msg = f"the checkpoint is of {entry['model']}, not of {kind.__name__}; give --model {entry['model']}"
+        raise ValueError(msg)
+    rules = cast("type[SafeCheckpoints]", kind).checkpoint_rules
+    if missing := sorted((rules.score | rules.training) - checkpoint["hyper_parameters"].keys()):
+        msg = f"the checkpoint is not of {kind.__name__}, or is damaged: it lacks the settings {', '.join(missing)}"
+        raise ValueError(msg)
+    if entry["format"] == 1:
+        return {**entry, "backbone": _unrecorded_backbone(checkpoint["hyper_parameters"]["backbone"])}
+    return entry
+
+
+def _unrecorded_backbone(backbone: str) -> dict[str, Any]:
+    """Record the backbone of a checkpoint of the first format, which names it only."""
+    try:
+        return record_backbone(backbone)
+    except OSError as error:
+        msg = (
+            f"the checkpoint was written before checkpoints recorded their backbone, and {backbone} is not there any "
+            f"more ({error}). Load it in Python, with the same backbone from elsewhere: "
+            'load_from_checkpoint(path, backbone="local-dir:PATH")'
+        )
+        raise ValueError(msg) from error
+
+
+def _refuse_what_does_not_fit(model: AnomalibModule, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose tensors are not those of a model.
 
     Raises:
         ValueError: If tensors are missing, unknown or of another shape.
     """
-    difference = _difference(model.state_dict(), checkpoint["state_dict"], learned)
+    difference = _difference(model, checkpoint["state_dict"])
     if difference:
+        settings = sorted(cast("SafeCheckpoints", model).checkpoint_rules.score)
         theirs = {key: checkpoint.get("hyper_parameters", {}).get(key) for key in settings}
         ours = {key: model.hparams.get(key) for key in settings}
-        name = type(model).__name__
+        differing = [key for key in settings if not _is_same(theirs[key], ours[key])]
         msg = (
-            f"the checkpoint is of another architecture: {difference}. It was made with {theirs}, this model has "
-            f"{ours}. Give this model the checkpoint's settings, or let {name}.load_from_checkpoint take them."
+            f"the checkpoint is of another architecture: {difference}. It was made with "
+            f"{ {key: theirs[key] for key in differing} }, this model has { {key: ours[key] for key in differing} }."
         )
         raise ValueError(msg)
 
 
-def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], learned: Sequence[str]) -> str | None:
+def _difference(model: AnomalibModule, theirs: Mapping[str, Tensor]) -> str | None:
     """The first way in which a state dict does not fit the torch model, in words."""
-    ours = {name: value for name, value in ours.items() if name.startswith("model.")}
+    learned = cast("SafeCheckpoints", model).checkpoint_rules.learned
+    ours = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
     theirs = {name: value for name, value in theirs.items() if name.startswith("model.")}
     if missing := sorted(ours.keys() - theirs.keys()):
         return f"it lacks {missing[0]}"
@@ -66,125 +324,41 @@ def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], learne
     return None
 
 
-class SafeCheckpoints:
-    """Part of a Lightning model that says which checkpoint cannot be loaded, and why.
-
-    Nothing is unpickled but tensors and settings, unless ``weights_only=False`` is given.
-    """
-
-    def setup(self, stage: str) -> None:
-        """Let the trainer look at checkpoints before it loads them."""
-        model = cast("AnomalibModule", super())
-        model.setup(stage)
-        strategy = cast("AnomalibModule", self).trainer.strategy
-        # Whoever brings a plugin of his own keeps it.
-        if type(strategy.checkpoint_io) is AnomalibCheckpointIO:
-            strategy.checkpoint_io = _CheckingCheckpointIO(model.checkpoint_safe_globals())
-
-    @classmethod
-    def load_from_checkpoint(
-        cls, checkpoint_path: str | Path, *args: Any, weights_only: bool = True, **kwargs: Any
-    ) -> "AnomalibModule":
-        """Load a model from a Lightning checkpoint.
-
-        Args:
-            checkpoint_path: Path of the file.
-            *args: As the host's.
-            weights_only: Refuse whatever is neither a tensor nor a setting, which may run code when it is loaded.
-            **kwargs: As the host's.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: If the file is no whole checkpoint of a model, or holds more than tensors and settings.
-        """
-        model = cast("type[AnomalibModule]", super())
-        if weights_only and Path(checkpoint_path).is_file():
-            with anomalib_safe_globals(model.checkpoint_safe_globals()):
-                refuse_unreadable(checkpoint_path)
-        kwargs["weights_only"] = weights_only
-        with _naming(checkpoint_path):
-            return model.load_from_checkpoint(checkpoint_path, *args, **kwargs)
+def _is_same(ours: Any, theirs: Any) -> bool:
+    """Whether two values of a setting are the same; a checkpoint has lists for tuples and texts for paths."""
+    return _plain(ours) == _plain(theirs)
 
 
-class _CheckingCheckpointIO(AnomalibCheckpointIO):
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        # The trainer leaves it open by default, which torch takes for weights alone.
-        if weights_only is not False and Path(path).is_file():
-            with anomalib_safe_globals(self.extra_safe_globals):
-                refuse_unreadable(path)
-        with _naming(path):
-            return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
-def refuse_unreadable(path: str | Path) -> None:
-    """Refuse a file that is no checkpoint of a model, without running anything in it.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: If it is truncated or something else, or holds more than tensors and settings.
-    """
-    with _naming(path):
-        if not is_zipfile(path):
-            msg = (
-                f"{path} is not a whole checkpoint: it was cut off, or is another kind of file. Copy it anew, or train."
-            )
-            raise ValueError(msg)
-        # torch does not look at the checksums: a tensor with another bit would be loaded.
-        bad = _first_bad_part(path)
-        if bad:
-            msg = f"{bad} has another checksum"
-            raise BadZipFile(msg)
-        try:
-            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except ValueError as error:
-            # An archive that does not begin as those of torch.
-            raise BadZipFile(str(error)) from error
-        if unsafe:
-            msg = (
-                f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when "
-                "it is loaded. If you trust where it is from, load it in Python with load_from_checkpoint(path, "
-                "weights_only=False); an exported .pt file is for anomalib's TorchInferencer."
-            )
-            raise ValueError(msg)
-        # Mapped, tensors are not read.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not _is_of_a_model(content):
-        msg = f"{path} is not a checkpoint of a trained model; give the model.ckpt that anomalib train wrote."
-        raise ValueError(msg)
+def _tiling(tiler: Tiler | None) -> dict[str, Any] | None:
+    """Arguments of a tiler, as plain data."""
+    if tiler is None:
+        return None
+    return {
+        "tile_size": [tiler.tile_size_h, tiler.tile_size_w],
+        "stride": [tiler.stride_h, tiler.stride_w],
+        "remove_border_count": tiler.remove_border_count,
+        "mode": tiler.mode.value,
+    }
 
 
-def _first_bad_part(path: str | Path) -> str | None:
+def _described(component: nn.Module | None) -> str | None:
+    """Class of a component, with its transform where a checkpoint cannot hold that."""
+    if component is None:
+        return None
+    name = f"{type(component).__module__}.{type(component).__qualname__}"
+    return name if _is_held(component) else f"{name} with {component.transform!r}"
+
+
+def _is_held(component: nn.Module) -> bool:
+    """Whether a checkpoint holds the transform of a pre-processor, if it has one."""
     try:
-        with ZipFile(path) as archive:
-            return archive.testzip()
-    except OSError as error:
-        # An offset that leads out of the file.
-        raise BadZipFile(str(error)) from error
-
-
-def _is_of_a_model(content: Any) -> bool:
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        transform_to_spec(getattr(component, "transform", None))
+    except ValueError:
         return False
-    tensors, settings = content["state_dict"], content.get("hyper_parameters", {})
-    return (
-        isinstance(tensors, dict)
-        and all(isinstance(each, Tensor) for each in tensors.values())
-        and isinstance(settings, dict)
-        and all(isinstance(name, str) for name in settings)
-    )
-
-
-@contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Turn what damaged content fails with, in torch, the host or a model, into an error that names the file."""
-    try:
-        yield
-    except BackboneError:
-        raise
-    except _DAMAGE as error:
-        msg = f"{path} is damaged, or of another version: it cannot be loaded ({error!r}). Copy it anew, or train."
-        raise ValueError(msg) from error
+    return True

@@ -38,14 +38,22 @@ def class_of(kind: type, config: dict[str, Any]) -> Any:
 
 
 def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A configuration whose relative ``root``, or that of the ``datamodule`` within, is meant from a folder."""
-    own = config.get("init_args", {})
+    """A configuration whose relative ``root``, or that of the ``datamodule`` within, is meant from a folder.
+
+    One of another form stays as it is, for :func:`create` to refuse.
+    """
+    own = {} if config.get("init_args") is None else config["init_args"]
+    if not isinstance(own, dict):
+        return config
     inner = own.get("datamodule")
     if isinstance(inner, str):
         inner = {"class_path": inner}
     if isinstance(inner, dict):
         return {**config, "init_args": {**own, "datamodule": rooted(inner, root)}}
-    return {**config, "init_args": {**own, "root": str(root / own.get("root", ""))}}
+    place = "" if own.get("root") is None else own["root"]
+    if not isinstance(place, str | Path):
+        return config
+    return {**config, "init_args": {**own, "root": str(root / place)}}
 
 
 def _parse(kind: type, config: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,6 +22,7 @@ from .extraction import FLOAT32
 from .graphs import GraphRunner, compress_weights, halved, quantize, quantize_with_accuracy_control
 from .parity import ExportError, Normalization, Runner, SameOrder, SameValues, compare, run_exported_module
 from .pictures import TrialPictures, synthetic_pictures, validation_pictures
+from .staging import REPORT, final, staged
 
 if TYPE_CHECKING:
     import openvino
@@ -53,7 +53,8 @@ class CheckedExport(ExportMixin):
 
     Up to FP16, maps and scores must be as torch's; in INT8, neither AUROC may fall by more than 0.2 points, or, where
     it cannot be computed, the rank correlation of the maps' pixels be below 0.99. Otherwise the export raises
-    :class:`ExportError` and leaves no file; one from an earlier export stays as it was.
+    :class:`ExportError` and leaves no file; one from an earlier export stays as it was. Files of the same names that no
+    export of this package wrote are never replaced: they get a name with ``earlier``.
 
     Weights after the backbone, which take most of the space, are stored in eight bits by all of INT8, INT8_PTQ and
     INT8_ACQ, and those of the backbone in half precision or, by the latter two, in eight bits and computed so.
@@ -79,13 +80,13 @@ class CheckedExport(ExportMixin):
         Raises:
             ExportError: If the file differs from the model.
         """
-        with self.frozen(), _staged(export_root, ExportType.TORCH) as folder:
+        with self.frozen(), staged(export_root, ExportType.TORCH) as folder:
             path = super().to_torch(folder, model_file_name)
             # Just written here, so it is safe to unpickle.
             loaded = torch.load(path, weights_only=False)["model"].eval()
             runners = {"float32": run_exported_module(loaded)}
             self._check(path, runners, _EXACT, synthetic_pictures(self._own_size()), {"format": "torch"})
-        return _final(export_root, path)
+        return _handed_over(export_root, path)
 
     def to_onnx(
         self,
@@ -115,10 +116,10 @@ class CheckedExport(ExportMixin):
         if self._is_checked_later:
             return super().to_onnx(export_root, model_file_name, size, **kwargs)
         _require_openvino()
-        with self.frozen(), _staged(export_root, ExportType.ONNX) as folder:
+        with self.frozen(), staged(export_root, ExportType.ONNX) as folder:
             path = super().to_onnx(folder, model_file_name, size, **kwargs)
             self._check_graph(path, _FLOAT32, synthetic_pictures(size), {"format": "onnx"})
-        return _final(export_root, path)
+        return _handed_over(export_root, path)
 
     def to_openvino(
         self,
@@ -160,7 +161,7 @@ class CheckedExport(ExportMixin):
         _require_openvino()
         pictures = validation_pictures(datamodule, size) if datamodule else synthetic_pictures(size)
         tolerance = {None: _FLOAT32, CompressionType.FP16: _FLOAT16}.get(compression_type, _INT8)
-        with self.frozen(), _staged(export_root, ExportType.OPENVINO) as folder, self._checking_later():
+        with self.frozen(), staged(export_root, ExportType.OPENVINO) as folder, self._checking_later():
             path = super().to_openvino(
                 folder,
                 model_file_name,
@@ -175,7 +176,7 @@ class CheckedExport(ExportMixin):
             )
             compression = getattr(compression_type, "value", "fp32")
             self._check_graph(path, tolerance, pictures, {"format": "openvino", "compression": compression})
-        return _final(export_root, path)
+        return _handed_over(export_root, path)
 
     def _size(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width of an export's pictures, fixed as the model knows what is normal cell by cell."""
@@ -266,15 +267,13 @@ class CheckedExport(ExportMixin):
             **measured,
             "versions": {name: version(name) for name in _PACKAGES if find_spec(name.replace("-", "_"))},
         }
-        text = json.dumps(report, indent=1)
-        logger.info("Checked the export: %s", text)
         if broken:
             msg = (
                 f"the exported {path.name} does not say what the model in torch says, on {len(pictures)} pictures "
                 f"({pictures.source}): {'; '.join(broken)}. No file was left. {_WAY_OUT}"
             )
             raise ExportError(msg)
-        path.with_name(f"{path.stem}.parity.json").write_text(text)
+        path.with_name(f"{path.stem}{REPORT}").write_text(json.dumps(report, indent=1))
 
 
 _PACKAGES = ("anomalib-ot", "anomalib", "torch", "openvino", "nncf")
@@ -290,28 +289,19 @@ def _require_openvino() -> None:
         raise ModuleNotFoundError(msg)
 
 
-@contextmanager
-def _staged(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
-    """A folder to export into, whose files go to the export's own folder when all is well."""
-    root = Path(export_root)
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".export-", dir=root) as folder:
-        yield Path(folder)
-        destination = root / "weights" / kind.value
-        destination.mkdir(parents=True, exist_ok=True)
-        files = sorted((Path(folder) / "weights" / kind.value).iterdir(), key=_place)
-        # Whatever breaks this off, no graph has another export's weights.
-        for path in reversed(files):
-            (destination / path.name).unlink(missing_ok=True)
-        for path in files:
-            path.replace(destination / path.name)
-
-
-def _place(path: Path) -> int:
-    """Weights come before the graph that reads them, and the report last: where there is one, the model is whole."""
-    return 2 if path.suffix == ".json" else int(path.suffix in {".onnx", ".xml"})
-
-
-def _final(export_root: Path | str, staged: Path) -> Path:
-    """Where a staged file has gone."""
-    return Path(export_root) / "weights" / staged.parent.name / staged.name
+def _handed_over(export_root: Path | str, staged_file: Path) -> Path:
+    """Where a staged file has gone, which the log says in a line."""
+    path = final(export_root, staged_file)
+    report = path.with_name(f"{path.stem}{REPORT}")
+    content = json.loads(report.read_text())
+    logger.info(
+        "Checked the export %s: maps differ from torch's by at most %.1e of their range, scores by %.1e, on %d "
+        "pictures (%s). The report is %s.",
+        path,
+        content["float32"]["map_difference"],
+        content["float32"]["score_difference"],
+        content["pictures"]["count"],
+        content["pictures"]["source"],
+        report,
+    )
+    return path

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,31 +15,18 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset
 
 from anomalib_ot.transport import Processes
 
 from .extraction import FeatureMaps
 from .feature_store import CachePlace, FeatureDataset, allocate
+from .randomness import why_random
 
 logger = logging.getLogger(__name__)
 
 # What Pillow raises for files that are damaged, or too large.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-# Transforms that give the same picture each time; anything else counts as augmentation.
-_DETERMINISTIC = (
-    v2.CenterCrop,
-    v2.ConvertImageDtype,
-    v2.Grayscale,
-    v2.Identity,
-    v2.Normalize,
-    v2.Pad,
-    v2.Resize,
-    v2.ToDtype,
-    v2.ToImage,
-    v2.ToPureTensor,
-)
 
 
 @dataclass
@@ -139,6 +127,8 @@ def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = 
 def train_on_features(
     trainer: Trainer,
     extract: Callable[[Tensor], FeatureMaps],
+    transform: Callable[[Tensor], Tensor] | None,
+    look: Callable[[Any], None],
     *,
     place: CachePlace,
     budget: float,
@@ -149,12 +139,15 @@ def train_on_features(
 ) -> TrainingFeatures:
     """Let the trainer's epochs run over cached features instead of images; call it in ``on_fit_start``.
 
-    The cache is off where the training images change from epoch to epoch (augmentation), where they come from
-    something other than a single ``DataLoader``, and for ``place="none"``. The log says what was decided.
+    The cache is off where the training images change from epoch to epoch (augmentation, or whatever else is random in
+    the data set and the pre-processor), where they come from something other than a single ``DataLoader`` of known
+    length, and for ``place="none"``. The log says what was decided.
 
     Args:
         trainer: Trainer about to fit.
         extract: Maps images (B, 3, H, W), before pre-processing, to feature maps.
+        transform: The pre-processing, which ``extract`` does too, or None.
+        look: Looks at a batch of images before that.
         place: Where to keep the features; ``auto`` takes the device, the memory or a temporary folder on disk, the
             first in which they need at most ``budget`` of what is free.
         budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
@@ -167,13 +160,14 @@ def train_on_features(
         The features, for what happens outside the epochs.
 
     Raises:
-        ValueError: If there are too few images for a batch, an image cannot be read, or features are not finite.
+        ValueError: In all processes, if there are too few images for a batch or for the processes, an image cannot be
+            read, or features are not finite.
     """
     # Set anew by each ``trainer.fit``, so there is nothing to restore.
     source = trainer.fit_loop._data_source  # noqa: SLF001
-    _check_not_empty(trainer)
     images = source.dataloader()
     count = _count(images)
+    _check_enough(trainer, count)
     if takes_fewer and count is not None and count < batch_size:
         logger.info("All %d training images make one batch; the usual has %d.", count, batch_size)
         batch_size = count
@@ -183,7 +177,7 @@ def train_on_features(
         )
         raise ValueError(msg)
     shows_progress = trainer.progress_bar_callback is not None
-    reason = _why_not_cached(images, place)
+    reason = _why_not_cached(images, transform, place)
     if reason:
         logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
         if hold_out:
@@ -196,12 +190,14 @@ def train_on_features(
                 images.batch_size,
                 batch_size,
             )
-        return TrainingFeatures(_ImageFeatures(images, extract, device, shows_progress=shows_progress))
+        return TrainingFeatures(_ImageFeatures(images, extract, look, device, shows_progress=shows_progress))
     rank, processes = trainer.global_rank, trainer.world_size
     total = cast("int", count)
     share = range(total * rank // processes, total * (rank + 1) // processes)
-    features = _ImageFeatures(images, extract, device, share, shows_progress=shows_progress)
-    dataset = _keep(features, total, share, place, budget, device)
+    features = _ImageFeatures(images, extract, look, device, share, shows_progress=shows_progress)
+    # All processes of a machine keep all features in the same main memory.
+    memory = partial(allocate, count=total, place=place, budget=budget, device=device, processes=trainer.num_devices)
+    dataset = _keep(features, share, memory, device)
     held_out = round(hold_out * len(dataset))
     left = len(dataset) - held_out
     if left < (1 if takes_fewer else batch_size):
@@ -220,33 +216,39 @@ def train_on_features(
     )
 
 
-def _check_not_empty(trainer: Trainer) -> None:
+def _check_enough(trainer: Trainer, count: int | None) -> None:
     module = getattr(trainer, "datamodule", None)
     if isinstance(module, AnomalibDataModule) and len(module.train_data) == 0:
         msg = f"the training set of {module.name} is empty; check its root and folder names"
+        raise ValueError(msg)
+    if count is not None and count < trainer.world_size:
+        msg = (
+            f"{count} training images are fewer than the {trainer.world_size} processes that share them; set "
+            f"--trainer.devices {max(1, count)} or less"
+            if count
+            else "the training set is empty"
+        )
         raise ValueError(msg)
 
 
 def _count(images: Any) -> int | None:
     """Number of images in a loader, or None where it does not say."""
-    return len(cast("Sized", images.dataset)) if isinstance(images, DataLoader) else None
+    if not isinstance(images, DataLoader) or isinstance(images.dataset, IterableDataset):
+        return None
+    return len(cast("Sized", images.dataset))
 
 
-def _why_not_cached(images: Any, place: CachePlace) -> str | None:
+def _why_not_cached(images: Any, transform: Callable[[Tensor], Tensor] | None, place: CachePlace) -> str | None:
+    """Why there is no cache, alike in all processes, though chance shows it to one of them alone."""
     if place == "none":
         return "feature_cache is none"
     if not isinstance(images, DataLoader):
         return f"training data come from a {type(images).__name__}, not a DataLoader"
-    transform = getattr(images.dataset, "augmentations", None)
-    if not _is_deterministic(transform):
-        return f"training images are augmented ({transform})"
-    return None
-
-
-def _is_deterministic(transform: Any) -> bool:
-    if isinstance(transform, v2.Compose):
-        return all(_is_deterministic(part) for part in transform.transforms)
-    return transform is None or isinstance(transform, _DETERMINISTIC)
+    if isinstance(images.dataset, IterableDataset):
+        return f"training data come from a {type(images.dataset).__name__}, of which nobody knows the length"
+    with _naming_unreadable_images(images):
+        reason = why_random(images, transform)
+    return next(filter(None, Processes.all().each(reason)), None)
 
 
 class _ImageFeatures:
@@ -256,6 +258,7 @@ class _ImageFeatures:
         self,
         images: Any,
         extract: Callable[[Tensor], FeatureMaps],
+        look: Callable[[Any], None],
         device: torch.device,
         share: range | None = None,
         *,
@@ -263,6 +266,7 @@ class _ImageFeatures:
     ) -> None:
         self.images = images
         self.extract = extract
+        self.look = look
         self.device = device
         self.share = share
         self.shows_progress = shows_progress
@@ -278,35 +282,48 @@ class _ImageFeatures:
             )
         with _naming_unreadable_images(self.images):
             for batch in track(images, "Extracting features", transient=True, disable=not self.shows_progress):
+                self.look(batch)
                 features = self.extract(batch.image.to(self.device))
-                check_finite(features, batch.image_path)
+                check_finite(features, getattr(batch, "image_path", None))
                 yield FeatureBatch(features)
 
 
 def _keep(
     features: Iterable[FeatureBatch],
-    count: int,
     share: range,
-    place: CachePlace,
-    budget: float,
+    memory: Callable[[FeatureMaps], FeatureDataset],
     device: torch.device,
 ) -> FeatureDataset:
-    """Features of all images, of which this process extracts a share."""
-    dataset: FeatureDataset | None = None
-    done = share.start
-    for batch in features:
-        if dataset is None:
-            dataset = allocate(batch.features, count, place, budget, device)
-        for layer, maps in batch.features.items():
-            dataset.features[layer][done : done + len(maps)].copy_(maps)
-        done += len(maps)
-    assert dataset is not None  # noqa: S101 - the loader was checked not to be empty
-    if len(share) < count:
-        processes = Processes.all()
+    """Features of all images, of which this process extracts a share into the memory that is made for the first."""
+    processes = Processes.all()
+    try:
+        dataset = _extract_share(features, share, memory)
+    except Exception as error:
+        processes.each(str(error))
+        raise
+    # None waits for the features of one that has failed.
+    if failed := [error for error in processes.each(None) if error is not None]:
+        raise ValueError(failed[0])
+    if len(share) < len(dataset):
         for maps in dataset.features.values():
             maps[: share.start], maps[share.stop :] = 0, 0
             for part in maps.split(64):
                 part.copy_(processes.sum(part.to(device, copy=True)))
+    return dataset
+
+
+def _extract_share(
+    features: Iterable[FeatureBatch], share: range, memory: Callable[[FeatureMaps], FeatureDataset]
+) -> FeatureDataset:
+    dataset: FeatureDataset | None = None
+    done = share.start
+    for batch in features:
+        if dataset is None:
+            dataset = memory(batch.features)
+        for layer, maps in batch.features.items():
+            dataset.features[layer][done : done + len(maps)].copy_(maps)
+        done += len(maps)
+    assert dataset is not None  # noqa: S101 - there is an image for each process
     return dataset
 
 
@@ -337,7 +354,9 @@ def _naming_unreadable_images(images: Any) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE:
-        for path in images.dataset.samples.image_path:
+        # anomalib's data sets say which files they read; of others there is the reader's error alone.
+        samples = getattr(getattr(images, "dataset", None), "samples", None)
+        for path in getattr(samples, "image_path", ()):
             _check_readable(path)
         raise
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .extraction import FeatureMaps
+from .free_memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def allocate(
     place: CachePlace,
     budget: float,
     device: torch.device,
+    processes: int = 1,
 ) -> FeatureDataset:
     """Memory for the features of a training set.
 
@@ -57,6 +59,7 @@ def allocate(
             they need at most ``budget`` of what is free.
         budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
         device: Where the model is.
+        processes: Those on this machine that each keep all features in its main memory.
 
     Returns:
         Maps (N, C, H, W) of each layer, float32, with arbitrary entries.
@@ -67,7 +70,7 @@ def allocate(
     shapes = {layer: (count, *maps.shape[1:]) for layer, maps in features.items()}
     size = 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
     if place == "auto":
-        place = _choose_place(size, budget, device)
+        place = _choose_place(size, budget, device, processes)
     logger.info("Caching the features of %d images: %.1f MB, place %s.", count, size / 1e6, place)
     if place != "disk":
         where = device if place == "device" else torch.device("cpu")
@@ -96,12 +99,7 @@ def _map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.from_file(str(path), shared=True, size=size).view(shape)
 
 
-def _choose_place(size: int, budget: float, device: torch.device) -> CachePlace:
+def _choose_place(size: int, budget: float, device: torch.device, processes: int) -> CachePlace:
     if device.type == "cuda" and size <= budget * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    return "cpu" if size <= budget * _free_memory() else "disk"
-
-
-def _free_memory() -> int:
-    """Free main memory in bytes."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "cpu" if processes * size <= budget * free_memory() else "disk"

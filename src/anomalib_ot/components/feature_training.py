@@ -1,11 +1,11 @@
 """Models whose epochs run over the frozen features of the training images."""
 
-import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from anomalib.data import AnomalibDataModule, Batch
+from lightning.pytorch import Callback, Trainer
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -13,20 +13,25 @@ from torch.utils.data import DataLoader
 from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .feature_store import CachePlace
+from .finishing import Finishing
+from .picture_check import ChecksPictures, PictureCheck
 from .settings import require
 
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule
 
-class FeatureTraining:
+
+class FeatureTraining(ChecksPictures, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
-    and :meth:`forget_training_features` when it ends. Its torch model returns features while it trains.
+    and :meth:`forget_training_features` when it ends; they are let go as well when it fails. Its torch model returns
+    features while it trains.
 
     Attributes:
         training_features: Features of the training images, during a fit.
     """
 
-    trainer: Any
     device: Any
     model: nn.Module
     pre_processor: Any
@@ -67,17 +72,14 @@ class FeatureTraining:
         self.training_features = TrainingFeatures(())
         self._extractor: FastExtractor | None = None
 
-    def resumes_what_has_ended(self, has_ended: bool) -> bool:
+    def resumes_what_has_ended(self) -> bool:
         """Let the trainer stop at once if it resumes a training that had ended, as its last checkpoint is the result.
-
-        Args:
-            has_ended: Whether the model's state says that training had ended before its largest number of steps.
 
         Returns:
             Whether it stops.
         """
         # Without a checkpoint, a model that was fitted before is meant to learn on.
-        stops = has_ended and self.trainer.ckpt_path is not None
+        stops = self.has_converged and bool(self.is_finished) and self.trainer.ckpt_path is not None
         self.trainer.should_stop |= stops
         return stops
 
@@ -96,6 +98,8 @@ class FeatureTraining:
         self.training_features = train_on_features(
             self.trainer,
             self._extract,
+            getattr(self.pre_processor, "transform", None),
+            self._look,
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
@@ -103,6 +107,11 @@ class FeatureTraining:
             device=self.device,
             hold_out=self.validation_fraction,
         )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The host's, and one that lets the features go where a fit fails."""
+        callbacks = cast("AnomalibModule", super()).configure_callbacks()
+        return [*cast("Sequence[Callback]", callbacks), _LettingGo()]
 
     def forget_training_features(self) -> None:
         """Let go of the cached features."""
@@ -135,17 +144,10 @@ class FeatureTraining:
         check_finite(features, getattr(batch, "image_path", None))
         return features
 
-    def validate_if(self, last: bool) -> None:
-        """Let the host validate after the last batch only: it computes maps and thresholds of all its images.
-
-        Args:
-            last: Whether training ends with this batch.
-        """
-        self.trainer.check_val_every_n_epoch = 1 if last else sys.maxsize
-
-    def on_train_epoch_end(self) -> None:
-        """Let the host save a checkpoint, which it does only in epochs that might have validated."""
-        self.trainer.check_val_every_n_epoch = 1
+    def _look(self, batch: Batch) -> None:
+        for check in self.trainer.callbacks:
+            if isinstance(check, PictureCheck):
+                check.look(batch, self.trainer.state.stage)
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> FeatureMaps:
@@ -154,3 +156,11 @@ class FeatureTraining:
             transform = getattr(self.pre_processor, "transform", None)
             images = transform(images) if transform else images
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
+
+
+class _LettingGo(Callback):
+    """Ends a fit that failed or was interrupted, of which Lightning tells callbacks alone."""
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        del trainer, exception
+        pl_module.on_fit_end()

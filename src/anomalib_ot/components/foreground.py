@@ -99,7 +99,7 @@ class PrincipalComponent(Foreground):
         flat = cells.flatten(0, -2)
         centred = flat - flat.mean(0)
         direction = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
-        component = (cells - flat.mean(0)) @ direction
+        component = (centred @ direction).unflatten(0, cells.shape[:-1])
         values = component.float().flatten().cpu().numpy()
         if np.ptp(values) == 0:
             return torch.zeros_like(component, dtype=torch.bool)

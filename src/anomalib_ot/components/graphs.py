@@ -9,7 +9,7 @@ import torch
 from anomalib.data import ImageBatch, InferenceBatch
 from torch import Tensor
 
-from .pictures import TrialPictures
+from .pictures import Shown, TrialPictures
 
 if TYPE_CHECKING:
     import nncf
@@ -124,7 +124,8 @@ def quantize_with_accuracy_control(
         # The host's own does not forget the graph that was measured before.
         metric.reset()
         for batch in batches:
-            metric.update(_predictions(compiled(pictures.images(batch).numpy()), pictures, batch))
+            shown = pictures.read(batch)
+            metric.update(_predictions(compiled(shown.images.numpy()), shown))
         return float(metric.compute())
 
     data = _dataset(model, pictures)
@@ -182,20 +183,20 @@ def _batches(model: "openvino.Model", pictures: TrialPictures) -> Iterator[tuple
 def _dataset(model: "openvino.Model", pictures: TrialPictures) -> "nncf.Dataset":
     import nncf  # noqa: PLC0415 - optional
 
-    return nncf.Dataset(list(_batches(model, pictures)), lambda batch: pictures.images(batch).numpy())
+    return nncf.Dataset(list(_batches(model, pictures)), lambda batch: pictures.read(batch).images.numpy())
 
 
-def _predictions(outputs: Any, pictures: TrialPictures, batch: tuple[int, ...]) -> ImageBatch:
-    """What a graph says of a batch, beside what is true."""
+def _predictions(outputs: Any, shown: Shown) -> ImageBatch:
+    """What a graph says of pictures, beside what is true."""
     values = {
         name: torch.from_numpy(outputs[name].copy())
         for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")
     }
-    masks = [mask for mask in map(pictures.mask, batch) if mask is not None]
+    masks = [mask for mask in shown.masks if mask is not None]
     return ImageBatch(
-        image=pictures.images(batch),
-        gt_label=torch.tensor([pictures.label(index) for index in batch]),
-        gt_mask=torch.stack(masks) if len(masks) == len(batch) else None,
+        image=shown.images,
+        gt_label=torch.tensor(shown.labels),
+        gt_mask=torch.stack(masks) if len(masks) == len(shown.masks) else None,
         anomaly_map=values["anomaly_map"][:, 0],
         pred_mask=values["pred_mask"][:, 0],
         pred_score=values["pred_score"].flatten(),

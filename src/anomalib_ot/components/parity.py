@@ -107,9 +107,11 @@ def compare(
     scale = Normalization(module.post_processor)
     reference = _Record()
     records = {name: _Record() for name in runners}
-    labels, masks = [], []
+    labels: list[bool | None] = []
+    masks: list[Tensor | None] = []
     for batch in pictures.batches(batch_size or _BATCH):
-        images = pictures.images(batch)
+        shown = pictures.read(batch)
+        images = shown.images
         expected = Scores.of(_run_as_engine(module, images))
         reference.add(expected, expected)
         # The last picture fills a batch of fixed size.
@@ -117,8 +119,8 @@ def compare(
         images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
         for name, run in runners.items():
             records[name].add(scale.undo(Scores.of(run(images)).first(len(batch))), expected)
-        labels += [pictures.label(index) for index in batch]
-        masks += [pictures.mask(index) for index in batch]
+        labels += shown.labels
+        masks += shown.masks
     truth = _Truth(labels, masks)
     span = max(reference.highest - reference.lowest, scale.width, torch.finfo(torch.float32).tiny)
     measured = {
@@ -183,19 +185,23 @@ class Normalization:
 
     def apply(self, scores: Scores) -> Scores:
         """Normalise."""
-        (pixel_scale, pixel_shift), (image_scale, image_shift) = self._line("pixel"), self._line("image")
-        return Scores(scores.maps / pixel_scale - pixel_shift, scores.scores / image_scale - image_shift)
+        pixel, image = self._line("pixel"), self._line("image")
+        return Scores(
+            pixel.apply(scores.maps) if pixel else scores.maps, image.apply(scores.scores) if image else scores.scores
+        )
 
     def undo(self, scores: Scores) -> Scores:
         """Undo it."""
-        (pixel_scale, pixel_shift), (image_scale, image_shift) = self._line("pixel"), self._line("image")
-        return Scores((scores.maps + pixel_shift) * pixel_scale, (scores.scores + image_shift) * image_scale)
+        pixel, image = self._line("pixel"), self._line("image")
+        return Scores(
+            pixel.undo(scores.maps) if pixel else scores.maps, image.undo(scores.scores) if image else scores.scores
+        )
 
     @property
     def clipped(self) -> list[str]:
         """Outputs that the post-processor normalises, and so clips."""
         fields = {"anomaly_map": "pixel", "pred_score": "image"}
-        return [output for output, field in fields.items() if self._line(field) != (1.0, 0.0)]
+        return [output for output, field in fields.items() if self._line(field)]
 
     @property
     def width(self) -> float:
@@ -205,18 +211,34 @@ class Normalization:
         low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
         return 0.0 if isnan(high - low) else high - low
 
-    def _line(self, field: str) -> tuple[float, float]:
-        """Scale and shift of maps or scores."""
+    def _line(self, field: str) -> "_Line | None":
+        """How maps or scores are normalised, None where they are not."""
         if self._post_processor is None:
-            return 1.0, 0.0
+            return None
         low, high, threshold = (
             float(getattr(self._post_processor, f"{field}_{name}")) for name in ("min", "max", "threshold")
         )
-        # As the host: without a range nothing is normalised, and without a threshold it is the middle.
-        if isnan(low) or isnan(high) or low == high:
-            return 1.0, 0.0
+        # As the host: without a range nothing is normalised, without a threshold it is the middle, and a range of one
+        # value, as a single validation picture leaves it, counts as one.
+        if isnan(low) or isnan(high):
+            return None
         threshold = (low + high) / 2 if isnan(threshold) else threshold
-        return high - low, threshold / (high - low) - 0.5
+        scale = (high - low) or 1.0
+        return _Line(scale, threshold / scale - 0.5)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Normalisation of one output: a scale, and a shift after it."""
+
+    scale: float
+    shift: float
+
+    def apply(self, values: Tensor) -> Tensor:
+        return values / self.scale - self.shift
+
+    def undo(self, values: Tensor) -> Tensor:
+        return (values + self.shift) * self.scale
 
 
 class _Record:

@@ -15,6 +15,21 @@ _OCTAVES = (3, 12, 48)
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Some of the pictures, as they are shown to a model.
+
+    Attributes:
+        images: Images (B, 3, h, w).
+        labels: Whether each shows an anomaly, None where it is not known.
+        masks: Where the anomaly is, (h, w), None where it is not known.
+    """
+
+    images: Tensor
+    labels: list[bool | None]
+    masks: list[Tensor | None]
+
+
+@dataclass(frozen=True)
 class TrialPictures:
     """Pictures in [0, 1] at the size of a model's input, as whoever runs the exported model gives them to it.
 
@@ -31,21 +46,20 @@ class TrialPictures:
     def __len__(self) -> int:
         return len(self.items)  # type: ignore[arg-type]  # a torch dataset has a length, if not by its type
 
-    def images(self, indices: Iterable[int]) -> Tensor:
-        """Some of the pictures (B, 3, h, w)."""
-        resized = [transforms.resize(self.items[index].image, list(self.size), antialias=True) for index in indices]
-        # Resizing overshoots one by a rounding error, and the host's inferencer takes anything above one for bytes.
-        return torch.stack(resized).clamp(0, 1)
-
-    def label(self, index: int) -> bool | None:
-        """Whether a picture shows an anomaly, None where it is not known."""
-        label = self.items[index].gt_label
-        return None if label is None else bool(label)
-
-    def mask(self, index: int) -> Tensor | None:
-        """Where the anomaly is, (h, w), None where it is not known."""
-        mask = self.items[index].gt_mask
-        return None if mask is None else transforms.resize(mask[None].float(), list(self.size))[0] > 0
+    def read(self, indices: Iterable[int]) -> Shown:
+        """Some of the pictures, each of which is read once."""
+        items = [self.items[index] for index in indices]
+        size = list(self.size)
+        resized = [transforms.resize(item.image, size, antialias=True) for item in items]
+        return Shown(
+            # Resizing overshoots one by a rounding error, and the host's inferencer takes anything above for bytes.
+            torch.stack(resized).clamp(0, 1),
+            [None if item.gt_label is None else bool(item.gt_label) for item in items],
+            [
+                None if item.gt_mask is None else transforms.resize(item.gt_mask[None].float(), size)[0] > 0
+                for item in items
+            ],
+        )
 
     def batches(self, size: int) -> Iterator[tuple[int, ...]]:
         """Their numbers, ``size`` at a time; the last batch may be smaller."""

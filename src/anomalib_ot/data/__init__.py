@@ -1,7 +1,22 @@
-"""Data modules: logical and structural anomalies, few shots."""
+"""Data modules: logical and structural anomalies, few shots, pictures of more than eight bits."""
+
+from anomalib_ot.components.reading import read_picture
 
 from .assembly import Assembly
 from .few_shot import FewShot
+from .full_range import FullRange, FullRangeDataset, FullRangePredictDataset
 from .loco import Defects, LOCODataset, MVTecLOCOAD, image_defects, read_defects
 
-__all__ = ["Assembly", "Defects", "FewShot", "LOCODataset", "MVTecLOCOAD", "image_defects", "read_defects"]
+__all__ = [
+    "Assembly",
+    "Defects",
+    "FewShot",
+    "FullRange",
+    "FullRangeDataset",
+    "FullRangePredictDataset",
+    "LOCODataset",
+    "MVTecLOCOAD",
+    "image_defects",
+    "read_defects",
+    "read_picture",
+]

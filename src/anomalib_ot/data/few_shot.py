@@ -1,6 +1,5 @@
 """A few training images of any data module."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -8,8 +7,10 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import read_image
 from torch.utils.data import DataLoader
 
+from .wrapped import WrappedDataModule
 
-class FewShot(AnomalibDataModule):
+
+class FewShot(WrappedDataModule):
     """Keeps ``shots`` training images of another data module, chosen by a seed; its other images are untouched.
 
     The images of fewer shots are among those of more, for the same seed.
@@ -37,40 +38,13 @@ class FewShot(AnomalibDataModule):
         if seed < 0:
             msg = f"seed must be at least 0, not {seed}"
             raise ValueError(msg)
-        # A set-up of its own, so that other draws from the same data module find it as it was.
-        self.datamodule = deepcopy(datamodule)
+        super().__init__(datamodule, seed)
         self.shots = shots
-        super().__init__(
-            train_batch_size=datamodule.train_batch_size,
-            eval_batch_size=datamodule.eval_batch_size,
-            num_workers=datamodule.num_workers,
-            train_augmentations=datamodule.train_augmentations,
-            val_augmentations=datamodule.val_augmentations,
-            test_augmentations=datamodule.test_augmentations,
-            val_split_mode=datamodule.val_split_mode,
-            val_split_ratio=datamodule.val_split_ratio,
-            test_split_mode=datamodule.test_split_mode,
-            test_split_ratio=datamodule.test_split_ratio,
-            seed=seed,
-        )
 
     @property
     def name(self) -> str:  # type: ignore[override]  # as in the base class
         """Name of the data module drawn from, with the number of shots and the seed."""
         return f"{self.datamodule.name}_{self.shots}shot_{self.seed}"
-
-    @property
-    def category(self) -> str:
-        """Category of the data module drawn from."""
-        return self.datamodule.category
-
-    @category.setter
-    def category(self, category: str) -> None:
-        self.datamodule.category = category
-
-    def prepare_data(self) -> None:
-        """Let the data module prepare its data."""
-        self.datamodule.prepare_data()
 
     def _setup(self, _stage: str | None = None) -> None:
         """Set up the data module and draw from its training images."""
@@ -87,12 +61,6 @@ class FewShot(AnomalibDataModule):
         for part in ("val_data", "test_data"):
             if hasattr(self.datamodule, part):
                 setattr(self, part, getattr(self.datamodule, part))
-
-    def _create_test_split(self) -> None:
-        """Nothing: the data module has split its images."""
-
-    def _create_val_split(self) -> None:
-        """Nothing: the data module has split its images."""
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """What the data module predicts."""

@@ -21,16 +21,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.dataclasses.torch import ImageItem
-from anomalib.data.utils import Split, TestSplitMode, ValSplitMode, read_image, read_mask
+from anomalib.data.utils import Split, TestSplitMode, ValSplitMode, read_mask
 from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
+
+from anomalib_ot.components.reading import ValueRange, check_value_range, deep_values, read_picture
 
 SPLIT_FOLDERS = {Split.TRAIN: "train", Split.VAL: "validation", Split.TEST: "test"}
 _HIGHEST_PIXEL_VALUE = 255
@@ -59,9 +62,12 @@ class LOCODataset(AnomalibDataset):
         root: Folder of the category.
         split: ``train``, ``val`` or ``test``.
         augmentations: Applied to the image and the mask together.
+        value_range: Values that become black and white in images of more than eight bits, by default all that 16 bits
+            can hold; see :func:`~anomalib_ot.components.reading.read_picture`.
 
     Raises:
         FileNotFoundError: If there is no such folder, no image of the split, or no mask of an anomalous image.
+        ValueError: If the range is none.
 
     Example:
         >>> dataset = LOCODataset("./datasets/MVTec_LOCO/breakfast_box", split="test")  # doctest: +SKIP
@@ -70,8 +76,16 @@ class LOCODataset(AnomalibDataset):
         (torch.Size([3, 1280, 1600]), torch.Size([1280, 1600]))
     """
 
-    def __init__(self, root: Path | str, split: Split | str, augmentations: Transform | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        split: Split | str,
+        augmentations: Transform | None = None,
+        value_range: ValueRange | None = None,
+    ) -> None:
+        check_value_range(value_range)
         super().__init__(augmentations)
+        self.value_range = value_range
         self.split = Split(split)
         self.samples = make_dataset(root, self.split)
         self.category = Path(root).name
@@ -83,7 +97,7 @@ class LOCODataset(AnomalibDataset):
             ValueError: If a file is no image, or the mask is of another size than the image; the file is named.
         """
         sample = self.samples.iloc[index]
-        image = _read(read_image, sample.image_path, as_tensor=True)
+        image = _read(read_picture, sample.image_path, value_range=self.value_range)
         mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
         if sample.mask_path:
             mask = Mask(read_defect_masks(sample.mask_path).amax(0))
@@ -190,7 +204,7 @@ def read_defects(folder: Path | str) -> Defects:
     areas = []
     levels = _read_levels(folder)
     for path, mask in zip(_mask_files(folder), levels, strict=True):
-        values = mask[mask > 0].unique().tolist()
+        values = _pixel_values(path, mask)
         if len(values) != 1 or values[0] not in saturations:
             msg = f"{path} must hold one of the pixel values {sorted(saturations)} of {config} beside 0, not {values}"
             raise ValueError(msg)
@@ -251,6 +265,13 @@ def _read_levels(folder: Path | str) -> Tensor:
     return torch.stack([torch.from_numpy(mask) for mask in masks])
 
 
+def _pixel_values(path: Path, levels: Tensor) -> list[int]:
+    """Values of a mask but 0, as they are in the file: as it is read, those above 255 have become 255."""
+    deep = _read(deep_values, path)
+    values = levels if deep is None else torch.from_numpy(deep[0].astype(np.int64))
+    return values[values > 0].unique().tolist()
+
+
 @dataclass(frozen=True)
 class _Saturation:
     """When an overlap with a kind of defect is enough: a share of its area, or a number of pixels."""
@@ -295,7 +316,7 @@ def _saturations(entries: list[dict[str, Any]]) -> dict[int, _Saturation]:
     return saturations
 
 
-def _read(reader: Callable[..., Any], path: Path | str, **kwargs: bool) -> Any:
+def _read(reader: Callable[..., Any], path: Path | str, **kwargs: Any) -> Any:
     try:
         return reader(path, **kwargs)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -325,6 +346,11 @@ class MVTecLOCOAD(AnomalibDataModule):
         test_split_ratio: Share of the images that go into the test set, where it is split off.
         val_split_ratio: Share of the images that go into the validation set, where it is split off.
         seed: Seed of random splits.
+        value_range: Values that become black and white in images of more than eight bits, by default all that 16 bits
+            can hold; see :func:`~anomalib_ot.components.reading.read_picture`.
+
+    Raises:
+        ValueError: If the range is none.
 
     Example:
         >>> datamodule = MVTecLOCOAD(root="./datasets/MVTec_LOCO", category="breakfast_box")  # doctest: +SKIP
@@ -349,7 +375,9 @@ class MVTecLOCOAD(AnomalibDataModule):
         test_split_ratio: float | None = None,
         val_split_ratio: float | None = None,
         seed: int | None = None,
+        value_range: ValueRange | None = None,
     ) -> None:
+        check_value_range(value_range)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -366,9 +394,10 @@ class MVTecLOCOAD(AnomalibDataModule):
         )
         self.root = resolve_dataset_root(root, "MVTec_LOCO")
         self.category = category
+        self.value_range = value_range
 
     def _setup(self, _stage: str | None = None) -> None:
         folder = self.root / self.category
-        self.train_data = LOCODataset(folder, Split.TRAIN)
-        self.val_data = LOCODataset(folder, Split.VAL)
-        self.test_data = LOCODataset(folder, Split.TEST)
+        self.train_data, self.val_data, self.test_data = (
+            LOCODataset(folder, split, value_range=self.value_range) for split in (Split.TRAIN, Split.VAL, Split.TEST)
+        )

@@ -21,8 +21,8 @@ from .coupling import (
     WorstCoupling,
     create_coupling,
 )
+from .entropic import NotConvergedWarning, TransportPlan, sinkhorn
 from .processes import Processes
-from .sinkhorn import NotConvergedWarning, TransportPlan, sinkhorn
 from .workspace import Workspace
 
 __all__ = [

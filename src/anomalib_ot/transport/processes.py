@@ -1,6 +1,7 @@
 """Problems whose rows are shared by several processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -37,6 +38,14 @@ class Processes:
             tensor = tensor.contiguous()
             distributed.broadcast(tensor, 0, self.group)
         return tensor
+
+    def each(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order."""
+        if self.group is None:
+            return [value]
+        values = [None] * distributed.get_world_size(self.group)
+        distributed.all_gather_object(values, value, self.group)
+        return values
 
     def total(self, value: float, device: torch.device) -> float:
         """Sum of a number over the processes."""

@@ -20,7 +20,7 @@ _PUBLIC = {
     "draw_restoration": "restoration",
     "draw_transport": "memory",
     "evidence_of": "evidence",
-    "explain": "explain",
+    "explain": "explanation",
     "find_support": "memory",
     "image_scores": "evidence",
     "memory_growth": "memory",

@@ -11,10 +11,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_ot.components.settings import require
+
 # One map for all scores, readable in grey and by the colour-blind.
 COLOURS = "inferno"
 OUTLINE = "cyan"
 FORMATS = ("png", "svg")
+_ALLOWED_FORMATS = (*FORMATS, "pdf")
 # Letters of a title that find room.
 _PER_INCH = 13
 
@@ -72,6 +75,12 @@ def pixels_of(figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
+
+
+def require_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that no figure is written in, or none at all."""
+    wrong = next((each for each in formats if each not in _ALLOWED_FORMATS), None)
+    require(bool(formats) and wrong is None, "each of formats", _ALLOWED_FORMATS, wrong)
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

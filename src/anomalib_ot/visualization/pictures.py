@@ -1,5 +1,6 @@
 """Pictures as a model sees them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,10 @@ def prepared_pictures(model: AnomalibModule, batch: ImageBatch) -> Iterator[Pict
 
 
 def name_of(path: str) -> str:
-    """Name of the picture of a file, its folder and its name without suffix."""
-    return str(Path(Path(path).parent.name) / Path(path).stem)
+    """Name of the picture of a file, its folder and its name without suffix; as a path it leads to nowhere else."""
+    file = Path(os.path.abspath(path))  # noqa: PTH100 - a link to a file keeps its own name
+    # Of a file such as "...png" no name would be left.
+    return str(Path(file.parent.name) / (file.stem if file.stem.strip(".") else file.name))
 
 
 def extent_of(model: AnomalibModule, size: tuple[int, int]) -> Extent:

@@ -12,6 +12,7 @@ from anomalib.visualization import ImageVisualizer
 from anomalib_ot.components.settings import require
 
 if TYPE_CHECKING:
+    from .data import Data
     from .pictures import Picture
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,9 @@ logger = logging.getLogger(__name__)
 class ExplainingVisualizer(ImageVisualizer):
     """Draws anomalib's picture of each prediction, and our views of the most anomalous ones.
 
-    The views lie in ``explain`` beside anomalib's ``images``, as ``anomalib-ot explain`` writes them. An online Foct is
-    explained with its memory as it is at the end.
+    The views lie in ``explain`` beside anomalib's ``images``, or beside ``output_dir`` (within it where that is the
+    working directory), as ``anomalib-ot explain`` writes them. An online Foct is explained with its memory as it is at
+    the end. What cannot be drawn or written is refused before the run where that can be known.
 
     Args:
         count: Number of pictures, those with the highest scores; None for all.
@@ -31,7 +33,8 @@ class ExplainingVisualizer(ImageVisualizer):
         **settings: Those of anomalib's ``ImageVisualizer``.
 
     Raises:
-        ValueError: If the count is below 1, or the model has no view of a name.
+        ValueError: If the count is below 1, a format unknown, or the model has no view of a name or cannot draw it.
+        FileExistsError: If something else has a name in ``explain`` that is needed.
 
     Example:
         >>> from anomalib_ot import Pradot
@@ -47,7 +50,10 @@ class ExplainingVisualizer(ImageVisualizer):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        from .drawing import require_formats  # noqa: PLC0415 - what draws is imported by those who draw
+
         require(count is None or count >= 1, "count", "at least 1, or None", count)
+        require_formats(formats)
         self.count = count
         self.views = views
         self.formats = formats
@@ -57,17 +63,23 @@ class ExplainingVisualizer(ImageVisualizer):
         self._numbers = count_from()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse views that the model does not have, before it runs."""
-        from .views import views_of  # noqa: PLC0415 - what draws is imported by those who draw
+        """Refuse views that the model does not have, and a folder that is taken, before it runs."""
+        from .explanation import require_place  # noqa: PLC0415
+        from .views import views_of  # noqa: PLC0415
 
-        del trainer, stage
+        del stage
         views_of(type(pl_module), self.views)
+        require_place(type(pl_module), self._folder(trainer))
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the pictures of the run before."""
-        del trainer, pl_module
+        """Forget the pictures of the run before, and refuse views that cannot be drawn if they are asked for."""
+        from .explanation import lacking_views  # noqa: PLC0415
+        from .views import Subject  # noqa: PLC0415
+
         self._highest = []
         self._numbers = count_from()
+        if self.views is not None:
+            lacking_views(Subject(pl_module, _data(trainer)), self.views)
 
     on_predict_start = on_test_start
 
@@ -94,19 +106,29 @@ class ExplainingVisualizer(ImageVisualizer):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the views."""
-        from .data import Data, data_of  # noqa: PLC0415
-        from .explain import normal_scores, write_views  # noqa: PLC0415
+        from .explanation import normal_scores, write_views  # noqa: PLC0415
         from .views import Subject  # noqa: PLC0415
 
         pictures = [(picture, "highest score") for _, _, picture in sorted(self._highest, reverse=True)]
         self._highest = []
         if not pictures:
             return
-        module = getattr(trainer, "datamodule", None)
-        data = data_of(module) if module else Data("pictures", (), why_none="there is no data module to hold some out")
+        data = _data(trainer)
         subject = Subject(pl_module, data, normal_scores(pl_module, data), self.seed)
-        output = Path(self.output_dir or trainer.default_root_dir).with_name("explain")
+        output = self._folder(trainer)
         page, _ = write_views(subject, pictures, output, self.views, self.formats, str(trainer.ckpt_path or ""))
         logger.info("Views of the most anomalous pictures: %s", page)
 
     on_predict_end = on_test_end
+
+    def _folder(self, trainer: Any) -> Path:
+        """Where the views go."""
+        images = Path(trainer.default_root_dir, "images") if self.output_dir is None else Path(self.output_dir)
+        return images.parent / "explain"
+
+
+def _data(trainer: Any) -> "Data":
+    from .data import Data, data_of  # noqa: PLC0415
+
+    module = getattr(trainer, "datamodule", None)
+    return data_of(module) if module else Data("pictures", (), why_none="there is no data module to hold some out")

@@ -2,17 +2,23 @@
 
 import json
 import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from anomalib.engine import Engine
 from anomalib.metrics import AUROC, Evaluator
 from lightning.pytorch import seed_everything
 
 from anomalib_ot import Assembly
 from anomalib_ot.comparison import Plan
-from anomalib_ot.comparison.job import run_job
+from anomalib_ot.comparison.job import environment, run_job
 from anomalib_ot.comparison.record import unpack_record
 
 pytestmark = pytest.mark.slow
@@ -131,3 +137,34 @@ def test_a_process_that_the_user_interrupts_does_not_run_once_more(job, tmp_path
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "python-starts").read_text() == "\n"
     assert record.message == "interrupted"
+
+
+def test_a_run_that_is_given_up_ends_at_once(job, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    given_up = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        files = pool.submit(run_job, job, given_up=given_up)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        given_up.set()
+        record = unpack_record(tmp_path / "runs", job.key, files.result(10))
+    assert record.message == "given up"
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
+def test_the_device_that_ran_is_what_is_recorded(job, monkeypatch, name):
+    # What torch has for each: a name for cards, nothing for mps.
+    module = SimpleNamespace() if name == "mps" else SimpleNamespace(get_device_name=lambda it: f"a card, {it.type}")
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    assert environment(job, torch.device(name))["device"] == ("mps" if name == "mps" else f"a card, {name}")
+
+
+@pytest.mark.parametrize(("accelerator", "expected"), [("cpu", "cpu"), ("auto", "xpu"), ("xpu", "xpu")])
+def test_a_run_that_failed_early_names_the_device_that_it_would_have_had(job, monkeypatch, accelerator, expected):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace())
+    assert environment(replace(job, accelerator=accelerator))["device"] == expected

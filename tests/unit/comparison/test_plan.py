@@ -1,14 +1,15 @@
 """Plans: what is shared, what a model sets itself, and what is refused before anything runs."""
 
 import json
+from pathlib import Path
 
 import pytest
-import yaml
 
 from anomalib_ot.comparison import Job, Key, Plan, read_plan
 
 PADIM = {"class_path": "Padim", "init_args": {"n_features": 10}}
 MODELS = {"PaDiM": PADIM, "Flow": {"class_path": "WtFlow", "init_args": {"layers": ["blocks.4"]}}}
+FOLDER = {"class_path": "Folder", "init_args": {"name": "own", "normal_dir": "good"}}
 DATA = {"tray": {"class_path": "Assembly"}, "mvtec": {"class_path": "MVTecAD", "categories": ["bottle", "cable"]}}
 
 
@@ -36,6 +37,17 @@ def test_all_models_share_backbone_layers_size_and_trainer_but_what_they_set_the
     }
 
 
+@pytest.mark.parametrize("given", [Path, "local-dir:{}".format])
+def test_a_backbone_in_the_home_directory_is_found_by_models_of_anomalib_too(monkeypatch, given):
+    monkeypatch.setenv("HOME", "/home/someone")
+    backbone = given("~/weights/resnet18")
+    own = {"Own": {"class_path": "Padim", "init_args": {"backbone": "local-dir:~/mine"}}}
+    shared, own = read_plan(models=["Padim"], data=["Assembly"], backbone=backbone).jobs() + Plan(own, DATA).jobs()[:1]
+    assert shared.model["init_args"]["backbone"] == "local-dir:/home/someone/weights/resnet18"
+    assert own.model["init_args"]["backbone"] == "local-dir:/home/someone/mine"
+    assert Job.from_dict(json.loads(json.dumps(shared.to_dict()))) == shared
+
+
 def test_a_model_that_takes_no_backbone_is_told_of():
     (job,) = Plan({"G": {"class_path": "Ganomaly"}}, {"tray": DATA["tray"]}, "resnet18").jobs()
     assert job.overrides == {"backbone": "its own"}
@@ -59,47 +71,6 @@ def test_a_job_survives_its_way_through_json():
     assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
 
 
-def test_file_and_command_line(tmp_path):
-    path = tmp_path / "plan.yaml"
-    (tmp_path / "published.csv").write_text("category,model,metric,value,source\ntray,PaDiM,image_AUROC,90.1,nobody\n")
-    content = {
-        "models": MODELS,
-        "data": DATA,
-        "seeds": [3],
-        "baseline": "PaDiM",
-        "ensembles": ["PaDiM+Flow"],
-        "reference": "published.csv",
-    }
-    path.write_text(yaml.safe_dump(content))
-    plan = read_plan(path)
-    assert (plan.seeds, plan.ensembles, plan.baseline) == ((3,), ("PaDiM+Flow",), "PaDiM")
-    assert plan.published()[0]["value"] == "90.1"
-
-    chosen = read_plan(path, ["Flow", "Patchcore"], [{"class_path": "Assembly"}], tmp_path, seeds=[0, 1], layers=None)
-    assert [*chosen.models] == ["Flow", "Patchcore"]
-    assert (chosen.seeds, chosen.ensembles, chosen.baseline) == ((0, 1), (), None)
-    assert chosen.data["Assembly"]["init_args"]["root"] == str(tmp_path)
-
-    alone = read_plan(None, ["Padim"], ["Assembly"])
-    assert [str(job.key) for job in alone.jobs()] == ["Padim on Assembly, seed 0"]
-
-
-def test_relative_roots_start_from_the_given_folder(tmp_path):
-    within = {"class_path": "Assembly", "init_args": {"root": "part"}}
-    data = {
-        "a": within,
-        "b": {"class_path": "Assembly"},
-        "c": {"class_path": "FewShot", "init_args": {"datamodule": within}},
-        "d": {"class_path": "FewShot", "init_args": {"datamodule": "Assembly"}},
-    }
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump({"models": MODELS, "data": data}))
-    found = read_plan(path, root=tmp_path).categories()
-    own = [config["init_args"] for config in found.values()]
-    roots = [init_args.get("datamodule", {"init_args": init_args})["init_args"]["root"] for init_args in own]
-    assert roots == [str(tmp_path / "part"), str(tmp_path)] * 2
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -108,6 +79,28 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
         ({"seeds": ()}, "needs seeds"),
         ({"seeds": (-1,)}, "seeds at least 0"),
         ({"shots": (0,)}, "shots must be at least 1"),
+        ({"seeds": (2**32,)}, "a seed must be at most 4294967295"),
+        ({"seeds": (1, 1)}, "seeds must be different from one another"),
+        ({"shots": (None, 2, 2)}, "shots must be different from one another"),
+        ({"image_size": (0, 32)}, "image_size must be two whole numbers of at least 1"),
+        ({"models": {"PaDiM": {**PADIM, "image_size": [32]}}}, "PaDiM: image_size must be two whole numbers"),
+        ({"models": {"PaDiM": {**PADIM, "image_size": [32, -1]}}}, "PaDiM: image_size must be two whole numbers"),
+        ({"trainer": {"epochs": 3}}, "each of trainer must be an argument of Lightning's Trainer"),
+        (
+            {"models": {"PaDiM": {**PADIM, "trainer": {"logger": True}}}},
+            "each of PaDiM: trainer must be .* no job sets",
+        ),
+        ({"data": {"mvtec": {"class_path": "MVTecAD", "categories": [3]}}}, "mvtec: categories must be text"),
+        (
+            {"data": {"a": {"class_path": "Assembly", "init_args": {"category": "x"}, "categories": [""]}}},
+            "a: categories",
+        ),
+        ({"data": {"own": {**FOLDER, "categories": ["a"]}}}, "own/a: .*category"),
+        ({"models": {"": PADIM}}, "a label must be text, in quotation marks, not ''"),
+        ({"models": {"x" * 256: PADIM}}, "is too long for the name of a folder; rename it"),
+        ({"models": {"a": PADIM, "A": PADIM}}, "a, A would lie in the same folder"),
+        ({"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layers": {1}}}}}, "PaDiM.* must be text, finite"),
+        ({"title": "\ud800"}, "the title.* must be text"),
         ({"models": {"PaDiM": {"class_path": "Padm"}}}, "PaDiM: .*Padm"),
         (
             {"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layer": 1}}}},
@@ -137,37 +130,24 @@ def test_what_cannot_run_is_refused_at_once(changes, reason):
         Plan(**{"models": MODELS, "data": DATA, **changes})
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "models: {}\nmodel: {}\n"])
-def test_file_that_is_no_plan(tmp_path, text):
-    path = tmp_path / "plan.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="is no plan of a comparison"):
-        read_plan(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("models", [1]),
-        ("data", 3),
-        ("seeds", 1),
-        ("shots", [{"a": 1}]),
-        ("ensembles", [["PaDiM", "Flow"]]),
-        ("reference", 0.5),
-        ("image_size", [32]),
-        ("layers", "layer1"),
-    ],
-)
-def test_values_of_another_form_are_named_with_the_file(tmp_path, name, value):
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump({"models": MODELS, "data": DATA, name: value}))
-    with pytest.raises(ValueError, match=rf"plan\.yaml: .*{name}"):
-        read_plan(path)
-
-
 def test_reference_with_other_columns(tmp_path):
     (tmp_path / "r.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="must have the columns category, model"):
+        Plan(MODELS, DATA, reference=tmp_path / "r.csv").published()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"category,model,metric,value,source\n\xff,b,c,1,d\n", "cannot be read as CSV"),
+        (b"category,model,metric,value,source\n" + b"a" * 200_000 + b",b,c,1,d\n", "cannot be read as CSV"),
+        (b"category,model,metric,value,source\na,b,c,1\n", "a line of more or fewer than 5 cells"),
+        (b"category,model,metric,value,source\na,b,c,1,d,e\n", "a line of more or fewer than 5 cells"),
+    ],
+)
+def test_reference_that_is_no_table(tmp_path, content, reason):
+    (tmp_path / "r.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
         Plan(MODELS, DATA, reference=tmp_path / "r.csv").published()
 
 

@@ -4,12 +4,14 @@ import errno
 import json
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 
 from anomalib_ot.comparison import Key, Predictions, Record, read_records, write_record
+from anomalib_ot.comparison.record import folder_name
+from anomalib_ot.components.files import MARKER
 
 RNG = np.random.default_rng(0)
 
@@ -97,7 +99,7 @@ def test_full_disk_leaves_the_finished_runs_and_no_half_one(tmp_path, monkeypatc
     (record,) = read_records(tmp_path)
     assert record.key == RECORD.key
     assert record.predictions.maps is not None
-    assert not list(tmp_path.rglob(".*"))
+    assert {path.name for path in tmp_path.rglob(".*")} == {MARKER}
 
 
 @pytest.mark.parametrize("name", ["result.json", "maps.npz", "images.csv"])
@@ -160,3 +162,46 @@ def test_a_run_takes_the_place_of_the_one_before(tmp_path):
         _ = record.predictions
     shutil.rmtree(record.folder)
     assert read_records(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *(
+            ".",
+            "..",
+            "...",
+            "../../etc",
+            "/etc/passwd",
+            "a/../../b",
+            "C:\\Windows",
+            "c:x",
+            "\\\\server\\share",
+            "~root",
+        ),
+        *("con", "NUL", "aux.txt", "com1", "LPT9.x", "a.", "a ", " ", "\0", "a\nb", "\u202e", "\ud800"),
+    ],
+)
+def test_a_label_leads_out_of_no_folder_on_any_system(tmp_path, label):
+    name = folder_name(label)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / name).mkdir()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [name]
+    assert PureWindowsPath("runs", name).parts == ("runs", name)
+    assert not PureWindowsPath(name).is_reserved()
+    assert name.isprintable()
+    assert name[-1] not in ". "
+
+
+def test_usual_labels_keep_the_folders_that_they_had():
+    labels = {"Foct, online": "Foct,-online", "a + b: 1 %": "a-+-b--1--", "v1.2": "v1.2", "tray/box": "tray-box"}
+    assert {label: folder_name(label) for label in labels} == labels
+
+
+def test_a_run_replaces_nothing_that_it_did_not_write(tmp_path):
+    folder = write_record(tmp_path, RECORD, predictions()).folder
+    (folder / "notes.txt").write_text("work of days")
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which anomalib-ot did not write"):
+        write_record(tmp_path, RECORD, predictions())
+    assert (folder / "notes.txt").read_text() == "work of days"
+    assert read_records(tmp_path)[0].predictions

@@ -1,5 +1,7 @@
 """What the report says of a few small runs."""
 
+import base64
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -321,6 +323,16 @@ def test_gallery_puts_failures_first(keep):
     assert first.image.startswith("data:image/jpeg")
     assert len(shown) == 4
     assert len(pictures(group, 2)) == 2
+
+
+def test_gallery_shows_pictures_of_sixteen_bits_from_their_darkest_to_their_brightest(images, keep):
+    for path in images:
+        Image.fromarray(np.repeat(np.array([[300, 1100, 1900]], np.uint16), 20, axis=1).repeat(30, axis=0)).save(path)
+    (first, *_) = pictures(group_records([keep("screw", "A", 0, PERFECT)])[0], 24)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(first.image.partition(",")[2]))).convert("L"), dtype=int)
+    assert shown[:, :20].mean() < 20
+    assert 100 < shown[:, 54:74].mean() < 155
+    assert shown[:, -20:].mean() > 235
 
 
 def test_gallery_has_what_models_disagree_on_too(keep):

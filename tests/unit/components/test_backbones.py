@@ -14,7 +14,14 @@ from PIL import Image
 from skimage import data
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
-from anomalib_ot.components.backbones import BackboneError, _check_hub, create_extractor, normalization
+from anomalib_ot import Pradot
+from anomalib_ot.components.backbones import (
+    BackboneError,
+    _check_hub,
+    create_extractor,
+    normalization,
+    resize_and_normalize,
+)
 from anomalib_ot.offline import offline_backbone
 
 LAYERS = ["blocks.2", "blocks.4"]
@@ -63,6 +70,12 @@ class TestOfflineBackbone:
         monkeypatch.setattr("timm.models.save_for_hf", None)
         assert offline_backbone(cache_dir) == f"local-dir:{cache_dir}/tf_efficientnet_lite0"
 
+    @pytest.mark.parametrize("given", [str, Path])
+    def test_finds_its_folder_in_the_home_directory(self, cache_dir, monkeypatch, given):
+        monkeypatch.setenv("HOME", str(cache_dir.parent))
+        monkeypatch.setattr("timm.models.save_for_hf", None)
+        assert offline_backbone(given(f"~/{cache_dir.name}")) == f"local-dir:{cache_dir}/tf_efficientnet_lite0"
+
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "SHA256SUMS"])
     def test_rebuilds_a_folder_with_a_changed_or_missing_file(self, cache_dir, name):
         path = cache_dir / "tf_efficientnet_lite0" / name
@@ -74,6 +87,15 @@ class TestOfflineBackbone:
         offline_backbone(cache_dir)
         assert path.read_bytes() == good
         assert [entry.name for entry in cache_dir.iterdir()] == ["tf_efficientnet_lite0"]
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "config.json"])
+    def test_keeps_a_folder_of_others_in_its_place(self, tmp_path, name):
+        path = tmp_path / "tf_efficientnet_lite0" / name
+        path.parent.mkdir()
+        path.write_text("trained for days")
+        with pytest.raises(FileExistsError, match=f"holds {name}, which anomalib-ot did not write there"):
+            offline_backbone(tmp_path)
+        assert path.read_text() == "trained for days"
 
     def test_leaves_nothing_when_interrupted(self, tmp_path, monkeypatch):
         save_for_hf = timm.models.save_for_hf
@@ -199,10 +221,28 @@ class TestCreateExtractor:
         with pytest.raises(ValueError, match=rf"timm cannot make a network of .*{path.parent.name}.*config\.json"):
             create_extractor(f"local-dir:{path.parent}", LAYERS, pre_trained=False)
 
-    def test_local_folder_that_anomalib_takes_for_a_vision_transformer(self, cache_dir):
+    def test_local_folder_with_the_name_of_a_vision_transformer(self, backbone, cache_dir):
         folder = (cache_dir / "tf_efficientnet_lite0").rename(cache_dir / "invite")
-        with pytest.raises(ValueError, match="rename the folder"):
-            create_extractor(f"local-dir:{folder}", LAYERS)
+        images = torch.rand(1, 3, 64, 64)
+        features, expected = (
+            create_extractor(name, LAYERS[::-1])(images) for name in (f"local-dir:{folder}", backbone)
+        )
+        assert list(features) == LAYERS
+        assert all(torch.equal(maps, expected[layer]) for layer, maps in features.items())
+
+    @pytest.mark.parametrize("given", [Path, "local-dir:{}".format])
+    def test_local_folder_in_the_home_directory(self, cache_dir, monkeypatch, given):
+        monkeypatch.setenv("HOME", str(cache_dir))
+        backbone = given("~/tf_efficientnet_lite0")
+        extractor = create_extractor(backbone, LAYERS)
+        assert extractor.backbone == f"local-dir:{cache_dir}/tf_efficientnet_lite0"
+        assert normalization(backbone) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        assert resize_and_normalize((64, 64), backbone)
+
+    @pytest.mark.parametrize("use", [lambda backbone: create_extractor(backbone, LAYERS), normalization, Pradot])
+    def test_a_network_itself_is_refused_by_name(self, use):
+        with pytest.raises(TypeError, match=r"not ResNet; .*save_for_hf, and give local-dir:PATH"):
+            use(timm.create_model("test_resnet"))
 
     @pytest.mark.usefixtures("no_hub")
     @pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "tv_resnet50", "hf-hub:timm/resnet18.a1_in1k"])

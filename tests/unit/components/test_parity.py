@@ -5,6 +5,8 @@ from anomalib.post_processing import PostProcessor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_ot.components.extraction import FLOAT32
+from anomalib_ot.components.graphs import GraphRunner
 from anomalib_ot.components.parity import Normalization, SameOrder, SameValues, Scores, compare
 from anomalib_ot.components.pictures import TrialPictures, synthetic_pictures
 
@@ -49,7 +51,7 @@ def test_differences_are_shares_of_the_range_of_torchs_maps():
     reference, measured = compare(
         Brightness(), {"same": run(lambda maps: maps), "off": run(lambda maps: maps + 0.25)}, labelled(), None
     )
-    images = labelled().images(range(8))[:, 0]
+    images = labelled().read(range(8)).images[:, 0]
     assert measured["same"]["map_difference"] == 0
     assert measured["off"]["map_difference"] == pytest.approx(0.25 / float(images.max() - images.min()), rel=1e-4)
     assert measured["off"]["score_difference"] == pytest.approx(measured["off"]["map_difference"], rel=1e-4)
@@ -101,6 +103,24 @@ def test_a_batch_of_fixed_size_is_filled_and_what_fills_it_does_not_count():
     assert measured["fixed"]["image_AUROC"] == 1
 
 
+class Counting(list):
+    """Pictures that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_each_picture_is_read_once():
+    items = Counting(labelled().items)
+    pictures = TrialPictures("counted", (16, 16), items)
+    reference, _ = compare(Brightness(), {name: run(lambda maps: maps) for name in ("float32", "default")}, pictures, 3)
+    assert items.reads == len(items)
+    assert reference["pixel_AUROC"] > 0.9
+
+
 def test_without_labels_there_is_no_auroc_and_ranks_count():
     pictures = synthetic_pictures((16, 16))
     reference, measured = compare(Brightness(), {"noisy": run(torch.rand_like)}, pictures, None)
@@ -129,7 +149,7 @@ def test_normalization_is_the_hosts_without_clipping():
             setattr(
                 post_processor, f"_{field}_{name}" if name == "threshold" else f"{field}_{name}", torch.tensor(value)
             )
-    raw = run(lambda maps: maps * 1.2)(synthetic_pictures((16, 16)).images(range(6)))
+    raw = run(lambda maps: maps * 1.2)(synthetic_pictures((16, 16)).read(range(6)).images)
     normalized = post_processor(raw)
     ours = Normalization(post_processor)
     assert ours.clipped == ["anomaly_map", "pred_score"]
@@ -138,3 +158,54 @@ def test_normalization_is_the_hosts_without_clipping():
     assert torch.allclose(there.scores.clamp(0, 1), normalized.pred_score, atol=1e-6)
     assert torch.allclose(ours.undo(there).maps, raw.anomaly_map[:, 0], atol=1e-6)
     assert Normalization(None).clipped == []
+
+
+NAN = float("nan")
+
+
+def fitted(pixel, image):
+    """A post-processor with lowest and highest score of its validation, and threshold."""
+    post_processor = PostProcessor()
+    for field, (low, high, threshold) in {"pixel": pixel, "image": image}.items():
+        for name, value in {f"{field}_min": low, f"{field}_max": high, f"_{field}_threshold": threshold}.items():
+            setattr(post_processor, name, torch.tensor(value))
+    return post_processor
+
+
+class Clipped(nn.Module):
+    """A graph that normalises what it is given, and so clips it."""
+
+    def __init__(self, post_processor):
+        super().__init__()
+        self.post_processor = post_processor
+
+    def forward(self, images):
+        maps = images[:, :1] * 3 - 1
+        return self.post_processor(InferenceBatch(anomaly_map=maps, pred_score=maps.amax((-2, -1)).flatten()))
+
+
+# Scores that happen to run from 0 to 1 about a half, and those of a single picture.
+@pytest.mark.parametrize(
+    "post_processor",
+    [fitted((0.0, 1.0, 0.5), (0.4, 0.4, 0.4)), fitted((0.4, 0.4, NAN), (0.0, 1.0, 0.5))],
+    ids=["scores of one value", "maps of one value"],
+)
+def test_a_graph_is_compared_before_it_clips_whatever_its_range(post_processor, tmp_path):
+    images = synthetic_pictures((16, 16)).read(range(6)).images
+    outputs = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        Clipped(post_processor).eval(), (images,), str(path), opset_version=18, dynamo=True, output_names=outputs
+    )
+    scale = Normalization(post_processor)
+    assert scale.clipped == ["anomaly_map", "pred_score"]
+    raw = scale.undo(Scores.of(GraphRunner(path, FLOAT32, scale.clipped)(images)))
+    assert torch.allclose(raw.maps, images[:, 0] * 3 - 1, atol=1e-5)
+    assert torch.allclose(raw.scores, raw.maps.amax((-2, -1)), atol=1e-5)
+
+
+def test_a_range_that_is_not_known_is_not_normalised():
+    scores = Scores(torch.rand(2, 4, 4) * 5, torch.rand(2) * 5)
+    for scale in (Normalization(None), Normalization(fitted((NAN,) * 3, (NAN,) * 3))):
+        assert scale.clipped == []
+        assert scale.apply(scores) == scale.undo(scores) == scores

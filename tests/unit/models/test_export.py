@@ -1,6 +1,8 @@
 """Checked exports of small fitted models, whose graph torch makes once for all OpenVINO files."""
 
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -189,6 +191,17 @@ def test_onnx_and_torch_without_a_data_module(fitted, tmp_path, monkeypatch):
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     theirs = TorchInferencer(exported, device="cpu").predict(images)
     assert torch.allclose(theirs.anomaly_map.squeeze(), ours.anomaly_map.squeeze(), atol=1e-5)
+
+
+def test_the_log_says_in_a_line_what_was_found_and_where_it_is(pradot, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "anomalib_ot"):
+        path = pradot.to_torch(tmp_path)
+    lines = [record.getMessage() for record in caplog.records if "export" in record.getMessage()]
+    assert len(lines) == 1
+    assert re.search(r"maps differ from torch's by at most \d\.\de-?\d+ of their range, .* on 6 pictures", lines[0])
+    assert str(path) in lines[0]
+    assert str(path.with_name("model.parity.json")) in lines[0]
+    assert "\n" not in lines[0]
 
 
 def wrong(export):

@@ -78,7 +78,7 @@ def test_far_scalings_make_a_sparse_kernel_anew(problem):
 @pytest.fixture
 def allowances(monkeypatch):
     """What each kernel of a solve is made for."""
-    module, made = sys.modules["anomalib_ot.transport.sinkhorn"], []
+    module, made = sys.modules["anomalib_ot.transport.entropic"], []
     make = module.make_kernel
 
     def recording(*arguments):

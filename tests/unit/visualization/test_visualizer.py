@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -23,9 +24,13 @@ def batch(tmp_path):
     )
 
 
-def test_it_explains_the_pictures_with_the_highest_scores_before_clipping(fitted, pictures, batch, tmp_path):
+@pytest.fixture
+def trainer(tmp_path):
+    return SimpleNamespace(default_root_dir=tmp_path / "run", datamodule=None, ckpt_path=None)
+
+
+def test_it_explains_the_pictures_with_the_highest_scores_before_clipping(fitted, pictures, batch, trainer, tmp_path):
     model = fitted("WtFlow", 0.5)
-    trainer = SimpleNamespace(default_root_dir=tmp_path / "run", datamodule=None, ckpt_path=None)
     visualizer = ExplainingVisualizer(count=2, views=["evidence"])
     visualizer.on_test_start(trainer, model)
     visualizer.on_test_batch_end(trainer, model, None, batch, 0)
@@ -46,3 +51,31 @@ def test_unknown_views_and_other_models_are_refused_before_the_run():
         ExplainingVisualizer().setup(None, Padim.__new__(Padim), "test")
     with pytest.raises(ValueError, match="count must be at least 1, or None, not 0"):
         ExplainingVisualizer(count=0)
+
+
+@pytest.mark.parametrize(("given", "folder"), [(".", "explain"), ("pictures", "explain"), ("a/b", "a/explain")])
+def test_views_lie_beside_the_folder_of_the_pictures(fitted, batch, trainer, tmp_path, monkeypatch, given, folder):
+    monkeypatch.chdir(tmp_path)
+    model = fitted("WtFlow", 0.5)
+    visualizer = ExplainingVisualizer(count=1, views=["evidence"], output_dir=given)
+    visualizer.setup(trainer, model, "test")
+    visualizer.on_test_start(trainer, model)
+    visualizer.on_test_batch_end(trainer, model, None, batch, 0)
+    visualizer.on_test_end(trainer, model)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("index.html")] == [f"{folder}/index.html"]
+
+
+def test_what_could_not_be_drawn_or_written_after_the_test_is_refused_before_it(fitted, trainer):
+    model = fitted("WtFlow", 0.5)
+    for formats in (["gif"], []):
+        with pytest.raises(ValueError, match="each of formats must be 'png' or 'svg' or 'pdf'"):
+            ExplainingVisualizer(formats=formats)
+    with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
+        ExplainingVisualizer(views=["flow"]).on_test_start(trainer, model)
+    for name in ("index.html", "WtFlow/model.ckpt"):
+        path = trainer.default_root_dir / "explain" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("work of days")
+        with pytest.raises(FileExistsError, match=re.escape(f"{path.parent} holds {path.name}, which")):
+            ExplainingVisualizer().setup(trainer, model, "test")
+        path.unlink()

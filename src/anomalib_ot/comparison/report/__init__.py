@@ -1,5 +1,5 @@
 """What a comparison found, as a page to look at and a text to paste."""
 
-from .page import write_report
+from .page import REPORT_FILES, write_report
 
-__all__ = ["write_report"]
+__all__ = ["REPORT_FILES", "write_report"]

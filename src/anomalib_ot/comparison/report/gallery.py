@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from anomalib_ot.comparison.record import Predictions, Record
 from anomalib_ot.comparison.statistics import name_order
 from anomalib_ot.components.pages import data_uri
+from anomalib_ot.components.reading import deep_values
 
 from .groups import Group
 
@@ -170,9 +171,21 @@ def _photograph(sources: Sequence[_Source]) -> tuple[tuple[int, int], str, str]:
 def _thumbnail(paths: Iterable[str]) -> Image.Image | None:
     # What Pillow raises for files that are gone, cut off or no image.
     for path in paths:
-        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
-            return image.convert("RGB").resize(_fit(*image.size), Image.Resampling.LANCZOS)
+        with suppress(OSError, SyntaxError, ValueError):
+            image = _opened(path)
+            return image.resize(_fit(*image.size), Image.Resampling.LANCZOS)
     return None
+
+
+def _opened(path: str) -> Image.Image:
+    """A picture in eight bits a colour; one of more from its lowest value to its highest, whatever a camera's range."""
+    found = deep_values(path)
+    if found is None:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    values = found[0].astype(np.float64)
+    stretched = (values - values.min()) / max(values.max() - values.min(), np.finfo(np.float64).tiny)
+    return Image.fromarray((255 * stretched).astype(np.uint8)).convert("RGB")
 
 
 def _fit(width: int, height: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalib_ot.comparison.record import Record
-from anomalib_ot.components.files import write_text
+from anomalib_ot.components.files import claim, write_text
 from anomalib_ot.components.pages import render_page
 
 from . import figures, tables
@@ -13,6 +13,7 @@ from .gallery import Picture, colour_scale, failures_first, pictures
 from .groups import Group, group_records
 from .tables import Table, markdown
 
+REPORT_FILES = ("report.md", "report.html")
 _BASELINE = (
     "The difference to the baseline is in percentage points, averaged over the seeds that both models have. The "
     "interval holds 95 % of 1,000 resamples of the test images, drawn within normal and anomalous images and alike for "
@@ -71,6 +72,7 @@ def write_report(
     Raises:
         ValueError: If there are no runs, if two runs of a category were tested on different images, if the baseline is
             none of the models, or if the files of a run are cut off.
+        FileExistsError: If ``output`` holds files of these names that no comparison wrote.
     """
     if not records:
         msg = "there are no runs to report on; run the comparison first"
@@ -82,11 +84,9 @@ def write_report(
     groups = group_records(records)
     report = _report(records, groups, title, baseline, reference)
     shown = sorted((picture for group in groups for picture in pictures(group, gallery)), key=failures_first)
-    output.mkdir(parents=True, exist_ok=True)
-    return (
-        write_text(output / "report.md", _text(report)),
-        write_text(output / "report.html", _page(report, shown)),
-    )
+    claim(output, *REPORT_FILES)
+    text, page = (output / name for name in REPORT_FILES)
+    return write_text(text, _text(report)), write_text(page, _page(report, shown))
 
 
 def _report(

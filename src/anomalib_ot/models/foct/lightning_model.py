@@ -21,11 +21,13 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.components.backbones import denormalize, resize_and_normalize
-from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.feature_cache import check_finite
+from anomalib_ot.components.finishing import validate_now
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.components.gradient_free import GradientFree
+from anomalib_ot.components.picture_check import ChecksPictures
 from anomalib_ot.transport import NavigatorStart
 
 from .torch_model import FoctModel, Measure, Taught
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 _MANY = 32
 
 
-class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
     """Few-shot anomaly detection with conditional transport and an online memory.
 
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
@@ -91,6 +93,25 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
     """
 
     model: FoctModel
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(
+            (
+                *("backbone", "layers", "image_size", "measure", "online", "keep_memory", "rotations"),
+                *("position_weight", "capacity", "compression", "top_foreground", "top_background", "rho"),
+                *("navigator_start", "navigator_hidden", "temperature", "learning_rate", "query_steps"),
+                *("fit_features", "tolerance", "smoothing"),
+            )
+        ),
+        training=frozenset(
+            (
+                *("pre_trained", "foreground", "sam_checkpoint", "sam_prompt", "foreground_ratio"),
+                *("background_ratio", "support_steps"),
+            )
+        ),
+        running=frozenset(),
+        parts=("model", "keep_memory"),
+        learned=("semantic", "episodic", "centre", "scale"),
+    )
 
     def __init__(
         self,
@@ -135,6 +156,7 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.record_backbone(backbone)
         self.keep_memory = keep_memory
         self.foreground = create_foreground(foreground, sam_checkpoint, sam_prompt)
         self.model = FoctModel(
@@ -191,6 +213,11 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
             FileNotFoundError: If ``foreground="sam"`` and there is no checkpoint.
         """
         self.foreground.load()
+
+    def on_train_start(self) -> None:
+        """Forget the support set of an earlier fit."""
+        self._support, self._before_validation = [], None
+        self._is_fitted = torch.tensor([False], device=self.device)
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Collect the support images.
@@ -257,6 +284,12 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
         self.model.recall(taught)
         self.model.earlier.extend(earlier)
 
+    def on_train_epoch_end(self) -> None:
+        """Validate where the trainer did not, as it would only in a later epoch: there is but one."""
+        if self._before_validation is None:
+            validate_now(self.trainer)
+        super().on_train_epoch_end()
+
     def rollback(self, queries: int) -> None:
         """Take back what the last queries of an online model taught, as if they had not been seen.
 
@@ -296,13 +329,11 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
             self.model.is_frozen = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture.
+        """Take settings that change scores, and a memory of which nothing can be taken back.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If the checkpoint is of another model, or does not fit.
         """
-        learned = ("semantic", "episodic", "centre", "scale")
-        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, learned)
         super().on_load_checkpoint(checkpoint)
         self.model.earlier.clear()
 
@@ -315,6 +346,3 @@ class Foct(CheckedExport, SafeCheckpoints, GradientFree, MemoryBankMixin, Anomal
     def learning_type(self) -> LearningType:
         """One-class, as Foct learns from normal images. For what anomalib calls few-shot, it would not fit at all."""
         return LearningType.ONE_CLASS
-
-
-_ARCHITECTURE = ("backbone", "layers", "position_weight", "navigator_hidden")

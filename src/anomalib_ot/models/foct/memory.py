@@ -1,5 +1,6 @@
 """FOCT's two memories: semantic, of the support set, and episodic, of the queries so far."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_ot.components.coreset import greedy_coreset, random_projection
+from anomalib_ot.components.extraction import full_precision
 from anomalib_ot.components.settings import require
 from anomalib_ot.transport import euclidean_cost, squared_distance
 
@@ -58,32 +60,34 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         """Whether there is a support set."""
         return self.features.numel() > 0
 
-    def fit(self, features: Tensor, is_foreground: Tensor) -> None:
+    def fit(self, features: Iterable[Tensor], is_foreground: Tensor) -> None:
         """Keep coresets, of the same size in each view.
 
         Args:
-            features: Features of the views of the support images, (K, R, M, C).
+            features: Features (R, M, C) of the views of each support image; those of one are held at a time.
             is_foreground: (K, R, M).
 
         Raises:
             ValueError: If the shapes differ.
         """
-        if is_foreground.shape != features.shape[:-1]:
-            msg = f"masks of shape {tuple(is_foreground.shape)} do not fit features {tuple(features.shape)}"
-            raise ValueError(msg)
-        cells = features.shape[2]
+        cells = is_foreground.shape[2]
         share = float(is_foreground.float().mean())
         foreground = max(1, round(self.foreground_ratio * share * cells)) if share > 0 else 0
         background = round(self.background_ratio * (1 - share) * cells)
         kept, flags, reach = [], [], []
-        projection = random_projection(features.shape[-1], _PROJECTION).to(features)
-        for view, mask in zip(features.flatten(0, 1), is_foreground.flatten(0, 1), strict=True):
-            chosen = _coreset_of_parts(view @ projection, mask, foreground, background)
-            kept.append(view[chosen])
-            flags.append(mask[chosen])
-            reach.append(euclidean_cost(view[chosen], view).amin(1).mean())
-        self.features = torch.stack(kept).unflatten(0, features.shape[:2])
-        self.is_foreground = torch.stack(flags).unflatten(0, features.shape[:2])
+        for views, masks in zip(features, is_foreground, strict=True):
+            if masks.shape != views.shape[:-1]:
+                msg = f"masks of shape {tuple(masks.shape)} do not fit features {tuple(views.shape)}"
+                raise ValueError(msg)
+            projection = random_projection(views.shape[-1], _PROJECTION).to(views)
+            with full_precision(views):
+                for view, mask in zip(views, masks, strict=True):
+                    chosen = _coreset_of_parts(view @ projection, mask, foreground, background)
+                    kept.append(view[chosen])
+                    flags.append(mask[chosen])
+                    reach.append(euclidean_cost(view[chosen], view).amin(1).mean())
+        self.features = torch.stack(kept).unflatten(0, is_foreground.shape[:2])
+        self.is_foreground = torch.stack(flags).unflatten(0, is_foreground.shape[:2])
         self.threshold = torch.stack(reach).mean()
 
     def register_to(self, query: Tensor) -> Memory:

@@ -11,11 +11,9 @@ from anomalib.data import InferenceBatch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision, is_exporting
 from anomalib_ot.components.foreground import Everything, Foreground
 from anomalib_ot.components.settings import require
@@ -29,12 +27,15 @@ from anomalib_ot.transport import (
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
 from .transport_settings import TransportSettings
+from .views import turned_views
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
 Measure = Literal["transport", "nearest"]
 
+# Support images whose features are extracted at once.
+_PART = 8
 # Queries that can be taken back; with the default settings and a Wide ResNet-50 they hold about 60 MB at most.
 _HISTORY = 100
 
@@ -142,19 +143,16 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         self.top_foreground = top_foreground
         self.top_background = top_background
         self.settings = transport or TransportSettings()
-        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
         self.semantic = SemanticMemory(foreground_ratio, background_ratio)
         self.episodic = EpisodicMemory(capacity, compression)
         # Mean (C,) and total standard deviation () of the support features.
         self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
         channels = sum(self.feature_extractor.out_dims) + 2 * (position_weight > 0)
+        self._new_navigator = partial(_new_navigator, channels, self.settings)
         # As the support set leaves it, and as it stands.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.support_navigator = Navigator(
-                channels, self.settings.hidden, self.settings.start, self.settings.temperature
-            ).requires_grad_(requires_grad=False)
+        self.support_navigator = self._new_navigator()
         self.navigator = deepcopy(self.support_navigator)
         # What had been taught before each of the last queries.
         self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
@@ -193,44 +191,47 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def views(self, images: Tensor) -> Tensor:
         """Images (K, C, h, w) turned by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
-        if self.rotations == 1:
-            return images[:, None]
-        height, width = images.shape[-2:]
-        padded = F.pad(images, [width // 4, width // 4, height // 4, height // 4], mode="reflect")
-        return torch.stack(
-            [
-                transforms.center_crop(
-                    transforms.rotate(padded, 360 * i / self.rotations, InterpolationMode.BILINEAR), [height, width]
-                )
-                for i in range(self.rotations)
-            ],
-            dim=1,
-        )
+        return turned_views(images, self.rotations)
 
+    # A validation within the epoch fits in inference mode, whose tensors nothing could be loaded into later.
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def fit(self, images: Tensor, pixels: Tensor | None = None, foreground: Foreground | None = None) -> None:
         """Fill the semantic memory with the support set and fit the navigator to it.
+
+        An earlier support set leaves no trace, and stays as it was if this fails. The views of one image are held at a
+        time, so that only what is kept, and one feature map of each image, grows with their number.
 
         Args:
             images: Support images, pre-processed, (K, 3, h, w).
             pixels: The same as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
             foreground: Finds the foreground; by default all is.
         """
-        features = self.extract(images)
+        features = torch.cat([self.extract(part) for part in images.split(_PART)])
         masks = (foreground or Everything())(images if pixels is None else pixels, features)
-        flat = features.movedim(1, -1).flatten(0, -2)
-        self.centre = flat.mean(0)
-        self.scale = flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
-        embeddings = torch.stack([self._embed(self.extract(views)) for views in self.views(images)])
         # Rotating is for images: masks are turned as such.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
-        with full_precision(features):
-            self.semantic.fit(embeddings, turned.flatten(2))
-            if self.measure == "transport":
-                for query in embeddings[:, 0]:
-                    memory = self.semantic.register_to(query[None]).features[0]
-                    self.settings.fit(self.support_navigator, memory, query, self.settings.support_steps)
+        flat = features.movedim(1, -1).flatten(0, -2)
+        centre = flat.mean(0)
+        scale = flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
+        semantic = SemanticMemory(self.semantic.foreground_ratio, self.semantic.background_ratio)
+        pairs = zip(images, features, strict=True)
+        semantic.fit((self._embed_views(*each, centre, scale) for each in pairs), turned.flatten(2))
+        navigator = self._new_navigator().to(images.device)
+        if self.measure == "transport":
+            for query in (self._points(each[None], centre, scale) for each in features):
+                with full_precision(query):
+                    memory = semantic.register_to(query).features[0]
+                    self.settings.fit(navigator, memory, query[0], self.settings.support_steps)
+        self.centre, self.scale, self.semantic = centre, scale, semantic
+        self.support_navigator.load_state_dict(navigator.state_dict())
         self.reset()
+
+    def _embed_views(self, image: Tensor, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+        """Points (R, M, C) of the views of an image (3, h, w), whose own features, (D, H, W), are at hand."""
+        own = self._points(features[None], centre, scale)
+        turned = self.views(image[None])[0, 1:]
+        return torch.cat([own, self._points(self.extract(turned), centre, scale)]) if len(turned) else own
 
     def reset(self) -> None:
         """Forget the queries: an empty episodic memory and the navigator of the support set."""
@@ -397,7 +398,11 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     def _embed(self, features: Tensor) -> Tensor:
         """Features (B, D, H, W) with their positions, as points (B, M, C) whose Euclidean distance is the cost."""
-        points = (features.movedim(1, -1) - self.centre) / self.scale
+        return self._points(features, self.centre, self.scale)
+
+    def _points(self, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+        """As :meth:`_embed`, with the mean (C,) and the total standard deviation () of another support set."""
+        points = (features.movedim(1, -1) - centre) / scale
         if self.position_weight:
             positions = self.position_weight * grid_coordinates(*features.shape[-2:]).to(points)
             batch = features.shape[0]
@@ -460,3 +465,12 @@ class FoctModel(DynamicBufferMixin, nn.Module):
             ]
         )
         self.episodic.add(query[chosen], is_foreground[chosen])
+
+
+def _new_navigator(channels: int, settings: TransportSettings) -> Navigator:
+    """A navigator as it starts, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed graphics cards too.
+        torch.default_generator.manual_seed(0)
+        navigator = Navigator(channels, settings.hidden, settings.start, settings.temperature)
+    return navigator.requires_grad_(requires_grad=False)

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import FeatureBatch
@@ -101,6 +101,24 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
     """
 
     model: PradotModel
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(
+            (
+                *("backbone", "layers", "image_size", "prototypes_per_cell", "alphas", "whitened_channels"),
+                *("spatial", "normalize_score", "smoothing"),
+            )
+        ),
+        training=frozenset(
+            (
+                *("pre_trained", "epochs", "batch_size", "initialisation", "ema_rate", "ema_warm_up", "epsilon"),
+                *("sinkhorn_iterations", "sinkhorn_tolerance", "free_coordinates", "calibrate", "compress"),
+                *("compress_tolerance", "transport_memory", "validation_fraction", "patience"),
+            )
+        ),
+        running=frozenset(("feature_cache", "cache_budget", "extraction")),
+        parts=("model",),
+        learned=("prototypes",),
+    )
 
     def __init__(
         self,
@@ -145,6 +163,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.record_backbone(backbone)
         require(epochs >= 1, "epochs", "at least 1", epochs)
         require(patience >= 1, "patience", "at least 1", patience)
         require(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
@@ -201,7 +220,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change from epoch to epoch or training has ended."""
-        if self.resumes_what_has_ended(self._epochs_since >= self.patience):
+        if self.resumes_what_has_ended():
             return
         self.extract_training_features(self.model.feature_extractor)
         self.model.fit_whitening(self.features_on_device(self.training_features.trained_on, "Fitting the whitening"))
@@ -229,31 +248,33 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         self.log("train_transport_cost", cost, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
         return cost + 0 * self.anchor
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
-        """After the last batch of an epoch, decide whether it was the last epoch, and validate if so.
+    def on_train_epoch_end(self) -> None:
+        """Decide whether it was the last epoch."""
+        if self._epoch_costs:
+            self._look_at(fmean(self._epoch_costs))
+        super().on_train_epoch_end()
 
-        The host's validation computes maps and thresholds of all its images, so it runs once, after the last epoch.
-        """
-        del args, kwargs
-        if not self.trainer.is_last_batch:
-            return
-        cost = fmean(self._epoch_costs)
+    def _look_at(self, cost: float) -> None:
         if self.training_features.held_out is not None:
             cost = self._held_out_cost(self.training_features.held_out)
             self.log("val_transport_cost", cost, prog_bar=True, batch_size=1)
-        stop = self._falls_no_longer(cost)
-        if stop:
+        if self._falls_no_longer(cost):
             logger.info("Transport cost %.5f falls no longer after %d epochs.", cost, self.current_epoch + 1)
             self.trainer.should_stop = True
-        last = stop or self.current_epoch + 1 == self.trainer.max_epochs
-        if last and self._best_prototypes is not None:
-            self.model.prototypes.load_state_dict(self._best_prototypes)
-        if last:
-            self._finish()
-        self.validate_if(last)
 
-    def _finish(self) -> None:
-        """Compress the prototypes and weigh their maps, by the training images."""
+    @property
+    def has_converged(self) -> bool:
+        """Whether the transport cost fell no longer."""
+        return self._epochs_since >= self.patience
+
+    def finished_part(self) -> nn.Module:
+        """The prototypes."""
+        return self.model.prototypes
+
+    def finish(self) -> None:
+        """Take the best prototypes, compress them and weigh their maps, by the training images."""
+        if self._best_prototypes is not None:
+            self.model.prototypes.load_state_dict(self._best_prototypes)
         if not (self.compress or self.calibrate):
             return
         trained_on = self.training_features.trained_on
@@ -293,7 +314,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
                 }
         else:
             self._epochs_since += 1
-        return self._epochs_since >= self.patience
+        return self.has_converged
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Score a batch, for the post-processor's thresholds.
@@ -319,12 +340,11 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture.
+        """Take settings that change scores, and what resuming needs.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If the checkpoint is of another model, or does not fit.
         """
-        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, ("prototypes",))
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["pradot"]
         self._lowest_cost = state["lowest_cost"]
@@ -343,6 +363,3 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
     def learning_type(self) -> LearningType:
         """One-class, as Pradot learns from normal images."""
         return LearningType.ONE_CLASS
-
-
-_ARCHITECTURE = ("backbone", "layers", "prototypes_per_cell", "alphas", "whitened_channels")

@@ -11,7 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.components.settings import require
 from anomalib_ot.components.whitening import LocalWhitening
@@ -68,7 +68,7 @@ class PradotModel(nn.Module):
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
         per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
         if len(per_cell) == 1:
             per_cell *= len(layers)

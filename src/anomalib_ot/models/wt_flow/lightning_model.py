@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.components.backbones import resize_and_normalize
-from anomalib_ot.components.checkpoints import SafeCheckpoints, refuse_another_architecture
+from anomalib_ot.components.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.components.export import CheckedExport
 from anomalib_ot.components.extraction import Extraction
 from anomalib_ot.components.feature_cache import FeatureBatch, user_seed
@@ -103,6 +103,23 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
     """
 
     model: WtFlowModel
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(
+            (
+                *("backbone", "layers", "image_size", "normalization", "whitened_channels", "pooling", "width"),
+                *("depth", "score", "euler_steps", "mismatch_times", "mismatch_draws", "top_share", "smoothing"),
+            )
+        ),
+        training=frozenset(
+            (
+                *("pre_trained", "coupling", "scope", "block_size", "solver", "training_steps", "batch_size"),
+                *("learning_rate", "weight_decay", "ema_rate", "validation_fraction", "patience"),
+            )
+        ),
+        running=frozenset(("feature_cache", "cache_budget", "extraction")),
+        parts=("model", "trained"),
+        learned=("normalization", "noise"),
+    )
 
     def __init__(
         self,
@@ -148,6 +165,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.record_backbone(backbone)
         require(training_steps >= 1, "training_steps", "at least 1", training_steps)
         require(learning_rate > 0, "learning_rate", "positive", learning_rate)
         require(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
@@ -217,7 +235,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             ValueError: If the feature maps are too small for the velocity field, or the block size does not divide
                 the points of a batch.
         """
-        if self.resumes_what_has_ended(self._looks_since >= self.patience):
+        if self.resumes_what_has_ended():
             return
         self.extract_training_features(self.model.feature_extractor)
         trained_on = self.training_features.trained_on
@@ -283,12 +301,8 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         for average, weights in zip(self.model.velocities().parameters(), self.trained.parameters(), strict=True):
             average.lerp_(weights.to(average.dtype), 1 - rate)
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
-        """Look at the held-out images now and then; after the last step, validate.
-
-        The host's validation computes maps and thresholds of all its images, so it runs once, after the last step.
-        """
-        del args, kwargs
+    def on_train_batch_end(self, *args) -> None:
+        """Look at the held-out images now and then."""
         held_out = self.training_features.held_out
         if (
             held_out is not None
@@ -297,14 +311,21 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         ):
             logger.info("The loss of held-out images falls no longer after %d steps.", self.global_step)
             self.trainer.should_stop = True
-        ends = self.trainer.is_last_batch and self.current_epoch + 1 == self.trainer.max_epochs
-        if self.global_step == self.trainer.max_steps:
-            # Lightning validates in the midst of an epoch only when it is told to stop.
-            self.trainer.should_stop = True
-        last = self.trainer.should_stop or ends
-        if last and self._best_weights is not None:
+        super().on_train_batch_end(*args)
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether the loss of the held-out images fell no longer."""
+        return self._looks_since >= self.patience
+
+    def finished_part(self) -> nn.Module:
+        """The averaged velocity fields."""
+        return self.model.velocities()
+
+    def finish(self) -> None:
+        """Take the best weights, where images are held out."""
+        if self._best_weights is not None:
             self.model.velocities().load_state_dict(self._best_weights)
-        self.validate_if(last)
 
     @torch.no_grad()
     def _held_out_loss(self, held_out: Iterable[FeatureBatch]) -> float:
@@ -326,7 +347,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
             self._best_weights = {name: value.clone() for name, value in self.model.velocities().state_dict().items()}
         else:
             self._looks_since += 1
-        return self._looks_since >= self.patience
+        return self.has_converged
 
     def on_fit_end(self) -> None:
         """Let go of the cached features."""
@@ -356,12 +377,11 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture.
+        """Take settings that change scores, and what resuming needs.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If the checkpoint is of another model, or does not fit.
         """
-        refuse_another_architecture(self, checkpoint, _ARCHITECTURE, ("normalization", "noise"))
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["wt_flow"]
         self._lowest_loss = state["lowest_loss"]
@@ -382,6 +402,3 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
     def learning_type(self) -> LearningType:
         """One-class, as WtFlow learns from normal images."""
         return LearningType.ONE_CLASS
-
-
-_ARCHITECTURE = ("backbone", "layers", "normalization", "whitened_channels", "width", "depth", "mismatch_draws")

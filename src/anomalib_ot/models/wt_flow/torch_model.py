@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.components.backbones import prepare_extractor
 from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.components.settings import require
 from anomalib_ot.components.whitening import LocalWhitening, nearest_cells
@@ -97,7 +97,7 @@ class WtFlowModel(nn.Module):
         self.euler_steps = euler_steps
         self.mismatch_times = tuple(times)
         self.top_share = top_share
-        self.feature_extractor = create_extractor(backbone, layers, pre_trained)
+        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
         channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
         is_whitened = normalization == "whitening"
         self.heads = nn.ModuleList(

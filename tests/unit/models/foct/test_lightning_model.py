@@ -152,11 +152,13 @@ def test_weights_that_are_not_finite_are_refused(few, engine, model):
         ({"position_weight": 0.0}, "navigator"),
     ],
 )
-def test_checkpoint_of_another_architecture_is_refused(few, engine, model, checkpoint, arguments, message):
+def test_settings_in_python_that_do_not_fit_the_checkpoint_are_refused(
+    few, engine, model, checkpoint, arguments, message
+):
     runner = engine()
     runner.fit(model(), datamodule=few())
     with pytest.raises(ValueError, match=rf"of another architecture: .*{message}"):
-        engine().test(model(**arguments), datamodule=few(), ckpt_path=checkpoint(runner))
+        Foct.load_from_checkpoint(checkpoint(runner), **arguments)
 
 
 @pytest.mark.parametrize(

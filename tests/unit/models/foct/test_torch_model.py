@@ -1,10 +1,13 @@
 """The torch model of FOCT, with a small random backbone."""
 
+import weakref
 from copy import deepcopy
 
 import pytest
 import torch
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anomalib_ot.components.foreground import PrincipalComponent
 from anomalib_ot.models.foct import FoctModel
@@ -38,6 +41,83 @@ def model():
 def score(model, batch):
     with torch.inference_mode():
         return model(batch)
+
+
+class HeldMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made and held, and the most of them at any time."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = self.now = 0
+        self.held = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self.held:
+                self.hold(each.untyped_storage())
+        return result
+
+    def hold(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        self.held.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self.release, key, size)
+
+    def release(self, key, size):
+        self.held.discard(key)
+        self.now -= size
+
+
+def test_more_support_pictures_need_less_memory_than_their_views(model):
+    most = []
+    for shots in (4, 12):
+        ours = model(shots=0, measure="nearest", rotations=12, foreground_ratio=0.05)
+        with HeldMemory() as memory:
+            ours.fit(images(shots))
+        most.append(memory.most)
+    assert most[1] - most[0] < 8 * ours.views(images(1)).nbytes / 2
+
+
+@pytest.mark.parametrize("transport", [{}, {"start": "random"}])
+def test_a_support_set_replaces_an_earlier_one_without_a_trace(model, transport):
+    again, once = (model(transport, shots=shots) for shots in (3, 0))
+    for each in (again, once):
+        each.fit(images(2, 1))
+    assert_equal_states(again.state_dict(), once.state_dict())
+
+
+def test_a_fit_that_is_broken_off_leaves_the_model_as_it_was(model, monkeypatch):
+    ours = model(online=True)
+    score(ours, images(2, 1))
+    before = deepcopy(ours.state_dict())
+    fit, calls = TransportSettings.fit, []
+
+    def break_off(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        fit(*arguments)
+
+    monkeypatch.setattr(TransportSettings, "fit", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        ours.fit(images(3, 4))
+    assert_equal_states(ours.state_dict(), before)
+    assert len(ours.earlier) == 2
+
+
+def assert_equal_states(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_model_that_was_fitted_in_inference_mode_can_be_loaded_into(model):
+    other, ours = model(), model(shots=0)
+    with torch.inference_mode():
+        ours.fit(images(2, 1))
+    ours.load_state_dict(other.state_dict())
+    assert_equal_states(ours.state_dict(), other.state_dict())
 
 
 def test_shapes_and_image_score(model):

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
-from anomalib.data import PredictDataset
+from anomalib.data import ImageBatch, ImageItem, PredictDataset
 from anomalib.engine import Engine
-from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
+from anomalib.pre_processing import PreProcessor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 
 from anomalib_ot import Pradot
 
@@ -94,6 +96,71 @@ def test_augmentation_switches_the_cache_off(data, engine, model, caplog):
     with caplog.at_level(logging.INFO):
         engine().fit(model(), datamodule=data(train_augmentations=Resize((70, 70))))
     assert "Caching the features of 10 images" in caplog.text
+
+
+def test_a_random_pre_processor_switches_the_cache_off(data, engine, model, caplog):
+    transform = Compose([Resize((64, 64)), RandomHorizontalFlip()])
+    pradot, seen = model(pre_processor=PreProcessor(transform), epochs=2), []
+    extract = pradot.model.feature_extractor.forward
+    pradot.model.feature_extractor.forward = lambda images: seen.append(images) or extract(images)
+    with caplog.at_level(logging.INFO):
+        engine(limit_val_batches=0).fit(pradot, datamodule=data(train_batch_size=10))
+    assert "Feature cache off: the pre-processor has a random transform (RandomHorizontalFlip" in caplog.text
+    # In each epoch the backbone sees all pictures, of which some have turned.
+    assert len({float(images[:, :, :, 0].sum()) for images in seen}) > 2
+
+
+class Squares(Dataset):
+    """Pictures that nobody has listed, flipped at random or not readable at will."""
+
+    def __init__(self, flips=False, error=None):
+        self.flips = flips
+        self.error = error
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if self.error and index == 9:
+            raise self.error
+        image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(index))
+        return ImageItem(
+            image=image.flip(-1) if self.flips and torch.rand(1) < 0.5 else image, gt_label=torch.tensor(0)
+        )
+
+
+def squares(**arguments):
+    return DataLoader(Squares(**arguments), 5, collate_fn=ImageBatch.collate)
+
+
+def test_a_data_set_that_is_random_by_itself_switches_the_cache_off(engine, model, caplog):
+    torch.manual_seed(0)
+    with caplog.at_level(logging.INFO):
+        engine().fit(model(batch_size=5), train_dataloaders=squares(flips=True))
+        assert "Feature cache off: training images are not the same when they are read again" in caplog.text
+        engine().fit(model(batch_size=5), train_dataloaders=squares())
+        assert "Caching the features of 10 images" in caplog.text
+
+
+def test_a_data_set_without_a_list_of_files_fails_with_the_readers_own_error(engine, model):
+    with pytest.raises(OSError, match="the camera is off"):
+        engine().fit(model(), train_dataloaders=squares(error=OSError("the camera is off")))
+
+
+def test_no_pictures_at_all_are_refused_in_words(engine, model, monkeypatch):
+    monkeypatch.setattr(Squares, "__len__", lambda _: 0)
+    with pytest.raises(ValueError, match="the training set is empty"):
+        engine().fit(model(batch_size=None), train_dataloaders=squares())
+
+
+def test_a_stream_of_pictures_is_trained_on_without_the_cache(engine, model, caplog):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return map(Squares().__getitem__, range(10))
+
+    with caplog.at_level(logging.INFO):
+        engine().fit(model(batch_size=5), train_dataloaders=DataLoader(Stream(), 5, collate_fn=ImageBatch.collate))
+    assert "Feature cache off: training data come from a Stream, of which nobody knows the length" in caplog.text
 
 
 def test_the_last_incomplete_batch_is_used(data, engine, model, monkeypatch):
@@ -425,11 +492,13 @@ def test_nan_features_are_refused(data, engine, model, monkeypatch, cache):
         ({"alphas": [0.0]}, "prototypes"),
     ],
 )
-def test_checkpoint_of_another_architecture_is_refused(data, engine, model, arguments, message, checkpoint):
+def test_settings_in_python_that_do_not_fit_the_checkpoint_are_refused(
+    data, engine, model, arguments, message, checkpoint
+):
     runner = engine()
     runner.fit(model(), datamodule=data())
     with pytest.raises(ValueError, match=rf"of another architecture: .*{message}"):
-        engine().test(model(**arguments), datamodule=data(), ckpt_path=checkpoint(runner))
+        Pradot.load_from_checkpoint(checkpoint(runner), **arguments)
 
 
 @pytest.mark.parametrize(

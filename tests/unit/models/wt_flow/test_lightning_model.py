@@ -236,11 +236,11 @@ def test_checkpoint_round_trip_gives_the_same_scores(data, engine, model, checkp
 
 
 @pytest.mark.parametrize("arguments", [{"layers": ["layer2"]}, {"width": 32}, {"depth": 0}, {"normalization": "layer"}])
-def test_checkpoint_of_another_architecture_is_refused(data, engine, model, arguments, checkpoint):
+def test_settings_in_python_that_do_not_fit_the_checkpoint_are_refused(data, engine, model, arguments, checkpoint):
     runner = engine()
     runner.fit(model(), datamodule=data())
     with pytest.raises(ValueError, match="the checkpoint is of another architecture"):
-        engine().test(model(**arguments), datamodule=data(), ckpt_path=checkpoint(runner))
+        WtFlow.load_from_checkpoint(checkpoint(runner), **arguments)
 
 
 def test_a_block_size_that_does_not_divide_is_refused_before_training(data, engine, model):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ from anomalib.models import Padim
 from PIL import Image
 
 from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot.components.files import MARKER
 from anomalib_ot.visualization.data import Data, labels_of, paths_of, read_data
-from anomalib_ot.visualization.explain import (
+from anomalib_ot.visualization.explanation import (
     _choose,
     _class_of_checkpoint,
     _find,
@@ -117,7 +119,7 @@ def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, 
     pictures = list(subject.prepared(subject.data.shown))
     page, (explained,) = write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", formats=["png"])
     files = {path.name for path in (tmp_path / "out" / pictures[0].name).iterdir()}
-    assert files == {"evidence.json", "evidence.png"}
+    assert files == {"evidence.json", "evidence.png", MARKER}
     assert "flow: there are no normal pictures" in page.read_text()
     assert summary(explained).startswith(f"{pictures[0].name}: ")
     with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
@@ -134,11 +136,62 @@ def test_an_error_leaves_the_earlier_output_alone(fitted, folder, tmp_path, monk
         msg = "half way"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr("anomalib_ot.visualization.explain.save", fail)
+    monkeypatch.setattr("anomalib_ot.visualization.explanation.save", fail)
     for several in (pictures[:1], pictures[1:]):
         with pytest.raises(RuntimeError, match="half way"):
             write_views(subject, several, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_work_of_others_is_refused_before_the_model_is_loaded(fitted, checkpoint, folder, tmp_path):
+    path = tmp_path / "results" / "Foct" / "tray" / "v0" / "weights" / "model.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_text("work of days")
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("work of days")
+    arguments = {"ckpt_path": checkpoint(fitted("Foct")), "data": str(folder), "pictures": ["a/000"]}
+    with pytest.raises(FileExistsError, match="Foct holds tray, which anomalib-ot did not write there"):
+        explain(**arguments, output=tmp_path / "results")
+    with pytest.raises(FileExistsError, match=r"page holds index\.html, which"):
+        explain(**arguments, output=tmp_path / "page")
+    assert path.read_text() == (tmp_path / "page" / "index.html").read_text() == "work of days"
+
+
+def test_the_folder_of_a_picture_with_notes_in_it_stays(fitted, folder, tmp_path):
+    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
+    notes = tmp_path / "out" / pictures[0][0].name / "notes.txt"
+    for _ in range(2):
+        write_views(subject, pictures[:1], tmp_path / "out", formats=["png"])
+    notes.write_text("work of days")
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt"):
+        write_views(subject, pictures[:1], tmp_path / "out", formats=["png"])
+    assert notes.read_text() == "work of days"
+    assert notes.with_name("evidence.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["Pradot/000", "index.html/000"])
+def test_a_picture_takes_the_place_of_neither_the_model_nor_the_page(fitted, pictures, tmp_path, name):
+    model = fitted("Pradot", 5.0)
+    subject = Subject(model, Data("folder", ()))
+    named = [(replace(each, name=name), "asked for") for each in pictures(model, 2)]
+    for _ in range(2):
+        page, _ = write_views(subject, named, tmp_path, ["evidence", "cells"], ["png"])
+    folder = name.replace("/", "-")
+    assert page.is_file()
+    assert (tmp_path / "Pradot" / "cells.html").is_file()
+    assert {path.parent.name for path in tmp_path.rglob("evidence.json")} == {folder, f"{folder}-2"}
+
+
+@pytest.mark.parametrize("path", ["../x.png", "x.png", "/x.png", "a/../x.png", "...png", "a/..png", "../../..png"])
+def test_the_name_of_a_picture_leads_to_nowhere_else(tmp_path, monkeypatch, path):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "b" / "c")
+    name = Path(name_of(path))
+    assert not name.is_absolute()
+    assert name.parts
+    assert ".." not in name.parts
+    assert name.name.strip(".")
 
 
 def test_pictures_explained_before_stay_and_are_listed(fitted, folder, tmp_path):

@@ -6,26 +6,31 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
+from typing import Any, Protocol
 
 import torch
 
-from anomalib_ot.components.files import write_text
+from anomalib_ot.components.files import claim, require_ours, write_text
+from anomalib_ot.components.settings import require
 
 from .ensemble import ensemble_runs
 from .job import cores, run_job
-from .plan import Job, Plan
+from .plan import Job, Plan, members
 from .record import Key, Record, by_key, read_record, run_folders, unpack_record
 
 logger = logging.getLogger(__name__)
 
 ENGINES = ("processes", "ray")
+_TABLES = ("results.csv", "results.json")
 
 
 def compare(
@@ -61,22 +66,27 @@ def compare(
         ValueError: If the data has no normal or no anomalous test images, or ``output`` holds a run of the same name
             with other settings.
         ImportError: If Ray or OpenVINO is asked for and not installed.
-        OSError: If results cannot be written; those written before are kept.
+        OSError: If results cannot be written; those written before are kept, and runs under way are given up.
+        FileExistsError: If results would take the place of what a comparison did not write.
     """
     if workers < 1 or engine not in ENGINES:
         msg = f"workers must be at least 1 and engine one of {', '.join(ENGINES)}, not {workers} and {engine!r}"
         raise ValueError(msg)
+    require(threads is None or threads >= 1, "threads", "at least 1", threads)
+    require(time_limit is None or time_limit > 0, "time_limit", "above 0", time_limit)
     if openvino:
-        _require("openvino", "openvino")
+        _require_installed("openvino", "openvino")
     threads = threads or max(1, cores() // workers)
     jobs = plan.jobs(accelerator=accelerator, threads=threads, openvino=openvino, time_limit=time_limit)
     runs = output / "runs"
     kept = _kept(runs)
     missing = [job for job in jobs if not _is_there(kept, job)]
+    _check_places(output, missing, plan, kept)
     _check_data(missing)
+    claim(output, *_TABLES)
     logger.info("%d of %d runs are there already", len(jobs) - len(missing), len(jobs))
-    call = _ray_call(threads, accelerator) if engine == "ray" else _local_call(workers)
-    _run_all(missing, call, len(missing) if engine == "ray" else workers, output, kept)
+    runner = _Ray(threads, accelerator) if engine == "ray" else _Processes(workers)
+    _run_all(missing, runner, len(missing) if engine == "ray" else workers, output, kept)
     kept |= {record.key: record for record in ensemble_runs(runs, plan)}
     _write_tables(output, kept.values())
     models = [*plan.models, *plan.ensembles]
@@ -109,6 +119,24 @@ def _is_there(kept: Mapping[Key, Record], job: Job) -> bool:
     return True
 
 
+def _check_places(output: Path, jobs: Sequence[Job], plan: Plan, kept: Mapping[Key, Record]) -> None:
+    """Refuse now what could not be written when the runs are done."""
+    require_ours(output, *_TABLES)
+    missing = {job.key for job in jobs}
+    ensembles = {
+        Key(category, label, shots, seed)
+        for label, (category, shots, seed) in product(plan.ensembles, plan.draws())
+        if any(Key(category, each, shots, seed) in missing for each in members(label))
+    }
+    owners = {record.key.folder: record.key for record in kept.values()}
+    for key in sorted(missing | ensembles, key=str):
+        folder = output / "runs" / key.folder
+        if owners.get(key.folder, key) != key:
+            msg = f"{folder} holds {owners[key.folder]}; rename the label, or choose another output"
+            raise ValueError(msg)
+        require_ours(folder)
+
+
 def _check_data(jobs: Sequence[Job]) -> None:
     """Make the data and look whether it can be tested on, once for each category and before anything is fitted."""
     for job in {(job.key.category, job.training_images): job for job in jobs}.values():
@@ -123,7 +151,7 @@ def _check_data(jobs: Sequence[Job]) -> None:
 
 def _run_all(
     jobs: Sequence[Job],
-    call: Callable[[Job], dict[str, bytes]],
+    runner: "_Runner",
     workers: int,
     output: Path,
     kept: dict[Key, Record],
@@ -133,7 +161,7 @@ def _run_all(
         return
     start = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        futures: dict[Future[dict[str, bytes]], Job] = {pool.submit(call, job): job for job in jobs}
+        futures: dict[Future[dict[str, bytes]], Job] = {pool.submit(runner.run, job): job for job in jobs}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 record = unpack_record(output / "runs", futures[future].key, future.result())
@@ -144,6 +172,8 @@ def _run_all(
                 logger.info("[%d/%d] %s; about %.0f min left", number, len(jobs), _summary(record), left)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            # Nobody will keep what they find.
+            runner.give_up()
             raise
 
 
@@ -153,37 +183,65 @@ def _summary(record: Record) -> str:
     return f"{record.key}: image AUROC {record.metrics['image_AUROC']:.1f}, fitted in {record.costs['fit_s']:.0f} s"
 
 
-def _local_call(workers: int) -> Callable[[Job], dict[str, bytes]]:
-    """What runs a job here; with several graphics processors the workers take turns at them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    devices = visible.split(",") if torch.cuda.device_count() else [None]
-    free: SimpleQueue[str | None] = SimpleQueue()
-    for worker in range(workers):
-        free.put(devices[worker % len(devices)])
+class _Runner(Protocol):
+    """What runs jobs."""
 
-    def call(job: Job) -> dict[str, bytes]:
-        device = free.get()
+    def run(self, job: Job) -> dict[str, bytes]:
+        """Run a job, and return the files of the run."""
+
+    def give_up(self) -> None:
+        """End the jobs that run, and all that would begin."""
+
+
+class _Processes:
+    """Runs jobs here; with several graphics processors the workers take turns at them."""
+
+    def __init__(self, workers: int) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        devices = visible.split(",") if torch.cuda.device_count() else [None]
+        self._free: SimpleQueue[str | None] = SimpleQueue()
+        for worker in range(workers):
+            self._free.put(devices[worker % len(devices)])
+        self._given_up = Event()
+
+    def run(self, job: Job) -> dict[str, bytes]:
+        device = self._free.get()
         try:
-            return run_job(job, device)
+            return run_job(job, device, self._given_up)
         finally:
-            free.put(device)
+            self._free.put(device)
 
-    return call
-
-
-def _ray_call(threads: int, accelerator: str) -> Callable[[Job], dict[str, bytes]]:
-    """What runs a job somewhere in a Ray cluster; a job whose machine is lost runs again elsewhere."""
-    _require("ray", "ray")
-    import ray  # noqa: PLC0415 - an extra
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    gpus = int(accelerator in {"gpu", "cuda"} or (accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0))
-    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(run_job)
-    return lambda job: ray.get(remote.remote(job))
+    def give_up(self) -> None:
+        self._given_up.set()
 
 
-def _require(module: str, extra: str) -> None:
+class _Ray:
+    """Runs jobs somewhere in a Ray cluster; a job whose machine is lost runs again elsewhere."""
+
+    def __init__(self, threads: int, accelerator: str) -> None:
+        _require_installed("ray", "ray")
+        import ray  # noqa: PLC0415 - an extra
+
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        wants_gpu = accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+        gpus = int(accelerator in {"gpu", "cuda"} or wants_gpu)
+        self._ray = ray
+        self._remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(run_job)
+        self._begun: list[Any] = []
+
+    def run(self, job: Job) -> dict[str, bytes]:
+        begun = self._remote.remote(job)
+        self._begun.append(begun)
+        return self._ray.get(begun)
+
+    def give_up(self) -> None:
+        for each in self._begun:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.cancel(each, force=True)
+
+
+def _require_installed(module: str, extra: str) -> None:
     if not find_spec(module):
         msg = f'{module} is not installed: pip install "anomalib-ot[{extra}]"'
         raise ImportError(msg)
@@ -198,8 +256,8 @@ def _write_tables(output: Path, runs: Iterable[Record]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     content = [asdict(replace(record, folder=None)) for record in records]
-    write_text(output / "results.csv", table.getvalue())
-    write_text(output / "results.json", json.dumps(content, indent=1))
+    for name, text in zip(_TABLES, (table.getvalue(), json.dumps(content, indent=1)), strict=True):
+        write_text(output / name, text)
 
 
 def _row(record: Record) -> dict[str, object]:

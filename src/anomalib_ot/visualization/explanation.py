@@ -11,19 +11,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anomalib_ot.components.checkpoints import refuse_unreadable
-from anomalib_ot.components.files import replacing, write_text
+from anomalib_ot.components.checkpoint_files import read_checkpoint
+from anomalib_ot.components.files import claim, replacing, require_ours, write_text
 from anomalib_ot.components.pages import data_uri, render_page
 from anomalib_ot.components.settings import require
 from anomalib_ot.models import Foct, Pradot, WtFlow
 
 from .data import Data, Items, labels_of, paths_of, read_data
-from .drawing import FORMATS, pixels_of, save
+from .drawing import FORMATS, pixels_of, require_formats, save
 from .evidence import Evidence, NormalScores, image_scores, image_threshold
 from .pictures import Picture, name_of, pictures_of
 from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
@@ -36,7 +35,7 @@ _PARTS: dict[str, type[AnomalibModule]] = {
     "model.semantic.": Foct,
     "model.heads.": WtFlow,
 }
-_ALLOWED_FORMATS = (*FORMATS, "pdf")
+_PAGE = "index.html"
 _THUMBNAIL = 1100
 _REASONS = ("highest score", "nearest to the threshold", "a usual normal one")
 
@@ -90,7 +89,8 @@ def explain(
     """Write all views of some pictures and of the model that judges them.
 
     Each picture has a folder ``FOLDER/NAME`` with its views and ``evidence.json``, the model one by its name, and
-    ``index.html`` lists them. A folder is written whole or not at all; those of other pictures stay.
+    ``index.html`` lists them. A folder is written whole or not at all; those of other pictures stay, and so does all
+    that was not written by this function.
 
     Args:
         ckpt_path: Checkpoint of a fitted Foct, Pradot or WtFlow.
@@ -114,12 +114,13 @@ def explain(
     Raises:
         ValueError: If an argument is unknown or the checkpoint is not of a fitted model of ours.
         FileNotFoundError: If there is no such checkpoint.
+        FileExistsError: If something else has a name in ``output`` that is needed.
     """
     require(count >= 1, "count", "at least 1", count)
-    wrong = next((each for each in formats if each not in _ALLOWED_FORMATS), None)
-    require(bool(formats) and wrong is None, "each of formats", _ALLOWED_FORMATS, wrong)
+    require_formats(formats)
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
+    require_place(kind, output)
     found = read_data(data, root)
     chosen = _find(found.shown, pictures) if pictures is not None else None
     given: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
@@ -130,6 +131,12 @@ def explain(
         chosen = _choose(subject, scores, count)
     pictures_and_reasons = zip(subject.prepared([found.shown[index] for index in chosen]), chosen.values(), strict=True)
     return write_views(subject, pictures_and_reasons, output, views, formats, str(ckpt_path))
+
+
+def require_place(model: type[AnomalibModule], output: Path) -> None:
+    """Refuse a folder in which the page, or the folder of a model, is something that we did not write."""
+    require_ours(output, _PAGE)
+    require_ours(output / model.__name__)
 
 
 def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] | None = None) -> NormalScores:
@@ -159,8 +166,7 @@ def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
         raise FileNotFoundError(msg)
     if name is not None:
         return classes[name]
-    refuse_unreadable(path)
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    tensors = read_checkpoint(path)["state_dict"]
     for part, kind in _PARTS.items():
         if any(tensor.startswith(part) for tensor in tensors):
             return kind
@@ -241,13 +247,12 @@ def write_views(
 
     Raises:
         ValueError: If a view is unknown, or one that is asked for cannot be drawn.
+        FileExistsError: If something else has a name in ``output`` that is needed.
     """
     names = views_of(type(subject.model), views)
-    lacking = {name: why for name in names if (why := VIEWS[name].missing(subject))}
-    if views is not None and lacking:
-        name, why = next(iter(lacking.items()))
-        msg = f"the view {name} cannot be drawn: {why}"
-        raise ValueError(msg)
+    lacking = lacking_views(subject, views)
+    require_place(type(subject.model), output)
+    claim(output, _PAGE)
     for name, why in lacking.items():
         logger.info("Leaving out %s: %s.", name, why)
     about = {"model": subject.model.name, "checkpoint": checkpoint, "data": subject.data.name, "seed": subject.seed}
@@ -256,7 +261,7 @@ def write_views(
     )
     explained: list[Explained] = []
     for picture, reason in pictures:
-        unique = _unused(picture, explained)
+        unique = _unused(picture, explained, subject.model.name)
         explained.append(_write_picture(subject, unique, reason, of_pictures, output, formats, about))
         logger.info("%s", summary(explained[-1]))
     shown = [each.evidence.picture for each in explained]
@@ -269,7 +274,22 @@ def write_views(
         lacking=lacking,
         others=_others(output, shown),
     )
-    return write_text(output / "index.html", page), explained
+    return write_text(output / _PAGE, page), explained
+
+
+def lacking_views(subject: Subject, views: Sequence[str] | None = None) -> dict[str, str]:
+    """Views that cannot be drawn, with the reason why.
+
+    Raises:
+        ValueError: If a view is unknown, or one that is asked for is among them.
+    """
+    names = views_of(type(subject.model), views)
+    lacking = {name: why for name in names if (why := VIEWS[name].missing(subject))}
+    if views is not None and lacking:
+        name, why = next(iter(lacking.items()))
+        msg = f"the view {name} cannot be drawn: {why}"
+        raise ValueError(msg)
+    return lacking
 
 
 def _write_picture(
@@ -293,11 +313,13 @@ def _write_picture(
     return Explained(evidence, reason, drawings)
 
 
-def _unused(picture: Picture, others: Sequence[Explained]) -> Picture:
-    """A picture with a name that none of the others has."""
-    names = {other.evidence.picture.name for other in others}
-    candidates = chain([picture.name], (f"{picture.name}-{number}" for number in count_from(2)))
-    return replace(picture, name=next(name for name in candidates if name not in names))
+def _unused(picture: Picture, others: Sequence[Explained], model: str) -> Picture:
+    """A picture with a name that none of the others has, nor the page or the folder of the model."""
+    names = {_PAGE, model, *(other.evidence.picture.name for other in others)}
+    first, *rest = Path(picture.name).parts
+    name = "-".join((first, *rest)) if first in {_PAGE, model} else picture.name
+    candidates = chain([name], (f"{name}-{number}" for number in count_from(2)))
+    return replace(picture, name=next(each for each in candidates if each not in names))
 
 
 def _write_model(
@@ -331,7 +353,9 @@ def _save(view: View, figures: dict[str, Figure], folder: Path, place: str, form
 
 def _others(output: Path, pictures: Sequence[Picture]) -> list[str]:
     """Folders of pictures that were explained before."""
-    folders = {path.parent.relative_to(output).as_posix() for path in output.rglob("evidence.json")}
+    found = [path.parent for pattern in ("*", "*/*") for path in output.glob(f"{pattern}/evidence.json")]
+    # What was broken off lies under hidden names.
+    folders = {path.relative_to(output).as_posix() for path in found if not path.name.startswith(".")}
     return sorted(folders - {picture.name for picture in pictures})
 
 

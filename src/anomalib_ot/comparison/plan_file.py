@@ -1,0 +1,109 @@
+"""Plans from files and from the command line."""
+
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from anomalib_ot.components.class_paths import rooted
+
+from .plan import Plan, members, require_plain
+
+
+def read_plan(
+    path: Path | None = None,
+    models: Sequence[str | dict[str, Any]] | None = None,
+    data: Sequence[str | dict[str, Any]] | None = None,
+    root: Path | None = None,
+    **settings: Any,
+) -> Plan:
+    """The plan of a YAML file, of a command line, or of both, where the command line wins.
+
+    Args:
+        path: YAML file with the arguments of :class:`Plan`; its ``reference`` is meant from the file's folder, and a
+            key that is left empty counts as absent.
+        models: Labels of the file's models to keep, or other models: a class, or ``class_path`` and ``init_args``.
+        data: The same for data modules.
+        root: Folder that a data module's relative ``root`` is meant from.
+        **settings: Other arguments of :class:`Plan`; None leaves what the file says.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or a name is not understood.
+    """
+    content = _load(path) if path else {}
+    for name, names in (("models", models), ("data", data)):
+        if names is not None:
+            content[name] = _choose(content.get(name, {}), names)
+    if models is not None:
+        content["ensembles"] = tuple(
+            each for each in content.get("ensembles", ()) if {*members(each)} <= {*content["models"]}
+        )
+        if content.get("baseline") not in {*content["models"], *content["ensembles"]}:
+            content["baseline"] = None
+    content |= {name: value for name, value in settings.items() if value is not None}
+    if root is not None:
+        content["data"] = {label: rooted(config, root) for label, config in content.get("data", {}).items()}
+    return Plan(**_typed(content, path))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
+        msg = f"{path} cannot be read as YAML: {error}"
+        raise ValueError(msg) from error
+    require_plain(str(path), content)
+    known = [each.name for each in fields(Plan)]
+    if not isinstance(content, dict) or not content.keys() <= {*known}:
+        msg = f"{path} is no plan of a comparison, which may have {', '.join(known)}"
+        raise ValueError(msg)
+    if isinstance(reference := content.get("reference"), str):
+        content["reference"] = path.parent / reference
+    content = _typed(_without_empty(content), path)
+    for name in ("models", "data"):
+        content[name] = {label: _without_empty(config) for label, config in content[name].items()}
+    return content
+
+
+def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+    """What is given, as YAML has null for a key that is left empty."""
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _typed(content: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """Values as :class:`Plan` takes them, with models and data.
+
+    Raises:
+        ValueError: If one is of another type.
+    """
+    values: dict[str, Any] = {"models": {}, "data": {}, **content}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Plan)
+    try:
+        parsed = parser.parse_object(values)
+    except (ArgumentError, TypeError) as error:
+        msg = f"{path or 'the plan'}: {' '.join(str(error).split())}"
+        raise ValueError(msg) from error
+    # A dictionary stays what it is, as the parser might take it for a class.
+    return {name: value if isinstance(value, dict) else parsed[name] for name, value in values.items()}
+
+
+def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) -> dict[str, Any]:
+    """What is wanted of the file, or else by class, which is then its label."""
+    chosen = {}
+    for each in wanted:
+        if isinstance(each, str) and each in labelled:
+            chosen[each] = labelled[each]
+        else:
+            config = {"class_path": each} if isinstance(each, str) else each
+            label = str(config.get("class_path")).rpartition(".")[2]
+            if chosen.get(label, config) != config:
+                msg = f"there are two by the name of {label}; give them labels in a plan"
+                raise ValueError(msg)
+            chosen[label] = config
+    return chosen

@@ -1,0 +1,97 @@
+"""Reading checkpoint files: what cannot be read, or is no checkpoint, is refused by name before any of it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
+
+import torch
+from packaging.version import InvalidVersion
+from torch import Tensor
+
+from .files import DAMAGED_ARCHIVE
+
+# What torch's reader raises on damaged content; RuntimeError too, but only before the archive is known to be whole.
+_DAMAGED_CONTENT = (
+    *(AttributeError, IndexError, InvalidVersion, KeyError, OverflowError, TypeError, UnicodeDecodeError),
+    *(EOFError, UnpicklingError),
+)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of a model without running anything in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content. The tensors are mapped from the file, so that only those that are used are read.
+
+    Raises:
+        ValueError: If it is truncated or something else, or holds more than tensors and settings.
+    """
+    _require_whole(path)
+    with _naming(path, _DAMAGED_CONTENT):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not _is_of_a_model(content):
+        msg = f"{path} is not a checkpoint of a trained model; give the model.ckpt that anomalib train wrote."
+        raise ValueError(msg)
+    return content
+
+
+def _require_whole(path: str | Path) -> None:
+    """Refuse a file that is no whole archive of tensors and settings."""
+    with _naming(path, (*_DAMAGED_CONTENT, *DAMAGED_ARCHIVE)):
+        if not is_zipfile(path):
+            msg = f"{path} is not a whole checkpoint: it was cut off, or is another file. Copy it again, or train."
+            raise ValueError(msg)
+        # torch does not look at the checksums: a tensor with another bit would be loaded.
+        bad = _first_bad_part(path)
+        if bad:
+            msg = f"{bad} has another checksum"
+            raise BadZipFile(msg)
+        try:
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except ValueError as error:
+            # An archive that does not begin as those of torch.
+            raise BadZipFile(str(error)) from error
+    if unsafe:
+        msg = (
+            f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when it is "
+            "loaded. If you trust where it is from, load it in Python with load_from_checkpoint(path, "
+            "weights_only=False); an exported .pt file is for anomalib's TorchInferencer."
+        )
+        raise ValueError(msg)
+
+
+def _first_bad_part(path: str | Path) -> str | None:
+    try:
+        with ZipFile(path) as archive:
+            return archive.testzip()
+    except OSError as error:
+        # An offset that leads out of the file.
+        raise BadZipFile(str(error)) from error
+
+
+def _is_of_a_model(content: Any) -> bool:
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        return False
+    tensors, settings = content["state_dict"], content.get("hyper_parameters", {})
+    return (
+        isinstance(tensors, dict)
+        and all(isinstance(each, Tensor) for each in tensors.values())
+        and isinstance(settings, dict)
+        and all(isinstance(name, str) for name in settings)
+    )
+
+
+@contextmanager
+def _naming(path: str | Path, damage: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what damaged content fails with into an error that names the file."""
+    try:
+        yield
+    except damage as error:
+        msg = f"{path} is damaged, or of another version: it cannot be read ({error!r}). Copy it again, or train."
+        raise ValueError(msg) from error

@@ -1,0 +1,176 @@
+"""Training that is finished once, however it ends."""
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule
+
+logger = logging.getLogger(__name__)
+
+
+class Finishing:
+    """Part of a Lightning model that has something left to do once training has ended, and is then validated.
+
+    Validation computes maps and thresholds of all its images, so it runs once, after the model is finished, unless the
+    trainer is told how often. Training may end by its number of epochs or steps, by a time limit, by any callback that
+    sets ``should_stop``, or by SIGTERM. Most of these are known when an epoch ends, before the trainer saves a
+    checkpoint. A callback that watches a metric decides later, and one that counts steps saves earlier: then the
+    finished model is put into the checkpoints of the last step. A checkpoint of a training that was broken off says so,
+    and whoever tests it is warned.
+
+    The model overrides :meth:`finish`, :meth:`finished_part` and ``has_converged``.
+
+    Attributes:
+        is_finished: Whether training has ended and the model is finished; None for a model that no trainer has trained.
+    """
+
+    trainer: Any
+    global_step: int
+    current_epoch: int
+    is_finished: bool | None = None
+    # What `finished_part` was before, from which training goes on.
+    _unfinished: dict[str, Tensor] | None = None
+    _saved_unfinished_at: int | None = None
+    _was_terminated = False
+    _has_warned_of_end = False
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether training is not to go on from a checkpoint, as the model ended it itself."""
+        return False
+
+    def finish(self) -> None:
+        """Do what is left to do after the last step."""
+        raise NotImplementedError
+
+    def finished_part(self) -> nn.Module:
+        """The part of the model that both training and :meth:`finish` change."""
+        raise NotImplementedError
+
+    def on_train_start(self) -> None:
+        """Go on from what the model was before it was finished, if it had been."""
+        cast("AnomalibModule", super()).on_train_start()
+        if self._unfinished is not None:
+            self.finished_part().load_state_dict(self._unfinished)
+        self.is_finished, self._unfinished, self._saved_unfinished_at = False, None, None
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Put off the validation until the model is finished, and a termination until the epoch has ended."""
+        cast("AnomalibModule", super()).on_train_batch_end(*args)
+        trainer = self.trainer
+        ends = self._stops() or (trainer.is_last_batch and self._is_last_epoch())
+        # Lightning has no public way to skip one validation without changing what the user has set.
+        trainer.fit_loop.epoch_loop._skip_next_val = ends or _validates_each_epoch(trainer)  # noqa: SLF001
+        signals = trainer._signal_connector  # noqa: SLF001 - Lightning would raise at once, and save nothing
+        # Several processes learn of a signal at different steps, and would wait for one another.
+        if signals.received_sigterm and trainer.world_size == 1:
+            self._was_terminated, signals.received_sigterm = True, False
+
+    def on_train_epoch_end(self) -> None:
+        """Finish and validate the model after the last epoch, before the trainer saves it."""
+        was_terminated, self._was_terminated = self._was_terminated, False
+        if was_terminated or self._stops() or self._is_last_epoch():
+            self._conclude()
+        cast("AnomalibModule", super()).on_train_epoch_end()
+        if was_terminated:
+            self.trainer._signal_connector.received_sigterm = True  # noqa: SLF001 - Lightning now ends as it was told
+
+    def on_train_end(self) -> None:
+        """Finish what a callback has ended after the epoch, and save again what was saved too early."""
+        cast("AnomalibModule", super()).on_train_end()
+        if not self.is_finished:
+            self._conclude()
+        if self._saved_unfinished_at == self.global_step:
+            if self.trainer.is_global_zero:
+                self._amend_checkpoints()
+            self.trainer.strategy.barrier()
+
+    def _stops(self) -> bool:
+        """Whether training ends with this batch, be it in the midst of an epoch."""
+        trainer = self.trainer
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:  # noqa: SLF001 - min_epochs and min_steps
+            return True
+        return 0 <= trainer.max_steps <= self.global_step
+
+    def _is_last_epoch(self) -> bool:
+        return 0 <= self.trainer.max_epochs <= self.current_epoch + 1
+
+    def _conclude(self) -> None:
+        part = self.finished_part()
+        self._unfinished = {name: value.clone() for name, value in part.state_dict().items()}
+        self.finish()
+        self.is_finished = True
+        validate_now(self.trainer)
+
+    def _amend_checkpoints(self) -> None:
+        """Put the finished model into checkpoints of the last step; what the trainer's loops resume from stays."""
+        strategy = self.trainer.strategy
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                for path in {callback.best_model_path, callback.last_model_path, *callback.best_k_models} - {""}:
+                    # The trainer has written it.
+                    content = strategy.load_checkpoint(path, weights_only=False)
+                    if content["global_step"] == self.global_step and not content["finishing"]["is_finished"]:
+                        content["state_dict"] = strategy.lightning_module_state_dict()
+                        self.on_save_checkpoint(content)
+                        strategy.save_checkpoint(content, path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep whether the model is finished, and what resuming starts from."""
+        cast("AnomalibModule", super()).on_save_checkpoint(checkpoint)
+        if self.is_finished is False:
+            self._saved_unfinished_at = self.global_step
+        checkpoint["finishing"] = {
+            "is_finished": self.is_finished,
+            "unfinished": None if self.has_converged else self._unfinished,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over whether the model is finished."""
+        cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
+        # Checkpoints of the first format do not say.
+        state = checkpoint.get("finishing", {"is_finished": None, "unfinished": None})
+        self.is_finished, self._unfinished = state["is_finished"], state["unfinished"]
+
+    def on_test_start(self) -> None:
+        """Warn of a model that is not finished."""
+        cast("AnomalibModule", super()).on_test_start()
+        self._warn_if_unfinished()
+
+    def on_predict_start(self) -> None:
+        """Warn of a model that is not finished."""
+        cast("AnomalibModule", super()).on_predict_start()
+        self._warn_if_unfinished()
+
+    def _warn_if_unfinished(self) -> None:
+        if self.is_finished is False and not self._has_warned_of_end:
+            self._has_warned_of_end = True
+            logger.warning(
+                "The training of this %s was broken off before its end: its scores are those of an unfinished model, "
+                "and its thresholds may be missing. Resume it with anomalib fit --ckpt_path, or train anew.",
+                type(self).__name__,
+            )
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validate in the midst of training, as the trainer itself does, if it has anything to validate on."""
+    if not trainer.enable_validation:
+        return
+    trainer.validating = True
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+
+
+def _validates_each_epoch(trainer: Trainer) -> bool:
+    """Whether the trainer has its defaults, rather than being told when to validate."""
+    if trainer.check_val_every_n_epoch != 1 or getattr(trainer, "_val_check_time_interval", None) is not None:
+        return False
+    # An integer is a number of batches.
+    return isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1

@@ -1,0 +1,115 @@
+"""Feature maps in one order of axes, whatever a network's own, or an error that says what the network can take."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import timm
+import torch
+from anomalib.models.components import TimmFeatureExtractor
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .extraction import is_exporting
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
+
+
+def layers_of(network: nn.Module) -> list[str]:
+    """Names of the layers of timm's feature extractor, in the order of the network.
+
+    Args:
+        network: What ``timm.create_model`` makes with ``features_only``.
+
+    Returns:
+        The names, at the indices by which timm takes the layers.
+    """
+    return [info["module"] for info in cast("FeatureInfo", network.feature_info).info]
+
+
+class MapExtractor(TimmFeatureExtractor):
+    """anomalib's extractor for every network of timm, with maps (B, D, H, W) from all of them.
+
+    anomalib passes on the maps of Swin, MambaOut and Sequencer as (B, H, W, D), and takes every network with "vit" in
+    its name for a plain vision transformer, such as MaxViT or a ResNet in a folder ``invitations``.
+
+    Args:
+        backbone: timm's name of the network.
+        layers: Names of timm's feature modules, in the order of the network.
+        network: The same network as timm's feature extractor, with any weights: it tells what the name does not.
+        pre_trained: Whether to load the pre-trained weights.
+    """
+
+    # Whether its weights are yet to be fetched or loaded.
+    awaits_weights = False
+
+    def __init__(self, backbone: str, layers: Sequence[str], network: nn.Module, pre_trained: bool) -> None:
+        if "vit" in backbone.lower() and not isinstance(getattr(network, "model", None), VisionTransformer | Eva):
+            super(TimmFeatureExtractor, self).__init__()
+            self._create_by_kind(backbone, layers, network, pre_trained)
+        else:
+            super().__init__(backbone, layers, pre_trained=pre_trained)
+        order = "NCHW" if self._uses_intermediates else getattr(self.feature_extractor, "output_fmt", "NCHW")
+        self._has_channels_last = order == "NHWC"
+
+    def _create_by_kind(self, backbone: str, layers: Sequence[str], network: nn.Module, pre_trained: bool) -> None:
+        """What anomalib makes of a network without "vit" in its name."""
+        self.backbone, self.layers = backbone, list(layers)
+        self.requires_grad, self.output_fmt, self.return_class_token, self.norm = False, "NCHW", False, False
+        self._uses_intermediates = False
+        self.idx = [layers_of(network).index(layer) for layer in layers]
+        self.feature_extractor = timm.create_model(
+            backbone, pretrained=pre_trained, features_only=True, exportable=True, out_indices=self.idx
+        )
+        self.out_dims = self.feature_extractor.feature_info.channels()
+        self.reductions = self.feature_extractor.feature_info.reduction()
+
+    def forward(self, inputs: Tensor) -> dict[str | int, Tensor]:
+        """Extract the features of images.
+
+        Args:
+            inputs: (B, 3, h, w), pre-processed.
+
+        Returns:
+            Feature map (B, D, H, W) of each layer.
+
+        Raises:
+            ValueError: If the network cannot take images of this size, or gives no maps.
+        """
+        if is_exporting():
+            return self._maps(inputs)
+        try:
+            features = self._maps(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            size, own = tuple(inputs.shape[-2:]), self.feature_extractor.pretrained_cfg["input_size"][-2:]
+            if size == own or not self._takes(inputs.new_zeros(1, inputs.shape[1], *own)):
+                raise
+            msg = (
+                f"{self.backbone} cannot take images of {size} pixels, but takes {own}; set image_size to these, or "
+                f"choose another backbone ({str(error) or type(error).__name__})"
+            )
+            raise ValueError(msg) from error
+        for (layer, maps), channels in zip(features.items(), self.out_dims, strict=True):
+            if maps.ndim != 4 or maps.shape[1] != channels:  # noqa: PLR2004
+                msg = (
+                    f"layer {layer} of {self.backbone} gives {tuple(maps.shape)}, no maps (B, {channels}, H, W); "
+                    "choose another layer or backbone"
+                )
+                raise ValueError(msg)
+        return features
+
+    def _maps(self, images: Tensor) -> dict[str | int, Tensor]:
+        features = super().forward(images)
+        if self._has_channels_last:
+            return {layer: maps.permute(0, 3, 1, 2) for layer, maps in features.items()}
+        return features
+
+    def _takes(self, images: Tensor) -> bool:
+        try:
+            self._maps(images)
+        except Exception:  # noqa: BLE001 - a network may fail anywhere, and in any way
+            return False
+        return True

@@ -1,0 +1,87 @@
+"""How runs are handed out and given up; ``anomalib-ot compare`` as a whole is in the integration tests."""
+
+import errno
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from anomalib_ot.comparison import Key, Plan, Record, compare, write_record
+from anomalib_ot.comparison.record import pack_record
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "expected"),
+    [(0, None, {None}), (2, None, {"0", "1"}), (2, "4,7", {"4", "7"}), (3, None, {"0", "1"})],
+)
+def test_workers_take_turns_at_the_devices(monkeypatch, count, visible, expected):
+    module = sys.modules[compare.__module__]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    both = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(module, "run_job", lambda job, device, _: (both.wait(), {device: job})[1])
+    call = module._Processes(2).run
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            seen = [device for result in pool.map(call, ["one", "two"]) for device in result]
+            assert {*seen} == expected
+            assert len(seen) == 2
+
+
+@pytest.fixture
+def plan(small_plan):
+    model = small_plan["models"]["PaDiM"]
+    return Plan(**{**small_plan, "models": {"A": model, "B": model}, "ensembles": ("A+B",)})
+
+
+@pytest.fixture
+def module():
+    return sys.modules[compare.__module__]
+
+
+def test_after_a_full_disk_no_run_goes_on(plan, module, tmp_path, monkeypatch):
+    ends, both = [], threading.Barrier(2, timeout=60)
+
+    def run_job(job, _, given_up):
+        both.wait()
+        if job.key.model == "B":
+            ends.append(given_up.wait(60))
+        return pack_record(Record(job.key, error="given up"))
+
+    def unpack(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "run_job", run_job)
+    monkeypatch.setattr(module, "unpack_record", unpack)
+    with pytest.raises(OSError, match="No space left on device"):
+        compare(plan, tmp_path, workers=2)
+    assert ends == [True]
+
+
+@pytest.mark.parametrize(
+    "name", ["results.csv", "results.json", "runs/tray/A/seed-0/weights", "runs/tray/A+B/seed-0/notes.txt"]
+)
+def test_what_others_wrote_is_refused_before_anything_runs(plan, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("work of days")
+    with pytest.raises(FileExistsError, match=f"holds {path.name}, which anomalib-ot did not write"):
+        compare(plan, tmp_path)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+
+
+def test_a_kept_run_of_another_label_is_not_replaced(plan, tmp_path):
+    other = Plan(plan.models, {"tra:y": plan.data["tray"]}, plan.backbone, image_size=plan.image_size)
+    write_record(tmp_path / "runs", Record(Key("tra/y", "B"), error="why"))
+    with pytest.raises(ValueError, match="tra-y/B/seed-0 holds B on tra/y, seed 0; rename the label"):
+        compare(other, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", 0), ("threads", -1), ("time_limit", 0.0), ("time_limit", -1)])
+def test_limits_out_of_range_are_refused_before_anything_runs(plan, tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        compare(plan, tmp_path, **{name: value})
