@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from math import ceil
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -99,7 +100,8 @@ def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
     """Suspend autocast and whatever else makes products of float32 matrices less precise.
 
     Distances are small differences of such products: bfloat16, which ``torch.set_float32_matmul_precision("medium")``
-    allows on a processor with matrix units, moved Foct's scores by 4 % of their range.
+    allows on a processor with matrix units, moved Foct's scores by 4 % of their range. Safe in threads: what torch
+    allows is changed while any of them is in such a context, and is the user's again once all have left.
 
     Args:
         features: What is computed with; it tells the device.
@@ -111,28 +113,60 @@ def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
     device = first.device.type
     # Where there is no autocast there is nothing to suspend, nor to trace for export.
     suspended = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    if is_exporting() or not {"tf32", "bf16"}.intersection(each.fp32_precision for each in _PRODUCTS):
-        return suspended
-    return _with_exact_products(suspended)
+    return suspended if is_exporting() else _exact_products.within(suspended)
 
 
-@contextmanager
-def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
-    """The context, in which products of float32 matrices are in float32 too."""
-    before = [each.fp32_precision for each in _PRODUCTS]
-    try:
-        usual = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        # torch cannot name it where the settings above were made one by one.
-        usual = "highest"
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with context:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(usual)
-        for each, precision in zip(_PRODUCTS, before, strict=True):
-            each.fp32_precision = precision
+class _ExactProducts:
+    """Products of float32 matrices in float32, for as long as a thread needs them.
+
+    How torch forms them is a setting of the process, not of a thread: the first to come makes it exact, and the last to
+    leave gives the user's back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._threads = 0
+        self._usual = "highest"
+        self._before: list[str] = []
+
+    @contextmanager
+    def within(self, context: AbstractContextManager) -> Iterator[None]:
+        """The context, in which products are exact too."""
+        is_counted = self._enter()
+        try:
+            with context:
+                yield
+        finally:
+            if is_counted:
+                self._leave()
+
+    def _enter(self) -> bool:
+        """Make products exact, unless they are by the user's own setting; whether there is something to leave."""
+        with self._lock:
+            if not self._threads:
+                self._before = [each.fp32_precision for each in _PRODUCTS]
+                if not {"tf32", "bf16"}.intersection(self._before):
+                    return False
+                try:
+                    self._usual = torch.get_float32_matmul_precision()
+                except RuntimeError:
+                    # torch cannot name it where the settings above were made one by one.
+                    self._usual = "highest"
+                torch.set_float32_matmul_precision("highest")
+            self._threads += 1
+            return True
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads:
+                return
+            torch.set_float32_matmul_precision(self._usual)
+            for each, precision in zip(_PRODUCTS, self._before, strict=True):
+                each.fp32_precision = precision
+
+
+_exact_products = _ExactProducts()
 
 
 class FastExtractor:

@@ -1,5 +1,6 @@
 """Local whitening of feature maps: directions in which normal images vary count less, place by place."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -168,13 +169,26 @@ def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep LAPACK on one thread: on many small matrices several spend their time waiting for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Keep LAPACK on one thread: on many small matrices several spend their time waiting for one another.
+
+    Only where this thread calls it. ``torch.set_num_threads`` would slow down whatever other threads compute meanwhile,
+    for good where one of them has just started.
+    """
+    # The libraries that torch itself is linked with.
+    linked = ctypes.CDLL(torch._C.__file__)  # noqa: SLF001 - the one way to their functions
+    if hasattr(linked, "MKL_Set_Num_Threads_Local"):
+        # It returns what it was; 0 for no number of this thread's own.
+        limit, before = linked.MKL_Set_Num_Threads_Local, None
+    elif hasattr(linked, "omp_set_num_threads"):
+        limit, before = linked.omp_set_num_threads, torch.get_num_threads()
+    else:
+        yield
+        return
+    replaced = limit(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        limit(replaced if before is None else before)
 
 
 class _Moments:

@@ -9,6 +9,7 @@ and φ minimises ρ/M Σ_ij π(m_i | q_j) c_ij + (1 − ρ)/N Σ_ij π(q_j | m_i
 Zhou, Exploiting chain rule and Bayes' theorem to compare probability distributions, NeurIPS 2021).
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -29,6 +30,7 @@ class Navigator(nn.Module):
         start: ``metric`` starts at ``d_φ = |m − q|² / temperature``, where the navigators already send to what is near;
             ``random`` at the usual random weights of linear layers, as in the paper.
         temperature: Temperature of the start ``metric``, in units of c².
+        generator: What to draw the weights from; torch's own of the process if left out.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -41,7 +43,12 @@ class Navigator(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int = 4, start: NavigatorStart = "metric", temperature: float = 0.3
+        self,
+        channels: int,
+        hidden: int = 4,
+        start: NavigatorStart = "metric",
+        temperature: float = 0.3,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if channels < 1 or hidden < 1:
@@ -53,11 +60,10 @@ class Navigator(nn.Module):
         if start not in get_args(NavigatorStart):
             msg = f"start must be one of {', '.join(get_args(NavigatorStart))}, not {start!r}"
             raise ValueError(msg)
-        mixing, out = nn.Linear(channels, hidden), nn.Linear(hidden, 1, bias=False)
         # The bias of the last layer would leave the softmaxes as they are.
-        self.weight = nn.Parameter(mixing.weight.detach())
-        self.bias = nn.Parameter(mixing.bias.detach())
-        self.out = nn.Parameter(out.weight.detach()[0])
+        self.weight = nn.Parameter(_linear_start((hidden, channels), channels, generator))
+        self.bias = nn.Parameter(_linear_start((hidden,), channels, generator))
+        self.out = nn.Parameter(_linear_start((hidden,), hidden, generator))
         if start == "metric":
             shares = self.weight.detach().abs() + 1e-6
             self.weight.data = shares / shares.sum(0) / temperature
@@ -86,6 +92,14 @@ class Navigator(nn.Module):
             total = unit if total is None else total + unit
         assert total is not None  # noqa: S101 - there is at least one hidden unit
         return total
+
+
+def _linear_start(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:
+    """Weights as those of ``nn.Linear`` start, which takes no generator."""
+    bound = 1 / math.sqrt(inputs)
+    device = generator.device if generator else None
+    drawn = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
+    return drawn.to(torch.get_default_device())
 
 
 class ConditionalPlan(NamedTuple):

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,20 @@ def test_use_before_fitting_is_refused(maps):
 def test_fewer_than_one_channel_is_refused():
     with pytest.raises(ValueError, match="whitened_channels must be at least 1, not 0"):
         LocalWhitening(0)
+
+
+def test_other_threads_keep_theirs_while_covariances_are_estimated(maps, monkeypatch):
+    def decompose(matrices):
+        # A thread that starts now takes what the process has.
+        with ThreadPoolExecutor(1) as another:
+            seen.append(another.submit(torch.get_num_threads).result())
+        return eigh(matrices)
+
+    seen, eigh, usual = [], torch.linalg.eigh, torch.get_num_threads()
+    monkeypatch.setattr(torch.linalg, "eigh", decompose)
+    torch.set_num_threads(2)
+    try:
+        fitted(maps)
+        assert [*seen, torch.get_num_threads()] == [2, 2]
+    finally:
+        torch.set_num_threads(usual)
