@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from .arguments import require_floats, require_vectors
+
 NavigatorStart = Literal["metric", "random"]
 
 
@@ -80,6 +82,7 @@ class Navigator(nn.Module):
         Returns:
             (..., M, N).
         """
+        require_vectors(memory=memory, query=query)
         memory_part = memory.square() @ self.weight.mT
         query_part = query.square() @ self.weight.mT + self.bias
         # The squares and the bias come in as two more channels.
@@ -115,6 +118,7 @@ class ConditionalPlan(NamedTuple):
 
     def cost(self, costs: Tensor, rho: float = 0.5) -> Tensor:
         """The objective, eq. 4, for costs (..., M, N) and the weight ρ of the forward part: (...)."""
+        require_floats(costs=costs)
         forward = (self.forward * costs).sum(-1).mean(-1)
         backward = (self.backward * costs).sum(-2).mean(-1)
         return rho * forward + (1 - rho) * backward
@@ -143,6 +147,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
     Returns:
         (..., M, N).
     """
+    require_vectors(memory=memory, query=query)
     # The squares come in as two more channels of the one product.
     queries = torch.cat([-2 * query, query.square().sum(-1, keepdim=True), torch.ones_like(query[..., :1])], -1)
     memories = torch.cat([memory, torch.ones_like(memory[..., :1]), memory.square().sum(-1, keepdim=True)], -1)
@@ -151,6 +156,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
 
 def conditional_plan(pairwise: Tensor) -> ConditionalPlan:
     """Both navigators for d_φ of all pairs, (..., M, N)."""
+    require_floats(pairwise=pairwise)
     return ConditionalPlan(torch.softmax(-pairwise, -1), torch.softmax(-pairwise, -2))
 
 
@@ -195,6 +201,7 @@ def fit_navigator(
         The steps taken and the objective.
 
     Raises:
+        TypeError: If a side is no tensor.
         ValueError: If an argument is out of its range, a side has no features, or a feature is not finite.
     """
     if not 0 <= rho <= 1:
@@ -206,6 +213,7 @@ def fit_navigator(
     if features is not None and features < 1:
         msg = f"features must be at least 1 or None, not {features}"
         raise ValueError(msg)
+    require_vectors(memory=memory, query=query)
     if not (len(memory) and len(query) and memory.isfinite().all() and query.isfinite().all()):
         msg = "the features of the memory and of the query must be finite, and at least one of each"
         raise ValueError(msg)

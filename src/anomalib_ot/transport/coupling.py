@@ -17,6 +17,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from .arguments import require_floats
+
 CouplingName = Literal["independent", "optimal", "worst"]
 Scope = Literal["positions", "maps"]
 Solver = Literal["auto", "exact", "greedy"]
@@ -124,12 +126,10 @@ class OptimalCoupling:
             (B, C, H, W), the noise that goes with each of the data.
 
         Raises:
-            ValueError: If the shapes differ, or the block size does not divide the number of points.
+            TypeError: If one is no tensor.
+            ValueError: If the shapes differ or are others, or the block size does not divide the number of points.
         """
-        points, partners = self._points(data), self._points(noise)
-        if points.shape != partners.shape:
-            msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
-            raise ValueError(msg)
+        points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
         chosen = self._assign(self._gains(points[blocks], partners[blocks]))
         paired = torch.empty_like(partners)
@@ -151,7 +151,7 @@ class OptimalCoupling:
         Returns:
             1 − ⟨data, noise⟩ of the solver over that of the exact assignment, in sum; 0 where the solver is exact.
         """
-        points, partners = self._points(data), self._points(noise)
+        points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
         gains = self._gains(points[blocks], partners[blocks])
         ours, best = (
@@ -180,6 +180,18 @@ class OptimalCoupling:
             msg = f"block_size {size} does not divide the {count} {self.scope} of a batch; choose a divisor or 0"
             raise ValueError(msg)
         return size
+
+    def _pair_of_points(self, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        require_floats(data=data, noise=noise)
+        for name, maps in (("data", data), ("noise", noise)):
+            if maps.ndim != 4:  # noqa: PLR2004 - those below
+                msg = f"{name} must be of shape (B, C, H, W), not {tuple(maps.shape)}"
+                raise ValueError(msg)
+        points, partners = self._points(data), self._points(noise)
+        if points.shape != partners.shape:
+            msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
+            raise ValueError(msg)
+        return points, partners
 
     def _points(self, maps: Tensor) -> Tensor:
         """What is assigned, (N, D)."""
