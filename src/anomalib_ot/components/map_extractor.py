@@ -1,11 +1,14 @@
 """Feature maps in one order of axes, whatever a network's own, or an error that says what the network can take."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
+from timm.models import FeatureHookNet
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -14,6 +17,10 @@ from .extraction import is_exporting
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
+
+# Held while hooks leave maps with their network, where those of another thread would take their place. Not one for each
+# network, as a lock can be neither copied nor written to a file.
+_hooks_at_work = Lock()
 
 
 def layers_of(network: nn.Module) -> list[str]:
@@ -102,7 +109,9 @@ class MapExtractor(TimmFeatureExtractor):
         return features
 
     def _maps(self, images: Tensor) -> dict[str | int, Tensor]:
-        features = super().forward(images)
+        is_hooked = isinstance(self.feature_extractor, FeatureHookNet) and not is_exporting()
+        with _hooks_at_work if is_hooked else nullcontext():
+            features = super().forward(images)
         if self._has_channels_last:
             return {layer: maps.permute(0, 3, 1, 2) for layer, maps in features.items()}
         return features

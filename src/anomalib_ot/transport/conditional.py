@@ -9,12 +9,13 @@ and φ minimises ρ/M Σ_ij π(m_i | q_j) c_ij + (1 − ρ)/N Σ_ij π(q_j | m_i
 Zhou, Exploiting chain rule and Bayes' theorem to compare probability distributions, NeurIPS 2021).
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .checks import require_tensors
+from .arguments import require_floats, require_vectors
 
 NavigatorStart = Literal["metric", "random"]
 
@@ -31,6 +32,7 @@ class Navigator(nn.Module):
         start: ``metric`` starts at ``d_φ = |m − q|² / temperature``, where the navigators already send to what is near;
             ``random`` at the usual random weights of linear layers, as in the paper.
         temperature: Temperature of the start ``metric``, in units of c².
+        generator: What to draw the weights from; torch's own of the process if left out.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -43,7 +45,12 @@ class Navigator(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int = 4, start: NavigatorStart = "metric", temperature: float = 0.3
+        self,
+        channels: int,
+        hidden: int = 4,
+        start: NavigatorStart = "metric",
+        temperature: float = 0.3,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if channels < 1 or hidden < 1:
@@ -55,11 +62,10 @@ class Navigator(nn.Module):
         if start not in get_args(NavigatorStart):
             msg = f"start must be one of {', '.join(get_args(NavigatorStart))}, not {start!r}"
             raise ValueError(msg)
-        mixing, out = nn.Linear(channels, hidden), nn.Linear(hidden, 1, bias=False)
         # The bias of the last layer would leave the softmaxes as they are.
-        self.weight = nn.Parameter(mixing.weight.detach())
-        self.bias = nn.Parameter(mixing.bias.detach())
-        self.out = nn.Parameter(out.weight.detach()[0])
+        self.weight = nn.Parameter(_linear_start((hidden, channels), channels, generator))
+        self.bias = nn.Parameter(_linear_start((hidden,), channels, generator))
+        self.out = nn.Parameter(_linear_start((hidden,), hidden, generator))
         if start == "metric":
             shares = self.weight.detach().abs() + 1e-6
             self.weight.data = shares / shares.sum(0) / temperature
@@ -76,6 +82,7 @@ class Navigator(nn.Module):
         Returns:
             (..., M, N).
         """
+        require_vectors(memory=memory, query=query)
         memory_part = memory.square() @ self.weight.mT
         query_part = query.square() @ self.weight.mT + self.bias
         # The squares and the bias come in as two more channels.
@@ -88,6 +95,14 @@ class Navigator(nn.Module):
             total = unit if total is None else total + unit
         assert total is not None  # noqa: S101 - there is at least one hidden unit
         return total
+
+
+def _linear_start(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:
+    """Weights as those of ``nn.Linear`` start, which takes no generator."""
+    bound = 1 / math.sqrt(inputs)
+    device = generator.device if generator else None
+    drawn = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
+    return drawn.to(torch.get_default_device())
 
 
 class ConditionalPlan(NamedTuple):
@@ -103,6 +118,7 @@ class ConditionalPlan(NamedTuple):
 
     def cost(self, costs: Tensor, rho: float = 0.5) -> Tensor:
         """The objective, eq. 4, for costs (..., M, N) and the weight ρ of the forward part: (...)."""
+        require_floats(costs=costs)
         forward = (self.forward * costs).sum(-1).mean(-1)
         backward = (self.backward * costs).sum(-2).mean(-1)
         return rho * forward + (1 - rho) * backward
@@ -131,7 +147,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
     Returns:
         (..., M, N).
     """
-    require_tensors(memory=memory, query=query)
+    require_vectors(memory=memory, query=query)
     # The squares come in as two more channels of the one product.
     queries = torch.cat([-2 * query, query.square().sum(-1, keepdim=True), torch.ones_like(query[..., :1])], -1)
     memories = torch.cat([memory, torch.ones_like(memory[..., :1]), memory.square().sum(-1, keepdim=True)], -1)
@@ -140,7 +156,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
 
 def conditional_plan(pairwise: Tensor) -> ConditionalPlan:
     """Both navigators for d_φ of all pairs, (..., M, N)."""
-    require_tensors(pairwise=pairwise)
+    require_floats(pairwise=pairwise)
     return ConditionalPlan(torch.softmax(-pairwise, -1), torch.softmax(-pairwise, -2))
 
 
@@ -185,9 +201,9 @@ def fit_navigator(
         The steps taken and the objective.
 
     Raises:
+        TypeError: If a side is no tensor.
         ValueError: If an argument is out of its range, a side has no features, or a feature is not finite.
     """
-    require_tensors(memory=memory, query=query)
     if not 0 <= rho <= 1:
         msg = f"rho must be in [0, 1], not {rho}"
         raise ValueError(msg)
@@ -197,6 +213,7 @@ def fit_navigator(
     if features is not None and features < 1:
         msg = f"features must be at least 1 or None, not {features}"
         raise ValueError(msg)
+    require_vectors(memory=memory, query=query)
     if not (len(memory) and len(query) and memory.isfinite().all() and query.isfinite().all()):
         msg = "the features of the memory and of the query must be finite, and at least one of each"
         raise ValueError(msg)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .checks import require_tensors
+from .arguments import require_floats, require_vectors
 from .exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
 from .processes import Processes
 from .workspace import Workspace
@@ -58,14 +58,14 @@ def feature_cost(features: Tensor, prototypes: Tensor) -> Tensor:
         (..., N, P), in [0, 2]; 1 where either vector is zero.
 
     Raises:
+        TypeError: If an argument is no tensor.
         ValueError: If the feature sizes differ.
 
     Example:
         >>> feature_cost(torch.eye(2), torch.eye(2)).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    require_tensors(features=features, prototypes=prototypes)
-    _check_channels(features, prototypes)
+    require_vectors(features=features, prototypes=prototypes)
     similarity = F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).mT
     return 1 - similarity
 
@@ -82,9 +82,10 @@ def spatial_cost(coords: Tensor, prototype_coords: Tensor, kind: SpatialCost = "
         (..., N, P), in [0, 2] for ``squared`` and [0, √2] for ``euclidean``.
 
     Raises:
+        TypeError: If the coordinates are no tensors.
         ValueError: If ``kind`` is neither.
     """
-    require_tensors(coords=coords, prototype_coords=prototype_coords)
+    require_vectors(coords=coords, prototype_coords=prototype_coords)
     if kind == "euclidean":
         return torch.cdist(coords, prototype_coords)
     if kind == "squared":
@@ -125,11 +126,12 @@ class DenseCost:
         matrix: M, (N, P), finite.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If it is no matrix, is empty, or has NaN or infinite entries.
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        require_tensors(matrix=matrix)
+        require_floats(cost=matrix)
         if matrix.ndim != 2 or not matrix.numel():  # noqa: PLR2004 - a matrix has two dimensions
             msg = f"the cost must be a non-empty matrix, not of shape {tuple(matrix.shape)}"
             raise ValueError(msg)
@@ -177,6 +179,7 @@ class FusedCost:
         shape: (B·N, P).
 
     Raises:
+        TypeError: If an argument is no tensor where one is due.
         ValueError: If there are no features or prototypes, their sizes differ, they are not finite, the features are
             not whole images, there is not one coordinate for each prototype, or α is out of its range.
 
@@ -197,8 +200,12 @@ class FusedCost:
         processes: Processes | None = None,
         workspace: Workspace | None = None,
     ) -> None:
-        require_tensors(features=features, prototypes=prototypes, coords=coords, prototype_coords=prototype_coords)
-        _check_channels(features, prototypes)
+        require_vectors(features=features, prototypes=prototypes)
+        require_vectors(coords=coords, prototype_coords=prototype_coords)
+        for name, matrix in (("features", features), ("prototypes", prototypes), ("coords", coords)):
+            if matrix.ndim != 2:  # noqa: PLR2004 - a matrix has two dimensions
+                msg = f"{name} must be a matrix, not of shape {tuple(matrix.shape)}"
+                raise ValueError(msg)
         self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self.cells = coords.shape[0]
         processes = processes or Processes()
@@ -320,9 +327,3 @@ def row_blocks(shape: torch.Size, cells: int, device: torch.device) -> Iterator[
 
 def _block_rows(shape: torch.Size, device: torch.device) -> int:
     return max(1, (_BLOCK_ENTRIES if device.type == "cpu" else 64 * _BLOCK_ENTRIES) // shape[1])
-
-
-def _check_channels(features: Tensor, prototypes: Tensor) -> None:
-    if features.shape[-1] != prototypes.shape[-1]:
-        msg = f"features have {features.shape[-1]} channels but prototypes have {prototypes.shape[-1]}"
-        raise ValueError(msg)

@@ -11,14 +11,13 @@ inner products ⟨x_i, z_j⟩ alone.
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Literal, Protocol, get_args
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .checks import require_tensors
+from .arguments import require_floats
 
 CouplingName = Literal["independent", "optimal", "worst"]
 Scope = Literal["positions", "maps"]
@@ -67,7 +66,6 @@ class IndependentCoupling:
 
     def __call__(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise as it is."""
-        require_tensors(data=data, noise=noise)
         del data, generator
         return noise
 
@@ -104,7 +102,13 @@ class OptimalCoupling:
         block_size: int | None = None,
         solver: Solver = "auto",
     ) -> None:
-        _check(scope, block_size, solver)
+        for name, value, allowed in (("scope", scope, get_args(Scope)), ("solver", solver, get_args(Solver))):
+            if value not in allowed:
+                msg = f"{name} must be one of {', '.join(allowed)}, not {value!r}"
+                raise ValueError(msg)
+        if block_size is not None and block_size < 0:
+            msg = f"block_size must be at least 0, not {block_size}"
+            raise ValueError(msg)
         self.scope = scope
         self.block_size = block_size
         self.solver = solver
@@ -122,13 +126,10 @@ class OptimalCoupling:
             (B, C, H, W), the noise that goes with each of the data.
 
         Raises:
-            ValueError: If the shapes differ, or the block size does not divide the number of points.
+            TypeError: If one is no tensor.
+            ValueError: If the shapes differ or are others, or the block size does not divide the number of points.
         """
-        require_tensors(data=data, noise=noise)
-        points, partners = self._points(data), self._points(noise)
-        if points.shape != partners.shape:
-            msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
-            raise ValueError(msg)
+        points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
         chosen = self._assign(self._gains(points[blocks], partners[blocks]))
         paired = torch.empty_like(partners)
@@ -150,8 +151,7 @@ class OptimalCoupling:
         Returns:
             1 − ⟨data, noise⟩ of the solver over that of the exact assignment, in sum; 0 where the solver is exact.
         """
-        require_tensors(data=data, noise=noise)
-        points, partners = self._points(data), self._points(noise)
+        points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
         gains = self._gains(points[blocks], partners[blocks])
         ours, best = (
@@ -180,6 +180,18 @@ class OptimalCoupling:
             msg = f"block_size {size} does not divide the {count} {self.scope} of a batch; choose a divisor or 0"
             raise ValueError(msg)
         return size
+
+    def _pair_of_points(self, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        require_floats(data=data, noise=noise)
+        for name, maps in (("data", data), ("noise", noise)):
+            if maps.ndim != 4:  # noqa: PLR2004 - those below
+                msg = f"{name} must be of shape (B, C, H, W), not {tuple(maps.shape)}"
+                raise ValueError(msg)
+        points, partners = self._points(data), self._points(noise)
+        if points.shape != partners.shape:
+            msg = f"data of shape {tuple(data.shape)} cannot be paired with noise of shape {tuple(noise.shape)}"
+            raise ValueError(msg)
+        return points, partners
 
     def _points(self, maps: Tensor) -> Tensor:
         """What is assigned, (N, D)."""
@@ -246,14 +258,11 @@ def create_coupling(
         >>> type(create_coupling("worst")).__name__
         'WorstCoupling'
     """
+    assignments = {"optimal": OptimalCoupling, "worst": WorstCoupling}
     if name not in get_args(CouplingName):
         msg = f"coupling must be one of {', '.join(get_args(CouplingName))}, not {name!r}"
         raise ValueError(msg)
-    if name == "independent":
-        # What would be refused with another name is not passed over in silence.
-        _check(scope, block_size, solver)
-        return IndependentCoupling()
-    return {"optimal": OptimalCoupling, "worst": WorstCoupling}[name](scope, block_size, solver)
+    return assignments[name](scope, block_size, solver) if name in assignments else IndependentCoupling()
 
 
 def _exact_assignment(gains: Tensor) -> Tensor:
@@ -285,16 +294,3 @@ def _greedy_assignment(gains: Tensor) -> Tensor:
     rows_left, columns_left = (flags.int().argsort(dim=1, stable=True) for flags in (is_joined, is_taken))
     rest = torch.zeros_like(columns).scatter(1, rows_left, columns_left)
     return torch.where(is_joined, columns, rest)
-
-
-def _check(scope: Scope, block_size: int | None, solver: Solver) -> None:
-    for name, value, allowed in (("scope", scope, get_args(Scope)), ("solver", solver, get_args(Solver))):
-        if value not in allowed:
-            msg = f"{name} must be one of {', '.join(allowed)}, not {value!r}"
-            raise ValueError(msg)
-    if block_size is None:
-        return
-    for holds, limit in ((block_size >= 0, "at least 0"), (isinstance(block_size, Integral), "whole")):
-        if not holds:
-            msg = f"block_size must be {limit}, not {block_size}"
-            raise ValueError(msg)

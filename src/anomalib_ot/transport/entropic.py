@@ -3,12 +3,11 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from .checks import require_tensors
+from .arguments import require_floats, require_tensors
 from .costs import Cost, DenseCost
 from .kernels import TINY, Kernel, make_kernel
 from .processes import Processes
@@ -81,7 +80,15 @@ class TransportPlan:
 
         Returns:
             (P, D).
+
+        Raises:
+            TypeError: If the points are no tensor.
+            ValueError: If there is not one for each row.
         """
+        require_floats(points=points)
+        if points.ndim != 2 or len(points) != len(self.row_scaling):  # noqa: PLR2004 - a matrix has two dimensions
+            msg = f"points must be of shape ({len(self.row_scaling)}, D), not {tuple(points.shape)}"
+            raise ValueError(msg)
         total = self.processes.sum(self.kernel.project(self.row_scaling, points))
         return total.mul_((self.column_scaling / self.column_weights)[:, None])
 
@@ -132,8 +139,8 @@ def sinkhorn(
         The plan, whose row marginals are exact and whose column marginals are off by ``marginal_error``.
 
     Raises:
+        TypeError: If an argument is no tensor where one is due.
         ValueError: If an argument is out of its range or the cost has NaN or infinite entries.
-        TypeError: If an array or a list is given for a tensor.
 
     Warns:
         NotConvergedWarning: If a positive tolerance was not reached, unless ``warn`` is off.
@@ -143,11 +150,12 @@ def sinkhorn(
         >>> plan.dense().round(decimals=3).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
-    require_tensors(potential=potential, row_weights=row_weights, column_weights=column_weights)
     if not hasattr(cost, "exponents"):
-        require_tensors(cost=cost)
-        cost = DenseCost(cast("Tensor", cost))
-    cost = cast("Cost", cost)
+        require_floats(cost=cost)
+    if isinstance(cost, Tensor):
+        cost = DenseCost(cost)
+    given = {"potential": potential, "row_weights": row_weights, "column_weights": column_weights}
+    require_tensors(**{name: value for name, value in given.items() if value is not None})
     workspace = workspace or Workspace()
     processes = processes or Processes()
     sample = cost[:1]
@@ -205,7 +213,7 @@ def _limits(kernel: Kernel, processes: Processes, device: torch.device) -> tuple
 
 def _check(sample: Tensor, epsilon: float, max_iterations: int, tolerance: float, potential: Tensor | None) -> None:
     if sample.dtype not in (torch.float32, torch.float64):
-        msg = f"the cost must be of float32 or float64, not {sample.dtype}"
+        msg = f"the cost must be a tensor of float32 or float64, not of {sample.dtype}; call .float() on it"
         raise ValueError(msg)
     if not (epsilon > 0 and math.isfinite(epsilon)):
         msg = f"epsilon must be positive and finite, not {epsilon}"

@@ -1,4 +1,5 @@
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -110,6 +111,23 @@ def test_precision_by_torchs_newer_names_is_restored_too():
         with full_precision(torch.ones(1)):
             assert not {"tf32", "bf16"}.intersection(matmul_precisions())
         assert matmul_precisions() == ["tf32", "bf16"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("leaves_first", [0, 1])
+def test_products_are_in_full_precision_until_the_last_thread_has_left(leaves_first):
+    torch.set_float32_matmul_precision("medium")
+    try:
+        contexts = [full_precision(torch.ones(1)) for _ in range(2)]
+        with ThreadPoolExecutor(1) as another:
+            run = [lambda function: function(), lambda function: another.submit(function).result()]
+            for index, context in enumerate(contexts):
+                run[index](context.__enter__)
+            for index in (leaves_first, 1 - leaves_first):
+                assert matmul_precisions() == ["ieee", "ieee"]
+                run[index](lambda: contexts[index].__exit__(None, None, None))  # noqa: B023 - it is called at once
+        assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -1,119 +1,117 @@
-"""An inspection server scores in threads."""
+"""An inspection server scores in several threads of one process, with one model."""
 
-from threading import Barrier, Event, Thread
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from anomalib_ot.components.extraction import full_precision
-from anomalib_ot.components.whitening import _one_thread
-from anomalib_ot.models.foct import FoctModel
-from anomalib_ot.models.pradot import PradotModel
-from anomalib_ot.models.wt_flow import WtFlowModel
+from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.models.foct.torch_model import FoctModel
 
-SHARED = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "pre_trained": False}
+SMALL = {
+    "backbone": "resnet18",
+    "layers": ["layer3"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "visualizer": False,
+}
+MODELS = {
+    "Pradot": lambda: Pradot(**SMALL, prototypes_per_cell=1, epochs=1),
+    "Foct": lambda: Foct(**SMALL, rotations=1, support_steps=1, query_steps=2),
+    "WtFlow": lambda: WtFlow(**SMALL, training_steps=1, width=16),
+}
+THREADS, ROUNDS = 2, 8
+
+
+class Watched(TorchFunctionMode):
+    """Notes how products may be formed whenever a thread forms one, and gives way to the other threads."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed = set()
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function.__name__ in {"__matmul__", "matmul", "linear"}:
+            self.allowed.add(torch.backends.mkldnn.matmul.fp32_precision)
+            time.sleep(1e-3)
+        return function(*arguments, **(options or {}))
+
+
+def watched_scores(model, images):
+    with torch.inference_mode(), Watched() as watched:
+        result = model(images)
+    return result.anomaly_map, result.pred_score, watched.allowed
 
 
 @pytest.fixture
-def quick_products():
-    """What Lightning advises on graphics cards, and processors with matrix units obey too."""
-    usual = torch.get_float32_matmul_precision()
+def threads():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield pool
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def medium():
     torch.set_float32_matmul_precision("medium")
     yield
-    torch.set_float32_matmul_precision(usual)
+    torch.set_float32_matmul_precision("highest")
 
 
-def pradot(pictures):
-    model = PradotModel(**SHARED, prototypes_per_cell=1, whitened_channels=16)
-    features = model.extract(pictures)
-    model.fit_whitening([features])
-    model.initialise(features)
-    return model
-
-
-def foct(pictures):
-    model = FoctModel(**SHARED, rotations=2)
-    model.fit(pictures[:2])
-    return model
-
-
-def wt_flow(pictures):
-    model = WtFlowModel(**SHARED, width=16, whitened_channels=16)
-    model.fit_normalization([model.extract(pictures)])
-    return model
-
-
-@pytest.mark.usefixtures("quick_products")
-@pytest.mark.parametrize("make", [pradot, foct, wt_flow])
-def test_two_threads_score_as_one(make):
-    torch.manual_seed(0)
-    pictures = torch.rand(6, 3, 64, 64)
-    model = make(pictures).eval()
-    shown = torch.rand(8, 1, 3, 64, 64)
-    with torch.inference_mode():
-        expected = [model(image).anomaly_map for image in shown]
-    found = [None] * len(shown)
-    together = Barrier(2)
-
-    def score(numbers):
-        together.wait()
-        with torch.inference_mode():
-            for number in numbers:
-                found[number] = model(shown[number]).anomaly_map
-
-    threads = [Thread(target=score, args=(range(start, len(shown), 2),)) for start in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("medium")
+def test_threads_score_as_one_alone_and_leave_the_process_as_it_was(name, data, engine, threads):
+    model = MODELS[name]()
+    engine().fit(model, datamodule=FewShot(data(), 2) if name == "Foct" else data())
+    batches = torch.rand(THREADS, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    scores, state = model.model.eval(), torch.get_rng_state()
+    alone = [watched_scores(scores, batch) for batch in batches]
+    together = list(threads.map(lambda batch: watched_scores(scores, batch), batches.repeat(ROUNDS, 1, 1, 1, 1)))
+    for found, expected in zip(together, alone * ROUNDS, strict=True):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+        assert not {"bf16", "tf32"} & found[2]
     assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.usefixtures("quick_products")
-def test_a_thread_that_leaves_first_takes_no_precision_from_the_other():
-    steps = []
-
-    def note():
-        steps.append(torch.get_float32_matmul_precision())
-
-    image = torch.zeros(1, 1)
-    first, second = full_precision(image), full_precision(image)
-    first.__enter__()
-    second.__enter__()
-    note()
-    first.__exit__(None, None, None)
-    note()
-    second.__exit__(None, None, None)
-    note()
-    assert steps == ["highest", "highest", "medium"]
+@pytest.fixture
+def online():
+    torch.manual_seed(0)
+    model = FoctModel("resnet18", ["layer3"], pre_trained=False, online=True, rotations=1).eval()
+    model.fit(torch.rand(2, 3, 64, 64))
+    return model
 
 
-def test_two_trainings_leave_the_number_of_threads_as_it_was():
-    def threads_of_a_new_thread():
-        found = []
-        asking = Thread(target=lambda: found.append(torch.get_num_threads()))
-        asking.start()
-        asking.join()
-        return found[0]
+def test_what_one_thread_teaches_online_no_other_loses(online, threads):
+    batches = torch.rand(THREADS, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    # So that each query is normal.
+    online.semantic.threshold.fill_(torch.inf)
+    for batch in batches:
+        watched_scores(online, batch)
+    expected = remembered(online)
+    online.reset()
+    list(threads.map(lambda batch: watched_scores(online, batch), batches))
+    assert remembered(online) == expected
 
-    def train():
-        with _one_thread():
-            inside.set()
-            leave.wait()
 
-    usual = torch.get_num_threads()
-    torch.set_num_threads(2)
-    inside, leave = Event(), Event()
-    try:
-        first, second = Thread(target=train), Thread(target=train)
-        first.start()
-        inside.wait()
-        second.start()
-        second.join(0.2)
-        leave.set()
-        first.join()
-        second.join()
-        assert threads_of_a_new_thread() == 2
-    finally:
-        torch.set_num_threads(usual)
+def remembered(model):
+    """Number of features before each query, and now."""
+    return [len(taught.memory.features[0]) for taught in (*model.earlier, model.taught())]
+
+
+def test_hooks_of_a_network_give_each_thread_its_own_maps(threads):
+    # timm takes its maps by hooks, which leave them with the network.
+    extractor = create_extractor("legacy_xception", ["act2"], pre_trained=False)
+    batches = torch.rand(8, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        alone = [extractor(batch)["act2"] for batch in batches]
+    together = list(threads.map(torch.inference_mode()(lambda batch: extractor(batch)["act2"]), batches))
+    assert all(torch.equal(found, expected) for found, expected in zip(together, alone, strict=True))

@@ -102,7 +102,7 @@ def test_feature_costs_of_a_batch_are_those_of_its_members():
     features, prototypes = torch.randn(2, 7, 4), torch.randn(5, 4)
     costs = feature_cost(features, prototypes)
     torch.testing.assert_close(costs, torch.stack([feature_cost(each, prototypes) for each in features]))
-    with pytest.raises(ValueError, match="features have 4 channels but prototypes have 3"):
+    with pytest.raises(ValueError, match="features have 4 channels but prototypes have 3 channels"):
         feature_cost(features, prototypes[:, :3])
 
 

@@ -278,9 +278,9 @@ def test_entries_that_cannot_be_told_from_zero_are_zero():
     assert (sinkhorn(cost, 1 / 55).dense() > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_cost_in_another_precision_is_refused(dtype):
-    with pytest.raises(ValueError, match=f"the cost must be of float32 or float64, not {dtype}"):
+    with pytest.raises(ValueError, match=f"the cost must be a tensor of float32 or float64, not of {dtype}; call"):
         sinkhorn(torch.ones(3, 4, dtype=dtype))
 
 

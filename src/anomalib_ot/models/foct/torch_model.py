@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -46,6 +47,9 @@ Measure = Literal["transport", "nearest"]
 _PART = 8
 # Queries that can be taken back; with the default settings and a Wide ResNet-50 they hold about 60 MB at most.
 _HISTORY = 100
+# Held while queries are scored online, as each is scored with what those before it have taught. Not one for each model,
+# as a lock can be neither copied nor written to a file.
+_teaching = Lock()
 
 
 class Taught(NamedTuple):
@@ -318,7 +322,8 @@ class FoctModel(DynamicBufferMixin, nn.Module):
                 scores = self._score_frozen(query)
             else:
                 score = self._score_and_learn if self._is_taught else self._score_frozen
-                scores = torch.cat([score(each) for each in query.split(1)])
+                with _teaching if self._is_taught else nullcontext():
+                    scores = torch.cat([score(each) for each in query.split(1)])
             maps = scores.unflatten(-1, features.shape[-2:])[:, None]
             anomaly_map = self.anomaly_map_generator([maps], images.shape[-2:])
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
@@ -506,8 +511,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
 def _new_navigator(channels: int, settings: TransportSettings) -> Navigator:
     """A navigator as it starts, the same each time."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed graphics cards too.
-        torch.default_generator.manual_seed(0)
-        navigator = Navigator(channels, settings.hidden, settings.start, settings.temperature)
+    # Its own generator, as other threads draw from torch's.
+    generator = torch.Generator().manual_seed(0)
+    navigator = Navigator(channels, settings.hidden, settings.start, settings.temperature, generator)
     return navigator.requires_grad_(requires_grad=False)
