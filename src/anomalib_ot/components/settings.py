@@ -23,20 +23,22 @@ def require(condition: bool, name: str, allowed: object, value: object) -> None:
         raise ValueError(msg)
 
 
-def require_whole(least: int, name: str, value: Any) -> None:
-    """Refuse what is not a whole number of at least so many.
+def require_whole(least: int, name: str, value: Any, most: int | None = None) -> None:
+    """Refuse what is not a whole number in a range.
 
     Args:
         least: The least that it may be.
         name: Name of the argument.
         value: What it is.
+        most: The most that it may be, where something is made in that size; without end by default.
 
     Raises:
-        ValueError: If it is less, has a fraction, or is no number.
+        ValueError: If it is out of the range, has a fraction, or is no number.
     """
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    require(value >= least, name, f"at least {least}", value)
-    require(is_whole, name, f"at least {least} and whole", value)
+    allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+    require(value >= least and (most is None or value <= most), name, allowed, value)
+    require(is_whole, name, f"{allowed} and whole", value)
 
 
 def require_finite(condition: bool, name: str, allowed: str, value: object) -> None:

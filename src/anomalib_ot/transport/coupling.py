@@ -11,6 +11,7 @@ inner products ⟨x_i, z_j⟩ alone.
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -102,13 +103,7 @@ class OptimalCoupling:
         block_size: int | None = None,
         solver: Solver = "auto",
     ) -> None:
-        for name, value, allowed in (("scope", scope, get_args(Scope)), ("solver", solver, get_args(Solver))):
-            if value not in allowed:
-                msg = f"{name} must be one of {', '.join(allowed)}, not {value!r}"
-                raise ValueError(msg)
-        if block_size is not None and block_size < 0:
-            msg = f"block_size must be at least 0, not {block_size}"
-            raise ValueError(msg)
+        _check(scope, block_size, solver)
         self.scope = scope
         self.block_size = block_size
         self.solver = solver
@@ -258,11 +253,14 @@ def create_coupling(
         >>> type(create_coupling("worst")).__name__
         'WorstCoupling'
     """
-    assignments = {"optimal": OptimalCoupling, "worst": WorstCoupling}
     if name not in get_args(CouplingName):
         msg = f"coupling must be one of {', '.join(get_args(CouplingName))}, not {name!r}"
         raise ValueError(msg)
-    return assignments[name](scope, block_size, solver) if name in assignments else IndependentCoupling()
+    if name == "independent":
+        # What would be refused with another name is not passed over in silence.
+        _check(scope, block_size, solver)
+        return IndependentCoupling()
+    return {"optimal": OptimalCoupling, "worst": WorstCoupling}[name](scope, block_size, solver)
 
 
 def _exact_assignment(gains: Tensor) -> Tensor:
@@ -294,3 +292,16 @@ def _greedy_assignment(gains: Tensor) -> Tensor:
     rows_left, columns_left = (flags.int().argsort(dim=1, stable=True) for flags in (is_joined, is_taken))
     rest = torch.zeros_like(columns).scatter(1, rows_left, columns_left)
     return torch.where(is_joined, columns, rest)
+
+
+def _check(scope: Scope, block_size: int | None, solver: Solver) -> None:
+    for name, value, allowed in (("scope", scope, get_args(Scope)), ("solver", solver, get_args(Solver))):
+        if value not in allowed:
+            msg = f"{name} must be one of {', '.join(allowed)}, not {value!r}"
+            raise ValueError(msg)
+    if block_size is None:
+        return
+    for holds, limit in ((block_size >= 0, "at least 0"), (isinstance(block_size, Integral), "whole")):
+        if not holds:
+            msg = f"block_size must be {limit}, not {block_size}"
+            raise ValueError(msg)

@@ -75,6 +75,19 @@ def test_a_number_out_of_its_range_is_refused_in_words(kind, name, kinds, is_lis
             make(kind, **{name: given})
 
 
+@pytest.mark.parametrize("value", [2**31, 2**63, 2**70])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, name, kinds, is_list in ALL if kinds == {int} and not is_list],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_no_number_is_so_large_that_memory_runs_out_when_a_model_is_made(kind, name, value):
+    try:
+        make(kind, **{name: value})
+    except ValueError as error:
+        assert re.match(rf"({name}|{NAMES.get(name)}|capacity) must be ", str(error))  # noqa: PT017
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [

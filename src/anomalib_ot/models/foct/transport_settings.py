@@ -8,6 +8,9 @@ from torch import Tensor
 from anomalib_ot.components.settings import require, require_finite, require_whole
 from anomalib_ot.transport import Navigator, NavigatorStart, fit_navigator
 
+# More than any feature has channels.
+_MOST_HIDDEN = 2**14
+
 
 @dataclass(frozen=True)
 class TransportSettings:
@@ -15,7 +18,7 @@ class TransportSettings:
 
     Args:
         rho: ρ of eq. 4, weight of the forward transport, in [0, 1].
-        hidden: Hidden units of the navigator.
+        hidden: Hidden units of the navigator, at most 16384.
         start: Where the navigator starts, ``metric`` or, as in the paper, ``random``.
         temperature: Temperature of the start ``metric``.
         learning_rate: Of Adam.
@@ -40,7 +43,7 @@ class TransportSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.rho <= 1, "rho", "in [0, 1]", self.rho)
-        require_whole(1, "hidden", self.hidden)
+        require_whole(1, "hidden", self.hidden, _MOST_HIDDEN)
         require(self.start in get_args(NavigatorStart), "start", get_args(NavigatorStart), self.start)
         require_finite(self.temperature > 0, "temperature", "positive", self.temperature)
         require_finite(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)

@@ -13,6 +13,9 @@ _GROUPS = 8
 # GroupNorm wants more than one value in a group, be it a map of one cell.
 _MULTIPLE = 2 * _GROUPS
 _EMBEDDING = 64
+# No feature map has so many channels, or a side of so many cells, 2 to that power.
+_WIDEST = 2**14
+_DEEPEST = 16
 
 
 class VelocityField(nn.Module):
@@ -23,8 +26,8 @@ class VelocityField(nn.Module):
 
     Args:
         channels: C, of the feature maps.
-        width: Channels of the blocks, a multiple of 16.
-        depth: Times that the resolution is halved; 0 for none.
+        width: Channels of the blocks, a multiple of 16, at most 16384.
+        depth: Times that the resolution is halved, at most 16; 0 for none.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -38,8 +41,8 @@ class VelocityField(nn.Module):
     def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
         super().__init__()
         require(width >= _MULTIPLE and width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", width)
-        require_whole(_MULTIPLE, "width", width)
-        require_whole(0, "depth", depth)
+        require_whole(_MULTIPLE, "width", width, _WIDEST)
+        require_whole(0, "depth", depth, _DEEPEST)
         self.depth = depth
         self.time = nn.Sequential(
             nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU(), nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU()
