@@ -16,6 +16,8 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.metrics import F1Score
 from anomalib.models.components.base.export_mixin import ExportMixin
+from anomalib.pre_processing import PreProcessor
+from torch import nn
 from torchmetrics import Metric
 
 from .extraction import FLOAT32
@@ -81,7 +83,8 @@ class CheckedExport(ExportMixin):
             ExportError: If the file differs from the model.
         """
         with self.frozen(), staged(export_root, ExportType.TORCH) as folder:
-            path = super().to_torch(folder, model_file_name)
+            with _resizing_as_trained(self.pre_processor):
+                path = super().to_torch(folder, model_file_name)
             # Just written here, so it is safe to unpickle.
             loaded = torch.load(path, weights_only=False)["model"].eval()
             runners = {"float32": run_exported_module(loaded)}
@@ -274,6 +277,20 @@ class CheckedExport(ExportMixin):
             )
             raise ExportError(msg)
         path.with_name(f"{path.stem}{REPORT}").write_text(json.dumps(report, indent=1))
+
+
+@contextmanager
+def _resizing_as_trained(pre_processor: nn.Module | None) -> Iterator[None]:
+    """Let an exported module resize as the model does; the host's way for graphs, without a filter, moves scores."""
+    if not isinstance(pre_processor, PreProcessor):
+        yield
+        return
+    for_graphs = pre_processor.export_transform
+    pre_processor.export_transform = pre_processor.transform
+    try:
+        yield
+    finally:
+        pre_processor.export_transform = for_graphs
 
 
 _PACKAGES = ("anomalib-ot", "anomalib", "torch", "openvino", "nncf")
