@@ -117,10 +117,12 @@ class CheckedExport(ExportMixin):
         size = self._size(input_size)
         kwargs.setdefault("opset_version", _OPSET)
         if self._is_checked_later:
-            return super().to_onnx(export_root, model_file_name, size, **kwargs)
+            with _without_steps_of_the_exporter():
+                return super().to_onnx(export_root, model_file_name, size, **kwargs)
         _require_openvino()
         with self.frozen(), staged(export_root, ExportType.ONNX) as folder:
-            path = super().to_onnx(folder, model_file_name, size, **kwargs)
+            with _without_steps_of_the_exporter():
+                path = super().to_onnx(folder, model_file_name, size, **kwargs)
             self._check_graph(path, _FLOAT32, synthetic_pictures(size), {"format": "onnx"})
         return _handed_over(export_root, path)
 
@@ -291,6 +293,21 @@ def _resizing_as_trained(pre_processor: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         pre_processor.export_transform = for_graphs
+
+
+@contextmanager
+def _without_steps_of_the_exporter() -> Iterator[None]:
+    """Keep what the ONNX exporter does at each node out of the log: 100 kB, in which our lines would be lost."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    # Whoever set a level wants to see them.
+    silenced = [each for each in loggers if each.level == logging.NOTSET]
+    for each in silenced:
+        each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each in silenced:
+            each.setLevel(logging.NOTSET)
 
 
 _PACKAGES = ("anomalib-ot", "anomalib", "torch", "openvino", "nncf")

@@ -251,6 +251,23 @@ def test_the_log_says_in_a_line_what_was_found_and_where_it_is(pradot, tmp_path,
     assert "\n" not in lines[0]
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_log_is_free_of_the_exporters_steps_unless_they_are_asked_for(
+    pradot, kind, wanted, tmp_path, caplog, monkeypatch
+):
+    def export(**_):
+        logging.getLogger("onnxscript.optimizer._constant_folding").info("Skipping constant folding for node")
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setattr(logging.getLogger("onnxscript"), "level", logging.INFO if wanted else logging.NOTSET)
+    with caplog.at_level(logging.INFO), pytest.raises(InterruptedError):
+        getattr(pradot, f"to_{kind}")(tmp_path)
+    assert ("Skipping constant folding" in caplog.text) == wanted
+    assert logging.getLogger("onnxscript").level == (logging.INFO if wanted else logging.NOTSET)
+
+
 def wrong(export):
     """An exporter that gets the weights of the layers wrong."""
 
