@@ -181,6 +181,15 @@ def test_model_card_is_complete(path):
     assert picture.stat().st_size < 200_000
 
 
+def test_who_asks_which_model_to_take_is_answered_with_one_default_and_one_command_each():
+    page = ROOT / "docs/guides/choosing.md"
+    answers = re.findall(r"^\| [^|]+ \| `(\w+)` \|", text(page), re.MULTILINE)
+    trained = [words[words.index("--model") + 1] for words in commands(page) if words[:2] == ["anomalib", "train"]]
+    (default,) = re.findall(r"^\*\*Take `(\w+)`, unless", text(page), re.MULTILINE)
+    assert sorted(answers) == sorted(trained) == ["Foct", "Pradot", "WtFlow"]
+    assert trained[0] == answers[-1] == default
+
+
 def test_changelog_and_citation_name_the_version():
     assert f"## {anomalib_ot.__version__}" in text(ROOT / "CHANGELOG.md")
     assert f"version: {anomalib_ot.__version__}" in text(ROOT / "CITATION.cff")

@@ -248,15 +248,17 @@ def environment(job: Job, device: torch.device | None = None) -> dict[str, Any]:
         job: The job.
         device: Where the trainer put the model; None if it did not come to that, for where it most likely would have.
     """
+    device = device or _likely_device(job.accelerator)
     return {
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores(),
-        "device": _device_name(device or _likely_device(job.accelerator)),
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "accelerator": job.accelerator,
+        # What was asked for may be "auto".
+        "accelerator": device.type,
         "revision": _revision(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

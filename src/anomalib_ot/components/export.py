@@ -16,6 +16,8 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.metrics import F1Score
 from anomalib.models.components.base.export_mixin import ExportMixin
+from anomalib.pre_processing import PreProcessor
+from torch import nn
 from torchmetrics import Metric
 
 from .extraction import FLOAT32
@@ -81,7 +83,8 @@ class CheckedExport(ExportMixin):
             ExportError: If the file differs from the model.
         """
         with self.frozen(), staged(export_root, ExportType.TORCH) as folder:
-            path = super().to_torch(folder, model_file_name)
+            with _resizing_as_trained(self.pre_processor):
+                path = super().to_torch(folder, model_file_name)
             # Just written here, so it is safe to unpickle.
             loaded = torch.load(path, weights_only=False)["model"].eval()
             runners = {"float32": run_exported_module(loaded)}
@@ -114,10 +117,12 @@ class CheckedExport(ExportMixin):
         size = self._size(input_size)
         kwargs.setdefault("opset_version", _OPSET)
         if self._is_checked_later:
-            return super().to_onnx(export_root, model_file_name, size, **kwargs)
+            with _without_steps_of_the_exporter():
+                return super().to_onnx(export_root, model_file_name, size, **kwargs)
         _require_openvino()
         with self.frozen(), staged(export_root, ExportType.ONNX) as folder:
-            path = super().to_onnx(folder, model_file_name, size, **kwargs)
+            with _without_steps_of_the_exporter():
+                path = super().to_onnx(folder, model_file_name, size, **kwargs)
             self._check_graph(path, _FLOAT32, synthetic_pictures(size), {"format": "onnx"})
         return _handed_over(export_root, path)
 
@@ -274,6 +279,35 @@ class CheckedExport(ExportMixin):
             )
             raise ExportError(msg)
         path.with_name(f"{path.stem}{REPORT}").write_text(json.dumps(report, indent=1))
+
+
+@contextmanager
+def _resizing_as_trained(pre_processor: nn.Module | None) -> Iterator[None]:
+    """Let an exported module resize as the model does; the host's way for graphs, without a filter, moves scores."""
+    if not isinstance(pre_processor, PreProcessor):
+        yield
+        return
+    for_graphs = pre_processor.export_transform
+    pre_processor.export_transform = pre_processor.transform
+    try:
+        yield
+    finally:
+        pre_processor.export_transform = for_graphs
+
+
+@contextmanager
+def _without_steps_of_the_exporter() -> Iterator[None]:
+    """Keep what the ONNX exporter does at each node out of the log: 100 kB, in which our lines would be lost."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    # Whoever set a level wants to see them.
+    silenced = [each for each in loggers if each.level == logging.NOTSET]
+    for each in silenced:
+        each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each in silenced:
+            each.setLevel(logging.NOTSET)
 
 
 _PACKAGES = ("anomalib-ot", "anomalib", "torch", "openvino", "nncf")

@@ -10,6 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
+from .reading import resized
+
 # Cells of the noise along each side, from coarse to fine; the amplitude falls as the number rises.
 _OCTAVES = (3, 12, 48)
 
@@ -49,14 +51,11 @@ class TrialPictures:
     def read(self, indices: Iterable[int]) -> Shown:
         """Some of the pictures, each of which is read once."""
         items = [self.items[index] for index in indices]
-        size = list(self.size)
-        resized = [transforms.resize(item.image, size, antialias=True) for item in items]
         return Shown(
-            # Resizing overshoots one by a rounding error, and the host's inferencer takes anything above for bytes.
-            torch.stack(resized).clamp(0, 1),
+            torch.stack([resized(torch.as_tensor(item.image), self.size) for item in items]),
             [None if item.gt_label is None else bool(item.gt_label) for item in items],
             [
-                None if item.gt_mask is None else transforms.resize(item.gt_mask[None].float(), size)[0] > 0
+                None if item.gt_mask is None else transforms.resize(item.gt_mask[None].float(), list(self.size))[0] > 0
                 for item in items
             ],
         )

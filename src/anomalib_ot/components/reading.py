@@ -1,6 +1,6 @@
 """Pictures of more than eight bits a channel, of which anomalib's reader loses all or half."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as transforms
 
 from .settings import require
 
@@ -38,7 +39,9 @@ def check_value_range(value_range: ValueRange | None) -> None:
         require(is_range, "value_range", "two finite numbers, the lower first", value_range)
 
 
-def read_picture(path: Path | str, value_range: ValueRange | None = None) -> Tensor:
+def read_picture(
+    path: Path | str, value_range: ValueRange | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
     """Read a picture, of whatever depth, as anomalib reads one of eight bits.
 
     anomalib's own ``read_image`` makes all values above 255 of a grey picture white, and drops the lower half of the
@@ -50,6 +53,8 @@ def read_picture(path: Path | str, value_range: ValueRange | None = None) -> Ten
         value_range: Values that become black and white; what lies beyond is cut off. By default those that 16 bits (or
             as many as a TIFF file has) can hold, and 0 and 1 for floating-point numbers. Pictures of up to eight bits
             have a range of their own and are read as anomalib reads them.
+        size: Height and width to resize to, as the models do before they score, for an exported model; by default the
+            file's own.
 
     Returns:
         float32 image (3, H, W) in [0, 1].
@@ -66,8 +71,19 @@ def read_picture(path: Path | str, value_range: ValueRange | None = None) -> Ten
     """
     check_value_range(value_range)
     picture = read_deep_picture(path, value_range)
-    with naming_unreadable(path):
-        return torch.as_tensor(read_image(path, as_tensor=True)) if picture is None else picture
+    if picture is None:
+        with naming_unreadable(path):
+            picture = torch.as_tensor(read_image(path, as_tensor=True))
+    return picture if size is None else resized(picture, size)
+
+
+def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize an image (3, H, W) in [0, 1] as the models' pre-processors do, and keep it there.
+
+    Bytes, or another library's way to average, move a score in its third decimal place.
+    """
+    # Resizing overshoots one by a rounding error, and the host's inferencer takes anything above for bytes.
+    return transforms.resize(image, list(size), antialias=True).clamp(0, 1)
 
 
 def read_deep_picture(path: Path | str, value_range: ValueRange | None = None) -> Tensor | None:

@@ -7,9 +7,11 @@ from itertools import count as count_from
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 
 from anomalib_ot.components.settings import require
+from anomalib_ot.files import claim
 
 if TYPE_CHECKING:
     from .data import Data
@@ -34,7 +36,8 @@ class ExplainingVisualizer(ImageVisualizer):
 
     Raises:
         ValueError: If the count is below 1, a format unknown, or the model has no view of a name or cannot draw it.
-        FileExistsError: If something else has a name in ``explain`` that is needed.
+        FileExistsError: If something else has a name in ``explain`` that is needed, or one of anomalib's picture in the
+            given ``output_dir``, as the pictures themselves may have where they lie.
 
     Example:
         >>> from anomalib_ot import Pradot
@@ -54,6 +57,7 @@ class ExplainingVisualizer(ImageVisualizer):
 
         require(count is None or count >= 1, "count", "at least 1, or None", count)
         require_formats(formats)
+        self._shares_its_folder = self.output_dir is not None
         self.count = count
         self.views = views
         self.formats = formats
@@ -96,6 +100,8 @@ class ExplainingVisualizer(ImageVisualizer):
         from .evidence import image_scores  # noqa: PLC0415
         from .pictures import prepared_pictures  # noqa: PLC0415
 
+        if self._shares_its_folder:
+            self._claim_places(trainer, batch.image_path)
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         for picture in prepared_pictures(pl_module, batch):
             # The batch's scores are clipped to [0, 1], where many may be equal.
@@ -120,6 +126,14 @@ class ExplainingVisualizer(ImageVisualizer):
         logger.info("Views of the most anomalous pictures: %s", page)
 
     on_predict_end = on_test_end
+
+    def _claim_places(self, trainer: Any, paths: Sequence[str]) -> None:
+        """Refuse to let anomalib write over what lay in a given folder, as it names its pictures after the files."""
+        data = getattr(trainer, "datamodule", None)
+        name, category = getattr(data, "name", None), getattr(data, "category", None)
+        places = [generate_output_filename(path, str(self.output_dir), name, category, mkdir=False) for path in paths]
+        for folder in {place.parent for place in places}:
+            claim(folder, *(place.name for place in places if place.parent == folder))
 
     def _folder(self, trainer: Any) -> Path:
         """Where the views go."""

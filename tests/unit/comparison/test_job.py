@@ -160,7 +160,8 @@ def test_the_device_that_ran_is_what_is_recorded(job, monkeypatch, name):
     # What torch has for each: a name for cards, nothing for mps.
     module = SimpleNamespace() if name == "mps" else SimpleNamespace(get_device_name=lambda it: f"a card, {it.type}")
     monkeypatch.setattr(torch, "get_device_module", lambda _: module)
-    assert environment(job, torch.device(name))["device"] == ("mps" if name == "mps" else f"a card, {name}")
+    ran = environment(replace(job, accelerator="auto"), torch.device(name))
+    assert (ran["device"], ran["accelerator"]) == ("mps" if name == "mps" else f"a card, {name}", name)
 
 
 @pytest.mark.parametrize(("accelerator", "expected"), [("cpu", "cpu"), ("auto", "xpu"), ("xpu", "xpu")])

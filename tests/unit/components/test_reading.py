@@ -211,3 +211,14 @@ def test_a_picture_that_is_cut_off_or_none_is_named(tmp_path):
             read_picture(path)
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         read_picture(tmp_path / "gone.png")
+
+
+def test_a_picture_is_made_small_as_pillow_does_it_in_floating_point_and_stays_within_one(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    noise[:40] = 255
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    read = read_picture(tmp_path / "picture.png", size=(24, 32))
+    channels = [Image.fromarray(channel.astype(np.float32) / 255) for channel in noise.transpose(2, 0, 1)]
+    small = [np.asarray(channel.resize((32, 24), Image.Resampling.BILINEAR)) for channel in channels]
+    np.testing.assert_allclose(read, small, atol=1e-6)
+    assert float(read.max()) <= 1

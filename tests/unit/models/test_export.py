@@ -16,6 +16,7 @@ from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.post_processing import PostProcessor
+from PIL import Image
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
@@ -193,6 +194,52 @@ def test_onnx_and_torch_without_a_data_module(fitted, tmp_path, monkeypatch):
     assert torch.allclose(theirs.anomaly_map.squeeze(), ours.anomaly_map.squeeze(), atol=1e-5)
 
 
+@pytest.fixture
+def large_picture(tmp_path):
+    """A file whose details are lost or kept by how it is made small."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def predicted(unclipped, engine, large_picture):
+    """Score and map of the large picture as anomalib predicts them."""
+    (batch,) = engine().predict(unclipped, data_path=large_picture)
+    return float(batch.pred_score), batch.anomaly_map.numpy().squeeze()
+
+
+def test_the_code_of_the_deployment_guide_gives_the_score_of_predict(
+    unclipped, one_graph, predicted, tmp_path, monkeypatch
+):
+    del one_graph
+    path = unclipped.to_openvino(tmp_path, input_size=SIZE)
+    for file in path.parent.glob("model.*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shown = {}
+    exec(_code_of("Run it").replace("(224, 224)", str(SIZE)), shown)
+    score, anomaly_map = predicted
+    assert float(shown["prediction"].pred_score.squeeze()) == pytest.approx(score, abs=1e-5)
+    np.testing.assert_allclose(np.squeeze(shown["prediction"].anomaly_map), anomaly_map, atol=1e-5)
+
+
+def _code_of(section):
+    guide = Path(__file__).parents[3] / "docs/guides/deployment.md"
+    return re.search(rf"## {section}\n\n```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+def test_a_torch_file_resizes_as_predict_does(unclipped, predicted, large_picture, tmp_path, monkeypatch):
+    graphs_resize_with = unclipped.pre_processor.export_transform
+    path = unclipped.to_torch(tmp_path)
+    assert unclipped.pre_processor.export_transform is graphs_resize_with
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    prediction = TorchInferencer(path, device="cpu").predict(large_picture)
+    score, anomaly_map = predicted
+    assert float(prediction.pred_score) == pytest.approx(score, abs=1e-5)
+    np.testing.assert_allclose(np.squeeze(prediction.anomaly_map), anomaly_map, atol=1e-5)
+
+
 def test_the_log_says_in_a_line_what_was_found_and_where_it_is(pradot, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "anomalib_ot"):
         path = pradot.to_torch(tmp_path)
@@ -202,6 +249,23 @@ def test_the_log_says_in_a_line_what_was_found_and_where_it_is(pradot, tmp_path,
     assert str(path) in lines[0]
     assert str(path.with_name("model.parity.json")) in lines[0]
     assert "\n" not in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_log_is_free_of_the_exporters_steps_unless_they_are_asked_for(
+    pradot, kind, wanted, tmp_path, caplog, monkeypatch
+):
+    def export(**_):
+        logging.getLogger("onnxscript.optimizer._constant_folding").info("Skipping constant folding for node")
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setattr(logging.getLogger("onnxscript"), "level", logging.INFO if wanted else logging.NOTSET)
+    with caplog.at_level(logging.INFO), pytest.raises(InterruptedError):
+        getattr(pradot, f"to_{kind}")(tmp_path)
+    assert ("Skipping constant folding" in caplog.text) == wanted
+    assert logging.getLogger("onnxscript").level == (logging.INFO if wanted else logging.NOTSET)
 
 
 def wrong(export):

@@ -65,6 +65,21 @@ def test_views_lie_beside_the_folder_of_the_pictures(fitted, batch, trainer, tmp
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("index.html")] == [f"{folder}/index.html"]
 
 
+def test_no_file_of_the_working_folder_is_written_over(fitted, batch, trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / tmp_path.name / "0.png"
+    kept.parent.mkdir()
+    kept.write_text("a picture of the same name")
+    visualizer = ExplainingVisualizer(count=1, views=["evidence"], output_dir=".")
+    with pytest.raises(FileExistsError, match=r"holds 0\.png, which anomalib-ot did not write there"):
+        visualizer.on_test_batch_end(trainer, fitted("WtFlow", 0.5), None, batch, 0)
+    assert kept.read_text() == "a picture of the same name"
+    kept.unlink()
+    for _ in range(2):
+        visualizer.on_test_batch_end(trainer, fitted("WtFlow", 0.5), None, batch, 0)
+    assert Image.open(kept).size
+
+
 def test_what_could_not_be_drawn_or_written_after_the_test_is_refused_before_it(fitted, trainer):
     model = fitted("WtFlow", 0.5)
     for formats in (["gif"], []):
