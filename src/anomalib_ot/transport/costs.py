@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .arguments import require_floats, require_vectors
-from .exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
-from .processes import Processes
-from .workspace import Workspace
+from ._arguments import require_floats, require_vectors
+from ._exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from ._processes import Processes
+from ._workspace import Workspace
 
 SpatialCost = Literal["squared", "euclidean"]
 
@@ -294,7 +294,7 @@ class FusedCost:
         """Store all similarities rounded, and return the least, NaN where some are not finite."""
         if not (self._features.isfinite().all() and self._prototypes.isfinite().all()):
             return self._features.new_tensor(math.nan)
-        from .compiled import round_rows  # noqa: PLC0415 - brings Numba, which scoring does without
+        from ._compiled import round_rows  # noqa: PLC0415 - brings Numba, which scoring does without
 
         middles, steps = rounding
         scratch = self._features.new_empty(min(_ROWS, len(matrix)), len(self._prototypes))

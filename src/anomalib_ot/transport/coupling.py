@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .arguments import require_floats
+from ._arguments import require_floats
 
 CouplingName = Literal["independent", "optimal", "worst"]
 Scope = Literal["positions", "maps"]

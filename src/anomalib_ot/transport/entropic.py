@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import require_floats, require_tensors
+from ._arguments import require_floats, require_tensors
+from ._kernels import TINY, Kernel, make_kernel
+from ._processes import Processes
+from ._workspace import Workspace
 from .costs import Cost, DenseCost
-from .kernels import TINY, Kernel, make_kernel
-from .processes import Processes
-from .workspace import Workspace
 
 # Scalings beyond exp(±_ABSORB) move into the potentials.
 _ABSORB = 40.0

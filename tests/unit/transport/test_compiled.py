@@ -13,10 +13,10 @@ from numba.core.caching import IndexDataCacheFile
 
 import anomalib_ot
 from anomalib_ot.transport import sinkhorn
-from anomalib_ot.transport.compiled import TINY, round_rows, scale_dense_rows
+from anomalib_ot.transport._compiled import TINY, round_rows, scale_dense_rows
 
 LOOP = """
-from anomalib_ot.transport.compiled import compiled
+from anomalib_ot.transport._compiled import compiled
 
 @compiled()
 def double(values):
@@ -27,7 +27,7 @@ SOLVE = """
 import torch
 from anomalib_ot import Pradot
 from anomalib_ot.transport import sinkhorn
-from anomalib_ot.transport.compiled import scale_dense_rows
+from anomalib_ot.transport._compiled import scale_dense_rows
 
 scale_dense_rows(torch.ones(4, 3), torch.ones(3), torch.ones(4))
 cost = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_ot.transport import FusedCost, Workspace, grid_coordinates, sinkhorn
-from anomalib_ot.transport.kernels import DenseKernel, RecomputedKernel
-from anomalib_ot.transport.sparse import SparseKernel
+from anomalib_ot.transport._kernels import DenseKernel, RecomputedKernel
+from anomalib_ot.transport._sparse import SparseKernel
 
 properties = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 sizes = st.integers(1, 10)
@@ -214,8 +214,8 @@ def only(form, entries):
     """A workspace in which a problem of so many entries gets a kernel of this form, in blocks of a quarter."""
     bytes_of_entry = {"sparse": 100, "dense": 4, "bfloat16": 2, "none": 1}[form]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", 0 if form == "sparse" else math.inf)
-        patch.setattr("anomalib_ot.transport.sparse._SPARSE", 2.0)
+        patch.setattr("anomalib_ot.transport._kernels._SPARSE_ENTRIES", 0 if form == "sparse" else math.inf)
+        patch.setattr("anomalib_ot.transport._sparse._SPARSE", 2.0)
         patch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", entries // 4)
         yield Workspace(bytes_of_entry * entries)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from anomalib_ot.transport import DenseCost, FusedCost, Workspace, grid_coordinates, sinkhorn
-from anomalib_ot.transport.kernels import DenseKernel, RecomputedKernel
-from anomalib_ot.transport.sparse import SparseKernel
+from anomalib_ot.transport._kernels import DenseKernel, RecomputedKernel
+from anomalib_ot.transport._sparse import SparseKernel
 
 MEGABYTE = 1e6
 CELLS, CHANNELS, PER_CELL, IMAGES = 64, 16, 6, 48
@@ -40,7 +40,7 @@ def exact(problem):
 )
 def test_each_form_gives_the_plan_of_the_dense_kernel_in_float64(problem, exact, memory, kind, error, monkeypatch):
     if kind is not SparseKernel:
-        monkeypatch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", math.inf)
+        monkeypatch.setattr("anomalib_ot.transport._kernels._SPARSE_ENTRIES", math.inf)
         monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
     plan = solve(problem, memory)
     assert type(plan.kernel) is kind
@@ -108,7 +108,7 @@ def test_a_kernel_with_many_entries_is_dense(problem):
 
 
 def test_rounding_to_bfloat16_halves_the_memory(problem, monkeypatch):
-    monkeypatch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", math.inf)
+    monkeypatch.setattr("anomalib_ot.transport._kernels._SPARSE_ENTRIES", math.inf)
     monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
     workspace = Workspace(3 * MEGABYTE)
     sinkhorn(FusedCost(*problem, 0.3, "euclidean"), workspace=workspace)
@@ -138,7 +138,7 @@ def test_rounded_similarities_give_the_plan_of_the_dense_kernel_in_float64(exact
 
 
 def test_a_dense_kernel_takes_the_place_of_rounded_similarities(problem, solve_rounded, monkeypatch):
-    monkeypatch.setattr("anomalib_ot.transport.sparse._SPARSE", 0.0)
+    monkeypatch.setattr("anomalib_ot.transport._sparse._SPARSE", 0.0)
     # Scalings grow apart, so that the kernel is made anew after the similarities are gone.
     plan, workspace = solve_rounded(epsilon=0.004, max_iterations=300)
     assert isinstance(plan.kernel, DenseKernel)

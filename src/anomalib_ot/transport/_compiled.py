@@ -1,6 +1,6 @@
 """Loops over a kernel's rows on a processor, compiled by Numba and shared by threads.
 
-This module and :mod:`~anomalib_ot.transport.sparse` are imported when a problem is first solved, and Numba with them:
+This module and :mod:`~anomalib_ot.transport._sparse` are imported when a problem is first solved, and Numba with them:
 whoever only scores does without.
 """
 
@@ -21,8 +21,8 @@ from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .exponents import LEVELS
-from .kernels import TINY
+from ._exponents import LEVELS
+from ._kernels import TINY
 
 logger = logging.getLogger(__name__)
 

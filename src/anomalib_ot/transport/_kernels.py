@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ._exponents import Exponents
+from ._workspace import Workspace
 from .costs import Cost
-from .exponents import Exponents
-from .workspace import Workspace
 
 # Below this a float32 sum counts as underflowed.
 TINY = 1e-30
@@ -49,7 +49,7 @@ def make_kernel(
 ) -> tuple[Kernel, Tensor]:
     """Kernel of a cost matrix, in the cheapest form that its entries and the memory allow.
 
-    - Sparse, where few of the entries matter; see :func:`anomalib_ot.transport.sparse.make_sparse`. Processors without
+    - Sparse, where few of the entries matter; see :func:`anomalib_ot.transport._sparse.make_sparse`. Processors without
       graphics only.
     - Dense.
     - Dense in bfloat16, in the place of rounded similarities where they leave no other. Rounding an entry by a share of
@@ -84,7 +84,7 @@ def make_kernel(
     highest = g.new_empty(cost.shape[0])
     kernel: Kernel | None = None
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
-        from .sparse import make_sparse  # noqa: PLC0415 - brings Numba, which scoring does without
+        from ._sparse import make_sparse  # noqa: PLC0415 - brings Numba, which scoring does without
 
         kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance)
     for dtype in (g.dtype, torch.bfloat16):
@@ -156,7 +156,7 @@ class DenseKernel(_BlockedKernel):
     def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Scaling u = a / Kv, and Kᵀu."""
         if self._matrix.device.type == "cpu" and self._dtype == torch.float32:
-            from .compiled import scale_dense_rows  # noqa: PLC0415 - likewise
+            from ._compiled import scale_dense_rows  # noqa: PLC0415 - likewise
 
             return scale_dense_rows(self._matrix, v, row_weights)
         return super().scale_rows(v, row_weights)
