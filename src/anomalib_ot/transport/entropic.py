@@ -265,7 +265,7 @@ def _solve_by_pot(
     matrix, log = sinkhorn_log(a, b, matrix, epsilon, max_iterations, threshold, log=True, warn=False, warmstart=start)
     f, g = epsilon * log["log_u"], epsilon * log["log_v"]
     _check_finite(f, epsilon)
-    kernel = DenseKernel(matrix, [slice(0, len(matrix))], matrix.dtype)
+    kernel = DenseKernel(matrix, [slice(0, len(matrix))])
     sums = matrix.sum(0)
     error = float((sums - b).abs().sum())
     ones = torch.ones_like(a), torch.ones_like(b)
