@@ -18,7 +18,6 @@ from math import ceil
 from pathlib import Path
 from statistics import fmean
 
-import ot
 import torch
 from anomalib.data import AnomalibDataModule
 from jsonargparse import auto_cli
@@ -26,7 +25,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
-from anomalib_ot.transport import FusedCost, grid_coordinates
+from anomalib_ot.transport import FusedCost, grid_coordinates, sinkhorn
 
 from .categories import open_category
 from .features import layer_features, whitening_of
@@ -113,15 +112,10 @@ def dense_step(prototypes: Prototypes, features: Tensor) -> float:
     grid = grid_coordinates(*features.shape[-2:])
     embeddings = features.permute(0, 2, 3, 1).flatten(0, 2)
     settings = prototypes.settings
-    cost = FusedCost(embeddings, prototypes.features, grid, prototypes.coordinates, prototypes.alpha, settings.spatial)[
-        :
-    ].double()
-    uniform = [torch.full((size,), 1 / size, dtype=cost.dtype) for size in cost.shape]
-    plan = ot.bregman.sinkhorn(
-        *uniform, cost, settings.epsilon, method="sinkhorn_log", numItermax=ITERATIONS, stopThr=0.0, warn=False
-    )
-    prototypes.move((len(prototypes.features) * plan.T @ embeddings.double()).float())
-    return float((plan * cost).sum())
+    cost = FusedCost(embeddings, prototypes.features, grid, prototypes.coordinates, prototypes.alpha, settings.spatial)
+    plan = sinkhorn(cost, settings.epsilon, ITERATIONS, method="reference")
+    prototypes.move(plan.barycentres(embeddings).float())
+    return plan.transport_cost()
 
 
 if __name__ == "__main__":

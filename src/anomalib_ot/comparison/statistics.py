@@ -73,7 +73,8 @@ def paired_bootstrap(
         msg = f"{pairs[0][0]} was tested on {n_normal} normal and {n_anomalous} anomalous images; AUROC needs both"
         raise ValueError(msg)
     generator = np.random.default_rng(seed)
-    # First the images as they are.
+    # scipy.stats.bootstrap draws indices, not counts; the AUROC of counts needs no sort for each resample. First the
+    # images as they are.
     weights = [
         [np.ones(n, dtype=np.int64), *generator.multinomial(n, np.full(n, 1 / n), size=resamples)]
         for n in (n_anomalous, n_normal)

@@ -1,9 +1,10 @@
-"""Main memory that is left to this process, in a container or outside."""
+"""Main memory that is left to this process, in a container or outside: psutil knows the machine, but no container."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 
 class _Files(NamedTuple):
@@ -35,14 +36,7 @@ def free_memory(root: Path = Path("/")) -> int:
     Returns:
         Bytes, at least 0.
     """
-    return max(0, min([_free_of_machine(root), *_free_of_groups(root)]))
-
-
-def _free_of_machine(root: Path) -> int:
-    available = _table(root / "proc" / "meminfo").get("MemAvailable:")
-    if available is None:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 1024 * available
+    return max(0, min([psutil.virtual_memory().available, *_free_of_groups(root)]))
 
 
 def _free_of_groups(root: Path) -> Iterator[int]:

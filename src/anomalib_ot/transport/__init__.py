@@ -1,5 +1,7 @@
 """Optimal transport on tensors: no anomalib, no Lightning, no images."""
 
+from ._processes import Processes
+from ._workspace import Workspace
 from .conditional import (
     ConditionalPlan,
     Navigator,
@@ -22,8 +24,6 @@ from .coupling import (
     create_coupling,
 )
 from .entropic import NotConvergedWarning, TransportPlan, sinkhorn
-from .processes import Processes
-from .workspace import Workspace
 
 __all__ = [
     "ConditionalPlan",

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .arguments import require_floats, require_vectors
+from ._arguments import require_floats, require_vectors
 
 NavigatorStart = Literal["metric", "random"]
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .arguments import require_floats, require_vectors
-from .exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
-from .processes import Processes
-from .workspace import Workspace
+from ._arguments import require_floats, require_vectors
+from ._exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from ._processes import Processes
+from ._workspace import Workspace
 
 SpatialCost = Literal["squared", "euclidean"]
 
 _BLOCK_ENTRIES = 2**20
 # Cosine distances below so many roundings cannot be told from zero.
 _ROUNDINGS = 16
-# Bytes for each entry that rounded similarities need, with a kernel beside them or in their place.
+# Bytes for each entry that rounded similarities need, with a sparse kernel beside them.
 _BYTES_ROUNDED = 3
 # Rows to round at once: enough for torch's threads, which go on spinning for a while after a product, not to matter.
 _ROWS = 1024
@@ -112,12 +112,6 @@ class Cost(Protocol):
     def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
         """The way to rows of (g − M) / ε; g is (P,)."""
 
-    def hand_over(self) -> Tensor | None:
-        """Memory (N, P) of two bytes an entry, for a kernel in the place of rounded similarities, or None.
-
-        A row may be written once its exponents were read. From then on the similarities are computed anew.
-        """
-
 
 class DenseCost:
     """A cost matrix that is at hand.
@@ -152,9 +146,6 @@ class DenseCost:
     def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
         """The way to rows of (g − M) / ε; see :class:`Cost`."""
         return StoredExponents(Stored(self._matrix), potential[None], -1.0, 1 / epsilon)
-
-    def hand_over(self) -> None:
-        """None; see :class:`Cost`."""
 
 
 class FusedCost:
@@ -258,13 +249,6 @@ class FusedCost:
             return StoredExponents(stored, offsets, slope)
         return ProductExponents(self._features, self._prototypes, offsets, slope)
 
-    def hand_over(self) -> Tensor | None:
-        """The memory of rounded similarities; see :class:`Cost`."""
-        if self._stored is None or self._stored.rounding is None:
-            return None
-        place, self._stored = self._stored.matrix, None
-        return place
-
     def _store(self, workspace: Workspace) -> Stored | None:
         """Memory for the similarities, as far as there is any."""
         like, entries = self._features, self.shape.numel()
@@ -294,7 +278,7 @@ class FusedCost:
         """Store all similarities rounded, and return the least, NaN where some are not finite."""
         if not (self._features.isfinite().all() and self._prototypes.isfinite().all()):
             return self._features.new_tensor(math.nan)
-        from .compiled import round_rows  # noqa: PLC0415 - brings Numba, which scoring does without
+        from ._compiled import round_rows  # noqa: PLC0415 - brings Numba, which scoring does without
 
         middles, steps = rounding
         scratch = self._features.new_empty(min(_ROWS, len(matrix)), len(self._prototypes))

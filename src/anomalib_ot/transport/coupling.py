@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .arguments import require_floats
+from ._arguments import require_floats
 
 CouplingName = Literal["independent", "optimal", "worst"]
 Scope = Literal["positions", "maps"]
@@ -27,6 +27,8 @@ Solver = Literal["auto", "exact", "greedy"]
 # Points of a block that is not given, at most. Eight times as many make partners a quarter more alike or unalike, and
 # take ten times as long.
 _BLOCK = 128
+# Steps of POT's network simplex that are enough for any block.
+_PIVOTS = 10**7
 # Points of a block up to which the Hungarian method is faster than the greedy one on the CPU.
 _EXACT = 1024
 
@@ -136,7 +138,7 @@ class OptimalCoupling:
 
     @torch.no_grad()
     def gap(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> float:
-        """How far the solver stays behind the exact assignment within the same blocks.
+        """How far the solver stays behind the exact assignment within the same blocks, as POT's ``ot.emd2`` finds it.
 
         Args:
             data: (B, C, H, W).
@@ -149,10 +151,7 @@ class OptimalCoupling:
         points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
         gains = self._gains(points[blocks], partners[blocks])
-        ours, best = (
-            float(gains.gather(2, chosen[..., None]).sum())
-            for chosen in (self._assign(gains), _exact_assignment(gains))
-        )
+        ours, best = float(gains.gather(2, self._assign(gains)[..., None]).double().sum()), _highest_gain(gains)
         # Where the exact assignment gains nothing, zero maps say, there is nothing to stay behind.
         return 1 - ours / best if best else 0.0
 
@@ -263,8 +262,17 @@ def create_coupling(
     return {"optimal": OptimalCoupling, "worst": WorstCoupling}[name](scope, block_size, solver)
 
 
+def _highest_gain(gains: Tensor) -> float:
+    """Greatest sum of gains (K, n, n) that any assignment has, by code that shares nothing with the solvers."""
+    import ot  # noqa: PLC0415 - takes seconds, and only checks need it
+
+    blocks = -gains.double().cpu().numpy()
+    return -len(blocks[0]) * sum(ot.emd2([], [], block, numItermax=_PIVOTS) for block in blocks)
+
+
 def _exact_assignment(gains: Tensor) -> Tensor:
     """Column of each row at the greatest sum of gains, (K, n) for gains (K, n, n)."""
+    # SciPy finds what ot.emd finds, in half the time for blocks of 128 to 1024 and less for smaller ones.
     columns = [torch.from_numpy(linear_sum_assignment(block, maximize=True)[1]) for block in gains.cpu().numpy()]
     return torch.stack(columns).to(gains.device)
 

@@ -1,10 +1,12 @@
 import warnings
+from typing import get_args
 
 import ot
 import pytest
 import torch
 
-from anomalib_ot.transport import FusedCost, NotConvergedWarning, Workspace, grid_coordinates, sinkhorn
+from anomalib_ot.transport import FusedCost, NotConvergedWarning, Processes, Workspace, grid_coordinates, sinkhorn
+from anomalib_ot.transport.entropic import Method
 
 
 def reference(cost, epsilon, iterations):
@@ -23,6 +25,44 @@ def test_plan_equals_pots_log_domain_solver(epsilon, dtype):
     plan = sinkhorn(cost.to(dtype), epsilon, max_iterations=200)
     expected = reference(cost, epsilon, 200)
     assert (plan.dense() - expected).abs().max() * 60 < (1e-4 if dtype == torch.float32 else 1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("iterations", [1, 7, 100])
+def test_the_reference_is_pots_solver_and_gives_the_same_plan(iterations, weighted):
+    generator = torch.Generator().manual_seed(0)
+    cost, points = torch.rand(60, 25, generator=generator), torch.randn(60, 3, generator=generator)
+    rows, columns = ((torch.rand(size, generator=generator) + 0.1).softmax(0) for size in (60, 25))
+    marginals = {"row_weights": rows, "column_weights": columns} if weighted else {}
+    ours, theirs = (sinkhorn(cost, 0.05, iterations, method=method, **marginals) for method in get_args(Method))
+    assert theirs.dense().dtype == torch.float64
+    assert theirs.iterations == ours.iterations == iterations
+    if not weighted:
+        torch.testing.assert_close(theirs.dense(), reference(cost, 0.05, iterations))
+    torch.testing.assert_close(ours.dense().double(), theirs.dense(), atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(ours.barycentres(points).double(), theirs.barycentres(points), atol=1e-5, rtol=0)
+    assert ours.transport_cost() == pytest.approx(theirs.transport_cost(), rel=1e-5)
+    assert ours.marginal_error == pytest.approx(theirs.marginal_error, abs=1e-5)
+    shift = ours.potential - theirs.potential
+    torch.testing.assert_close(shift, shift.mean().expand(25), atol=1e-5, rtol=0)
+
+
+def test_the_reference_stops_within_the_tolerance_and_starts_where_it_is_told():
+    cost = torch.rand(50, 20, generator=torch.Generator().manual_seed(0))
+    cold = sinkhorn(cost, 0.05, 1000, 1e-5, method="reference")
+    assert cold.marginal_error <= 1e-5
+    assert 1 < cold.iterations < 1000
+    # POT looks at the error after the first iteration, and then after every tenth.
+    assert sinkhorn(cost, 0.05, 1000, 1e-5, cold.potential, method="reference").iterations == 1
+
+
+def test_the_reference_says_what_it_cannot_do():
+    with pytest.warns(NotConvergedWarning, match="after 2 iterations"):
+        sinkhorn(torch.rand(50, 20), 0.001, 2, 1e-6, method="reference")
+    with pytest.raises(ValueError, match="'reference' solves in one process"):
+        sinkhorn(torch.rand(3, 5), method="reference", processes=Processes(object()))
+    with pytest.raises(ValueError, match="the cost divided by epsilon 1e-320 has NaN"):
+        sinkhorn(torch.rand(3, 5), 1e-320, method="reference")
 
 
 def test_marginals():
@@ -137,6 +177,7 @@ def test_a_solve_that_does_not_converge_warns_with_the_error():
     [
         ({"cost": torch.rand(3)}, "non-empty matrix"),
         ({"cost": torch.rand(0, 3)}, "non-empty matrix"),
+        ({"method": "exact"}, "method must be one of stabilized, reference, not 'exact'"),
         ({"epsilon": 0}, "epsilon must be positive"),
         ({"epsilon": float("nan")}, "epsilon must be positive"),
         ({"max_iterations": 0}, "at least 1"),

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from anomalib_ot.transport import DenseCost, FusedCost, Workspace, grid_coordinates, sinkhorn
-from anomalib_ot.transport.kernels import DenseKernel, RecomputedKernel
-from anomalib_ot.transport.sparse import SparseKernel
+from anomalib_ot.transport._kernels import DenseKernel, RecomputedKernel
+from anomalib_ot.transport._sparse import SparseKernel
 
 MEGABYTE = 1e6
 CELLS, CHANNELS, PER_CELL, IMAGES = 64, 16, 6, 48
@@ -33,14 +33,14 @@ def exact(problem):
     return sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.01)
 
 
-# The dense kernel takes 4.7 MB, its bfloat16 form 2.4 MB.
+# The dense kernel takes 4.7 MB.
 @pytest.mark.parametrize(
     ("memory", "kind", "error"),
-    [(2**31, SparseKernel, 1e-4), (3 * MEGABYTE, DenseKernel, 4e-3), (2 * MEGABYTE, RecomputedKernel, 1e-4)],
+    [(2**31, SparseKernel, 1e-4), (5 * MEGABYTE, DenseKernel, 1e-4), (2 * MEGABYTE, RecomputedKernel, 1e-4)],
 )
 def test_each_form_gives_the_plan_of_the_dense_kernel_in_float64(problem, exact, memory, kind, error, monkeypatch):
     if kind is not SparseKernel:
-        monkeypatch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", math.inf)
+        monkeypatch.setattr("anomalib_ot.transport._kernels._SPARSE_ENTRIES", math.inf)
         monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
     plan = solve(problem, memory)
     assert type(plan.kernel) is kind
@@ -107,14 +107,6 @@ def test_a_kernel_with_many_entries_is_dense(problem):
     assert isinstance(plan.kernel, DenseKernel)
 
 
-def test_rounding_to_bfloat16_halves_the_memory(problem, monkeypatch):
-    monkeypatch.setattr("anomalib_ot.transport.kernels._SPARSE_ENTRIES", math.inf)
-    monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
-    workspace = Workspace(3 * MEGABYTE)
-    sinkhorn(FusedCost(*problem, 0.3, "euclidean"), workspace=workspace)
-    assert [buffer.numel() for buffer in workspace._buffers.values()] == [2 * 3072 * 384]
-
-
 @pytest.fixture
 def solve_rounded(problem, monkeypatch):
     """Solve with similarities in 16 bits, for which alone there is room beside a sparse kernel."""
@@ -137,14 +129,14 @@ def test_rounded_similarities_give_the_plan_of_the_dense_kernel_in_float64(exact
     assert workspace._buffers["similarities"].numel() == 2 * 3072 * 384
 
 
-def test_a_dense_kernel_takes_the_place_of_rounded_similarities(problem, solve_rounded, monkeypatch):
-    monkeypatch.setattr("anomalib_ot.transport.sparse._SPARSE", 0.0)
-    # Scalings grow apart, so that the kernel is made anew after the similarities are gone.
+def test_a_kernel_that_does_not_fit_is_computed_from_rounded_similarities(problem, solve_rounded, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.transport._sparse._SPARSE", 0.0)
+    # Scalings grow apart, so that the kernel is made more than once.
     plan, workspace = solve_rounded(epsilon=0.004, max_iterations=300)
-    assert isinstance(plan.kernel, DenseKernel)
+    assert isinstance(plan.kernel, RecomputedKernel)
     assert set(workspace._buffers) == {"similarities", "values", "columns"}
     exact = sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.004, 300)
-    assert (plan.dense() - exact.dense()).abs().sum() < 0.02
+    assert (plan.dense() - exact.dense()).abs().sum() < 0.01
 
 
 def test_rounding_changes_a_cost_by_no_more_than_is_said(problem):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_ot.transport import DenseCost, Workspace
-from anomalib_ot.transport.sparse import make_sparse
+from anomalib_ot.transport._sparse import make_sparse
 
 ROWS, COLUMNS, EPSILON, ERROR, ALLOWANCE = 300, 70, 0.01, 1e-3, 8.0
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -98,6 +98,25 @@ class Assignment:
         return (1 - alpha) * self.feature + alpha * self.space
 
 
+class _KeptPenalties(NamedTuple):
+    """Penalties for maps of one size, which take longer to compute than all else in a score.
+
+    Attributes:
+        size: Height and width of the maps.
+        coordinates: Those of the prototypes at that time, (P, 2).
+        penalties: (H·W, P).
+    """
+
+    size: torch.Size
+    coordinates: Tensor
+    penalties: Tensor
+
+    def are_of(self, size: torch.Size, coordinates: Tensor) -> bool:
+        """Whether they serve for maps of this size and these coordinates."""
+        is_there = self.coordinates.device == coordinates.device
+        return self.size == size and is_there and torch.equal(self.coordinates, coordinates)
+
+
 class Prototypes(DynamicBufferMixin, nn.Module):
     """The prototypes of one layer and one α, each with a coordinate.
 
@@ -143,7 +162,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         self.register_buffer("reach", torch.ones((), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._workspace = workspace or Workspace()
-        self._kept_penalties: tuple[Tensor, tuple[torch.Size, int], Tensor] | None = None
+        self._kept_penalties: _KeptPenalties | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_kept_penalties": None}
@@ -360,16 +379,13 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
     def _penalties(self, features: Tensor) -> Tensor:
         """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""
-        # What was made in inference mode does not tell when it has changed.
-        is_kept = not is_traced() and not self.coordinates.is_inference()
-        state = (features.shape[-2:], self.coordinates._version) if is_kept else None  # noqa: SLF001
-        kept = self._kept_penalties
-        if kept is not None and kept[0] is self.coordinates and kept[1] == state:
-            return kept[2]
+        size, coordinates, kept = features.shape[-2:], self.coordinates, self._kept_penalties
+        if not is_traced() and kept is not None and kept.are_of(size, coordinates):
+            return kept.penalties
         weight = self.alpha / self.reach if self.settings.normalize_score else self.alpha
         penalties = self._space(features) * -weight
-        if state is not None:
-            self._kept_penalties = (self.coordinates, state, penalties)
+        if not is_traced():
+            self._kept_penalties = _KeptPenalties(size, coordinates.clone(), penalties)
         return penalties
 
     def _space(self, features: Tensor) -> Tensor:

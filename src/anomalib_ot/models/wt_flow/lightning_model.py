@@ -229,6 +229,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _share_of_learning_rate(self, step: int) -> float:
+        # Warm-up times cosine in closed form. torch's schedulers, chained, update the rate step by step, and round.
         done = min(1.0, (step + 1) / (self.training_steps + 1))
         return min(1.0, done / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
 
@@ -301,6 +302,8 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
 
     @torch.no_grad()
     def _average(self) -> None:
+        # As torch's get_ema_multi_avg_fn, but at a rising rate, and in the averages' own precision. AveragedModel would
+        # rename the weights of checkpoints.
         rate = min(self.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
         for average, weights in zip(self.model.velocities().parameters(), self.trained.parameters(), strict=True):
             average.lerp_(weights.to(average.dtype), 1 - rate)

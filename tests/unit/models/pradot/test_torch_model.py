@@ -151,6 +151,23 @@ def test_scores_follow_prototypes_that_move(features):
     assert torch.equal(prototypes(features), fresh(features))
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_penalties_are_computed_once_for_a_size_and_coordinates(features, mode, monkeypatch):
+    calls, compute = [], Prototypes._space
+    monkeypatch.setattr(Prototypes, "_space", lambda *given: calls.append(given) or compute(*given))
+    with mode():
+        prototypes = make(features)
+        calls.clear()
+        first = prototypes(features)
+        assert len(calls) == 1
+        assert torch.equal(prototypes(features), first)
+        assert len(calls) == 1
+        prototypes(features[..., 1:])
+        prototypes.coordinates.mul_(0.5)
+        prototypes(features[..., 1:])
+    assert len(calls) == 3
+
+
 def test_update_ignores_the_order_of_the_images(features):
     one, other = make(features, **EXACT), make(features, **EXACT)
     other.features = one.features.clone()

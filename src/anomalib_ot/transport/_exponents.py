@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .workspace import Workspace
+from ._workspace import Workspace
 
 # Rows of a kept matrix that are taken at once: enough for torch's threads, which go on spinning for a while after each
 # of its operations, not to matter.

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compiled import FAST, FINITE, LANES, compiled, over_rows, run
+from ._compiled import FAST, FINITE, LANES, compiled, over_rows, run
+from ._exponents import Exponents
+from ._kernels import TINY
+from ._workspace import Workspace
 from .costs import row_blocks
-from .exponents import Exponents
-from .kernels import TINY
-from .workspace import Workspace
 
 # Beyond this share of entries, a sparse kernel is slower than a dense one.
 _SPARSE = 0.2
@@ -19,7 +19,7 @@ _BYTES_OF_ENTRY = 8
 
 
 class SparseKernel:
-    """The entries that matter, as a compressed sparse row matrix; see :class:`anomalib_ot.transport.kernels.Kernel`.
+    """The entries that matter, as a compressed sparse row matrix; see :class:`anomalib_ot.transport._kernels.Kernel`.
 
     Args:
         offsets: Where the entries of each row start and the last ones end, (N + 1,).

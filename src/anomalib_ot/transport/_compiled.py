@@ -1,6 +1,6 @@
 """Loops over a kernel's rows on a processor, compiled by Numba and shared by threads.
 
-This module and :mod:`~anomalib_ot.transport.sparse` are imported when a problem is first solved, and Numba with them:
+This module and :mod:`~anomalib_ot.transport._sparse` are imported when a problem is first solved, and Numba with them:
 whoever only scores does without.
 """
 
@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
+from numba import njit
 from numba.core.caching import FunctionCache
-from numba.extending import intrinsic
 from torch import Tensor
 
-from .exponents import LEVELS
-from .kernels import TINY
+from ._exponents import LEVELS
+from ._kernels import TINY
 
 logger = logging.getLogger(__name__)
 
@@ -109,20 +107,18 @@ def scale_dense_rows(matrix: Tensor, v: Tensor, row_weights: Tensor) -> tuple[Te
     """Scaling u = a / Kv and Kᵀu in one pass over a dense kernel, while a few of its rows are near.
 
     Args:
-        matrix: K, (N, P), float32 or bfloat16, on the processor.
+        matrix: K, (N, P), float32, on the processor.
         v: (P,), float32.
         row_weights: a, (N,), float32.
 
     Returns:
         u, (N,), and Kᵀu, (P,), both float32. They depend on the number of threads by rounding.
     """
-    # NumPy has no bfloat16: its bits will do.
-    bits = matrix.view(torch.int16).numpy().view(np.uint16) if matrix.dtype == torch.bfloat16 else matrix.numpy()
     u = torch.empty_like(row_weights)
     bounds = np.linspace(0, len(matrix) // _TOGETHER, torch.get_num_threads() + 1).astype(int) * _TOGETHER
     bounds[-1] = len(matrix)
     sums = v.new_zeros(len(bounds) - 1, len(v))
-    arrays = (bits, v.numpy(), row_weights.numpy(), u.numpy())
+    arrays = (matrix.numpy(), v.numpy(), row_weights.numpy(), u.numpy())
     run(_scale_dense_rows, [(*rows, *arrays, part) for rows, part in zip(pairwise(bounds), sums.numpy(), strict=True)])
     return u, sums.sum(0)
 
@@ -146,22 +142,6 @@ def round_rows(block: Tensor, rounded: Tensor, middles: Tensor, steps: Tensor) -
     over_rows(_round_rows, len(block), block, rounded, middles, steps)
 
 
-def _typed_widen(_: Any, entry: types.Type) -> tuple:
-    """Type and code of :data:`_widen`."""
-
-    def generate(_: Any, builder: ir.IRBuilder, __: Any, values: Sequence) -> ir.Value:
-        if isinstance(entry, types.Float):
-            return values[0]
-        word = ir.IntType(32)
-        return builder.bitcast(builder.shl(builder.zext(values[0], word), ir.Constant(word, 16)), ir.FloatType())
-
-    return types.float32(entry), generate
-
-
-# A float32, from itself or from the bits of a bfloat16, which are its upper half.
-_widen: Any = intrinsic(_typed_widen)
-
-
 @compiled(FAST)
 def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN202 - compiled
     """The scaling u = a / Kv, and add Kᵀu, of the rows of K from first to stop."""
@@ -171,23 +151,23 @@ def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN
         k0, k1, k2, k3 = entries[i], entries[i + 1], entries[i + 2], entries[i + 3]
         t0 = t1 = t2 = t3 = np.float32(0)
         for j in range(len(v)):
-            t0 += _widen(k0[j]) * v[j]
-            t1 += _widen(k1[j]) * v[j]
-            t2 += _widen(k2[j]) * v[j]
-            t3 += _widen(k3[j]) * v[j]
+            t0 += k0[j] * v[j]
+            t1 += k1[j] * v[j]
+            t2 += k2[j] * v[j]
+            t3 += k3[j] * v[j]
         u0, u1 = a[i] / max(t0, tiny), a[i + 1] / max(t1, tiny)
         u2, u3 = a[i + 2] / max(t2, tiny), a[i + 3] / max(t3, tiny)
         u[i], u[i + 1], u[i + 2], u[i + 3] = u0, u1, u2, u3
         for j in range(len(sums)):
-            sums[j] += _widen(k0[j]) * u0 + _widen(k1[j]) * u1 + _widen(k2[j]) * u2 + _widen(k3[j]) * u3
+            sums[j] += k0[j] * u0 + k1[j] * u1 + k2[j] * u2 + k3[j] * u3
     for i in range(whole, stop):
         row = entries[i]
         total = np.float32(0)
         for j in range(len(v)):
-            total += _widen(row[j]) * v[j]
+            total += row[j] * v[j]
         u[i] = a[i] / max(total, tiny)
         for j in range(len(sums)):
-            sums[j] += _widen(row[j]) * u[i]
+            sums[j] += row[j] * u[i]
 
 
 @compiled(FINITE)
