@@ -29,6 +29,7 @@ from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.settings import require_finite, require_whole
+from anomalib_ot.components.verdicts import Verdicts
 from anomalib_ot.transport import SpatialCost
 
 from .prototypes import Initialisation, PrototypeSettings
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 _BATCH = 64
 
 
-class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
     One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training
