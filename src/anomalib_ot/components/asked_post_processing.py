@@ -6,7 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 
 if TYPE_CHECKING:
@@ -65,6 +64,8 @@ def _asked(post_processor: Any, of_checkpoint: dict[str, Any]) -> dict[str, Any]
 
 def _given_to_export(frame: Any) -> Any:
     """The model that ``Engine.export`` was given, which it drops for one that it loads from the checkpoint."""
+    from anomalib.engine import Engine  # noqa: PLC0415 - the engine imports the models
+
     caller = frame
     while caller is not None and caller.f_code.co_name == "load_from_checkpoint":
         caller = caller.f_back

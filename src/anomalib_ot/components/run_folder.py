@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from anomalib.visualization import ImageVisualizer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Callback, Trainer
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
-    from lightning.pytorch import Trainer
 
 # Where the host's engine puts results, unless it is told otherwise, and in a run its checkpoints and pictures.
 _DEFAULT_ROOT = Path("results")
@@ -38,26 +37,11 @@ class RunFolder:
         cast("RunFolder", model).run_folder = _run_of(checkpoint_path)
         return model
 
-    def configure_callbacks(self) -> Any:
-        """Let the visualizer draw into the run's folder, unless somebody has said where."""
-        model = cast("AnomalibModule", self)
-        if model._trainer is not None:  # noqa: SLF001 - the public property raises where there is none
-            self._note_run(model.trainer)
-            visualizer, own = model.visualizer, self._own_root(model.trainer)
-            is_free = isinstance(visualizer, ImageVisualizer) and visualizer.output_dir is None
-            if own and is_free and model.trainer.state.fn != TrainerFn.FITTING:
-                cast("ImageVisualizer", visualizer).output_dir = own / _PICTURES
-        return cast("AnomalibModule", super()).configure_callbacks()
+    def configure_callbacks(self) -> list[Callback]:
+        """The host's, and before them, as they draw, one that finds the run's folder."""
+        return [_RunFinder(), *cast("Any", super()).configure_callbacks()]
 
-    def _note_run(self, trainer: "Trainer") -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            folder = getattr(trainer.checkpoint_callback, "dirpath", None)
-            self.run_folder = _run_of(Path(folder, "model.ckpt")) if folder else None
-        elif trainer.ckpt_path and self.run_folder != Path(trainer.default_root_dir):
-            # A resumed training, in a folder of its own, is tested with the checkpoint that it came from.
-            self.run_folder = _run_of(trainer.ckpt_path)
-
-    def pictures_folder(self, trainer: "Trainer") -> Path:
+    def pictures_folder(self, trainer: Trainer) -> Path:
         """Where the pictures of a prediction go, or would if any were drawn.
 
         Args:
@@ -81,7 +65,7 @@ class RunFolder:
         is_default = isinstance(given, Path) and given in defaults
         return self.run_folder if is_default and _is_writable(self.run_folder) else Path(given)  # type: ignore[return-value]  # a folder that is written to is there
 
-    def _own_root(self, trainer: "Trainer") -> Path | None:
+    def _own_root(self, trainer: Trainer) -> Path | None:
         """The run's folder, where it takes the place of the trainer's; else None."""
         if not _is_writable(self.run_folder):
             return None
@@ -90,6 +74,24 @@ class RunFolder:
         # A default_root_dir within the default one has the model's name once more.
         is_default = root.is_relative_to(ours) and ours.name not in root.relative_to(ours).parts
         return self.run_folder if is_default else None
+
+
+class _RunFinder(Callback):
+    """Notes which run a model is of, and lets the visualizer draw there, unless somebody has said where."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        pl_module.run_folder = _run_of(Path(folder, "model.ckpt")) if folder else None
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        # A resumed training, in a folder of its own, is tested with the checkpoint that it came from.
+        if trainer.ckpt_path and pl_module.run_folder != Path(trainer.default_root_dir):
+            pl_module.run_folder = _run_of(trainer.ckpt_path)
+        visualizer = pl_module.visualizer
+        if isinstance(visualizer, ImageVisualizer) and visualizer.output_dir is None:
+            visualizer.output_dir = pl_module.pictures_folder(trainer)
+
+    on_predict_start = on_test_start
 
 
 def _run_of(checkpoint: str | Path) -> Path | None:

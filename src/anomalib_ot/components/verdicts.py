@@ -48,7 +48,7 @@ class Verdicts(RunFolder):
 
     def configure_callbacks(self) -> list[Callback]:
         """The host's, and after the post-processor what writes the table."""
-        return [*cast("Any", super().configure_callbacks()), _VerdictTable()]
+        return [*super().configure_callbacks(), _VerdictTable()]
 
 
 class _Scale(NamedTuple):

@@ -15,6 +15,7 @@ from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, Trainer
@@ -156,7 +157,7 @@ class Foct(CheckedExport, Verdicts, SafeCheckpoints, ChecksPictures, GradientFre
         tolerance: float = 1e-3,
         smoothing: float = 4.0,
         pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:

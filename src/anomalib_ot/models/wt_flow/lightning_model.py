@@ -17,6 +17,7 @@ from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
@@ -156,7 +157,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         cache_budget: float = 0.5,
         extraction: Extraction = "auto",
         pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
