@@ -47,9 +47,9 @@ class RunFolder:
         Args:
             trainer: The trainer that predicts.
         """
-        given = getattr(cast("AnomalibModule", self).visualizer, "output_dir", None)
-        if given is not None:
-            return Path(given)
+        visualizer = _visualizer(trainer)
+        if visualizer is not None and visualizer.output_dir is not None:
+            return Path(visualizer.output_dir)
         return (self._own_root(trainer) or Path(trainer.default_root_dir)) / _PICTURES
 
     def own_export_root(self, given: str | Path) -> Path:
@@ -87,11 +87,16 @@ class _RunFinder(Callback):
         # A resumed training, in a folder of its own, is tested with the checkpoint that it came from.
         if trainer.ckpt_path and pl_module.run_folder != Path(trainer.default_root_dir):
             pl_module.run_folder = _run_of(trainer.ckpt_path)
-        visualizer = pl_module.visualizer
-        if isinstance(visualizer, ImageVisualizer) and visualizer.output_dir is None:
+        visualizer = _visualizer(trainer)
+        if visualizer is not None and visualizer.output_dir is None:
             visualizer.output_dir = pl_module.pictures_folder(trainer)
 
     on_predict_start = on_test_start
+
+
+def _visualizer(trainer: Trainer) -> ImageVisualizer | None:
+    """What draws. Where the checkpoint had none, the host takes it from the model, but not from the trainer."""
+    return next((each for each in cast("Any", trainer).callbacks if isinstance(each, ImageVisualizer)), None)
 
 
 def _run_of(checkpoint: str | Path) -> Path | None:
