@@ -83,8 +83,45 @@ def test_a_checkpoint_is_tested_and_validated(trained, folder, data_arguments, s
 
 def test_predict_on_a_folder(trained, folder):
     pictures = folder / "data/tray/test/good"
-    anomalib(folder, "predict", "--model", "Pradot", "--data", pictures, "--ckpt_path", trained[1])
-    assert len(list((folder / "results/Pradot/latest/images").rglob("*.png"))) == 4
+    output = anomalib(folder, "predict", "--model", "Pradot", "--data", pictures, "--ckpt_path", trained[1])
+    rows = verdicts(folder)
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(pictures.glob("*.png"))]
+    anomalous = sum(row["label"] == "anomalous" for row in rows)
+    line = f"{verdicts_of(folder)}: {anomalous} of 4 pictures are anomalous (score above the threshold 0.5)"
+    assert output.count(line) == 1
+    drawn = list((verdicts_of(folder).parent / "good").glob("*.png"))
+    assert len(drawn) == 4
+
+
+def verdicts_of(folder):
+    return folder.resolve() / "results/Pradot/Assembly/tray/v0/images/predictions.csv"
+
+
+def verdicts(folder):
+    with verdicts_of(folder).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sensitivity_that_is_typed_moves_verdicts_and_the_export(trained, folder, monkeypatch):
+    monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
+    arguments = ["--model", "Pradot", "--ckpt_path", trained[1], "--model.post_processor.image_sensitivity"]
+    predict = ["predict", "--data", folder / "data/tray/test"]
+    for sensitivity, threshold in ((0.75, 0.25), (0.25, 0.75)):
+        anomalib(folder, *predict, *arguments, sensitivity)
+        rows = verdicts(folder)
+        assert {float(row["threshold"]) for row in rows} == {threshold}
+        scores = [float(row["score"]) for row in rows]
+        assert [row["label"] == "anomalous" for row in rows] == [score > threshold for score in scores]
+    middle = sorted(scores)[len(scores) // 2]
+    picture = next(row["path"] for row in rows if float(row["score"]) == middle)
+    image = resize(read_image(picture, as_tensor=True), [128, 128]).clamp(0, 1)
+    for sensitivity, expected in ((1.02 - middle, True), (0.98 - middle, False)):
+        output = anomalib(folder, "export", "--export_type", "openvino", *arguments, sensitivity)
+        exported = verdicts_of(folder).parents[1] / "weights/openvino/model.xml"
+        assert str(exported) in output
+        runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+        assert bool(np.squeeze(runner.predict(image.permute(1, 2, 0).numpy()).pred_label)) == expected
+    assert not (folder / "results/weights").exists()
 
 
 def test_resume_continues_where_training_stopped(trained, folder, model_arguments, data_arguments):

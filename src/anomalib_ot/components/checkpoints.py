@@ -17,6 +17,7 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from .asked_post_processing import AskedPostProcessing
 from .backbones import backbone_name, fetch_weights
 from .checkpoint_files import read_checkpoint
 from .recorded_backbones import record_backbone, recorded_backbone
@@ -50,12 +51,13 @@ class CheckpointRules(NamedTuple):
     learned: tuple[str, ...]
 
 
-class SafeCheckpoints:
+class SafeCheckpoints(AskedPostProcessing):
     """Part of a Lightning model whose checkpoints decide how it scores, and are loaded safely.
 
     A checkpoint holds all that scoring needs, among it which network the backbone is and its weights. Where a command
-    makes a model and then loads a checkpoint into it, the settings that change scores are the checkpoint's. Nothing is
-    unpickled but tensors and settings, unless ``weights_only=False`` is given.
+    makes a model and then loads a checkpoint into it, the settings that change scores are the checkpoint's; only of the
+    post-processor, what is asked for is obeyed. Nothing is unpickled but tensors and settings, unless
+    ``weights_only=False`` is given.
     """
 
     checkpoint_rules: ClassVar[CheckpointRules]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import openvino
     from anomalib.models.components import AnomalibModule
 
+    from .run_folder import RunFolder
+
 logger = logging.getLogger(__name__)
 
 # The same code on the same numbers.
@@ -73,7 +75,7 @@ class CheckedExport(ExportMixin):
         """Export to torch, and check the file.
 
         Args:
-            export_root: Folder of the export.
+            export_root: Folder of the export; that of the model's run in the place of the engine's default.
             model_file_name: Name of the file.
 
         Returns:
@@ -82,6 +84,7 @@ class CheckedExport(ExportMixin):
         Raises:
             ExportError: If the file differs from the model.
         """
+        export_root = self._root(export_root)
         with self.frozen(), staged(export_root, ExportType.TORCH) as folder:
             with _resizing_as_trained(self.pre_processor):
                 path = super().to_torch(folder, model_file_name)
@@ -101,7 +104,7 @@ class CheckedExport(ExportMixin):
         """Export to ONNX, and check the file in OpenVINO.
 
         Args:
-            export_root: Folder of the export.
+            export_root: Folder of the export; that of the model's run in the place of the engine's default.
             model_file_name: Name of the file.
             input_size: Height and width of the images; what the pre-processor resizes to by default.
             **kwargs: As the host's. ``dynamic_axes={}`` makes a graph of one image at a time.
@@ -120,6 +123,7 @@ class CheckedExport(ExportMixin):
             with _without_steps_of_the_exporter():
                 return super().to_onnx(export_root, model_file_name, size, **kwargs)
         _require_openvino()
+        export_root = self._root(export_root)
         with self.frozen(), staged(export_root, ExportType.ONNX) as folder:
             with _without_steps_of_the_exporter():
                 path = super().to_onnx(folder, model_file_name, size, **kwargs)
@@ -142,7 +146,7 @@ class CheckedExport(ExportMixin):
         """Export to OpenVINO, and check the file.
 
         Args:
-            export_root: Folder of the export.
+            export_root: Folder of the export; that of the model's run in the place of the engine's default.
             model_file_name: Name of the file.
             input_size: Height and width of the images; what the pre-processor resizes to by default.
             compression_type: ``FP16``, ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``; FP32 by default.
@@ -166,6 +170,7 @@ class CheckedExport(ExportMixin):
         _require_openvino()
         pictures = validation_pictures(datamodule, size) if datamodule else synthetic_pictures(size)
         tolerance = {None: _FLOAT32, CompressionType.FP16: _FLOAT16}.get(compression_type, _INT8)
+        export_root = self._root(export_root)
         with self.frozen(), staged(export_root, ExportType.OPENVINO) as folder, self._checking_later():
             path = super().to_openvino(
                 folder,
@@ -182,6 +187,9 @@ class CheckedExport(ExportMixin):
             compression = getattr(compression_type, "value", "fp32")
             self._check_graph(path, tolerance, pictures, {"format": "openvino", "compression": compression})
         return _handed_over(export_root, path)
+
+    def _root(self, export_root: Path | str) -> Path:
+        return cast("RunFolder", self).own_export_root(export_root)
 
     def _size(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width of an export's pictures, fixed as the model knows what is normal cell by cell."""

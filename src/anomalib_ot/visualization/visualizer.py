@@ -77,9 +77,11 @@ class ExplainingVisualizer(ImageVisualizer):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget the pictures of the run before, and refuse views that cannot be drawn if they are asked for."""
-        from .explanation import lacking_views  # noqa: PLC0415
+        from .explanation import lacking_views, require_place  # noqa: PLC0415
         from .views import Subject  # noqa: PLC0415
 
+        # That of the run which the checkpoint is of, by now.
+        require_place(type(pl_module), self._folder(trainer))
         self._highest = []
         self._numbers = count_from()
         if self.views is not None:

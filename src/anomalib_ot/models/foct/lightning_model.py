@@ -15,6 +15,7 @@ from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, Trainer
@@ -29,6 +30,7 @@ from anomalib_ot.components.finishing import validate_now
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.picture_check import ChecksPictures
+from anomalib_ot.components.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
 
 from .torch_model import FoctModel, Measure
@@ -49,7 +51,7 @@ class _BrokenOff(Callback):
         pl_module.on_exception()
 
 
-class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+class Foct(CheckedExport, Verdicts, SafeCheckpoints, ChecksPictures, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
     """Few-shot anomaly detection with conditional transport and an online memory.
 
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
@@ -155,7 +157,7 @@ class Foct(CheckedExport, SafeCheckpoints, ChecksPictures, GradientFree, MemoryB
         tolerance: float = 1e-3,
         smoothing: float = 4.0,
         pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:

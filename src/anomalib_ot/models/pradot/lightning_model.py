@@ -15,6 +15,7 @@ from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -29,6 +30,7 @@ from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.gradient_free import GradientFree
 from anomalib_ot.components.settings import require_finite, require_whole
+from anomalib_ot.components.verdicts import Verdicts
 from anomalib_ot.transport import SpatialCost
 
 from .prototypes import Initialisation, PrototypeSettings
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 _BATCH = 64
 
 
-class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
     One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training
@@ -153,7 +155,7 @@ class Pradot(CheckedExport, SafeCheckpoints, FeatureTraining, GradientFree, Anom
         cache_budget: float = 0.5,
         extraction: Extraction = "auto",
         pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:

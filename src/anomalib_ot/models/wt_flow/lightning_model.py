@@ -17,6 +17,7 @@ from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
@@ -31,6 +32,7 @@ from anomalib_ot.components.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.components.feature_store import CachePlace
 from anomalib_ot.components.feature_training import FeatureTraining
 from anomalib_ot.components.settings import require, require_finite, require_whole
+from anomalib_ot.components.verdicts import Verdicts
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
 from .matching import matching_losses
@@ -46,7 +48,7 @@ _LOOK = 25
 _DRAWS = 4
 
 
-class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Anomaly detection by time-reversed flow matching with worst transport.
 
     The frozen features of the training images are extracted once and kept, so that a step is the flow alone. Scores are
@@ -155,7 +157,7 @@ class WtFlow(CheckedExport, SafeCheckpoints, FeatureTraining, AnomalibModule):  
         cache_budget: float = 0.5,
         extraction: Extraction = "auto",
         pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
