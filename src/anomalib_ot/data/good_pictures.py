@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from anomalib.data import Folder
+from torchvision.transforms.v2 import Transform
 
 from anomalib_ot.components.settings import require
 
@@ -28,7 +28,11 @@ class GoodPictures(Folder):
         held_out: Number of pictures to hold out, drawn by the seed; by default a fifth, and at least one of two or
             more. 0 trains on all and validates on the same.
         seed: Seed of the draw.
-        **settings: Others of anomalib's ``Folder``.
+        extensions: Endings of the files to take, as ``.png``; by default all that are pictures.
+        train_batch_size: Pictures in a training batch.
+        eval_batch_size: Pictures in a validation or test batch.
+        num_workers: Processes that read pictures.
+        augmentations: Applied to all pictures.
 
     Raises:
         ValueError: If ``held_out`` is negative; on set-up, if it leaves no picture to train on.
@@ -46,10 +50,24 @@ class GoodPictures(Folder):
         name: str = "good_pictures",
         held_out: int | None = None,
         seed: int = 0,
-        **settings: Any,
+        extensions: tuple[str, ...] | None = None,
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 8,
+        augmentations: Transform | None = None,
     ) -> None:
         require(held_out is None or held_out >= 0, "held_out", "at least 0", held_out)
-        super().__init__(name, normal_dir, root, seed=seed, **settings)
+        super().__init__(
+            name,
+            normal_dir,
+            root,
+            extensions=extensions,  # type: ignore[arg-type]  # the host means any number
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            augmentations=augmentations,
+            seed=seed,
+        )
         self.held_out = held_out
 
     def _create_test_split(self) -> None:

@@ -97,7 +97,7 @@ def test_pictures_that_were_trained_on_are_counted(root, engine, checkpoint, cap
     assert f"{count} of the 14 held-out pictures of squares were trained on" in caplog.text
 
 
-def test_a_checkpoint_that_knows_no_split_is_loaded(root, data, engine, checkpoint, tmp_path):
+def test_a_checkpoint_that_knows_no_split_is_loaded(data, engine, checkpoint, tmp_path):
     runner = engine()
     runner.fit(make("Foct"), datamodule=data())
     content = torch.load(checkpoint(runner), weights_only=True)
