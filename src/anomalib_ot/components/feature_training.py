@@ -14,6 +14,7 @@ from .extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .feature_store import CachePlace
 from .finishing import Finishing
+from .held_out import HoldsOut
 from .picture_check import ChecksPictures, PictureCheck
 from .settings import require, require_whole
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .anomaly_map import AnomalyMapGenerator
 
 
-class FeatureTraining(ChecksPictures, Finishing):
+class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,

@@ -1,10 +1,11 @@
-"""Data modules: logical and structural anomalies, few shots, pictures of more than eight bits."""
+"""Data modules: logical and structural anomalies, few shots, good pictures alone, more than eight bits."""
 
 from anomalib_ot.components.reading import read_picture
 
 from .assembly import Assembly
 from .few_shot import FewShot
 from .full_range import FullRange, FullRangeDataset, FullRangePredictDataset
+from .good_pictures import GoodPictures
 from .loco import Defects, LOCODataset, MVTecLOCOAD, image_defects, read_defects
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FullRange",
     "FullRangeDataset",
     "FullRangePredictDataset",
+    "GoodPictures",
     "LOCODataset",
     "MVTecLOCOAD",
     "image_defects",

@@ -49,6 +49,10 @@ class FewShot(WrappedDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Set up the data module and draw from its training images."""
         self.datamodule.setup(_stage)
+        self.derive()
+
+    def derive(self) -> None:
+        """Draw from the training images that the data module has."""
         train = self.datamodule.train_data
         if len(train) < self.shots:
             msg = f"shots is {self.shots}, but {self.datamodule.name} has {len(train)} training images"

@@ -54,6 +54,10 @@ class FullRange(WrappedDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Set up the data module, and read its pictures in another way."""
         self.datamodule.setup(_stage)
+        self.derive()
+
+    def derive(self) -> None:
+        """Read the pictures that the data module has in another way."""
         for part in ("train_data", "val_data", "test_data"):
             if hasattr(self.datamodule, part):
                 setattr(self, part, FullRangeDataset(getattr(self.datamodule, part), self.value_range))

@@ -1,5 +1,6 @@
 """What data modules that are made from another one have in common."""
 
+from abc import abstractmethod
 from copy import deepcopy
 
 from anomalib.data import AnomalibDataModule
@@ -38,6 +39,10 @@ class WrappedDataModule(AnomalibDataModule):
     @category.setter
     def category(self, category: str) -> None:
         self.datamodule.category = category
+
+    @abstractmethod
+    def derive(self) -> None:
+        """Make the training, validation and test sets from those that the other data module has now."""
 
     def prepare_data(self) -> None:
         """Let the other data module prepare its data."""

@@ -10,6 +10,8 @@ from anomalib.data import AnomalibDataModule, ImageItem, PredictDataset
 from anomalib.data.utils import LabelName
 
 from anomalib_ot.components.class_paths import create, rooted
+from anomalib_ot.components.held_out import take_split
+from anomalib_ot.components.splits import Split
 
 Items = Sequence[ImageItem]
 
@@ -33,12 +35,13 @@ class Data:
     why_none: str = ""
 
 
-def read_data(data: str | dict[str, Any], root: Path | None = None) -> Data:
+def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split | None = None) -> Data:
     """Find pictures.
 
     Args:
         data: Data module, by class as for anomalib, or a picture or a folder of them.
         root: Folder that the data module's relative root is meant from.
+        split: The split that the model was trained with, which is used again.
 
     Returns:
         The pictures; of a folder nothing more is known.
@@ -56,6 +59,8 @@ def read_data(data: str | dict[str, Any], root: Path | None = None) -> Data:
         raise ValueError(msg) from error
     module.prepare_data()
     module.setup()
+    if split is not None:
+        take_split(module, split)
     return data_of(module)
 
 

@@ -29,6 +29,7 @@ from anomalib_ot.components.feature_cache import check_finite
 from anomalib_ot.components.finishing import validate_now
 from anomalib_ot.components.foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.components.gradient_free import GradientFree
+from anomalib_ot.components.held_out import HoldsOut
 from anomalib_ot.components.picture_check import ChecksPictures
 from anomalib_ot.components.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
@@ -51,7 +52,9 @@ class _BrokenOff(Callback):
         pl_module.on_exception()
 
 
-class Foct(CheckedExport, Verdicts, SafeCheckpoints, ChecksPictures, GradientFree, MemoryBankMixin, AnomalibModule):  # type: ignore[misc]  # as anomalib's memory banks
+class Foct(  # type: ignore[misc]  # as anomalib's memory banks
+    CheckedExport, Verdicts, SafeCheckpoints, ChecksPictures, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule
+):
     """Few-shot anomaly detection with conditional transport and an online memory.
 
     Made for one to a few normal images; ``FewShot`` draws them from any data module.
