@@ -171,6 +171,7 @@ def arguments(generator: random.Random, samples: Changed) -> None:
             "workers": "2",
             "openvino": "true",
             "time_limit": "2.5",
+            "total_time_limit": "60",
         },
         "explain": {
             "ckpt_path": str(samples.root / "Pradot.ckpt"),

@@ -69,6 +69,7 @@ def compare(
     threads: int | None = None,
     openvino: bool = False,
     time_limit: float | None = None,
+    total_time_limit: float | None = None,
 ) -> str:
     """Compare models on the same images, as in: anomalib-ot compare --plan quick.
 
@@ -81,7 +82,8 @@ def compare(
         data: Data of the plan to take, or others, by class as for anomalib, one or a list.
         root: Folder that the data's relative roots are meant from.
         backbone: Backbone of all models that take one; local-dir:~/x is a folder x of the home directory.
-        layers: Layers of all models that take several.
+        layers: Layers of all models that take several; by default each model's own, or where the backbone has none of
+            these names its last ones of the same strides, as blocks.2 and blocks.4 for layer2 and layer3.
         image_size: Height and width of all models.
         seeds: Seeds of everything random.
         shots: Numbers of training images, instead of all of them.
@@ -91,9 +93,10 @@ def compare(
         workers: Number of runs at a time.
         engine: Local processes, or Ray, whose cluster RAY_ADDRESS names.
         accelerator: Where to run, as the trainer's.
-        threads: Threads of each run, by default the cores shared among the workers.
+        threads: Threads of each run, by default OMP_NUM_THREADS or else the cores, shared among the workers.
         openvino: Time the models in OpenVINO too.
-        time_limit: Minutes after which a run is given up.
+        time_limit: Minutes after which a single run is given up; the next ones go on.
+        total_time_limit: Minutes after which the comparison stops and reports what is done; the same command goes on.
 
     Returns:
         The report, in Markdown.
@@ -119,7 +122,9 @@ def compare(
     # Read, and a place found, before hours of runs.
     published = read.published()
     require_ours(output, *comparison.REPORT_FILES)
-    records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
+    records = comparison.compare(
+        read, output, workers, engine, accelerator, threads, openvino, time_limit, total_time_limit
+    )
     text, page = comparison.write_report(records, output, read.title, read.baseline, published)
     logger.info("report: %s", page)
     if all(record.failed for record in records):

@@ -1,6 +1,8 @@
 """How runs are handed out and given up; ``anomalib-ot compare`` as a whole is in the integration tests."""
 
 import errno
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +83,47 @@ def test_a_kept_run_of_another_label_is_not_replaced(plan, tmp_path):
         compare(other, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("threads", 0), ("threads", -1), ("time_limit", 0.0), ("time_limit", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", 0), ("threads", -1), ("time_limit", 0.0), ("time_limit", -1), ("total_time_limit", 0)],
+)
 def test_limits_out_of_range_are_refused_before_anything_runs(plan, tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         compare(plan, tmp_path, **{name: value})
+
+
+def test_a_comparison_stops_when_its_own_time_is_over_and_goes_on_the_next_time(plan, module, tmp_path, monkeypatch):
+    began, ended = [], []
+
+    def run_job(job, _, given_up):
+        began.append(job.key.model)
+        if job.key.model == "B":
+            ended.append(given_up.wait(60))
+        return pack_record(Record(job.key, job.config, error="why"))
+
+    monkeypatch.setattr(module, "run_job", run_job)
+    three = Plan(**{**vars(plan), "models": {**plan.models, "C": plan.models["A"]}, "ensembles": ()})
+    # The data is made before, as the limit is short.
+    module._check_data(three.jobs())
+    records = compare(three, tmp_path, total_time_limit=0.02)
+    assert (began, ended) == (["A", "B"], [True])
+    late = "not done after the 0.02 minutes that the whole comparison may take"
+    assert [record.message for record in records] == ["why", late, late]
+    monkeypatch.setattr(module, "run_job", lambda job, *_: pack_record(Record(job.key, job.config, error="done")))
+    assert [record.message for record in compare(three, tmp_path)] == ["done"] * 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "workers", "expected"), [("1", 1, "1"), ("4", 2, "2"), ("4", 1, "4"), ("1", 2, "1")]
+)
+def test_runs_share_the_threads_that_the_environment_allows(variable, workers, expected):
+    script = (
+        "import sys; from pathlib import Path; from anomalib_ot.comparison import Plan, compare\n"
+        "module = sys.modules[compare.__module__]\n"
+        "module._is_there = lambda kept, job: sys.exit(print(job.threads))\n"
+        "plan = Plan({'a': {'class_path': 'Padim'}}, {'b': {'class_path': 'Assembly'}})\n"
+        f"compare(plan, Path('absent'), workers={workers})"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": variable}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{expected}\n", done.stderr
