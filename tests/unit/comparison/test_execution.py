@@ -113,17 +113,32 @@ def test_a_comparison_stops_when_its_own_time_is_over_and_goes_on_the_next_time(
     assert [record.message for record in compare(three, tmp_path)] == ["done"] * 3
 
 
-@pytest.mark.parametrize(
-    ("variable", "workers", "expected"), [("1", 1, "1"), ("4", 2, "2"), ("4", 1, "4"), ("1", 2, "1")]
-)
-def test_runs_share_the_threads_that_the_environment_allows(variable, workers, expected):
+class Stop(Exception):  # noqa: N818 - no error
+    """The threads of the runs are known."""
+
+
+@pytest.mark.parametrize(("available", "workers", "expected"), [(4, 2, 2), (4, 1, 4), (1, 2, 1), (5, 2, 2)])
+def test_runs_share_the_threads_that_torch_may_use(plan, module, tmp_path, monkeypatch, available, workers, expected):
+    seen = []
+
+    def is_there(_, job):
+        seen.append(job.threads)
+        raise Stop
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: available)
+    monkeypatch.setattr(module, "_is_there", is_there)
+    with pytest.raises(Stop):
+        compare(plan, tmp_path, workers=workers)
+    assert seen == [expected]
+
+
+def test_omp_num_threads_decides_how_many_threads_a_run_has(tmp_path):
     script = (
         "import sys; from pathlib import Path; from anomalib_ot.comparison import Plan, compare\n"
-        "module = sys.modules[compare.__module__]\n"
-        "module._is_there = lambda kept, job: sys.exit(print(job.threads))\n"
-        "plan = Plan({'a': {'class_path': 'Padim'}}, {'b': {'class_path': 'Assembly'}})\n"
-        f"compare(plan, Path('absent'), workers={workers})"
+        "sys.modules[compare.__module__]._is_there = lambda kept, job: sys.exit(print(job.threads))\n"
+        "compare(Plan({'a': {'class_path': 'Padim'}}, {'b': {'class_path': 'Assembly'}}), Path('absent'))"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": variable}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == f"{expected}\n", done.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
