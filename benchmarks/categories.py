@@ -8,7 +8,6 @@ from anomalib_ot.comparison import read_plan
 
 EMBEDDED = "Assembly"
 CATEGORIES = (EMBEDDED, "screw", "tray", "magnetic_tile")
-_PLAN = Path(__file__).parents[1] / "configs" / "compare" / "real.yaml"
 
 
 def open_category(name: str, root: Path | None = None) -> AnomalibDataModule:
@@ -24,7 +23,7 @@ def open_category(name: str, root: Path | None = None) -> AnomalibDataModule:
     if name != EMBEDDED and root is None:
         msg = f"{name} needs --root"
         raise ValueError(msg)
-    job = read_plan(_PLAN, data=[name], root=None if name == EMBEDDED else root).jobs()[0]
+    job = read_plan("real", data=[name], root=None if name == EMBEDDED else root).jobs()[0]
     data = job.create_data()
     data.val_split_mode = type(data.val_split_mode)("same_as_test")
     data.prepare_data()

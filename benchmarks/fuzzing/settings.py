@@ -19,11 +19,11 @@ from anomalib_ot.cli import main as command
 from anomalib_ot.comparison import read_plan
 from anomalib_ot.components.class_paths import create
 from anomalib_ot.data import MVTecLOCOAD
+from anomalib_ot.shipped import shipped_file, shipped_files
 
 from .mutation import STRANGE, Changed, altered, changed_text, mutated
 from .samples import MODEL, MODELS, SIZE
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {"WtFlow": "wt_flow"}
 # What a command line may set beside the file.
 OVERRIDES: dict[str, tuple[Any, ...]] = {
@@ -54,7 +54,7 @@ class Reached(Exception):  # noqa: N818 - no error
 def plan(generator: random.Random, samples: Changed) -> None:
     """A plan of a comparison."""
     path = samples.root / "plan.yaml"
-    original = generator.choice(sorted((CONFIGS / "compare").glob("*.yaml")))
+    original = generator.choice([*shipped_files("compare").values()])
     content = yaml.safe_load(original.read_text(encoding="utf-8"))
     if generator.random() < 0.5:  # noqa: PLR2004
         content = _another_form(generator, content)
@@ -111,7 +111,7 @@ def _model_settings(generator: random.Random, name: str) -> Any:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    path = CONFIGS / "model" / f"{FILES.get(name, name.lower())}.yaml"
+    path = shipped_file(FILES.get(name, name.lower()), "model")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {**content["model"]["init_args"], **MODEL, "image_size": [SIZE, SIZE]}
 
@@ -157,7 +157,7 @@ def arguments(generator: random.Random, samples: Changed) -> None:
     """A command line of ours, up to where the work begins."""
     line = {
         "compare": {
-            "plan": str(CONFIGS / "compare" / "quick.yaml"),
+            "plan": "quick",
             "models": "[Pradot, Padim]",
             "root": str(samples.root / "data"),
             "backbone": "resnet18",
@@ -171,6 +171,7 @@ def arguments(generator: random.Random, samples: Changed) -> None:
             "workers": "2",
             "openvino": "true",
             "time_limit": "2.5",
+            "total_time_limit": "60",
         },
         "explain": {
             "ckpt_path": str(samples.root / "Pradot.ckpt"),

@@ -13,6 +13,7 @@ from jsonargparse import CLI
 
 from anomalib_ot import __version__
 from anomalib_ot.files import require_ours
+from anomalib_ot.shipped import shipped_file, shipped_files
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,27 @@ def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_
     return offline_backbone(cache_dir, architecture)
 
 
+def configs(name: str | None = None) -> str:
+    """List the shipped plans and configurations, or print a path, as in: anomalib-ot configs --name model/pradot.
+
+    Args:
+        name: Name as in the list; compare/quick is a plan, which anomalib-ot compare --plan quick runs, and those under
+            model and data are for --config of anomalib.
+
+    Returns:
+        A line for each name, with its path; of one name the path alone.
+    """
+    if name is not None:
+        return str(shipped_file(name))
+    files = shipped_files()
+    width = max(map(len, files))
+    return "\n".join(f"{each:{width}}  {path}" for each, path in files.items())
+
+
 def compare(
-    plan: Path | None = None,
-    models: list[str | dict[str, Any]] | None = None,
-    data: list[str | dict[str, Any]] | None = None,
+    plan: str | None = None,
+    models: list[str | dict[str, Any]] | dict[str, Any] | str | None = None,
+    data: list[str | dict[str, Any]] | dict[str, Any] | str | None = None,
     root: Path | None = None,
     backbone: str | None = None,
     layers: list[str] | None = None,
@@ -51,18 +69,21 @@ def compare(
     threads: int | None = None,
     openvino: bool = False,
     time_limit: float | None = None,
+    total_time_limit: float | None = None,
 ) -> str:
-    """Compare models on the same images, as in: anomalib-ot compare --plan configs/compare/quick.yaml.
+    """Compare models on the same images, as in: anomalib-ot compare --plan quick.
 
     Each run is kept as it ends; a comparison that was broken off goes on where it stopped.
 
     Args:
-        plan: YAML file with models, data and settings, as configs/compare/quick.yaml; what else is given wins over it.
-        models: Models of the plan to run, or others, by class as for anomalib.
-        data: Data of the plan to take, or others, by class as for anomalib.
+        plan: YAML file with models, data and settings, or the name of a shipped one, quick, real, few_shot, mvtec_ad,
+            mvtec_loco or mpdd_few_shot; what else is given wins over it. anomalib-ot configs says where they lie.
+        models: Models of the plan to run, or others, by class as for anomalib, one or a list.
+        data: Data of the plan to take, or others, by class as for anomalib, one or a list.
         root: Folder that the data's relative roots are meant from.
         backbone: Backbone of all models that take one; local-dir:~/x is a folder x of the home directory.
-        layers: Layers of all models that take several.
+        layers: Layers of all models that take several; by default each model's own, or where the backbone has none of
+            these names its last ones of the same strides, as blocks.2 and blocks.4 for layer2 and layer3.
         image_size: Height and width of all models.
         seeds: Seeds of everything random.
         shots: Numbers of training images, instead of all of them.
@@ -72,9 +93,10 @@ def compare(
         workers: Number of runs at a time.
         engine: Local processes, or Ray, whose cluster RAY_ADDRESS names.
         accelerator: Where to run, as the trainer's.
-        threads: Threads of each run, by default the cores shared among the workers.
+        threads: Threads of each run, by default OMP_NUM_THREADS or else the cores, shared among the workers.
         openvino: Time the models in OpenVINO too.
-        time_limit: Minutes after which a run is given up.
+        time_limit: Minutes after which a single run is given up; the next ones go on.
+        total_time_limit: Minutes after which the comparison stops and reports what is done; the same command goes on.
 
     Returns:
         The report, in Markdown.
@@ -86,8 +108,8 @@ def compare(
 
     read = comparison.read_plan(
         plan,
-        models,
-        data,
+        _several(models),
+        _several(data),
         root,
         backbone=backbone,
         layers=layers,
@@ -95,18 +117,25 @@ def compare(
         seeds=seeds,
         shots=shots,
         baseline=baseline,
-        ensembles=[ensemble] if isinstance(ensemble, str) else ensemble,
+        ensembles=_several(ensemble),
     )
     # Read, and a place found, before hours of runs.
     published = read.published()
     require_ours(output, *comparison.REPORT_FILES)
-    records = comparison.compare(read, output, workers, engine, accelerator, threads, openvino, time_limit)
+    records = comparison.compare(
+        read, output, workers, engine, accelerator, threads, openvino, time_limit, total_time_limit
+    )
     text, page = comparison.write_report(records, output, read.title, read.baseline, published)
     logger.info("report: %s", page)
     if all(record.failed for record in records):
         msg = f"all runs failed, {records[0].key} with {records[0].message}; see {page}"
         raise RuntimeError(msg)
     return text.read_text(encoding="utf-8")
+
+
+def _several(given: Any) -> Any:
+    """A list of what may be given without one."""
+    return [given] if isinstance(given, str | dict) else given
 
 
 def explain(
@@ -154,7 +183,7 @@ def explain(
     return "\n".join([*map(summary, explained), str(page)])
 
 
-_SUBCOMMANDS = {"compare": compare, "explain": explain, "weights": weights}
+_SUBCOMMANDS = {"compare": compare, "configs": configs, "explain": explain, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:

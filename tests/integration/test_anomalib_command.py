@@ -18,10 +18,10 @@ from torch import nn
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import Assembly, Foct, Pradot, WtFlow
+from anomalib_ot.shipped import shipped_file
 
 pytestmark = pytest.mark.slow
 ANOMALIB = Path(sys.executable).parent / "anomalib"
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 def anomalib(folder, *arguments, check=True, **environment):
@@ -227,16 +227,17 @@ def init_args(folder, *arguments):
 @pytest.mark.parametrize(
     ("model", "file", "argument"),
     [
-        ("Pradot", "pradot.yaml", "prototypes_per_cell"),
-        ("Foct", "foct.yaml", "foreground"),
-        ("WtFlow", "wt_flow.yaml", "coupling"),
+        ("Pradot", "pradot", "prototypes_per_cell"),
+        ("Foct", "foct", "foreground"),
+        ("WtFlow", "wt_flow", "coupling"),
     ],
 )
 def test_help_and_config(folder, model, file, argument):
     assert f"--model.{argument}" in anomalib(folder, "train", "--model.help", model)
     defaults = init_args(folder, "--model", model)
-    assert init_args(folder, "--config", CONFIGS / file) == defaults
-    shipped = yaml.safe_load((CONFIGS / file).read_text())["model"]["init_args"]
+    path = shipped_file(file, "model")
+    assert init_args(folder, "--config", path) == defaults
+    shipped = yaml.safe_load(path.read_text())["model"]["init_args"]
     assert shipped.keys() | {"pre_processor", "post_processor", "evaluator", "visualizer"} == defaults.keys()
 
 

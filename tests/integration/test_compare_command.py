@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anomalib_ot import Assembly
 from anomalib_ot.cli import main
 from anomalib_ot.comparison import Plan, compare, read_plan, read_records
 from anomalib_ot.comparison.execution import ENGINES
@@ -222,3 +223,20 @@ def test_data_without_one_of_both_is_refused_before_anything_runs(plan, tmp_path
 def test_unknown_ways_to_run(plan, tmp_path, changes):
     with pytest.raises(ValueError, match=f"workers must be at least 1 and engine one of {', '.join(ENGINES)}"):
         compare(read_plan(plan), tmp_path, **changes)
+
+
+def test_own_folder_is_compared_by_one_command_without_a_plan(backbone, tmp_path):
+    source = Assembly(tmp_path / "data", n_train=8, n_validation=1, n_test=4)
+    source.prepare_data()
+    tray = tmp_path / "data" / "tray"
+    shutil.copytree(tray / "train" / "good", tmp_path / "line" / "good")
+    for kind in ("logical_anomalies", "structural_anomalies"):
+        shutil.copytree(tray / "test" / kind, tmp_path / "line" / "bad" / kind)
+    command = [sys.executable, "-c", "from anomalib_ot.cli import main; main()", "compare", "--backbone", backbone]
+    folder = "{class_path: Folder, init_args: {name: line, root: line, normal_dir: good, abnormal_dir: bad}}"
+    arguments = ["--models", "[WtFlow, Padim, Patchcore]", "--data", folder, "--image_size", "[128, 128]"]
+    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 runs, 0 of them failed" in done.stdout
+    page = (tmp_path / "results" / "compare" / "report.html").read_text()
+    assert "<h3>bad/logical_anomalies/" in page

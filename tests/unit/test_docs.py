@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 import anomalib_ot
 from anomalib_ot import Foct, Pradot, WtFlow, cli
+from anomalib_ot.shipped import shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "anomalib_ot"
@@ -30,7 +31,9 @@ PAGES = sorted(
 )
 MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow}
 # What a reader puts in: any name that the option's type takes.
-STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"}
+STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"} | {
+    f"$(anomalib-ot configs --name {each})": str(path) for each, path in shipped_files().items()
+}
 MODULES = [
     ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
     for path in sorted(SOURCE.rglob("*.py"))
@@ -114,6 +117,12 @@ def test_paths_and_modules_that_are_named_exist(path):
     assert not [each for each in named if not (ROOT / each).exists()]
     modules = re.findall(r"python -m (benchmarks\.\w+)", text(path).replace("\n", " "))
     assert not [each for each in modules if not (ROOT / each.replace(".", "/")).with_suffix(".py").exists()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_plans_and_configurations_that_are_named_are_shipped(path):
+    assert {*re.findall(r"compare --plan (\w+)", text(path))} <= {*shipped_files("compare")}
+    assert {*re.findall(r"anomalib-ot configs --name ([\w/]+)", text(path))} <= {*shipped_files()}
 
 
 def test_tables_of_results_are_those_of_the_kept_runs():

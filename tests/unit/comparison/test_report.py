@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_failed_and_missing_runs_come_first(text, page):
     assert f"- {markdown(f'{name}: MemoryError: 9 | <GiB> too many')}\n" in text
     assert "Traceback" not in text
     assert f"{name}: MemoryError: 9 | <GiB> too many{TRACEBACK}" in page.text.replace("\n{", "{")
-    assert f"{ODD} on screw: 1 of 2 seeds, not 1" in page.text
+    assert f"{ODD} on screw has results for 1 of 2 seeds; seed 1 failed or never ran" in page.text
     assert page.text.index(TRACEBACK) < page.text.index("Results on screw")
 
 
@@ -189,8 +190,8 @@ def test_model_that_never_ran_on_a_category_has_a_row(keep):
     run = [keep("screw", "A", 0, LEVEL, image_AUROC=90), keep("tray", "B", 0, LEVEL, image_AUROC=80)]
     for group, absent in zip(group_records(run), "BA", strict=True):
         rows = {row[0].text: row for row in results(group, None, {}).rows}
-        assert (rows[absent][0].note, rows[absent][1].text) == ("0 of 1 seeds", ABSENT)
-        assert group.missing() == [f"{absent} on {group.title}: 0 of 1 seeds, not 0"]
+        assert (rows[absent][0].note, rows[absent][1].text) == ("no result", ABSENT)
+        assert group.missing() == [f"{absent} has no result on {group.title}"]
     (table,) = averages(group_records(run))
     assert "no category has them all" in table.caption
     assert [row[1].text for row in table.rows] == [ABSENT, ABSENT]
@@ -333,6 +334,22 @@ def test_gallery_shows_pictures_of_sixteen_bits_from_their_darkest_to_their_brig
     assert shown[:, :20].mean() < 20
     assert 100 < shown[:, 54:74].mean() < 155
     assert shown[:, -20:].mean() > 235
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda data: {"init_args": {"datamodule": data}}], ids=["own", "few shots"])
+@pytest.mark.parametrize("root", ["{tmp}", "{tmp}/data", "data", "elsewhere", None])
+def test_gallery_shows_paths_from_the_root_of_the_data(keep, images, tmp_path, monkeypatch, root, wrap):
+    monkeypatch.chdir(tmp_path)
+    nested = tmp_path / "data" / "bad" / "line 2"
+    nested.mkdir(parents=True)
+    images[:] = [str(Path(image).rename(nested / Path(image).name)) if "dent" in image else image for image in images]
+    data = wrap({"init_args": {} if root is None else {"root": root.format(tmp=tmp_path)}})
+    record = keep("screw", "A", 0, PERFECT)
+    group = group_records([replace(record, config={**record.config, "data": data})])[0]
+    above = "data/" if root == "{tmp}" else ""
+    shown = {picture.kind: picture.name for picture in pictures(group, 24)}
+    assert shown["dent"].startswith(f"{above}bad/line 2/")
+    assert shown["scratch"].startswith(f"{above}scratch/")
 
 
 def test_gallery_has_what_models_disagree_on_too(keep):

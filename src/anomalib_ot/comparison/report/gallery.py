@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy.stats import rankdata
 
 from anomalib_ot.comparison.record import Predictions, Record
 from anomalib_ot.comparison.statistics import name_order
+from anomalib_ot.components.class_paths import root_of
 from anomalib_ot.components.pages import data_uri
 from anomalib_ot.components.reading import deep_values, naming_unreadable
 
@@ -47,7 +49,7 @@ class Picture:
     """A row of the gallery.
 
     Args:
-        name: File name.
+        name: Its path from the root of the data.
         kind: Kind of anomaly, or ``good``.
         group: Title of its group.
         anomalous: Whether it is.
@@ -89,6 +91,8 @@ def pictures(group: Group, count: int) -> list[Picture]:
     disagreement = _disagreement(np.stack(scores))
     chosen = _choose(wrong.mean(0), disagreement, count)
     looks = [_look(run, chosen) for run in runs]
+    root = root_of(runs[0].config.get("data", {}))
+    places = [*_roots(root), *_roots(_common_folder(group.scores[runs[0].key].images))]
     made = []
     for row, index in enumerate(chosen):
         sources = [look[row] for look in looks]
@@ -99,9 +103,27 @@ def pictures(group: Group, count: int) -> list[Picture]:
         ]
         first = sources[0]
         share, spread = float(wrong[:, index].mean()), float(disagreement[index])
-        name, anomalous = Path(first.image).name, bool(labels[0][index])
+        name, anomalous = _name(Path(first.image), places), bool(labels[0][index])
         made.append(Picture(name, first.kind, group.title, anomalous, share, spread, image, truth, size, verdicts))
     return made
+
+
+def _roots(folder: Path | None) -> list[Path]:
+    """A folder in the ways that the paths of pictures may begin with it."""
+    return [] if folder is None else [folder, folder.absolute(), folder.resolve()]
+
+
+def _common_folder(images: Sequence[str]) -> Path | None:
+    """The deepest folder from which each picture has a folder in its path, where they have one in common."""
+    with suppress(ValueError):
+        return Path(commonpath([Path(image).parent.parent for image in images]))
+    return None
+
+
+def _name(image: Path, roots: Sequence[Path]) -> str:
+    """Path of a picture from the first of the roots that it lies in, else with its last folder alone."""
+    root = next((root for root in roots if image.is_relative_to(root)), image.parent.parent)
+    return image.relative_to(root).as_posix()
 
 
 def colour_scale() -> str:

@@ -43,6 +43,8 @@ class Group:
     def note(self, model: str) -> str:
         """How many seeds a model has, where it has not all."""
         done = len(self.runs[model])
+        if not done:
+            return "no result"
         return "" if done == len(self.seeds) else f"{done} of {len(self.seeds)} seeds"
 
     def missing(self) -> list[str]:
@@ -50,8 +52,11 @@ class Group:
         lines = []
         for model, runs in self.runs.items():
             absent = sorted(set(self.seeds) - {run.key.seed for run in runs})
-            if absent:
-                lines.append(f"{model} on {self.title}: {self.note(model)}, not {', '.join(map(str, absent))}")
+            if absent and not runs:
+                lines.append(f"{model} has no result on {self.title}")
+            elif absent:
+                seeds = f"seed{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+                lines.append(f"{model} on {self.title} has results for {self.note(model)}; {seeds} failed or never ran")
         return lines
 
     @cached_property

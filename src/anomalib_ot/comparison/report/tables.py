@@ -248,7 +248,7 @@ def _metric_column(group: Group, name: str) -> list[Cell]:
 
 
 def _fewer(measured: int, runs: int) -> str:
-    return "" if measured == runs else f"{measured} of {runs}"
+    return "" if measured == runs else f"{measured} of {runs} seeds"
 
 
 def _difference(group: Group, model: str, baseline: str, differences: Mapping[str, Difference]) -> Cell:

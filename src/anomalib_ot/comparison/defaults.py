@@ -1,0 +1,82 @@
+"""Settings that a model needs with some backbone, where nobody gives them.
+
+Models name ResNet's layers by default. On other networks they get the last layer of the same stride: the plans' own
+choice on EfficientNet-Lite0, ``blocks.2`` for ``layer2`` and ``blocks.4`` for ``layer3``.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from inspect import signature
+from typing import Any, NamedTuple
+
+from anomalib.models import Fre, Padim
+
+from anomalib_ot.components.backbones import Layer, layers_of_backbone
+
+_RESNET_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
+# Those that PaDiM has a number of features for.
+_KNOWN_TO_PADIM = ("resnet18", "wide_resnet50_2")
+# As PaDiM keeps of ResNet-18, and our plans of EfficientNet-Lite0.
+_PADIM_FEATURES = 100
+
+
+class Default(NamedTuple):
+    """A setting, and the words for the report."""
+
+    value: Any
+    why: str
+
+
+def defaults_for(kind: type, given: dict[str, Any], image_size: Sequence[int]) -> dict[str, Default]:
+    """What a class needs beside the arguments that it is given, by name; nothing where its own defaults do.
+
+    Args:
+        kind: Class of the model.
+        given: Its arguments so far.
+        image_size: Height and width in pixels.
+    """
+    own = {name: each.default for name, each in signature(kind).parameters.items()}
+    backbone = given.get("backbone", own.get("backbone"))
+    try:
+        network = {layer.name: layer for layer in _network(backbone)} if isinstance(backbone, str) else {}
+    except (OSError, RuntimeError, ValueError):
+        # The run says it, as one that failed.
+        return {}
+    found = _default_layers(own, given, network)
+    settings = {**own, **given, **{name: default.value for name, default in found.items()}}
+    names = [settings["layer"]] if "layer" in settings else settings.get("layers") or ()
+    if not names or not {*names} <= network.keys():
+        return found
+    layers = [network[name] for name in names]
+    if issubclass(kind, Padim) and not settings["n_features"] and backbone not in _KNOWN_TO_PADIM:
+        features = min(_PADIM_FEATURES, sum(layer.channels for layer in layers))
+        found["n_features"] = Default(features, "it must be told with this backbone")
+    if issubclass(kind, Fre) and "input_dim" not in given:
+        found |= _fre_input(settings, layers[0], image_size)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _network(backbone: str) -> list[Layer]:
+    return layers_of_backbone(backbone)
+
+
+def _default_layers(own: dict[str, Any], given: dict[str, Any], network: dict[str, Layer]) -> dict[str, Default]:
+    """The layers of a network that stand for those that a class names by default, if it lacks these."""
+    last = {layer.stride: layer.name for layer in network.values()}
+    why = "its default on this backbone"
+    for name in {"layer", "layers"} & own.keys() - given.keys():
+        wanted = [own[name]] if name == "layer" else list(own[name])
+        layers = [last.get(_RESNET_STRIDES.get(each, 0), "") for each in wanted]
+        if all(layers) and not {*wanted} <= network.keys():
+            return {name: Default(layers[0] if name == "layer" else layers, why)}
+    return {}
+
+
+def _fre_input(settings: dict[str, Any], layer: Layer, image_size: Sequence[int]) -> dict[str, Default]:
+    """Number of pooled features of a picture, which FRE cannot see by itself."""
+    cells = [-(-side // layer.stride) // settings["pooling_kernel_size"] for side in image_size]
+    inputs = layer.channels * cells[0] * cells[1]
+    if inputs == settings["input_dim"]:
+        return {}
+    return {"input_dim": Default(inputs, "it must be told with this backbone and image size")}
