@@ -1,9 +1,11 @@
-"""The quick tests on each Python and with the oldest versions of what we need.
+"""What the workflows in .github run: the quick tests on each Python and with other versions, the linters, the wheel.
 
 After ``pip install nox``, ``nox --list`` names the sessions and ``nox --session oldest`` runs one. Each has an
 environment of its own, some 7 GB with torch for graphics processors. The oldest versions come from ``pyproject.toml``,
 so that its lower bounds are kept true.
 """
+
+from pathlib import Path
 
 import nox
 from packaging.requirements import Requirement
@@ -15,9 +17,10 @@ EXTRAS = ".[offline,openvino,sam,dev]"
 # Those whose releases have changed most under us; torchvision fits one torch alone.
 CHANGING = ["anomalib", "lightning", "numpy", "pandas", "POT", "timm", "torch"]
 TOGETHER = {"torch": ["torchvision"]}
+# The next release of the host, as it is today.
+UPSTREAM = "anomalib @ git+https://github.com/open-edge-platform/anomalib@main"
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["oldest", "newest"]
 
 
@@ -45,6 +48,52 @@ def one_old(session: nox.Session, package: str) -> None:
 def pandas(session: nox.Session, major: int) -> None:
     """The newest pandas of a major version: with 3, text has a type of its own."""
     quick_tests(session, [f"pandas=={major}.*"])
+
+
+@nox.session(python="3.11")
+def upstream(session: nox.Session) -> None:
+    """The host's main branch, to see a change there before it is released."""
+    quick_tests(session, [UPSTREAM])
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    """Ruff and mypy, in the versions that were tested together."""
+    session.install("--constraint", "constraints.txt", "--editable", EXTRAS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(python="3.11")
+def coverage(session: nox.Session) -> None:
+    """The share of the numerics that their tests run, which pyproject.toml keeps from falling."""
+    session.install("--constraint", "constraints.txt", "--editable", EXTRAS)
+    tests = ["tests/unit/transport", "tests/unit/metrics"]
+    session.run("coverage", "run", "-m", "pytest", "-m", "not slow", *tests, env={"OMP_NUM_THREADS": "1"})
+    session.run("coverage", "report")
+
+
+@nox.session(python="3.11")
+def docs(session: nox.Session) -> None:
+    """The site, in dist/docs, with warnings as errors."""
+    session.install("--constraint", "constraints.txt", "--editable", ".[docs,offline,openvino]")
+    session.run("python", "-m", "sphinx", "--fail-on-warning", "--keep-going", "docs", "dist/docs")
+
+
+@nox.session(python=[PYTHONS[0], PYTHONS[-1]])
+def wheel(session: nox.Session) -> None:
+    """Build both distributions, and use the wheel in an environment and a folder that know nothing of the source."""
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", "dist")
+    (built,) = Path("dist").resolve().glob("anomalib_ot-*.whl")
+    session.install(f"anomalib-ot[offline,openvino] @ {built.as_uri()}")
+    session.chdir(session.create_tmp())
+    backbone = session.run("anomalib-ot", "weights", silent=True).strip()
+    model = ["--model", "WtFlow", "--model.backbone", backbone, "--model.layers", "[blocks.4]"]
+    session.run("anomalib", "train", *model, "--data", "Assembly")
+    (checkpoint,) = Path("results/WtFlow/Assembly").glob("*/latest/weights/lightning/model.ckpt")
+    session.run("anomalib", "export", "--model", "WtFlow", "--export_type", "openvino", "--ckpt_path", str(checkpoint))
 
 
 def lower_bound(name: str) -> str:

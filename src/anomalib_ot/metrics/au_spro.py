@@ -294,7 +294,7 @@ def _bins(scores: Tensor) -> Tensor:
     # Adding 0 makes -0 a 0.
     bits = (scores.float() + 0.0).view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ _MAGNITUDE, bits)
-    return (ordered >> _DROPPED_BITS).long() + 2 ** (_BITS - 1)
+    return (ordered >> _DROPPED_BITS).long() + (1 << (_BITS - 1))
 
 
 def _shares(area: float, count: int) -> Tensor:
@@ -307,7 +307,8 @@ def _regions(labels: Tensor) -> Sequence[Tensor]:
     """Indices of the pixels of each region into the flattened labels, in which 0 is none."""
     pixels = labels.flatten().nonzero()[:, 0]
     names, order = labels.flatten()[pixels].sort(stable=True)
-    return pixels[order].split(names.unique_consecutive(return_counts=True)[1].tolist())
+    regions: Sequence[Tensor] = pixels[order].split(names.unique_consecutive(return_counts=True)[1].tolist())
+    return regions
 
 
 def _resize(scores: Tensor, size: torch.Size) -> Tensor:

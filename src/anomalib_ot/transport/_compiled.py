@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numba import njit
 from numba.core.caching import FunctionCache
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ._exponents import LEVELS
@@ -32,6 +33,11 @@ FINITE = FAST | {"nnan"}
 LANES = 64
 # Rows that a loop takes together, so that the scalings and the sums of the columns are read once for all of them.
 _TOGETHER = 4
+
+# What compiled loops take. Numba reads no annotations: it compiles a loop for each type of entries that it meets.
+Floats = NDArray[np.float32]
+Integers = NDArray[np.integer[Any]]
+Numbers = Floats | Integers
 
 
 @cache
@@ -51,7 +57,7 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code for these types, None if there is none."""
         try:
-            return super().load_overload(sig, target_context)
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         except Exception:  # noqa: BLE001 - a damaged file fails anywhere in pickle
             # A damaged index would stop the next entry too.
             with suppress(OSError):
@@ -61,7 +67,7 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for these types."""
         with suppress(OSError):
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., None]], Any]:
@@ -94,7 +100,7 @@ def _tell_there_is_no_place() -> None:
     )
 
 
-def run(function: Callable[..., None], arguments: Sequence[tuple]) -> None:
+def run(function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
     """Call a compiled function in one thread for each tuple of arguments."""
     if len(arguments) == 1:
         function(*arguments[0])
@@ -143,7 +149,7 @@ def round_rows(block: Tensor, rounded: Tensor, middles: Tensor, steps: Tensor) -
 
 
 @compiled(FAST)
-def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN202 - compiled
+def _scale_dense_rows(first: int, stop: int, entries: Numbers, v: Floats, a: Floats, u: Floats, sums: Floats) -> None:
     """The scaling u = a / Kv, and add Kᵀu, of the rows of K from first to stop."""
     tiny = np.float32(TINY)
     whole = stop - (stop - first) % _TOGETHER
@@ -171,7 +177,7 @@ def _scale_dense_rows(first, stop, entries, v, a, u, sums):  # noqa: ANN001, ANN
 
 
 @compiled(FINITE)
-def _round_rows(first, stop, block, rounded, middles, steps):  # noqa: ANN001, ANN202
+def _round_rows(first: int, stop: int, block: Floats, rounded: Integers, middles: Floats, steps: Floats) -> None:
     """Round the rows from first to stop."""
     least, largest = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for i in range(first, stop):

@@ -103,7 +103,7 @@ class Exponents(ABC):
         return 0
 
     def _first(self, rows: slice) -> int:
-        return rows.start % len(self._offsets)
+        return int(rows.start) % len(self._offsets)
 
     def _offsets_of(self, rows: slice) -> Tensor:
         if len(self._offsets) == 1:

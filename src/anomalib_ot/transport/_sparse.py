@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._compiled import FAST, FINITE, LANES, compiled, over_rows, run
+from ._compiled import FAST, FINITE, LANES, Floats, Integers, Numbers, compiled, over_rows, run
 from ._exponents import Exponents
 from ._kernels import TINY
 from ._workspace import Workspace
@@ -153,7 +153,17 @@ def _shares(offsets: Tensor) -> list[tuple[int, int]]:
 
 
 @compiled(FINITE)
-def _count(start, stop, matrix, offsets, first, slopes, margin, highest, counts):  # noqa: ANN001, ANN202 - compiled
+def _count(
+    start: int,
+    stop: int,
+    matrix: Numbers,
+    offsets: Floats,
+    first: int,
+    slopes: Floats,
+    margin: float,
+    highest: Floats,
+    counts: Integers,
+) -> None:
     """Largest entry of each row of offsets + slopes · matrix, and number of entries below it by at most the margin."""
     lanes = np.empty(LANES, np.float32)
     for i in range(start, stop):
@@ -173,7 +183,19 @@ def _count(start, stop, matrix, offsets, first, slopes, margin, highest, counts)
 
 
 @compiled(FINITE)
-def _gather(start, stop, matrix, offsets, first, slopes, margin, highest, places, columns, values):  # noqa: ANN001, ANN202
+def _gather(
+    start: int,
+    stop: int,
+    matrix: Numbers,
+    offsets: Floats,
+    first: int,
+    slopes: Floats,
+    margin: float,
+    highest: Floats,
+    places: Integers,
+    columns: Integers,
+    values: Floats,
+) -> None:
     """These entries' columns, and by how much they lie below the highest."""
     for i in range(start, stop):
         row, offset, slope, top = matrix[i], offsets[(first + i) % len(offsets)], slopes[i], highest[i]
@@ -191,7 +213,9 @@ def _gather(start, stop, matrix, offsets, first, slopes, margin, highest, places
 
 
 @compiled()
-def _add_columns(first, stop, offsets, columns, values, u, sums):  # noqa: ANN001, ANN202
+def _add_columns(
+    first: int, stop: int, offsets: Integers, columns: Integers, values: Floats, u: Floats, sums: Floats
+) -> None:
     """Add Kᵀu."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
@@ -200,7 +224,17 @@ def _add_columns(first, stop, offsets, columns, values, u, sums):  # noqa: ANN00
 
 
 @compiled(FAST)
-def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: ANN001, ANN202
+def _scale_rows(
+    first: int,
+    stop: int,
+    offsets: Integers,
+    columns: Integers,
+    values: Floats,
+    v: Floats,
+    a: Floats,
+    u: Floats,
+    sums: Floats,
+) -> None:
     """The scaling u = a / Kv, and add Kᵀu while the row is near."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
@@ -214,7 +248,17 @@ def _scale_rows(first, stop, offsets, columns, values, v, a, u, sums):  # noqa: 
 
 
 @compiled(FAST)
-def _add_points(first, stop, offsets, columns, values, u, floor, points, sums):  # noqa: ANN001, ANN202
+def _add_points(
+    first: int,
+    stop: int,
+    offsets: Integers,
+    columns: Integers,
+    values: Floats,
+    u: Floats,
+    floor: Floats,
+    points: Floats,
+    sums: Floats,
+) -> None:
     """Add Kᵀ diag(u) points, from the entries of Kᵀ diag(u) that are at least the floor of their column."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
@@ -228,7 +272,9 @@ def _add_points(first, stop, offsets, columns, values, u, floor, points, sums): 
 
 
 @compiled(FAST)
-def _add_entropy(first, stop, offsets, columns, values, u, v, sums):  # noqa: ANN001, ANN202
+def _add_entropy(
+    first: int, stop: int, offsets: Integers, columns: Integers, values: Floats, u: Floats, v: Floats, sums: Floats
+) -> None:
     """Add Σ u K log(K) v."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]

@@ -267,7 +267,7 @@ def _highest_gain(gains: Tensor) -> float:
     import ot  # noqa: PLC0415 - takes seconds, and only checks need it
 
     blocks = -gains.double().cpu().numpy()
-    return -len(blocks[0]) * sum(ot.emd2([], [], block, numItermax=_PIVOTS) for block in blocks)
+    return -len(blocks[0]) * sum(float(ot.emd2([], [], block, numItermax=_PIVOTS)) for block in blocks)
 
 
 def _exact_assignment(gains: Tensor) -> Tensor:
