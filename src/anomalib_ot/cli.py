@@ -114,7 +114,7 @@ def explain(
     data: str | dict[str, Any],
     root: Path | None = None,
     output: Path = Path("results/explain"),
-    pictures: list[str] | None = None,
+    pictures: list[str] | str | None = None,
     count: int = 3,
     views: list[str] | None = None,
     pixel: tuple[float, float] | None = None,
@@ -132,7 +132,8 @@ def explain(
             or a picture or a folder of pictures.
         root: Folder that the data module's relative root is meant from.
         output: Folder to write to; what is there of other pictures, or was written by others, stays.
-        pictures: Pictures by folder and name, as '[scratch/003, good/001]'; by default some are chosen.
+        pictures: Pictures of the data by folder and name, as '[scratch/003, good/001]', or any other file or folder
+            of pictures, as line/x.png; by default some are chosen.
         count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
         views: Names of the views; by default all that can be drawn of evidence, for Pradot assignments, restoration,
             prototypes, projection and cells, for Foct transport, foreground and growth, for WtFlow flow.
@@ -148,9 +149,8 @@ def explain(
     from anomalib_ot.visualization.explanation import explain as write_explanation  # noqa: PLC0415
     from anomalib_ot.visualization.explanation import summary  # noqa: PLC0415
 
-    page, explained = write_explanation(
-        ckpt_path, data, output, root, model, pictures, count, views, pixel, formats, seed
-    )
+    names = [pictures] if isinstance(pictures, str) else pictures
+    page, explained = write_explanation(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed)
     return "\n".join([*map(summary, explained), str(page)])
 
 
