@@ -6,6 +6,8 @@ answers at once.
 
 import logging
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,26 +156,55 @@ def explain(
     return "\n".join([*map(summary, explained), str(page)])
 
 
+# Packages whose ValueErrors and RuntimeErrors say what is wrong with the input; those of others are bugs.
+_SPEAKING = {"anomalib", "anomalib_ot", "jsonargparse"}
 _SUBCOMMANDS = {"compare": compare, "explain": explain, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command, and exit with status 1 and one line on standard error if it fails.
 
+    An error of torch, say, that nobody has foreseen has its traceback before that line.
+
     Args:
         args: Command-line arguments; by default those of the process.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("anomalib_ot").setLevel(logging.INFO)
-    try:
-        output = CLI(
-            _SUBCOMMANDS,
-            args=args,
-            as_positional=False,
-            prog="anomalib-ot",
-            version=__version__,
-            description="Tools of anomalib-ot; its models run from the command anomalib.",
-        )
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
+    with warnings.catch_warnings():
+        _leave_out_warnings_of_others()
+        try:
+            output = CLI(
+                _SUBCOMMANDS,
+                args=args,
+                as_positional=False,
+                prog="anomalib-ot",
+                version=__version__,
+                description="Tools of anomalib-ot; its models run from the command anomalib.",
+            )
+        except KeyboardInterrupt:
+            logger.info("anomalib-ot: interrupted")
+            # As a shell says of a command that SIGINT has ended.
+            sys.exit(130)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            if not _is_foreseen(error):
+                traceback.print_exc()
+            sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
     print(output)  # noqa: T201
+
+
+def _leave_out_warnings_of_others() -> None:
+    """Ignore what other packages tell their developers, at their import above all, unless Python was told otherwise."""
+    if sys.warnoptions:
+        return
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("default", module=r"anomalib_ot(\.|$)")
+
+
+def _is_foreseen(error: BaseException) -> bool:
+    """Whether the message alone says what is wrong, by the kind of the error or who raised it."""
+    if isinstance(error, ImportError | OSError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _SPEAKING
