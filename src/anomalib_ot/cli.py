@@ -6,6 +6,8 @@ answers at once.
 
 import logging
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +145,7 @@ def explain(
     data: str | dict[str, Any],
     root: Path | None = None,
     output: Path = Path("results/explain"),
-    pictures: list[str] | None = None,
+    pictures: list[str] | str | None = None,
     count: int = 3,
     views: list[str] | None = None,
     pixel: tuple[float, float] | None = None,
@@ -161,7 +163,8 @@ def explain(
             or a picture or a folder of pictures.
         root: Folder that the data module's relative root is meant from.
         output: Folder to write to; what is there of other pictures, or was written by others, stays.
-        pictures: Pictures by folder and name, as '[scratch/003, good/001]'; by default some are chosen.
+        pictures: Pictures of the data by folder and name, as '[scratch/003, good/001]', or any other file or folder
+            of pictures, as line/x.png; by default some are chosen.
         count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
         views: Names of the views; by default all that can be drawn of evidence, for Pradot assignments, restoration,
             prototypes, projection and cells, for Foct transport, foreground and growth, for WtFlow flow.
@@ -177,32 +180,60 @@ def explain(
     from anomalib_ot.visualization.explanation import explain as write_explanation  # noqa: PLC0415
     from anomalib_ot.visualization.explanation import summary  # noqa: PLC0415
 
-    page, explained = write_explanation(
-        ckpt_path, data, output, root, model, pictures, count, views, pixel, formats, seed
-    )
+    names = [pictures] if isinstance(pictures, str) else pictures
+    page, explained = write_explanation(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed)
     return "\n".join([*map(summary, explained), str(page)])
 
 
+# Packages whose ValueErrors and RuntimeErrors say what is wrong with the input; those of others are bugs.
+_SPEAKING = {"anomalib", "anomalib_ot", "jsonargparse"}
 _SUBCOMMANDS = {"compare": compare, "configs": configs, "explain": explain, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command, and exit with status 1 and one line on standard error if it fails.
 
+    An error of torch, say, that nobody has foreseen has its traceback before that line.
+
     Args:
         args: Command-line arguments; by default those of the process.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("anomalib_ot").setLevel(logging.INFO)
-    try:
-        output = CLI(
-            _SUBCOMMANDS,
-            args=args,
-            as_positional=False,
-            prog="anomalib-ot",
-            version=__version__,
-            description="Tools of anomalib-ot; its models run from the command anomalib.",
-        )
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
+    with warnings.catch_warnings():
+        _leave_out_warnings_of_others()
+        try:
+            output = CLI(
+                _SUBCOMMANDS,
+                args=args,
+                as_positional=False,
+                prog="anomalib-ot",
+                version=__version__,
+                description="Tools of anomalib-ot; its models run from the command anomalib.",
+            )
+        except KeyboardInterrupt:
+            logger.info("anomalib-ot: interrupted")
+            # As a shell says of a command that SIGINT has ended.
+            sys.exit(130)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            if not _is_foreseen(error):
+                traceback.print_exc()
+            sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
     print(output)  # noqa: T201
+
+
+def _leave_out_warnings_of_others() -> None:
+    """Ignore what other packages tell their developers, at their import above all, unless Python was told otherwise."""
+    if sys.warnoptions:
+        return
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("default", module=r"anomalib_ot(\.|$)")
+
+
+def _is_foreseen(error: BaseException) -> bool:
+    """Whether the message alone says what is wrong, by the kind of the error or who raised it."""
+    if isinstance(error, ImportError | OSError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _SPEAKING

@@ -55,9 +55,13 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
     data = json.dumps({"class_path": "Assembly", "init_args": SIZES})
     arguments = ["--ckpt_path", str(fitted(name)), "--data", data, "--root", str(root), "--output", str(tmp_path)]
     main(["explain", *arguments, "--formats", "[png]"])
-    *lines, page = capsys.readouterr().out.splitlines()[-4:]
+    output, progress = capsys.readouterr()
+    *lines, page = output.splitlines()[-4:]
     assert page == str(tmp_path / "index.html")
     assert len(lines) == 3
+    # Nothing is said twice.
+    assert not [line for line in lines if line in progress]
+    assert all(", threshold 0.5 (raw " in line for line in lines)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     pictures = [line.partition(":")[0] for line in lines]
     expected = {"index.html", *(f"{picture}/evidence.json" for picture in pictures)}
@@ -70,7 +74,33 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
     assert content["chosen_as"] == "highest score"
     # Of the two normal pictures of the validation set none, or one that is this picture itself, is left out.
     assert content["p_value"] in {1 / 3, 1 / 2, 2 / 3, 1}
-    assert sum(part["value"] for part in content["contributions"].values()) == pytest.approx(content["score"], rel=1e-4)
+    total = sum(part["value"] for part in content["contributions"].values())
+    assert total == pytest.approx(content["raw_score"], rel=1e-4)
+    if content["p_value"] == content["lowest_p_value"]:
+        assert f"the lowest that {content['normal_pictures']} good picture" in lines[0]
+
+
+def test_a_picture_from_the_line_is_explained_as_fully_as_one_of_the_data(fitted, root, tmp_path, capsys, monkeypatch):
+    path = fitted("Pradot")
+    data = json.dumps({"class_path": "Assembly", "init_args": SIZES})
+    source = next((root / "tray" / "test" / "logical_anomalies").glob("*.png"))
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line" / "x.png").write_bytes(source.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    explain = ["explain", "--ckpt_path", str(path), "--data", data, "--root", str(root), "--formats", "[png]"]
+    views = "[evidence, assignments, restoration, prototypes]"
+    main([*explain, "--pictures", "line/x.png", "--views", views])
+    line, page = capsys.readouterr().out.splitlines()[-2:]
+    assert line.startswith("line/x: ")
+    assert page == "results/explain/index.html"
+    written = {each.name for each in (tmp_path / "results" / "explain" / "line" / "x").iterdir()}
+    assert {"evidence.json", "evidence.png", "assignments.png", "restoration.png"} <= written
+    of_line = json.loads((tmp_path / "results/explain/line/x/evidence.json").read_text())
+    name = f"{source.parent.name}/{source.stem}"
+    main([*explain, "--pictures", f"[{name}]", "--views", "[evidence]"])
+    of_data = json.loads((tmp_path / "results" / "explain" / name / "evidence.json").read_text())
+    assert of_line["score"] == of_data["score"]
+    assert of_line["p_value"] == of_data["p_value"] is not None
 
 
 @pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.visualization.ExplainingVisualizer"])

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from textwrap import indent
 
 import pytest
 
@@ -80,3 +81,48 @@ def test_import_is_light():
     script = "import sys, anomalib_ot.cli, anomalib_ot.offline; print({'torch', 'anomalib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def run(tmp_path, body, options=()):
+    """The command with a subcommand ``probe`` that does this."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from anomalib_ot import cli\ndef probe():\n"
+        + indent(body, "    ")
+        + "\ncli._SUBCOMMANDS = {'probe': probe, 'other': probe}\ncli.main(['probe'])\n"
+    )
+    return subprocess.run([sys.executable, *options, script], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("category", ["FutureWarning", "UserWarning", "DeprecationWarning"])
+def test_warnings_of_other_packages_do_not_stand_before_the_answer(tmp_path, category):
+    warn = "import types, warnings\nexec(\"import warnings; warnings.warn('{}', {})\", {{'__name__': '{}'}})"
+    theirs = warn.format("theirs", category, "timm.models.layers") + "\nreturn 'answer'"
+    done = run(tmp_path, theirs)
+    assert (done.stdout, done.stderr) == ("answer\n", "")
+    assert "theirs" in run(tmp_path, theirs, options=["-W", "default"]).stderr
+    assert "ours" in run(tmp_path, warn.format("ours", category, "anomalib_ot.models.pradot")).stderr
+    assert "overflow" in run(tmp_path, warn.format("overflow", "RuntimeWarning", "numpy")).stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "traces", "reason"),
+    [
+        ("from anomalib_ot.offline import offline_backbone\noffline_backbone(None, 'x')", False, "for 'x'"),
+        ("open('absent.png')", False, "absent.png"),
+        ("import statistics\nstatistics.median([])", True, "no median for empty data"),
+        ("{}['bug']", True, "KeyError"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_line_and_a_bug_keeps_its_traceback(tmp_path, body, traces, reason):
+    done = run(tmp_path, body)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert reason in done.stderr
+    assert ("Traceback" in done.stderr) == traces
+    assert traces or done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_command_says_so_in_one_line(tmp_path):
+    done = run(tmp_path, "raise KeyboardInterrupt")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "anomalib-ot: interrupted\n")

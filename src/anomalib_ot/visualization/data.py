@@ -1,8 +1,9 @@
 """Pictures to explain, from a data module or a folder."""
 
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from anomalib.data.utils import LabelName
 from anomalib_ot.components.class_paths import create, rooted
 from anomalib_ot.components.held_out import take_split
 from anomalib_ot.components.splits import Split
+from anomalib_ot.data.full_range import FullRangePredictDataset
+from anomalib_ot.data.wrapped import WrappedDataModule
 
 Items = Sequence[ImageItem]
 
@@ -26,6 +29,7 @@ class Data:
         training: The training set, empty where it is not known.
         held_out: Normal pictures of the validation set.
         why_none: Why there are none, if there are none.
+        outside: Reads a file or a folder of others, as these are read.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Data:
     training: Items = ()
     held_out: Items = ()
     why_none: str = ""
+    outside: Callable[[Path], Any] = PredictDataset
 
 
 def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split | None = None) -> Data:
@@ -76,7 +81,18 @@ def data_of(module: AnomalibDataModule) -> Data:
         cast("Items", module.train_data),
         held_out,
         "" if normal else why_none,
+        _reader(module),
     )
+
+
+def _reader(module: AnomalibDataModule) -> Callable[[Path], Any]:
+    """What reads other pictures as a data module reads its test pictures."""
+    inner = module
+    while isinstance(inner, WrappedDataModule) and not hasattr(inner, "value_range"):
+        inner = inner.datamodule
+    if hasattr(inner, "value_range"):
+        return partial(FullRangePredictDataset, transform=module.test_augmentations, value_range=inner.value_range)
+    return partial(PredictDataset, transform=module.test_augmentations)
 
 
 def paths_of(items: Items) -> list[str]:

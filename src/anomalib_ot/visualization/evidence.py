@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.models.components import AnomalibModule
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .drawing import OUTLINE, new_figure, show_image, show_map
 from .pictures import Extent, Picture
+from .scale import Scale, scale_of
 
 _NORMAL = "#0072b2"
 _THIS = "#d55e00"
@@ -47,7 +48,7 @@ class Contribution:
 
     Args:
         map: To each pixel of the anomaly map, (h, w).
-        value: To the image score.
+        value: To the raw image score.
     """
 
     map: Tensor
@@ -60,7 +61,7 @@ class Region:
 
     Args:
         box: Left, top, right and bottom edge, in pixels of the file, or of what the model sees where there is none.
-        score: Its highest score.
+        score: Its highest score, as anomalib shows it.
     """
 
     box: Extent
@@ -73,15 +74,16 @@ class Evidence:
 
     Args:
         picture: The picture.
-        score: Its image score, as the model computes it.
-        normalized_score: The same as anomalib shows it, in [0, 1].
-        threshold: Image score above which the model calls a picture anomalous; None if it has no threshold.
-        is_anomalous: Whether the model does, None if it has no threshold.
-        map: The anomaly map (h, w).
-        contributions: What each part of the model adds; maps and values add up to map and score.
+        score: Its image score as ``predict`` gives it, in [0, 1] once the model is validated.
+        raw_score: The same as the model computes it.
+        scale: What leads from raw image scores to those that are shown.
+        pixel_scale: The same for pixels.
+        is_anomalous: Whether the model calls the picture anomalous, None if it has no threshold.
+        map: The anomaly map (h, w), as the model computes it.
+        contributions: What each part of the model adds; maps and values add up to map and raw score.
         highest: Horizontal and vertical position of the highest pixel, as in ``Region.box``.
         regions: Where the map is above the model's threshold for pixels, the highest first; None if it has none.
-        normal: Scores of held-out normal pictures without this one.
+        normal: Raw scores of held-out normal pictures without this one.
         p_value: Chance that a normal picture has such a score or a higher one, of :func:`conformal_p_value`; None if
             no normal pictures were held out.
         why_no_p_value: Why, then.
@@ -89,8 +91,9 @@ class Evidence:
 
     picture: Picture
     score: float
-    normalized_score: float
-    threshold: float | None
+    raw_score: float
+    scale: Scale
+    pixel_scale: Scale
     is_anomalous: bool | None
     map: Tensor
     contributions: dict[str, Contribution]
@@ -100,6 +103,33 @@ class Evidence:
     p_value: float | None
     why_no_p_value: str = ""
 
+    @property
+    def threshold(self) -> float | None:
+        """Score above which the model calls a picture anomalous, on the scale of ``score``; None if it has none."""
+        return self.scale.threshold
+
+    @property
+    def lowest_p_value(self) -> float | None:
+        """The lowest p-value that so many held-out normal pictures allow; None without any."""
+        return None if self.p_value is None else 1 / (len(self.normal) + 1)
+
+    def p_value_in_words(self) -> str:
+        """The p-value, whether it could not be lower, or why there is none."""
+        if self.p_value is None:
+            return self.why_no_p_value
+        if self.p_value != self.lowest_p_value:
+            return f"p = {self.p_value:.2g}"
+        count = len(self.normal)
+        allow = "1 good picture allows" if count == 1 else f"{count} good pictures allow"
+        return f"p ≤ {self.p_value:.2g}, the lowest that {allow}"
+
+    def score_in_words(self) -> str:
+        """The score and its threshold as ``predict`` gives them, with the raw ones where these are others."""
+        shown = _with_threshold(self.score, self.threshold)
+        if self.scale == Scale(threshold=self.threshold):
+            return shown
+        return f"{shown} (raw {_with_threshold(self.raw_score, self.scale.raw_threshold)})"
+
     def to_dict(self) -> dict[str, Any]:
         """The evidence as plain values for JSON, without the maps; what is not known is None."""
         return {
@@ -108,8 +138,10 @@ class Evidence:
             "label": _verdict(self.picture.label),
             "verdict": _verdict(self.is_anomalous),
             "score": self.score,
-            "normalized_score": self.normalized_score,
             "threshold": self.threshold,
+            "raw_score": self.raw_score,
+            "raw_threshold": self.scale.raw_threshold,
+            "pixel_threshold": self.pixel_scale.threshold,
             "contributions": {
                 name: {"value": each.value, "share": self.share(name)} for name, each in self.contributions.items()
             },
@@ -118,13 +150,15 @@ class Evidence:
             if self.regions is None
             else [{"box": list(each.box), "score": each.score} for each in self.regions],
             "p_value": self.p_value,
+            "lowest_p_value": self.lowest_p_value,
+            "p_value_in_words": None if self.p_value is None else self.p_value_in_words(),
             "why_no_p_value": self.why_no_p_value or None,
             "normal_pictures": len(self.normal),
         }
 
     def share(self, name: str) -> float:
-        """Share of the score that a contribution makes; 0 where the score is."""
-        return self.contributions[name].value / self.score if self.score else 0.0
+        """Share of the raw score that a contribution makes; 0 where the score is."""
+        return self.contributions[name].value / self.raw_score if self.raw_score else 0.0
 
 
 def conformal_p_value(score: float, normal: Iterable[float]) -> float:
@@ -176,7 +210,7 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
     Args:
         model: A fitted model of ours.
         picture: The picture, as :func:`pictures_of` prepares it for the model.
-        normal: Scores of held-out normal pictures, from :func:`image_scores`.
+        normal: Raw scores of held-out normal pictures, from :func:`image_scores`.
 
     Returns:
         The evidence.
@@ -187,24 +221,25 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
     parts = _contributions(model, picture)
     anomaly_map = torch.stack([*parts.values()]).sum(0)
     counted = _counted(model, anomaly_map)
-    score = anomaly_map.flatten()[counted].mean()
-    processed = _post_process(model, score, anomaly_map)
-    threshold = image_threshold(model)
+    raw_score = anomaly_map.flatten()[counted].mean()
+    processed = _post_process(model, raw_score, anomaly_map)
+    scale = scale_of(model, "image")
     normal = normal or NormalScores()
     others = normal.without(picture)
     row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
     return Evidence(
         picture=picture,
-        score=float(score),
-        normalized_score=float(torch.as_tensor(processed.pred_score)),
-        threshold=threshold,
-        is_anomalous=None if threshold is None else bool(processed.pred_label),
+        score=float(torch.as_tensor(processed.pred_score)),
+        raw_score=float(raw_score),
+        scale=scale,
+        pixel_scale=scale_of(model, "pixel"),
+        is_anomalous=None if scale.threshold is None else bool(processed.pred_label),
         map=anomaly_map,
         contributions={name: Contribution(each, float(each.flatten()[counted].mean())) for name, each in parts.items()},
         highest=_in_file(picture, (column + 0.5, row + 0.5, column + 0.5, row + 0.5))[:2],
-        regions=None if threshold is None else _regions(picture, processed.pred_mask, anomaly_map),
+        regions=None if scale.threshold is None else _regions(picture, processed, anomaly_map),
         normal=others,
-        p_value=conformal_p_value(float(score), others) if others else None,
+        p_value=conformal_p_value(float(raw_score), others) if others else None,
         why_no_p_value="" if others else _ITSELF if normal.scores else normal.why_none,
     )
 
@@ -217,6 +252,10 @@ def _contributions(model: AnomalibModule, picture: Picture) -> dict[str, Tensor]
 
 def _key(picture: Picture) -> str:
     return picture.path or picture.name
+
+
+def _with_threshold(score: float, threshold: float | None) -> str:
+    return f"{score:.4g}" + ("" if threshold is None else f", threshold {threshold:.4g}")
 
 
 def _verdict(is_anomalous: bool | None) -> str | None:
@@ -235,19 +274,6 @@ def _post_process(model: AnomalibModule, score: Tensor, anomaly_map: Tensor) -> 
     return model.post_processor(raw) if model.post_processor is not None else raw
 
 
-def image_threshold(model: AnomalibModule) -> float | None:
-    """Score above which a model calls a picture anomalous, before it is normalised; None if it was not validated."""
-    processor: Any = model.post_processor
-    if not getattr(processor, "enable_thresholding", False):
-        return None
-    above = float(processor.normalized_image_threshold)
-    if processor.enable_normalization:
-        scale = float(processor.image_max - processor.image_min)
-        # What anomalib normalises to 0.5 is the threshold, and sensitivity moves away from it.
-        above = float(processor.image_threshold) + (above - 0.5) * scale
-    return above if isfinite(above) else None
-
-
 def _in_file(picture: Picture, box: Extent) -> Extent:
     """A box in pixels of the picture as the model sees it, in those of its file."""
     left, top, right, bottom = picture.extent or _own_extent(picture)
@@ -262,18 +288,21 @@ def _own_extent(picture: Picture) -> Extent:
     return 0.0, 0.0, float(width), float(height)
 
 
-def _regions(picture: Picture, mask: Tensor | None, anomaly_map: Tensor) -> tuple[Region, ...] | None:
-    """Regions of the post-processor's mask (1, 1, h, w), the highest first."""
-    if mask is None:
+def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor) -> tuple[Region, ...] | None:
+    """Regions of the post-processor's mask (1, 1, h, w), the highest of the raw map first."""
+    if processed.pred_mask is None:
         return None
+    shown = cast("Tensor", processed.anomaly_map)[0, 0].cpu().numpy()
     # The host's own boxes leave out a region that fills the picture.
-    labels = label(mask[0, 0].cpu().numpy(), connectivity=2)
-    found = [
-        Region(_in_file(picture, (x0, y0, x1, y1)), float(each.intensity_max))
-        for each in regionprops(labels, anomaly_map.cpu().numpy())
+    labels = label(processed.pred_mask[0, 0].cpu().numpy(), connectivity=2)
+    # Scores that are shown are cut off at 1, where many may be equal.
+    intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
+    found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])
+    return tuple(
+        Region(_in_file(picture, (x0, y0, x1, y1)), float(each.intensity_max[1]))
+        for each in found
         for y0, x0, y1, x1 in [each.bbox]
-    ]
-    return tuple(sorted(found, key=lambda each: -each.score))
+    )
 
 
 def draw_evidence(evidence: Evidence) -> Figure:
@@ -283,13 +312,16 @@ def draw_evidence(evidence: Evidence) -> Figure:
         evidence: From :func:`evidence_of`.
 
     Returns:
-        The figure. The maps of the contributions share one scale of colours; titles say their shares of the score.
+        The figure. Scores are on the scale of ``predict``, but not cut off at 0 and 1. The maps of the contributions
+        are raw and share one scale of colours; titles say their shares of the score.
     """
     parts = evidence.contributions if len(evidence.contributions) > 1 else {}
     figure, panels = new_figure(1 + bool(parts), max(3, len(parts)), _summary(evidence))
     first, *rest = panels
     _draw_regions(first[0], evidence)
-    show_map(first[1], evidence.map, "anomaly map, + the highest pixel")
+    above = evidence.pixel_scale.threshold
+    rule = "" if above is None else f" (above {above:.2g} anomalous)"
+    show_map(first[1], evidence.pixel_scale.shown(evidence.map), f"anomaly map{rule}, + the highest pixel")
     _mark(first[1], evidence.map)
     _draw_place(first[2], evidence)
     limits = (0.0, max((float(each.map.max()) for each in parts.values()), default=0.0))
@@ -305,8 +337,7 @@ def _summary(evidence: Evidence) -> str:
     known = _verdict(evidence.picture.label)
     verdict = _verdict(evidence.is_anomalous)
     parts = [
-        f"score {evidence.score:.3g}",
-        f"threshold {evidence.threshold:.3g}" if evidence.threshold is not None else "",
+        f"score {evidence.score_in_words()}",
         f"the model says {verdict}" if verdict else "",
         f"it is {known}" if known else "",
     ]
@@ -336,19 +367,22 @@ def _mark(panel: Axes, anomaly_map: Tensor) -> None:
 
 def _draw_place(panel: Axes, evidence: Evidence) -> None:
     """Histogram of the normal scores, with the picture and the threshold."""
-    panel.set_xlabel("score", fontsize="small")
+    panel.set_xlabel("score, which predict cuts off at 0 and 1", fontsize="small")
     panel.xaxis.set_major_locator(AutoLocator())
     panel.tick_params(labelsize="x-small")
+    # Cut off at 1, a score far above all others would look like one just above them.
+    shown = evidence.scale.shown
     if evidence.normal:
-        panel.hist(evidence.normal, _BINS, color=_NORMAL, label=f"{len(evidence.normal)} normal pictures")
+        normal = [shown(each) for each in evidence.normal]
+        panel.hist(normal, _BINS, color=_NORMAL, label=f"{len(normal)} normal pictures")
         panel.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     if evidence.threshold is not None:
-        panel.axvline(evidence.threshold, color="grey", linestyle="--", label="threshold")
-    panel.axvline(evidence.score, color=_THIS, linewidth=2, label="this picture")
+        panel.axvline(evidence.threshold, color="grey", linestyle="--", label=f"threshold {evidence.threshold:.2g}")
+    panel.axvline(shown(evidence.raw_score), color=_THIS, linewidth=2, label="this picture")
     panel.margins(y=0.25)
     panel.legend(fontsize="x-small", loc="upper center")
     title = f"no p-value:\n{evidence.why_no_p_value}"
     if evidence.p_value is not None:
-        above = sum(each >= evidence.score for each in evidence.normal)
-        title = f"{above} of {len(evidence.normal)} normal pictures score as high:\np = {evidence.p_value:.2g}"
+        above = sum(each >= evidence.raw_score for each in evidence.normal)
+        title = f"{above} of {len(evidence.normal)} normal pictures score as high:\n{evidence.p_value_in_words()}"
     panel.set_title(title, fontsize="small")

@@ -4,11 +4,9 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from anomalib.models.components import AnomalibModule
@@ -22,10 +20,11 @@ from anomalib_ot.components.settings import require
 from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.models import Foct, Pradot, WtFlow
 
-from .data import Data, Items, labels_of, paths_of, read_data
+from .data import Data, Items, paths_of, read_data
 from .drawing import FORMATS, pixels_of, require_formats, save
-from .evidence import Evidence, NormalScores, image_scores, image_threshold
-from .pictures import Picture, name_of, pictures_of
+from .evidence import Evidence, NormalScores, image_scores
+from .pictures import Picture, pictures_of
+from .selection import REASONS, asked_for, telling
 from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ _PARTS: dict[str, type[AnomalibModule]] = {
 }
 _PAGE = "index.html"
 _THUMBNAIL = 1100
-_REASONS = ("highest score", "nearest to the threshold", "a usual normal one")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def explain(
     root: Path | None = None,
     model: str | None = None,
     pictures: Sequence[str] | None = None,
-    count: int = len(_REASONS),
+    count: int = len(REASONS),
     views: Sequence[str] | None = None,
     pixel: tuple[float, float] | None = None,
     formats: Sequence[str] = FORMATS,
@@ -101,7 +99,8 @@ def explain(
         output: Folder to write to.
         root: Folder that the data module's relative root is meant from.
         model: Name of the model's class; by default what the checkpoint is of.
-        pictures: Names of the pictures, as ``scratch/003`` or ``003``; by default some are chosen.
+        pictures: Names of the pictures, as ``scratch/003`` or ``003``, or files or folders of others; by default some
+            are chosen.
         count: Number of pictures to choose: by turns those with the highest scores, those nearest to the threshold, and
             usual normal ones.
         views: Names of the views; by default all that can be drawn.
@@ -114,23 +113,25 @@ def explain(
         The page, and what was written about each picture.
 
     Raises:
-        ValueError: If an argument is unknown or the checkpoint is not of a fitted model of ours.
+        ValueError: If an argument is unknown, a picture cannot be found or read, or the checkpoint is not of a fitted
+            model of ours.
         FileNotFoundError: If there is no such checkpoint.
         FileExistsError: If something else has a name in ``output`` that is needed.
     """
     require(count >= 1, "count", "at least 1", count)
+    require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     found = read_data(data, root, cast("HoldsOut", fitted).split)
-    chosen = _find(found.shown, pictures) if pictures is not None else None
-    scores = {} if chosen is not None else _scores(fitted, found.shown)
+    asked = asked_for(found, pictures) if pictures is not None else None
+    scores = {} if asked is not None else _scores(fitted, found.shown)
     subject = Subject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
-    if chosen is None:
-        chosen = _choose(subject, scores, count)
-    pictures_and_reasons = zip(subject.prepared([found.shown[index] for index in chosen]), chosen.values(), strict=True)
+    chosen = telling(fitted, found, scores, count) if asked is None else asked
+    prepared = pictures_of(fitted, (each.read() for each in chosen))
+    pictures_and_reasons = zip(prepared, (each.reason for each in chosen), strict=True)
     return write_views(subject, pictures_and_reasons, output, views, formats, str(ckpt_path))
 
 
@@ -184,52 +185,6 @@ def _scores(model: AnomalibModule, items: Items) -> dict[str, float]:
     return image_scores(model, pictures_of(model, (items[index] for index in range(len(items)))))
 
 
-def _find(items: Items, names: Sequence[str]) -> dict[int, str]:
-    """Numbers of the pictures that are asked for, with the reason why."""
-    paths = paths_of(items)
-    found = {}
-    for name in names:
-        hits = [index for index, path in enumerate(paths) if name in {path, name_of(path), Path(path).stem}]
-        if len(hits) != 1:
-            known = [name_of(path) for path in paths]
-            near = get_close_matches(name, known) or known[:3]
-            fitting = [known[index] for index in hits]
-            msg = f"{name!r} is none of the pictures, which are named like {', '.join(near)}"
-            if fitting:
-                msg = f"{name!r} may be any of {', '.join(fitting)}; say which"
-            raise ValueError(msg)
-        found[hits[0]] = "asked for"
-    return found
-
-
-def _choose(subject: Subject, scores: dict[str, float], count: int) -> dict[int, str]:
-    """Numbers of telling pictures, with the reason why."""
-    values = [scores[path] for path in paths_of(subject.data.shown)]
-    labels = labels_of(subject.data.shown)
-    threshold = image_threshold(subject.model)
-    border = median(values) if threshold is None else threshold
-    # What nobody has labelled is taken for what the model takes it for.
-    normal = [
-        index
-        for index, (value, label) in enumerate(zip(values, labels, strict=True))
-        if (value <= border if label is None else not label)
-    ]
-    middle = median(values[index] for index in normal) if normal else 0.0
-    orders = (
-        sorted(range(len(values)), key=lambda index: -values[index]),
-        sorted(range(len(values)), key=lambda index: abs(values[index] - border)),
-        sorted(normal, key=lambda index: abs(values[index] - middle)),
-    )
-    chosen: dict[int, str] = {}
-    queues = [iter(order) for order in orders]
-    while len(chosen) < min(count, len(values)):
-        for reason, queue in zip(_REASONS, queues, strict=True):
-            fresh = next((index for index in queue if index not in chosen), None)
-            if fresh is not None and len(chosen) < count:
-                chosen[fresh] = reason
-    return chosen
-
-
 def write_views(
     subject: Subject,
     pictures: Iterable[tuple[Picture, str]],
@@ -268,8 +223,8 @@ def write_views(
     explained: list[Explained] = []
     for picture, reason in pictures:
         unique = _unused(picture, explained, subject.model.name)
+        logger.info("Drawing %s", unique.name)
         explained.append(_write_picture(subject, unique, reason, of_pictures, output, formats, about))
-        logger.info("%s", summary(explained[-1]))
     shown = [each.evidence.picture for each in explained]
     page = render_page(
         "anomalib_ot.visualization",
@@ -369,5 +324,7 @@ def summary(explained: Explained) -> str:
     """One line of what the model says of a picture."""
     evidence = explained.evidence
     verdict = {True: "anomalous", False: "normal", None: "no threshold"}[evidence.is_anomalous]
-    place = f"p = {evidence.p_value:.2g}" if evidence.p_value is not None else evidence.why_no_p_value
-    return f"{evidence.picture.name}: {verdict}, score {evidence.score:.3g}, {place} ({explained.reason})"
+    return (
+        f"{evidence.picture.name}: {verdict}, score {evidence.score_in_words()}, {evidence.p_value_in_words()} "
+        f"({explained.reason})"
+    )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from anomalib_ot.models import Foct, Pradot, WtFlow
 
 from .assignments import draw_all_assignments
-from .data import Data, Items, labels_of
+from .data import Data, Items, labels_of, paths_of
 from .evidence import Evidence, NormalScores, draw_evidence, evidence_of
 from .flow import draw_flow, ways_of
 from .memory import draw_foreground, draw_growth, draw_transport, find_support, memory_growth
@@ -25,6 +25,8 @@ from .restoration import draw_restoration
 
 # Normal pictures that the flow of a picture is drawn beside.
 _BESIDE = 8
+# A p-value would compare what the model knows with what it does not.
+_TRAINED_ON = NormalScores(why_none="no p-value, as the model was trained on this picture")
 
 
 class Subject:
@@ -62,7 +64,13 @@ class Subject:
 
     def evidence(self, picture: Picture) -> Evidence:
         """The evidence for or against a picture."""
-        return evidence_of(self.model, picture, self.normal)
+        is_trained_on = picture.path in self.training_paths
+        return evidence_of(self.model, picture, _TRAINED_ON if is_trained_on else self.normal)
+
+    @cached_property
+    def training_paths(self) -> set[str]:
+        """Files of the training pictures."""
+        return {*paths_of(self.data.training)}
 
     @cached_property
     def patches(self) -> dict[tuple[str, float], NearestPatches]:
@@ -112,8 +120,13 @@ def _no_normal(subject: Subject) -> str:
 
 
 def _no_labels(subject: Subject) -> str:
-    known = any(label is not None for label in labels_of(subject.data.shown))
-    return "" if known else "which pictures are normal is not known; give the data module as data"
+    shown = subject.data.shown
+    labels = labels_of(shown)
+    if all(label is None for label in labels):
+        return "which pictures are normal is not known; give the data module as data"
+    # Cells of an anomalous picture are known by its mask alone.
+    has_masks = hasattr(shown, "samples") and any(map(bool, shown.samples.get("mask_path", ())))
+    return "" if has_masks or False in labels else "there are neither normal test pictures nor masks of anomalous ones"
 
 
 def _no_support(subject: Subject) -> str:

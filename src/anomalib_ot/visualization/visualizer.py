@@ -114,7 +114,7 @@ class ExplainingVisualizer(ImageVisualizer):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the views."""
-        from .explanation import normal_scores, write_views  # noqa: PLC0415
+        from .explanation import normal_scores, summary, write_views  # noqa: PLC0415
         from .views import Subject  # noqa: PLC0415
 
         pictures = [(picture, "highest score") for _, _, picture in sorted(self._highest, reverse=True)]
@@ -124,7 +124,10 @@ class ExplainingVisualizer(ImageVisualizer):
         data = _data(trainer)
         subject = Subject(pl_module, data, normal_scores(pl_module, data), self.seed)
         output = self._folder(trainer)
-        page, _ = write_views(subject, pictures, output, self.views, self.formats, str(trainer.ckpt_path or ""))
+        checkpoint = str(trainer.ckpt_path or "")
+        page, explained = write_views(subject, pictures, output, self.views, self.formats, checkpoint)
+        for each in explained:
+            logger.info("%s", summary(each))
         logger.info("Views of the most anomalous pictures: %s", page)
 
     on_predict_end = on_test_end

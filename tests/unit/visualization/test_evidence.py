@@ -39,8 +39,8 @@ def test_contributions_add_up_to_map_and_score(fitted, pictures, name, arguments
     torch.testing.assert_close(evidence.map, expected.anomaly_map[0, 0], rtol=0, atol=1e-5 * span)
     total = sum(part.map for part in evidence.contributions.values())
     torch.testing.assert_close(total, expected.anomaly_map[0, 0], rtol=0, atol=1e-5 * span)
-    assert evidence.score == pytest.approx(float(expected.pred_score), rel=1e-5)
-    assert sum(part.value for part in evidence.contributions.values()) == pytest.approx(evidence.score, rel=1e-5)
+    assert evidence.raw_score == pytest.approx(float(expected.pred_score), rel=1e-5)
+    assert sum(part.value for part in evidence.contributions.values()) == pytest.approx(evidence.raw_score, rel=1e-5)
     assert sum(map(evidence.share, evidence.contributions)) == pytest.approx(1, rel=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_regions_are_the_connected_components_above_the_threshold(fitted, pictur
     assert len(evidence.regions) == count
     for region in evidence.regions:
         (box,) = [box for box in expected if np.allclose(box, region.box, atol=0.1)]
-        assert region.score == pytest.approx(float(expected[box]))
+        assert region.score == pytest.approx(min(1, float(expected[box]) / (2 * threshold)))
     scores = [region.score for region in evidence.regions]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == pytest.approx(evidence.score)
@@ -155,7 +155,7 @@ def test_regions_of_a_cropped_picture_lie_where_they_do_in_the_file(fitted, pict
 def test_threshold_and_verdict_are_those_of_the_post_processor(fitted, pictures, sensitivity):
     model = fitted("Pradot")
     (picture,) = pictures(model)
-    score = evidence_of(model, picture).score
+    score = evidence_of(model, picture).raw_score
     for threshold in (0.9 * score, 1.1 * score):
         model = fitted("Pradot", threshold)
         model.post_processor.image_sensitivity = sensitivity
@@ -164,7 +164,9 @@ def test_threshold_and_verdict_are_those_of_the_post_processor(fitted, pictures,
             expected = model.post_processor(model.model(picture.prepared[None]))
         assert evidence.is_anomalous == bool(expected.pred_label)
         assert evidence.is_anomalous == (evidence.score > evidence.threshold)
-        assert evidence.normalized_score == pytest.approx(float(expected.pred_score))
+        assert evidence.is_anomalous == (evidence.raw_score > evidence.scale.raw_threshold)
+        assert evidence.score == pytest.approx(float(expected.pred_score))
+        assert evidence.threshold == pytest.approx(1 - sensitivity)
 
 
 def test_a_model_without_thresholds_has_neither_verdict_nor_regions(fitted, pictures):
@@ -190,3 +192,47 @@ def test_figure_says_the_shares(fitted, pictures):
     titles = [panel.get_title() for panel in draw_evidence(evidence).axes]
     assert f"layer3:\n{evidence.share('layer3'):.0%} of the score" in titles
     assert f"1 of 2 normal pictures score as high:\np = {2 / 3:.2g}" in titles
+
+
+def test_the_lowest_p_value_that_so_few_good_pictures_allow_is_called_that(fitted, pictures):
+    model = fitted("Foct", 0.1)
+    (picture,) = pictures(model)
+    for count, says in ((1, "p ≤ 0.5, the lowest that 1 good picture allows"), (5, "p ≤ 0.17, the lowest that 5 good")):
+        evidence = evidence_of(model, picture, NormalScores({f"good {number}": 0.0 for number in range(count)}))
+        assert evidence.p_value_in_words().startswith(says)
+        assert any(says in panel.get_title().replace("\n", " ") for panel in draw_evidence(evidence).axes)
+        content = evidence.to_dict()
+        assert content["p_value_in_words"].startswith(says)
+        assert content["lowest_p_value"] == content["p_value"] == 1 / (count + 1)
+    higher = evidence_of(model, picture, NormalScores({"a": 0.0, "b": 99.0}))
+    assert higher.p_value_in_words() == "p = 0.67"
+    assert higher.lowest_p_value == 1 / 3
+
+
+@pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
+def test_the_figure_and_the_numbers_are_on_the_scale_of_predict(fitted, pictures, name):
+    raw = evidence_of(fitted(name), *pictures(fitted(name))).raw_score
+    for threshold in (1.5 * raw, 0.8 * raw):
+        model = fitted(name, threshold)
+        evidence = evidence_of(model, *pictures(model), NormalScores({"a": raw / 2}))
+        shown = raw / (2 * threshold)
+        content = evidence.to_dict()
+        assert content["score"] == evidence.score == pytest.approx(shown)
+        assert (content["threshold"], content["pixel_threshold"]) == (0.5, 0.5)
+        assert content["raw_threshold"] == pytest.approx(threshold)
+        _, map_panel, place, *_ = draw_evidence(evidence).axes
+        assert map_panel.images[0].get_array().max() == pytest.approx(float(evidence.map.max()) / (2 * threshold))
+        assert [line.get_xdata()[0] for line in place.lines] == pytest.approx([0.5, shown])
+
+
+def test_scores_far_above_the_range_of_predict_stay_apart_in_the_figure(fitted, pictures):
+    model = fitted("Foct", 1e-3)
+    evidence = evidence_of(model, *pictures(model), NormalScores({"a": 0.0}))
+    assert evidence.score == 1
+    assert max(line.get_xdata()[0] for line in draw_evidence(evidence).axes[2].lines) > 10
+
+
+def test_scores_that_are_not_normalised_are_told_once(fitted, pictures):
+    model = fitted("WtFlow")
+    evidence = evidence_of(model, *pictures(model))
+    assert evidence.score_in_words() == f"{evidence.raw_score:.4g}"

@@ -11,9 +11,7 @@ from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.files import MARKER
 from anomalib_ot.visualization.data import Data, labels_of, paths_of, read_data
 from anomalib_ot.visualization.explanation import (
-    _choose,
     _class_of_checkpoint,
-    _find,
     explain,
     summary,
     write_views,
@@ -104,6 +102,7 @@ def test_the_checkpoint_of_another_model_is_refused(checkpoint):
         ({"views": ["flow"]}, ValueError, "Foct has no views flow; it has evidence, transport"),
         ({"data": "Nowhere"}, ValueError, "data is neither a data module nor a picture or a folder"),
         ({"pictures": ["c/000"]}, ValueError, "'c/000' is none of the pictures, which are named like"),
+        ({"pictures": []}, ValueError, "pictures must be at least one, or left out"),
         ({"pictures": ["000"]}, ValueError, "'000' may be any of a/000, b/000; say which"),
     ],
 )
@@ -123,22 +122,6 @@ def test_a_folder_and_a_single_picture_are_data(folder):
     assert len(read_data(str(folder / "a" / "000.png")).shown) == 1
 
 
-def test_pictures_are_found_by_name_stem_and_path(folder):
-    items = PredictDataset(folder)
-    numbers = {name_of(path): number for number, path in enumerate(paths_of(items))}
-    assert list(_find(items, ["b/000", "001"])) == [numbers["b/000"], numbers["a/001"]]
-    assert list(_find(items, [str(folder / "a" / "000.png")])) == [numbers["a/000"]]
-
-
-def test_telling_pictures_are_chosen_by_turns(fitted, folder):
-    model = fitted("WtFlow", 5.0)
-    items = PredictDataset(folder)
-    scores = dict(zip(paths_of(items), (1.0, 4.9, 9.0), strict=True))
-    chosen = _choose(Subject(model, Data("folder", items)), scores, 3)
-    assert chosen == {2: "highest score", 1: "nearest to the threshold", 0: "a usual normal one"}
-    assert list(_choose(Subject(model, Data("folder", items)), scores, 9)) == [2, 1, 0]
-
-
 def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, folder, tmp_path):
     subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = list(subject.prepared(subject.data.shown))
@@ -146,7 +129,10 @@ def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, 
     files = {path.name for path in (tmp_path / "out" / pictures[0].name).iterdir()}
     assert files == {"evidence.json", "evidence.png", MARKER}
     assert "flow: there are no normal pictures" in page.read_text()
-    assert summary(explained).startswith(f"{pictures[0].name}: ")
+    assert summary(explained).startswith(f"{pictures[0].name}: anomalous, score 1, ")
+    assert ", threshold 0.5 (raw " in summary(explained)
+    assert ", threshold 5)" in summary(explained)
+    assert f"{explained.evidence.score:.4g}, threshold 0.5 (raw" in page.read_text()
     with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
         write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", ["flow"])
 
