@@ -25,8 +25,8 @@ from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
 
 from anomalib_ot import FewShot
-from anomalib_ot.components.parity import ExportError
-from anomalib_ot.offline import offline_backbone
+from anomalib_ot.export.parity import ExportError
+from anomalib_ot.features.weights import offline_backbone
 
 from .categories import EMBEDDED, open_category
 from .rows import appended

@@ -17,7 +17,7 @@ SOURCE = Path(anomalib_ot.__file__).parents[1]
 WITHOUT = f"import os, sys; sys.path.insert(0, {str(SOURCE)!r})"
 # As after an installation, which compiles the package.
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-WITH = f"{WITHOUT}; import anomalib_ot.plugin; anomalib_ot.plugin.install()"
+WITH = f"{WITHOUT}; import anomalib_ot._autoload; anomalib_ot._autoload.install()"
 
 
 def seconds(code: str) -> float:

@@ -17,7 +17,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib_ot import FewShot, comparison
 from anomalib_ot.cli import main as command
 from anomalib_ot.comparison import read_plan
-from anomalib_ot.components.class_paths import create
+from anomalib_ot.host.class_paths import create
 from anomalib_ot.data import MVTecLOCOAD
 from anomalib_ot.shipped import shipped_file, shipped_files
 
@@ -195,7 +195,7 @@ def arguments(generator: random.Random, samples: Changed) -> None:
     output = ["--output", str(samples.root / "output")] if name != "weights" else []
     with (
         patch.object(comparison, "compare", side_effect=Reached),
-        patch("anomalib_ot.visualization.explanation.write_views", side_effect=Reached),
-        patch("anomalib_ot.offline.offline_backbone", side_effect=Reached),
+        patch("anomalib_ot.explain.explanation.write_views", side_effect=Reached),
+        patch("anomalib_ot.features.weights.offline_backbone", side_effect=Reached),
     ):
         command([name, *options, *output])

@@ -30,7 +30,7 @@ def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_
     Returns:
         The backbone, ``local-dir:PATH``.
     """
-    from anomalib_ot.offline import offline_backbone  # noqa: PLC0415
+    from anomalib_ot.features.weights import offline_backbone  # noqa: PLC0415
 
     return offline_backbone(cache_dir, architecture)
 
@@ -177,8 +177,8 @@ def explain(
     Returns:
         A line for each picture, and the page.
     """
-    from anomalib_ot.visualization.explanation import explain as write_explanation  # noqa: PLC0415
-    from anomalib_ot.visualization.explanation import summary  # noqa: PLC0415
+    from anomalib_ot.explain.explanation import explain as write_explanation  # noqa: PLC0415
+    from anomalib_ot.explain.explanation import summary  # noqa: PLC0415
 
     names = [pictures] if isinstance(pictures, str) else pictures
     page, explained = write_explanation(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed)

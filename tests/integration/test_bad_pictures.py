@@ -20,7 +20,7 @@ from anomalib.engine import Engine
 from PIL import Image, UnidentifiedImageError
 
 from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
-from anomalib_ot.components.feature_cache import _check_readable
+from anomalib_ot.host.feature_cache import _check_readable
 from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
 
 SHARED = {

@@ -18,7 +18,7 @@ from anomalib_ot.transport import (
     grid_coordinates,
     sinkhorn,
 )
-from anomalib_ot.visualization import ExplainingVisualizer
+from anomalib_ot.explain import ExplainingVisualizer
 
 pytestmark = [
     pytest.mark.slow,

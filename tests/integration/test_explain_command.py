@@ -103,7 +103,7 @@ def test_a_picture_from_the_line_is_explained_as_fully_as_one_of_the_data(fitted
     assert of_line["p_value"] == of_data["p_value"] is not None
 
 
-@pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.visualization.ExplainingVisualizer"])
+@pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.explain.ExplainingVisualizer"])
 def test_the_stock_command_explains_too(root, tmp_path, visualizer):
     sizes = [f"--data.{name}={value}" for name, value in SIZES.items()]
     arguments = [

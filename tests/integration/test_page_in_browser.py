@@ -8,9 +8,9 @@ import torch
 
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.transport import grid_coordinates
-from anomalib_ot.visualization.page import write_page
-from anomalib_ot.visualization.pictures import Picture, stack
-from anomalib_ot.visualization.prototypes import nearest_patches
+from anomalib_ot.models.pradot.views.cells import write_page
+from anomalib_ot.drawing.pictures import Picture, stack
+from anomalib_ot.models.pradot.views.prototypes import nearest_patches
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow

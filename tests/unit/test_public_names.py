@@ -24,7 +24,7 @@ def test_a_public_name_is_no_module_before_or_after_the_modules_are_imported(pac
 
 def test_explain_is_the_function_after_its_module_was_imported():
     command = (
-        "import anomalib_ot.visualization.explanation; from anomalib_ot.visualization import explain;"
+        "import anomalib_ot.explain.explanation; from anomalib_ot.explain import explain;"
         "import anomalib_ot.comparison.execution; from anomalib_ot.comparison import compare, evaluate, measure;"
         "print(*(each.__name__ for each in (explain, compare, evaluate, measure)))"
     )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from anomalib.models import Fre, Padim
 
-from anomalib_ot.components.backbones import Layer, layers_of_backbone
+from anomalib_ot.features.backbones import Layer, layers_of_backbone
 
 _RESNET_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 # Those that PaDiM has a number of features for.

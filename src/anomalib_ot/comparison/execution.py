@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
-from anomalib_ot.components.settings import require
+from anomalib_ot.settings import require
 from anomalib_ot.files import claim, require_ours, write_text
 
 from .ensemble import ensemble_runs

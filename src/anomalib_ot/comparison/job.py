@@ -30,7 +30,7 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, seed_everything
 from numpy.typing import NDArray
 
-from anomalib_ot.components.extraction import FLOAT32
+from anomalib_ot.features.extraction import FLOAT32
 
 from .evaluation import evaluate
 from .measurement import QUIET, median_seconds, seconds_per_image

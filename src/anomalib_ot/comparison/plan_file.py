@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from anomalib_ot.components.class_paths import rooted
+from anomalib_ot.host.class_paths import rooted
 from anomalib_ot.shipped import shipped_file
 
 from .plan import Plan, members, require_plain

@@ -1,6 +1,6 @@
 """Data modules: logical and structural anomalies, few shots, good pictures alone, more than eight bits."""
 
-from anomalib_ot.components.reading import read_picture
+from .reading import read_picture
 
 from .assembly import Assembly
 from .few_shot import FewShot

@@ -11,7 +11,7 @@ from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from anomalib_ot.components.reading import ValueRange, check_value_range, read_deep_picture, read_picture
+from .reading import ValueRange, check_value_range, read_deep_picture, read_picture
 
 from .wrapped import WrappedDataModule
 
@@ -25,7 +25,7 @@ class FullRange(WrappedDataModule):
     Args:
         datamodule: The data module, such as anomalib's ``Folder``.
         value_range: Values that become black and white, such as ``(0, 4095)`` for a camera of 12 bits; see
-            :func:`~anomalib_ot.components.reading.read_picture`.
+            :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
         ValueError: If the range is none, or the data module makes synthetic anomalies, which anomalib draws on
@@ -68,7 +68,7 @@ class FullRangeDataset(AnomalibDataset):
 
     Args:
         dataset: The dataset. Its augmentations become this one's.
-        value_range: See :func:`~anomalib_ot.components.reading.read_picture`.
+        value_range: See :func:`~anomalib_ot.data.reading.read_picture`.
     """
 
     def __init__(self, dataset: AnomalibDataset, value_range: ValueRange | None = None) -> None:
@@ -104,7 +104,7 @@ class FullRangeDataset(AnomalibDataset):
         """Read an item, and its picture anew if it has more than eight bits.
 
         Raises:
-            ValueError: As :func:`~anomalib_ot.components.reading.read_picture`.
+            ValueError: As :func:`~anomalib_ot.data.reading.read_picture`.
         """
         item: Any = self.dataset[index]
         picture = read_deep_picture(item.image_path, self.value_range)
@@ -126,7 +126,7 @@ class FullRangePredictDataset(PredictDataset):
         path: A picture, or a folder of them.
         transform: Applied to each picture.
         value_range: The one that the model was trained with; see
-            :func:`~anomalib_ot.components.reading.read_picture`.
+            :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
         ValueError: If the range is none.
@@ -147,7 +147,7 @@ class FullRangePredictDataset(PredictDataset):
         """Read a picture.
 
         Raises:
-            ValueError: As :func:`~anomalib_ot.components.reading.read_picture`.
+            ValueError: As :func:`~anomalib_ot.data.reading.read_picture`.
         """
         path = self.image_filenames[index]
         image = read_picture(path, self.value_range)

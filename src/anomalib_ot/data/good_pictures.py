@@ -7,7 +7,7 @@ import torch
 from anomalib.data import Folder
 from torchvision.transforms.v2 import Transform
 
-from anomalib_ot.components.settings import require
+from anomalib_ot.settings import require
 
 # As the host's Folder holds out by default.
 _SHARE = 0.2

@@ -32,7 +32,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from anomalib_ot.components.reading import (
+from .reading import (
     ValueRange,
     check_value_range,
     deep_values,
@@ -68,7 +68,7 @@ class LOCODataset(AnomalibDataset):
         split: ``train``, ``val`` or ``test``.
         augmentations: Applied to the image and the mask together.
         value_range: Values that become black and white in images of more than eight bits, by default all that 16 bits
-            can hold; see :func:`~anomalib_ot.components.reading.read_picture`.
+            can hold; see :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
         FileNotFoundError: If there is no such folder, no image of the split, or no mask of an anomalous image.
@@ -345,7 +345,7 @@ class MVTecLOCOAD(AnomalibDataModule):
         val_split_ratio: Share of the images that go into the validation set, where it is split off.
         seed: Seed of random splits.
         value_range: Values that become black and white in images of more than eight bits, by default all that 16 bits
-            can hold; see :func:`~anomalib_ot.components.reading.read_picture`.
+            can hold; see :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
         ValueError: If the range is none.

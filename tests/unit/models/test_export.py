@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
-from anomalib_ot.components.parity import ExportError
+from anomalib_ot.export.parity import ExportError
 
 SIZE = (64, 64)
 SHARED = {

@@ -6,7 +6,7 @@ from anomalib.data import Folder
 
 from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.data import GoodPictures
-from anomalib_ot.visualization.data import read_data
+from anomalib_ot.explain.data import read_data
 
 SMALL = {
     "backbone": "resnet18",

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 
 from anomalib_ot import Foct, Pradot, WtFlow
-from anomalib_ot.components import backbones
-from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.whitening import LocalWhitening
+from anomalib_ot.features import backbones
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.models.foct.torch_model import FoctModel
 from anomalib_ot.models.foct.transport_settings import TransportSettings
 from anomalib_ot.models.pradot.prototypes import PrototypeSettings

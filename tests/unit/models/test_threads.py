@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
-from anomalib_ot.components.backbones import create_extractor
+from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.models.foct.torch_model import FoctModel
 
 SMALL = {

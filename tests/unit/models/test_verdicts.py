@@ -159,7 +159,7 @@ def test_a_table_that_cannot_be_written_costs_no_prediction(run, root, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("anomalib_ot.components.verdicts.write_text", full)
+    monkeypatch.setattr("anomalib_ot.host.verdicts.write_text", full)
     assert engine().predict(make(), data_path=root / "bad", ckpt_path=model_of(run()))
     assert "No space left on device" in caplog.text
     assert re.search(r"^\d of 4 pictures are anomalous", capsys.readouterr().out, re.MULTILINE)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalib_ot.comparison.record import Record
-from anomalib_ot.components.pages import render_page
+from anomalib_ot.drawing.html import render_page
 from anomalib_ot.files import claim, write_text
 
 from . import figures, tables

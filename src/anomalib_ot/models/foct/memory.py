@@ -7,9 +7,9 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_ot.components.coreset import greedy_coreset, random_projection
-from anomalib_ot.components.extraction import full_precision
-from anomalib_ot.components.settings import require, require_whole
+from .coreset import greedy_coreset, random_projection
+from anomalib_ot.features.extraction import full_precision
+from anomalib_ot.settings import require, require_whole
 from anomalib_ot.transport import euclidean_cost, squared_distance
 
 # Dimensions of the projection in which coresets are chosen.

@@ -15,17 +15,17 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import prepare_extractor
-from anomalib_ot.components.extraction import (
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.backbones import prepare_extractor
+from anomalib_ot.features.extraction import (
     extract_by_parts,
     extract_by_tiles,
     full_precision,
     is_exporting,
     is_traced,
 )
-from anomalib_ot.components.foreground import Everything, Foreground
-from anomalib_ot.components.settings import require, require_finite, require_whole
+from .foreground import Everything, Foreground
+from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     Navigator,
     conditional_plan,
@@ -36,7 +36,7 @@ from anomalib_ot.transport import (
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
 from .transport_settings import TransportSettings
-from .views import turned_views
+from .rotations import turned_views
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler

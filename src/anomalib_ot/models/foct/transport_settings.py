@@ -5,7 +5,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from anomalib_ot.components.settings import require, require_finite, require_whole
+from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import Navigator, NavigatorStart, fit_navigator
 
 # More than any feature has channels.

@@ -11,8 +11,8 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.components.extraction import full_precision, is_traced
-from anomalib_ot.components.settings import require, require_finite, require_whole
+from anomalib_ot.features.extraction import full_precision, is_traced
+from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     FusedCost,
     Processes,

@@ -11,11 +11,11 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.components.backbones import prepare_extractor
-from anomalib_ot.components.extraction import extract_by_parts, extract_by_tiles, full_precision
-from anomalib_ot.components.settings import require, require_finite, require_whole
-from anomalib_ot.components.whitening import LocalWhitening
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.backbones import prepare_extractor
+from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
+from anomalib_ot.settings import require, require_finite, require_whole
+from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
 from .prototypes import Prototypes, PrototypeSettings

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.components.settings import require, require_whole
+from anomalib_ot.settings import require, require_whole
 
 _GROUPS = 8
 # GroupNorm wants more than one value in a group, be it a map of one cell.

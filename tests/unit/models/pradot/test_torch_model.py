@@ -6,7 +6,7 @@ import pytest
 import torch
 from anomalib.models.components import GaussianBlur2d
 
-from anomalib_ot.components.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
 from anomalib_ot.models.pradot.torch_model import PradotModel
 from anomalib_ot.transport import NotConvergedWarning, feature_cost, grid_coordinates, spatial_cost

@@ -1,0 +1,156 @@
+"""Registration with anomalib, the only file that touches its internals.
+
+anomalib has no entry point for models. It finds them by three promises, each with a test in ``tests``:
+
+1. A short name (``--model Pradot``, ``get_model("pradot")``, ``list_models()``) resolves among the imported subclasses
+   of ``AnomalibModule``; likewise ``--data Assembly`` among those of ``AnomalibDataModule``.
+2. A class path is looked up as an attribute of its module, ``anomalib.models`` when it has no dots.
+3. ``get_model`` imports from the modules in ``anomalib.models.ALLOWED_MODULES`` only.
+
+So our classes must be imported whenever ``anomalib.models`` is executed. The wheel carries ``anomalib_ot.pth``, which
+Python reads at start-up and which calls :func:`install`. Only the standard library is imported here, so that a process
+which never imports anomalib does not notice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Python runs this at every start: what site has not imported already is imported where it is needed.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+_HOST = "anomalib.models"
+_SWITCH = "ANOMALIB_OT_AUTOLOAD"
+
+
+class _RegisterAfterHost:
+    """Lets every execution of ``anomalib.models`` end with the registration of our models.
+
+    It finds nothing itself, but has what the other finders find of the host registered. It stays in ``sys.meta_path``,
+    as a module may be looked for without being imported, fail and be tried again, or be reloaded.
+    """
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if sys.meta_path[0] is not self:
+            # A finder that was put in front, a type checker's say, would find the host without asking this one.
+            sys.meta_path.remove(self)
+            sys.meta_path.insert(0, self)
+        if fullname != _HOST or os.environ.get(_SWITCH) == "0":
+            return None
+        for finder in sys.meta_path[1:]:
+            find = getattr(finder, "find_spec", None)
+            spec = find(fullname, path, target) if find else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _RegisteringLoader(spec.loader)
+                return spec
+        return None
+
+
+class _RegisteringLoader:
+    """A loader that registers our models after the host has been executed.
+
+    Args:
+        loader: The host's own, which the module keeps.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register_models()
+
+
+def _register_models() -> None:
+    from importlib import import_module  # noqa: PLC0415
+
+    try:
+        models = import_module("anomalib_ot.models")
+        # Its visualizer has a short name too.
+        import_module("anomalib_ot.explain.visualizer")
+        # Where it is our package that imports the host, there are none yet: it registers them when it has them.
+        register(*(getattr(models, name) for name in getattr(models, "__all__", ())))
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, the host goes on
+        import warnings  # noqa: PLC0415
+
+        warnings.warn(
+            f"anomalib-ot could not register its models with anomalib: {type(error).__name__}: {error}. "
+            f"Set {_SWITCH}=0 to switch registration off.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def install() -> None:
+    """Install the import hook, unless ``ANOMALIB_OT_AUTOLOAD=0``; register at once if the host is imported already."""
+    if os.environ.get(_SWITCH) == "0":
+        return
+    # In a virtual environment Python reads its .pth files twice.
+    if not any(isinstance(finder, _RegisterAfterHost) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RegisterAfterHost())
+    if _HOST in sys.modules:
+        _register_models()
+
+
+def require_versions() -> None:
+    """Refuse installed packages of versions that this one's own metadata excludes, before they fail in other words.
+
+    Raises:
+        ImportError: If there are any; it names them, and the versions that would do.
+    """
+    from importlib.metadata import PackageNotFoundError, requires, version  # noqa: PLC0415
+
+    from packaging.requirements import Requirement  # noqa: PLC0415 - comes with the host
+
+    wrong = []
+    for line in requires("anomalib-ot") or ():
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(needed.name)
+        except PackageNotFoundError:
+            # The import names it; another package may stand in for it.
+            continue
+        if not needed.specifier.contains(found, prereleases=True):
+            wrong.append((f"{needed.name}{needed.specifier}", f"{needed.name} {found}"))
+    if wrong:
+        needs, finds = (", ".join(column) for column in zip(*wrong, strict=True))
+        commands = " ".join(f'"{each}"' for each, _ in wrong)
+        msg = f"anomalib-ot needs {needs}, but {finds} is installed; run: pip install {commands}"
+        raise ImportError(msg)
+
+
+def register(*models: type) -> None:
+    """Make models reachable by anomalib's class paths, ``Pradot`` and ``anomalib.models.Pradot`` alike.
+
+    Args:
+        models: Subclasses of ``AnomalibModule``; importing them has imported ``anomalib.models``.
+    """
+    host = sys.modules[_HOST]
+    host.ALLOWED_MODULES.update({"anomalib_ot", "anomalib_ot.models"})
+    for model in models:
+        setattr(host, model.__name__, model)
+        if model.__name__ not in host.__all__:
+            host.__all__.append(model.__name__)

@@ -1,0 +1,142 @@
+"""Pictures as a model sees them."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from anomalib.models.components import AnomalibModule
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from anomalib_ot.features.backbones import denormalize
+
+Extent = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a model sees it.
+
+    Args:
+        name: Folder and file, such as ``scratch/003``, or its number where it has none.
+        prepared: What the torch model takes, (3, h, w), resized and normalised.
+        image: The same as RGB in [0, 1], (3, h, w).
+        label: Whether it shows an anomaly, None where that is not known.
+        mask: Where the anomaly is, Boolean (h, w), None where that is not known.
+        path: The file that it is from; empty where it is from none.
+        extent: Left, top, right and bottom edge of what the model sees, in pixels of the file; None where not known.
+    """
+
+    name: str
+    prepared: Tensor
+    image: Tensor
+    label: bool | None = None
+    mask: Tensor | None = None
+    path: str = ""
+    extent: Extent | None = None
+
+
+def pictures_of(model: AnomalibModule, items: Iterable[ImageItem]) -> Iterator[Picture]:
+    """Prepare pictures one by one, as the model's pre-processor does.
+
+    Args:
+        model: The model, on any device.
+        items: The pictures, as a data module's ``test_data`` yields them.
+
+    Yields:
+        The pictures, on the model's device.
+    """
+    for number, item in enumerate(items):
+        assert item.image is not None  # noqa: S101 - a data set's items have images
+        image = item.image.to(model.device)
+        transform = getattr(model.pre_processor, "transform", None)
+        prepared = (transform(image[None]) if transform else image[None])[0]
+        mask = item.gt_mask
+        if mask is not None:
+            size = list(prepared.shape[-2:])
+            mask = transforms.resize(mask.squeeze()[None].float(), size, antialias=False)[0] > 0
+        yield Picture(
+            name_of(item.image_path) if item.image_path else str(number),
+            prepared,
+            denormalize(prepared, model.pre_processor).clamp(0, 1),
+            None if item.gt_label is None else bool(item.gt_label),
+            mask,
+            str(item.image_path or ""),
+            extent_of(model, (image.shape[-2], image.shape[-1])),
+        )
+
+
+def prepared_pictures(model: AnomalibModule, batch: ImageBatch) -> Iterator[Picture]:
+    """The pictures of a batch that the model's pre-processor has prepared already, as callbacks of the trainer see it.
+
+    Args:
+        model: The model.
+        batch: The batch, with the paths of its files.
+
+    Yields:
+        The pictures.
+    """
+    for item in batch:
+        assert item.image is not None  # noqa: S101 - a data loader's batches have images
+        assert item.image_path is not None  # noqa: S101 - and say where they are from
+        with Image.open(item.image_path) as file:
+            width, height = file.size
+        yield Picture(
+            name_of(item.image_path),
+            item.image,
+            denormalize(item.image, model.pre_processor).clamp(0, 1),
+            None if item.gt_label is None else bool(item.gt_label),
+            None if item.gt_mask is None else item.gt_mask.squeeze() > 0,
+            str(item.image_path),
+            extent_of(model, (height, width)),
+        )
+
+
+def name_of(path: str) -> str:
+    """Name of the picture of a file, its folder and its name without suffix; as a path it leads to nowhere else."""
+    file = Path(os.path.abspath(path))  # noqa: PTH100 - a link to a file keeps its own name
+    # Of a file such as "...png" no name would be left.
+    return str(Path(file.parent.name) / (file.stem if file.stem.strip(".") else file.name))
+
+
+def extent_of(model: AnomalibModule, size: tuple[int, int]) -> Extent:
+    """What a model sees of a picture, which its pre-processor may resize and crop.
+
+    Where a pixel comes from is read off a picture of coordinates that goes the same way.
+
+    Args:
+        model: The model.
+        size: Height and width of the picture.
+
+    Returns:
+        Left, top, right and bottom edge, in pixels of the picture.
+    """
+    transform = getattr(model.pre_processor, "transform", None)
+    height, width = size
+    if transform is None:
+        return 0.0, 0.0, float(width), float(height)
+    columns = ((torch.arange(width) + 0.5) / width).expand(3, height, width)
+    rows = ((torch.arange(height) + 0.5) / height)[:, None].expand(3, height, width)
+    prepared = denormalize(transform(torch.stack([columns, rows])), model.pre_processor)[:, 0].double()
+    left, right = _edges(prepared[0, prepared.shape[1] // 2])
+    top, bottom = _edges(prepared[1, :, prepared.shape[2] // 2])
+    return left * width, top * height, right * width, bottom * height
+
+
+def _edges(coordinates: Tensor) -> tuple[float, float]:
+    """Coordinates of the outer edges of a row of pixels, from those of their centres."""
+    count = len(coordinates)
+    # Away from the border, where resizing has fewer pixels to average.
+    inner = np.arange(count // 4, count - count // 4)
+    step, start = np.polyfit(inner + 0.5, coordinates[inner].numpy(), 1)
+    return float(start), float(start + count * step)
+
+
+def stack(pictures: Iterable[Picture]) -> Tensor:
+    """The pictures as a batch for the torch model, (B, 3, h, w)."""
+    return torch.stack([picture.prepared for picture in pictures])

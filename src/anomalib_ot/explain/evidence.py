@@ -1,0 +1,388 @@
+"""Why a picture was flagged: what added up to its score, how it ranks among normal pictures, and where to look."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import AnomalibModule
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import AutoLocator, MaxNLocator
+from skimage.measure import label, regionprops
+from torch import Tensor
+
+from anomalib_ot.drawing.figures import OUTLINE, new_figure, show_image, show_map
+from anomalib_ot.drawing.pictures import Extent, Picture
+from .scale import Scale, scale_of
+
+_NORMAL = "#0072b2"
+_THIS = "#d55e00"
+_BINS = 12
+_ITSELF = "the only normal picture that was held out is this one"
+
+
+@dataclass(frozen=True)
+class NormalScores:
+    """Scores of normal pictures that the model was not fitted to.
+
+    Args:
+        scores: Image score of each, from :func:`image_scores`.
+        why_none: Why there are none, if there are none.
+    """
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    why_none: str = "no normal pictures were held out"
+
+    def without(self, picture: Picture) -> tuple[float, ...]:
+        """All but that of a picture, which says nothing of its own place."""
+        return tuple(score for each, score in self.scores.items() if each != _key(picture))
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one part of the model adds.
+
+    Args:
+        map: To each pixel of the anomaly map, (h, w).
+        value: To the raw image score.
+    """
+
+    map: Tensor
+    value: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected part of the picture whose scores are above the model's threshold.
+
+    Args:
+        box: Left, top, right and bottom edge, in pixels of the file, or of what the model sees where there is none.
+        score: Its highest score, as anomalib shows it.
+    """
+
+    box: Extent
+    score: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why a picture has its score.
+
+    Args:
+        picture: The picture.
+        score: Its image score as ``predict`` gives it, in [0, 1] once the model is validated.
+        raw_score: The same as the model computes it.
+        scale: What leads from raw image scores to those that are shown.
+        pixel_scale: The same for pixels.
+        is_anomalous: Whether the model calls the picture anomalous, None if it has no threshold.
+        map: The anomaly map (h, w), as the model computes it.
+        contributions: What each part of the model adds; maps and values add up to map and raw score.
+        highest: Horizontal and vertical position of the highest pixel, as in ``Region.box``.
+        regions: Where the map is above the model's threshold for pixels, the highest first; None if it has none.
+        normal: Raw scores of held-out normal pictures without this one.
+        p_value: Chance that a normal picture has such a score or a higher one, of :func:`conformal_p_value`; None if
+            no normal pictures were held out.
+        why_no_p_value: Why, then.
+    """
+
+    picture: Picture
+    score: float
+    raw_score: float
+    scale: Scale
+    pixel_scale: Scale
+    is_anomalous: bool | None
+    map: Tensor
+    contributions: dict[str, Contribution]
+    highest: tuple[float, float]
+    regions: tuple[Region, ...] | None
+    normal: tuple[float, ...]
+    p_value: float | None
+    why_no_p_value: str = ""
+
+    @property
+    def threshold(self) -> float | None:
+        """Score above which the model calls a picture anomalous, on the scale of ``score``; None if it has none."""
+        return self.scale.threshold
+
+    @property
+    def lowest_p_value(self) -> float | None:
+        """The lowest p-value that so many held-out normal pictures allow; None without any."""
+        return None if self.p_value is None else 1 / (len(self.normal) + 1)
+
+    def p_value_in_words(self) -> str:
+        """The p-value, whether it could not be lower, or why there is none."""
+        if self.p_value is None:
+            return self.why_no_p_value
+        if self.p_value != self.lowest_p_value:
+            return f"p = {self.p_value:.2g}"
+        count = len(self.normal)
+        allow = "1 good picture allows" if count == 1 else f"{count} good pictures allow"
+        return f"p ≤ {self.p_value:.2g}, the lowest that {allow}"
+
+    def score_in_words(self) -> str:
+        """The score and its threshold as ``predict`` gives them, with the raw ones where these are others."""
+        shown = _with_threshold(self.score, self.threshold)
+        if self.scale == Scale(threshold=self.threshold):
+            return shown
+        return f"{shown} (raw {_with_threshold(self.raw_score, self.scale.raw_threshold)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evidence as plain values for JSON, without the maps; what is not known is None."""
+        return {
+            "picture": self.picture.name,
+            "path": self.picture.path,
+            "label": _verdict(self.picture.label),
+            "verdict": _verdict(self.is_anomalous),
+            "score": self.score,
+            "threshold": self.threshold,
+            "raw_score": self.raw_score,
+            "raw_threshold": self.scale.raw_threshold,
+            "pixel_threshold": self.pixel_scale.threshold,
+            "contributions": {
+                name: {"value": each.value, "share": self.share(name)} for name, each in self.contributions.items()
+            },
+            "highest_pixel": list(self.highest),
+            "regions": None
+            if self.regions is None
+            else [{"box": list(each.box), "score": each.score} for each in self.regions],
+            "p_value": self.p_value,
+            "lowest_p_value": self.lowest_p_value,
+            "p_value_in_words": None if self.p_value is None else self.p_value_in_words(),
+            "why_no_p_value": self.why_no_p_value or None,
+            "normal_pictures": len(self.normal),
+        }
+
+    def share(self, name: str) -> float:
+        """Share of the raw score that a contribution makes; 0 where the score is."""
+        return self.contributions[name].value / self.raw_score if self.raw_score else 0.0
+
+
+def conformal_p_value(score: float, normal: Iterable[float]) -> float:
+    """Chance that a normal picture has such a score or a higher one.
+
+    (1 + #{s_i ≥ s}) / (n + 1) for n held-out normal scores s_i. If the picture is normal too, so that its score might
+    as well be any of the n + 1, the value is at most p with a probability of at most p (Vovk, Gammerman and Shafer,
+    Algorithmic learning in a random world, 2005). With n pictures it is never below 1 / (n + 1).
+
+    Args:
+        score: Score of the picture.
+        normal: Scores of normal pictures that neither the model nor its thresholds saw in training.
+
+    Returns:
+        The value, in (0, 1].
+
+    Example:
+        >>> conformal_p_value(0.9, [0.1, 0.2, 0.9])
+        0.5
+    """
+    others = list(normal)
+    return (1 + sum(other >= score for other in others)) / (len(others) + 1)
+
+
+@torch.no_grad()
+def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str, float]:
+    """Image scores before they are normalised.
+
+    Args:
+        model: A fitted model of ours.
+        pictures: Pictures, as :func:`pictures_of` prepares them for the model.
+
+    Returns:
+        The scores, by the path of the picture's file, or its name where it has none.
+    """
+    scores = {}
+    for picture in pictures:
+        anomaly_map = torch.stack([*_contributions(model, picture).values()]).sum(0)
+        scores[_key(picture)] = float(anomaly_map.flatten()[_counted(model, anomaly_map)].mean())
+    return scores
+
+
+@torch.no_grad()
+def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | None = None) -> Evidence:
+    """Collect the evidence for or against a picture.
+
+    An online Foct learns nothing from it, and scores by the memory as it stands.
+
+    Args:
+        model: A fitted model of ours.
+        picture: The picture, as :func:`pictures_of` prepares it for the model.
+        normal: Raw scores of held-out normal pictures, from :func:`image_scores`.
+
+    Returns:
+        The evidence.
+
+    Raises:
+        RuntimeError: If the model is not fitted.
+    """
+    parts = _contributions(model, picture)
+    anomaly_map = torch.stack([*parts.values()]).sum(0)
+    counted = _counted(model, anomaly_map)
+    raw_score = anomaly_map.flatten()[counted].mean()
+    processed = _post_process(model, raw_score, anomaly_map)
+    scale = scale_of(model, "image")
+    normal = normal or NormalScores()
+    others = normal.without(picture)
+    row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
+    return Evidence(
+        picture=picture,
+        score=float(torch.as_tensor(processed.pred_score)),
+        raw_score=float(raw_score),
+        scale=scale,
+        pixel_scale=scale_of(model, "pixel"),
+        is_anomalous=None if scale.threshold is None else bool(processed.pred_label),
+        map=anomaly_map,
+        contributions={name: Contribution(each, float(each.flatten()[counted].mean())) for name, each in parts.items()},
+        highest=_in_file(picture, (column + 0.5, row + 0.5, column + 0.5, row + 0.5))[:2],
+        regions=None if scale.threshold is None else _regions(picture, processed, anomaly_map),
+        normal=others,
+        p_value=conformal_p_value(float(raw_score), others) if others else None,
+        why_no_p_value="" if others else _ITSELF if normal.scores else normal.why_none,
+    )
+
+
+def _contributions(model: AnomalibModule, picture: Picture) -> dict[str, Tensor]:
+    """What each part of the model adds to the map of a picture, (h, w)."""
+    torch_model: Any = model.model
+    return {name: each[0, 0] for name, each in torch_model.contributions(picture.prepared[None]).items()}
+
+
+def _key(picture: Picture) -> str:
+    return picture.path or picture.name
+
+
+def _with_threshold(score: float, threshold: float | None) -> str:
+    return f"{score:.4g}" + ("" if threshold is None else f", threshold {threshold:.4g}")
+
+
+def _verdict(is_anomalous: bool | None) -> str | None:
+    return None if is_anomalous is None else "anomalous" if is_anomalous else "normal"
+
+
+def _counted(model: AnomalibModule, anomaly_map: Tensor) -> Tensor:
+    """Which pixels the image score is the mean of: the highest, or a share of the highest where the model says so."""
+    count = round(getattr(model.model, "top_share", 0.0) * anomaly_map.numel())
+    return anomaly_map.flatten().topk(max(1, count)).indices
+
+
+def _post_process(model: AnomalibModule, score: Tensor, anomaly_map: Tensor) -> InferenceBatch:
+    """What the model's post-processor makes of a score and a map, the same where it has none."""
+    raw = InferenceBatch(pred_score=score[None], anomaly_map=anomaly_map[None, None])
+    return model.post_processor(raw) if model.post_processor is not None else raw
+
+
+def _in_file(picture: Picture, box: Extent) -> Extent:
+    """A box in pixels of the picture as the model sees it, in those of its file."""
+    left, top, right, bottom = picture.extent or _own_extent(picture)
+    height, width = picture.image.shape[-2:]
+    scales = ((right - left) / width, (bottom - top) / height) * 2
+    x0, y0, x1, y1 = (each * scale for each, scale in zip(box, scales, strict=True))
+    return left + x0, top + y0, left + x1, top + y1
+
+
+def _own_extent(picture: Picture) -> Extent:
+    height, width = picture.image.shape[-2:]
+    return 0.0, 0.0, float(width), float(height)
+
+
+def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor) -> tuple[Region, ...] | None:
+    """Regions of the post-processor's mask (1, 1, h, w), the highest of the raw map first."""
+    if processed.pred_mask is None:
+        return None
+    shown = cast("Tensor", processed.anomaly_map)[0, 0].cpu().numpy()
+    # The host's own boxes leave out a region that fills the picture.
+    labels = label(processed.pred_mask[0, 0].cpu().numpy(), connectivity=2)
+    # Scores that are shown are cut off at 1, where many may be equal.
+    intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
+    found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])
+    return tuple(
+        Region(_in_file(picture, (x0, y0, x1, y1)), float(each.intensity_max[1]))
+        for each in found
+        for y0, x0, y1, x1 in [each.bbox]
+    )
+
+
+def draw_evidence(evidence: Evidence) -> Figure:
+    """Draw the picture with its anomalous regions, its map, its place among normal pictures, and what added up to it.
+
+    Args:
+        evidence: From :func:`evidence_of`.
+
+    Returns:
+        The figure. Scores are on the scale of ``predict``, but not cut off at 0 and 1. The maps of the contributions
+        are raw and share one scale of colours; titles say their shares of the score.
+    """
+    parts = evidence.contributions if len(evidence.contributions) > 1 else {}
+    figure, panels = new_figure(1 + bool(parts), max(3, len(parts)), _summary(evidence))
+    first, *rest = panels
+    _draw_regions(first[0], evidence)
+    above = evidence.pixel_scale.threshold
+    rule = "" if above is None else f" (above {above:.2g} anomalous)"
+    show_map(first[1], evidence.pixel_scale.shown(evidence.map), f"anomaly map{rule}, + the highest pixel")
+    _mark(first[1], evidence.map)
+    _draw_place(first[2], evidence)
+    limits = (0.0, max((float(each.map.max()) for each in parts.values()), default=0.0))
+    for panel, (name, part) in zip(rest[0] if rest else [], parts.items(), strict=False):
+        show_map(panel, part.map, f"{name}:\n{evidence.share(name):.0%} of the score", limits)
+        _mark(panel, evidence.map)
+    for panel in (*first[3:], *(rest[0][len(parts) :] if rest else [])):
+        panel.set_visible(False)
+    return figure
+
+
+def _summary(evidence: Evidence) -> str:
+    known = _verdict(evidence.picture.label)
+    verdict = _verdict(evidence.is_anomalous)
+    parts = [
+        f"score {evidence.score_in_words()}",
+        f"the model says {verdict}" if verdict else "",
+        f"it is {known}" if known else "",
+    ]
+    return f"{evidence.picture.name}: {', '.join(part for part in parts if part)}"
+
+
+def _draw_regions(panel: Axes, evidence: Evidence) -> None:
+    """The picture in pixels of its file, with the boxes and highest scores of its regions."""
+    regions = evidence.regions or ()
+    title = "no threshold, no regions" if evidence.regions is None else f"{len(regions)} regions above the threshold"
+    show_image(panel, evidence.picture.image, "1 region above the threshold" if len(regions) == 1 else title)
+    left, top, right, bottom = evidence.picture.extent or _own_extent(evidence.picture)
+    panel.images[0].set_extent((left, right, bottom, top))
+    panel.set_aspect("equal")
+    for region in regions:
+        x0, y0, x1, y1 = region.box
+        panel.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=OUTLINE, linewidth=1.2))
+        panel.text(
+            x0, y0, f"{region.score:.3g}", va="bottom", color="white", backgroundcolor="#000a", fontsize="x-small"
+        )
+
+
+def _mark(panel: Axes, anomaly_map: Tensor) -> None:
+    row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
+    panel.plot(column, row, "+", color=OUTLINE, markersize=9)
+
+
+def _draw_place(panel: Axes, evidence: Evidence) -> None:
+    """Histogram of the normal scores, with the picture and the threshold."""
+    panel.set_xlabel("score, which predict cuts off at 0 and 1", fontsize="small")
+    panel.xaxis.set_major_locator(AutoLocator())
+    panel.tick_params(labelsize="x-small")
+    # Cut off at 1, a score far above all others would look like one just above them.
+    shown = evidence.scale.shown
+    if evidence.normal:
+        normal = [shown(each) for each in evidence.normal]
+        panel.hist(normal, _BINS, color=_NORMAL, label=f"{len(normal)} normal pictures")
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    if evidence.threshold is not None:
+        panel.axvline(evidence.threshold, color="grey", linestyle="--", label=f"threshold {evidence.threshold:.2g}")
+    panel.axvline(shown(evidence.raw_score), color=_THIS, linewidth=2, label="this picture")
+    panel.margins(y=0.25)
+    panel.legend(fontsize="x-small", loc="upper center")
+    title = f"no p-value:\n{evidence.why_no_p_value}"
+    if evidence.p_value is not None:
+        above = sum(each >= evidence.raw_score for each in evidence.normal)
+        title = f"{above} of {len(evidence.normal)} normal pictures score as high:\n{evidence.p_value_in_words()}"
+    panel.set_title(title, fontsize="small")

@@ -1,0 +1,153 @@
+"""Views from anomalib's own command: a visualizer that also explains the most anomalous pictures."""
+
+import heapq
+import logging
+from collections.abc import Sequence
+from itertools import count as count_from
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalib.utils.path import generate_output_filename
+from anomalib.visualization import ImageVisualizer
+
+from anomalib_ot.settings import require
+from anomalib_ot.files import claim
+
+if TYPE_CHECKING:
+    from .data import Data
+    from anomalib_ot.drawing.pictures import Picture
+
+logger = logging.getLogger(__name__)
+
+
+class ExplainingVisualizer(ImageVisualizer):
+    """Draws anomalib's picture of each prediction, and our views of the most anomalous ones.
+
+    The views lie in ``explain`` beside anomalib's ``images``, or beside ``output_dir`` (within it where that is the
+    working directory), as ``anomalib-ot explain`` writes them. An online Foct is explained with its memory as it is at
+    the end. What cannot be drawn or written is refused before the run where that can be known.
+
+    Args:
+        count: Number of pictures, those with the highest scores; None for all.
+        views: Names of the views, as of ``anomalib-ot explain``; by default all that can be drawn.
+        formats: Formats of the figures, of png, svg and pdf.
+        seed: Seed of what is drawn at random.
+        **settings: Those of anomalib's ``ImageVisualizer``.
+
+    Raises:
+        ValueError: If the count is below 1, a format unknown, or the model has no view of a name or cannot draw it.
+        FileExistsError: If something else has a name in ``explain`` that is needed, or one of anomalib's picture in the
+            given ``output_dir``, as the pictures themselves may have where they lie.
+
+    Example:
+        >>> from anomalib_ot import Pradot
+        >>> model = Pradot("resnet18", ["layer3"], pre_trained=False, visualizer=ExplainingVisualizer(count=5))
+    """
+
+    def __init__(
+        self,
+        count: int | None = 5,
+        views: Sequence[str] | None = None,
+        formats: Sequence[str] = ("png",),
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        from anomalib_ot.drawing.figures import require_formats  # noqa: PLC0415 - what draws is imported by those who draw
+
+        require(count is None or count >= 1, "count", "at least 1, or None", count)
+        require_formats(formats)
+        self._shares_its_folder = self.output_dir is not None
+        self.count = count
+        self.views = views
+        self.formats = formats
+        self.seed = seed
+        # (score, minus the number, picture); of equal scores the first counts.
+        self._highest: list[tuple[float, int, Picture]] = []
+        self._numbers = count_from()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse views that the model does not have, and a folder that is taken, before it runs."""
+        from .explanation import require_place  # noqa: PLC0415
+        from .views import views_of  # noqa: PLC0415
+
+        del stage
+        views_of(type(pl_module), self.views)
+        require_place(type(pl_module), self._folder(trainer))
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the pictures of the run before, and refuse views that cannot be drawn if they are asked for."""
+        from .explanation import lacking_views, require_place  # noqa: PLC0415
+        from .views import Subject  # noqa: PLC0415
+
+        # That of the run which the checkpoint is of, by now.
+        require_place(type(pl_module), self._folder(trainer))
+        self._highest = []
+        self._numbers = count_from()
+        if self.views is not None:
+            lacking_views(Subject(pl_module, _data(trainer)), self.views)
+
+    on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw anomalib's pictures, and remember the most anomalous."""
+        from .evidence import image_scores  # noqa: PLC0415
+        from anomalib_ot.drawing.pictures import prepared_pictures  # noqa: PLC0415
+
+        if self._shares_its_folder:
+            self._claim_places(trainer, batch.image_path)
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        for picture in prepared_pictures(pl_module, batch):
+            # The batch's scores are clipped to [0, 1], where many may be equal.
+            (score,) = image_scores(pl_module, [picture]).values()
+            heapq.heappush(self._highest, (score, -next(self._numbers), picture))
+            if self.count is not None and len(self._highest) > self.count:
+                heapq.heappop(self._highest)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the views."""
+        from .explanation import normal_scores, summary, write_views  # noqa: PLC0415
+        from .views import Subject  # noqa: PLC0415
+
+        pictures = [(picture, "highest score") for _, _, picture in sorted(self._highest, reverse=True)]
+        self._highest = []
+        if not pictures:
+            return
+        data = _data(trainer)
+        subject = Subject(pl_module, data, normal_scores(pl_module, data), self.seed)
+        output = self._folder(trainer)
+        checkpoint = str(trainer.ckpt_path or "")
+        page, explained = write_views(subject, pictures, output, self.views, self.formats, checkpoint)
+        for each in explained:
+            logger.info("%s", summary(each))
+        logger.info("Views of the most anomalous pictures: %s", page)
+
+    on_predict_end = on_test_end
+
+    def _claim_places(self, trainer: Any, paths: Sequence[str]) -> None:
+        """Refuse to let anomalib write over what lay in a given folder, as it names its pictures after the files."""
+        data = getattr(trainer, "datamodule", None)
+        name, category = getattr(data, "name", None), getattr(data, "category", None)
+        places = [generate_output_filename(path, str(self.output_dir), name, category, mkdir=False) for path in paths]
+        for folder in {place.parent for place in places}:
+            claim(folder, *(place.name for place in places if place.parent == folder))
+
+    def _folder(self, trainer: Any) -> Path:
+        """Where the views go."""
+        images = Path(trainer.default_root_dir, "images") if self.output_dir is None else Path(self.output_dir)
+        return images.parent / "explain"
+
+
+def _data(trainer: Any) -> "Data":
+    from .data import Data, data_of  # noqa: PLC0415
+
+    module = getattr(trainer, "datamodule", None)
+    return data_of(module) if module else Data("pictures", (), why_none="there is no data module to hold some out")

@@ -1,0 +1,312 @@
+"""Whether an exported model says what the model in torch says."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import AnomalibModule
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics.functional.classification import binary_auroc
+
+from .trial_pictures import TrialPictures
+
+# Pictures at once, where a model takes any number: then the last few are fewer, and two sizes of batches are tried.
+_BATCH = 4
+# Maps are kept at this share of their size, for ranks and AUROC.
+_REDUCTION = 4
+
+Runner = Callable[[Tensor], InferenceBatch]
+
+
+class ExportError(RuntimeError):
+    """An exported model that does not say what the model in torch says."""
+
+
+@dataclass(frozen=True)
+class SameValues:
+    """The same maps and scores.
+
+    Args:
+        largest_difference: Of maps and of scores, as a share of the range of torch's maps.
+    """
+
+    largest_difference: float
+
+    def broken_by(self, measured: Mapping[str, Any], reference: Mapping[str, float | None]) -> list[str]:
+        """What is out of tolerance, in words.
+
+        Args:
+            measured: What :func:`compare` gives of an exported model.
+            reference: Unused.
+        """
+        del reference
+        return [
+            f"the largest {name.replace('_', ' ')} is {measured[name]:.1e} of the maps' range, more than "
+            f"{self.largest_difference}"
+            for name in ("map_difference", "score_difference")
+            # A difference that is no number is out of tolerance too.
+            if not measured[name] <= self.largest_difference
+        ]
+
+
+@dataclass(frozen=True)
+class SameOrder:
+    """About the same order of normal and anomalous, whatever the values.
+
+    Args:
+        auroc_fall: Largest fall of the image and the pixel AUROC, where they can be computed.
+        rank_correlation: Least rank correlation of the maps' pixels, where neither can.
+    """
+
+    auroc_fall: float = 0.002
+    rank_correlation: float = 0.99
+
+    def broken_by(self, measured: Mapping[str, Any], reference: Mapping[str, float | None]) -> list[str]:
+        """What is out of tolerance, in words.
+
+        Args:
+            measured: What :func:`compare` gives of an exported model.
+            reference: What it gives of the model in torch.
+        """
+        falls = {name: before - measured[name] for name, before in reference.items() if before is not None}
+        if not falls and not (measured["rank_correlation"] or 0) >= self.rank_correlation:
+            return [f"the maps' rank correlation is {measured['rank_correlation']}, below {self.rank_correlation}"]
+        return [
+            f"the {name.replace('_', ' ')} falls by {fall:.4f}, more than {self.auroc_fall}"
+            for name, fall in falls.items()
+            if fall > self.auroc_fall
+        ]
+
+
+def compare(
+    module: AnomalibModule, runners: Mapping[str, Runner], pictures: TrialPictures, batch_size: int | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Compare exported models with the model in torch.
+
+    Maps and scores are compared before the post-processor clips them to [0, 1], as what is clipped looks alike; and
+    with those of the model as anomalib's engine runs it, with the pre-processor's own way to resize.
+
+    Args:
+        module: The model, in evaluation mode.
+        runners: The exported models by name: each gives, for images (B, 3, h, w), anomaly maps and scores that are not
+            clipped but otherwise as its post-processor makes them.
+        pictures: What to run them on.
+        batch_size: Images that they take at once, None for any number.
+
+    Returns:
+        Image and pixel AUROC of the model in torch, None where there are no pictures of both kinds; and for each
+        exported model the same, the largest difference of maps and of scores as a share of the range of torch's maps
+        on these pictures or, where that is wider, on those of the model's validation, and the rank correlation of the
+        maps' pixels.
+    """
+    scale = Normalization(module.post_processor)
+    reference = _Record()
+    records = {name: _Record() for name in runners}
+    labels: list[bool | None] = []
+    masks: list[Tensor | None] = []
+    for batch in pictures.batches(batch_size or _BATCH):
+        shown = pictures.read(batch)
+        images = shown.images
+        expected = Scores.of(_run_as_engine(module, images))
+        reference.add(expected, expected)
+        # The last picture fills a batch of fixed size.
+        missing = (batch_size or len(batch)) - len(batch)
+        images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        for name, run in runners.items():
+            records[name].add(scale.undo(Scores.of(run(images)).first(len(batch))), expected)
+        labels += shown.labels
+        masks += shown.masks
+    truth = _Truth(labels, masks)
+    span = max(reference.highest - reference.lowest, scale.width, torch.finfo(torch.float32).tiny)
+    measured = {
+        name: {
+            "map_difference": record.map_difference / span,
+            "score_difference": record.score_difference / span,
+            "rank_correlation": _rank_correlation(record.maps, reference.maps),
+            **truth.auroc(record),
+        }
+        for name, record in records.items()
+    }
+    return truth.auroc(reference), measured
+
+
+def run_exported_module(module: AnomalibModule) -> Runner:
+    """What a module that was loaded from an export makes of images, normalised but not clipped."""
+    scale = Normalization(module.post_processor)
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> InferenceBatch:
+        images = images.to(module.device)
+        scores = scale.apply(Scores.of(module.model(module.pre_processor(images) if module.pre_processor else images)))
+        return InferenceBatch(anomaly_map=scores.maps, pred_score=scores.scores)
+
+    return run
+
+
+@torch.inference_mode()
+def _run_as_engine(module: AnomalibModule, images: Tensor) -> InferenceBatch:
+    transform = getattr(module.pre_processor, "transform", None)
+    images = images.to(module.device)
+    return module.model(transform(images) if transform else images)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Anomaly maps (B, h, w) and image scores (B,), float32 on the CPU."""
+
+    maps: Tensor
+    scores: Tensor
+
+    @classmethod
+    def of(cls, batch: InferenceBatch) -> "Scores":
+        """Those of a batch with maps (B, 1, h, w)."""
+        maps, scores = (torch.as_tensor(each).float().cpu() for each in (batch.anomaly_map, batch.pred_score))
+        return cls(maps.reshape(-1, *maps.shape[-2:]), scores.flatten())
+
+    def first(self, count: int) -> "Scores":
+        """Those of the first images."""
+        return Scores(self.maps[:count], self.scores[:count])
+
+
+class Normalization:
+    """A post-processor's normalisation without its clipping, there and back.
+
+    Args:
+        post_processor: The host's, or None.
+    """
+
+    def __init__(self, post_processor: nn.Module | None) -> None:
+        self._post_processor = post_processor if getattr(post_processor, "enable_normalization", False) else None
+
+    def apply(self, scores: Scores) -> Scores:
+        """Normalise."""
+        pixel, image = self._line("pixel"), self._line("image")
+        return Scores(
+            pixel.apply(scores.maps) if pixel else scores.maps, image.apply(scores.scores) if image else scores.scores
+        )
+
+    def undo(self, scores: Scores) -> Scores:
+        """Undo it."""
+        pixel, image = self._line("pixel"), self._line("image")
+        return Scores(
+            pixel.undo(scores.maps) if pixel else scores.maps, image.undo(scores.scores) if image else scores.scores
+        )
+
+    @property
+    def clipped(self) -> list[str]:
+        """Outputs that the post-processor normalises, and so clips."""
+        fields = {"anomaly_map": "pixel", "pred_score": "image"}
+        return [output for output, field in fields.items() if self._line(field)]
+
+    @property
+    def width(self) -> float:
+        """Range of the maps in the model's validation, 0 where it is not known."""
+        if self._post_processor is None:
+            return 0.0
+        low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
+        return 0.0 if isnan(high - low) else high - low
+
+    def _line(self, field: str) -> "_Line | None":
+        """How maps or scores are normalised, None where they are not."""
+        if self._post_processor is None:
+            return None
+        low, high, threshold = (
+            float(getattr(self._post_processor, f"{field}_{name}")) for name in ("min", "max", "threshold")
+        )
+        # As the host: without a range nothing is normalised, without a threshold it is the middle, and a range of one
+        # value, as a single validation picture leaves it, counts as one.
+        if isnan(low) or isnan(high):
+            return None
+        threshold = (low + high) / 2 if isnan(threshold) else threshold
+        scale = (high - low) or 1.0
+        return _Line(scale, threshold / scale - 0.5)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Normalisation of one output: a scale, and a shift after it."""
+
+    scale: float
+    shift: float
+
+    def apply(self, values: Tensor) -> Tensor:
+        return values / self.scale - self.shift
+
+    def undo(self, values: Tensor) -> Tensor:
+        return (values + self.shift) * self.scale
+
+
+class _Record:
+    """What a model said of all pictures, with maps reduced in size."""
+
+    def __init__(self) -> None:
+        self.map_difference = self.score_difference = 0.0
+        self.lowest, self.highest = float("inf"), -float("inf")
+        self._maps: list[Tensor] = []
+        self._scores: list[Tensor] = []
+
+    def add(self, scores: Scores, expected: Scores) -> None:
+        self.map_difference = _largest(self.map_difference, scores.maps - expected.maps)
+        self.score_difference = _largest(self.score_difference, scores.scores - expected.scores)
+        self.lowest = min(self.lowest, float(scores.maps.min()))
+        self.highest = max(self.highest, float(scores.maps.max()))
+        self._maps.append(_reduced(scores.maps))
+        self._scores.append(scores.scores)
+
+    @property
+    def maps(self) -> Tensor:
+        return torch.cat(self._maps)
+
+    @property
+    def scores(self) -> Tensor:
+        return torch.cat(self._scores)
+
+
+def _largest(so_far: float, difference: Tensor) -> float:
+    """The largest of all; once a difference is no number, that."""
+    return float(torch.cat([torch.tensor([so_far]), difference.abs().flatten()]).max())
+
+
+def _reduced(maps: Tensor) -> Tensor:
+    return F.avg_pool2d(maps[:, None], min(_REDUCTION, *maps.shape[-2:]))[:, 0]
+
+
+def _rank_correlation(maps: Tensor, expected: Tensor) -> float | None:
+    """None for maps that are the same everywhere, which have no order."""
+    correlation = float(spearmanr(maps.flatten().numpy(), expected.flatten().numpy()).statistic)
+    return None if isnan(correlation) else correlation
+
+
+class _Truth:
+    """Labels of the pictures and their masks; None where they are not known."""
+
+    def __init__(self, labels: list[bool | None], masks: list[Tensor | None]) -> None:
+        self._labels = None if None in labels else torch.tensor(labels)
+        self._masks: Tensor | None = None
+        shown = [mask for mask in masks if mask is not None]
+        is_known = all(mask is not None or not label for mask, label in zip(masks, labels, strict=True))
+        if self._labels is not None and shown and is_known:
+            # A normal picture has no mask in some data modules, and an empty one in others.
+            blank = torch.zeros_like(shown[0])
+            self._masks = torch.stack([blank if mask is None else mask for mask in masks]).float()
+
+    def auroc(self, record: _Record) -> dict[str, float | None]:
+        return {
+            "image_AUROC": _auroc(record.scores, self._labels),
+            "pixel_AUROC": _auroc(record.maps, self._masks_like(record.maps)),
+        }
+
+    def _masks_like(self, maps: Tensor) -> Tensor | None:
+        """The masks at the size of the reduced maps, which differs where a model resizes the pictures that it gets."""
+        return None if self._masks is None else F.adaptive_max_pool2d(self._masks[:, None], maps.shape[-2:])[:, 0] > 0
+
+
+def _auroc(scores: Tensor, truth: Tensor | None) -> float | None:
+    if truth is None or truth.all() or not truth.any():
+        return None
+    return float(binary_auroc(scores.flatten(), truth.flatten().long()))

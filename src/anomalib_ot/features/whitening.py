@@ -1,0 +1,211 @@
+"""Local whitening of feature maps: directions in which normal images vary count less, place by place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor, nn
+
+from .extraction import full_precision
+from anomalib_ot.settings import require_finite, require_whole
+
+
+class LocalWhitening(DynamicBufferMixin, nn.Module):
+    """Linear map of each cell's feature by the inverse square root of the covariance at this cell.
+
+    PaDiM (Defard et al., 2021, arXiv 2011.08785) measures deviations at a cell by the covariance there. This brings the
+    same knowledge to any model that compares features by cosine: between whitened features, the cosine is that of the
+    inner product zᵀ Σ⁻¹ z′. Features are then not centred, so that a cosine near the mean stays well defined; centred,
+    normal features have zero mean and about unit variance, and their squared norm is PaDiM's squared score.
+
+    The covariance at a cell is estimated from one feature of each image, too few to be sure of. It is mixed with the
+    covariance pooled over all cells, which counts as much as D or a share of D more images (the mean of the posterior
+    under an inverse-Wishart prior), and a share of the mean variance is added to each direction. Features of more than
+    ``max_channels`` channels are first projected to so many random orthonormal directions, the same in each run, as
+    PaDiM keeps a random part of them.
+
+    Args:
+        max_channels: Largest number of channels to keep, at least 1.
+        shrinkage: Share of the mean variance that is added to each direction, at least 0.
+        prior: Share of D images that the pooled covariance counts as, at least 0.
+        centred: Whether to subtract the mean at each cell.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> maps = torch.randn(32, 4, 3, 3) * torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 4, 1, 1)
+        >>> whitening = LocalWhitening()
+        >>> whitening.update(maps)
+        >>> whitening.compute()
+        >>> bool((whitening(maps).std((0, 2, 3)) < 2).all())
+        True
+    """
+
+    projection: Tensor
+    matrices: Tensor
+    mean: Tensor
+
+    def __init__(
+        self,
+        max_channels: int = 128,
+        shrinkage: float = 0.1,
+        prior: float = 1.0,
+        centred: bool = False,
+    ) -> None:
+        super().__init__()
+        require_whole(1, "whitened_channels", max_channels)
+        require_finite(shrinkage >= 0, "shrinkage", "at least 0", shrinkage)
+        require_finite(prior >= 0, "prior", "at least 0", prior)
+        self.max_channels = max_channels
+        self.shrinkage = shrinkage
+        self.prior = prior
+        self.centred = centred
+        # (E, D), (H, W, E, E) and, if centred, (H, W, 1, E), known once fitted.
+        self.register_buffer("projection", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("matrices", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("mean", torch.empty(0, dtype=torch.float32), persistent=centred)
+        self._moments: _Moments | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are covariances, from training or a checkpoint."""
+        return self.matrices.numel() > 0
+
+    @torch.no_grad()
+    def update(self, maps: Tensor) -> None:
+        """Count in the feature maps (B, D, H, W) of some training images, all of one size."""
+        if self._moments is None:
+            self._choose_directions(maps)
+        with full_precision(maps):
+            cells = self._project(maps).permute(2, 0, 1).double()
+        if self._moments is None:
+            # Moments about the first batch's mean do not cancel as those about zero would.
+            self._moments = _Moments(maps.shape[-2:], cells.mean(1, keepdim=True))
+        self._moments.add(cells)
+
+    @torch.no_grad()
+    def compute(self) -> None:
+        """Estimate the covariances from all that was counted in.
+
+        Raises:
+            RuntimeError: If there was nothing.
+        """
+        if self._moments is None:
+            msg = "there are no features to whiten by: call update first"
+            raise RuntimeError(msg)
+        local = self._moments.covariance()
+        count, prior = self._moments.count, self.prior * local.shape[-1]
+        with _one_thread():
+            values, vectors = torch.linalg.eigh((count * local + prior * local.mean(0)) / (count + prior))
+        values = values.clamp(min=0)
+        floor = self.shrinkage * values.mean(1, keepdim=True)
+        # Images that are all alike leave nothing to whiten.
+        scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
+        self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, self._moments.grid)
+        if self.centred:
+            self.mean = self._moments.mean().float().unflatten(0, self._moments.grid)
+        self._moments = None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Whiten feature maps.
+
+        Args:
+            maps: (B, D, H, W). A map of another size than in training takes the nearest cell's mean and covariance.
+
+        Returns:
+            (B, E, H, W) in float32.
+
+        Raises:
+            RuntimeError: If there are no covariances yet.
+        """
+        if not self.is_fitted:
+            msg = "features cannot be whitened yet: fit the model, or load a checkpoint"
+            raise RuntimeError(msg)
+        height, width = maps.shape[-2:]
+        with full_precision(maps):
+            projected = self._project(maps)
+            if self.centred:
+                projected = projected - nearest_cells(self.mean, height, width).flatten(0, 2).mT
+            matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
+            # The matrices are symmetric. OpenVINO reads them faster from the left, where it does not pack them as
+            # weights.
+            return (matrices @ projected.permute(2, 1, 0)).permute(2, 1, 0).unflatten(2, (height, width))
+
+    def _choose_directions(self, maps: Tensor) -> None:
+        channels = maps.shape[1]
+        directions = torch.eye(channels)
+        if channels > self.max_channels:
+            noise = torch.randn(channels, self.max_channels, generator=torch.Generator().manual_seed(0))
+            directions = torch.linalg.qr(noise).Q.T.contiguous()
+        self.projection = directions.to(maps.device)
+
+    def _project(self, maps: Tensor) -> Tensor:
+        """The maps in the kept directions, (B, E, H·W)."""
+        cells = maps.float().flatten(2)
+        return self.projection @ cells if len(self.projection) < self.projection.shape[1] else cells
+
+
+def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
+    """What the nearest cell has, for a map of another size.
+
+    Args:
+        grid: (H, W, ...).
+        height: Rows of the map.
+        width: Columns of the map.
+
+    Returns:
+        (height, width, ...); ``grid`` itself where it is of this size.
+    """
+    if grid.shape[:2] == (height, width):
+        return grid
+    row, column = (
+        torch.linspace(0, ours - 1, theirs, device=grid.device).round().long()
+        for ours, theirs in zip(grid.shape, (height, width), strict=False)
+    )
+    return grid[row[:, None], column]
+
+
+_THREADS = Lock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep LAPACK on one thread: on many small matrices several spend their time waiting for one another."""
+    # The number is the process's: two that train at once would restore one another's.
+    with _THREADS:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Moments:
+    """First and second moments of each cell's features over images, about a fixed shift (H·W, 1, E)."""
+
+    def __init__(self, grid: torch.Size, shift: Tensor) -> None:
+        self.grid = grid
+        self.shift = shift
+        self.count = 0
+        self.total = torch.zeros_like(shift)
+        self.outer = (shift.mT @ shift).zero_()
+
+    def add(self, cells: Tensor) -> None:
+        """Count in the cells (H·W, B, E) of B images."""
+        deviations = cells - self.shift
+        self.total += deviations.sum(1, keepdim=True)
+        self.outer.baddbmm_(deviations.mT, deviations)
+        self.count += cells.shape[1]
+
+    def mean(self) -> Tensor:
+        """Mean (H·W, 1, E) at each cell."""
+        return self.shift + self.total / self.count
+
+    def covariance(self) -> Tensor:
+        """Covariance (H·W, E, E) at each cell."""
+        mean = self.total / self.count
+        return self.outer / self.count - mean.mT @ mean

@@ -1,0 +1,369 @@
+"""Frozen features of a training set, extracted once and kept for all epochs."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import read_image
+from lightning.pytorch import Trainer
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset
+
+from anomalib_ot.transport import Processes
+
+from anomalib_ot.features.extraction import FeatureMaps
+from anomalib_ot.features.store import CachePlace, FeatureDataset, allocate
+from .randomness import why_random
+
+logger = logging.getLogger(__name__)
+
+# What Pillow raises for files that are damaged, or too large.
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass
+class FeatureBatch:
+    """What a training step receives instead of images once their features are cached.
+
+    Attributes:
+        features: Feature map (B, C, H, W) of each layer.
+        image: None; the pre-processor asks for it and lets it pass.
+        gt_mask: None, likewise.
+    """
+
+    features: FeatureMaps
+    image: Tensor | None = None
+    gt_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingFeatures:
+    """Features of the training images for what happens outside the epochs.
+
+    Attributes:
+        trained_on: Those of the images trained on, in order. Each iteration runs the backbone anew where there is no
+            cache.
+        held_out: Those of the images held out, or None.
+    """
+
+    trained_on: Iterable[FeatureBatch]
+    held_out: Iterable[FeatureBatch] | None = None
+
+
+class _Share(Dataset):
+    """A data set of which each batch is shared by several processes, as evenly as can be.
+
+    Args:
+        dataset: A data set of whole batches.
+        rank: Number of this process, from 0.
+        processes: Number of processes.
+    """
+
+    def __init__(self, dataset: Dataset, rank: int, processes: int) -> None:
+        self._dataset = cast("Any", dataset)
+        self._rank = rank
+        self._processes = processes
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> FeatureMaps:
+        """This process's part of a batch, which may be none."""
+        return self._dataset.__getitems__(indices[self._rank :: self._processes])
+
+
+class _Order(DistributedSampler):
+    """Shuffles anew each epoch, alike for the same seed and epoch.
+
+    The epoch is the trainer's, when iteration starts: what Lightning hands to ``set_epoch`` is one too many after
+    resuming from a checkpoint of an epoch's end.
+
+    Args:
+        dataset: Data set to draw from.
+        trainer: Trainer that counts the epochs.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, dataset: Dataset, trainer: Trainer, seed: int) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch = self._trainer.current_epoch
+        return super().__iter__()
+
+
+def shuffled(dataset: Dataset, trainer: Trainer) -> Sampler:
+    """Order of a data set that depends on the user's seed and the trainer's epoch alone."""
+    return _Order(dataset, trainer, user_seed())
+
+
+def user_seed() -> int:
+    """The seed that the user gave to Lightning's ``seed_everything``, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
+    """Loader of :class:`FeatureBatch`.
+
+    Args:
+        dataset: A :class:`FeatureDataset` or a subset of one.
+        batch_size: Images in a batch; the last batch may have fewer.
+        sampler: Order of the images; as they come where it is None.
+    """
+    # The data set hands over whole batches.
+    collate: Any = FeatureBatch
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
+
+
+def train_on_features(
+    trainer: Trainer,
+    extract: Callable[[Tensor], FeatureMaps],
+    transform: Callable[[Tensor], Tensor] | None,
+    look: Callable[[Any], None],
+    *,
+    place: CachePlace,
+    budget: float,
+    batch_size: int,
+    takes_fewer: bool = False,
+    device: torch.device,
+    hold_out: float = 0.0,
+) -> TrainingFeatures:
+    """Let the trainer's epochs run over cached features instead of images; call it in ``on_fit_start``.
+
+    The cache is off where the training images change from epoch to epoch (augmentation, or whatever else is random in
+    the data set and the pre-processor), where they come from something other than a single ``DataLoader`` of known
+    length, and for ``place="none"``. The log says what was decided.
+
+    Args:
+        trainer: Trainer about to fit.
+        extract: Maps images (B, 3, H, W), before pre-processing, to feature maps.
+        transform: The pre-processing, which ``extract`` does too, or None.
+        look: Looks at a batch of images before that.
+        place: Where to keep the features; ``auto`` takes the device, the memory or a temporary folder on disk, the
+            first in which they need at most ``budget`` of what is free.
+        budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
+        batch_size: Images in a training batch.
+        takes_fewer: Whether all images are one batch where there are fewer than that.
+        device: Where the model is.
+        hold_out: Fraction of the images, in [0, 1), kept from training.
+
+    Returns:
+        The features, for what happens outside the epochs.
+
+    Raises:
+        ValueError: In all processes, if there are too few images for a batch or for the processes, an image cannot be
+            read, or features are not finite.
+    """
+    # Set anew by each ``trainer.fit``, so there is nothing to restore.
+    source = trainer.fit_loop._data_source  # noqa: SLF001
+    images = source.dataloader()
+    count = _count(images)
+    _check_enough(trainer, count)
+    if takes_fewer and count is not None and count < batch_size:
+        logger.info("All %d training images make one batch; the usual has %d.", count, batch_size)
+        batch_size = count
+    if count is not None and count < batch_size:
+        msg = (
+            f"{count} training images are fewer than the batch of {batch_size}; set --model.batch_size {count} or less"
+        )
+        raise ValueError(msg)
+    shows_progress = trainer.progress_bar_callback is not None
+    reason = _why_not_cached(images, transform, place)
+    if reason:
+        logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
+        if hold_out:
+            msg = f"holding out images needs the feature cache, which is off: {reason}"
+            raise ValueError(msg)
+        if isinstance(images, DataLoader) and images.batch_size != batch_size:
+            logger.warning(
+                "Without the cache a training batch is the data module's, %s images rather than %d; "
+                "set --data.train_batch_size.",
+                images.batch_size,
+                batch_size,
+            )
+        return TrainingFeatures(_ImageFeatures(images, extract, look, device, shows_progress=shows_progress))
+    rank, processes = trainer.global_rank, trainer.world_size
+    total = cast("int", count)
+    share = range(total * rank // processes, total * (rank + 1) // processes)
+    features = _ImageFeatures(images, extract, look, device, share, shows_progress=shows_progress)
+    # All processes of a machine keep all features in the same main memory.
+    memory = partial(allocate, count=total, place=place, budget=budget, device=device, processes=trainer.num_devices)
+    dataset = _keep(features, share, memory, device)
+    held_out = round(hold_out * len(dataset))
+    left = len(dataset) - held_out
+    if left < (1 if takes_fewer else batch_size):
+        msg = (
+            f"holding out {held_out} of {len(dataset)} images leaves {left}, fewer than the batch of {batch_size}; "
+            "set a smaller --model.validation_fraction or --model.batch_size"
+        )
+        raise ValueError(msg)
+    # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(user_seed())).tolist()
+    kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
+    source.instance = feature_loader(_Share(kept, rank, processes), batch_size, shuffled(kept, trainer))
+    return TrainingFeatures(
+        feature_loader(kept, batch_size),
+        feature_loader(out, batch_size) if held_out else None,
+    )
+
+
+def _check_enough(trainer: Trainer, count: int | None) -> None:
+    module = getattr(trainer, "datamodule", None)
+    if isinstance(module, AnomalibDataModule) and len(module.train_data) == 0:
+        msg = f"the training set of {module.name} is empty; check its root and folder names"
+        raise ValueError(msg)
+    if count is not None and count < trainer.world_size:
+        msg = (
+            f"{count} training images are fewer than the {trainer.world_size} processes that share them; set "
+            f"--trainer.devices {max(1, count)} or less"
+            if count
+            else "the training set is empty"
+        )
+        raise ValueError(msg)
+
+
+def _count(images: Any) -> int | None:
+    """Number of images in a loader, or None where it does not say."""
+    if not isinstance(images, DataLoader) or isinstance(images.dataset, IterableDataset):
+        return None
+    return len(cast("Sized", images.dataset))
+
+
+def _why_not_cached(images: Any, transform: Callable[[Tensor], Tensor] | None, place: CachePlace) -> str | None:
+    """Why there is no cache, alike in all processes, though chance shows it to one of them alone."""
+    if place == "none":
+        return "feature_cache is none"
+    if not isinstance(images, DataLoader):
+        return f"training data come from a {type(images).__name__}, not a DataLoader"
+    if isinstance(images.dataset, IterableDataset):
+        return f"training data come from a {type(images.dataset).__name__}, of which nobody knows the length"
+    with _naming_unreadable_images(images):
+        reason = why_random(images, transform)
+    return next(filter(None, Processes.all().each(reason)), None)
+
+
+class _ImageFeatures:
+    """Runs the backbone over the images of a loader, in order, each time it is iterated; over a range of them only."""
+
+    def __init__(
+        self,
+        images: Any,
+        extract: Callable[[Tensor], FeatureMaps],
+        look: Callable[[Any], None],
+        device: torch.device,
+        share: range | None = None,
+        *,
+        shows_progress: bool = True,
+    ) -> None:
+        self.images = images
+        self.extract = extract
+        self.look = look
+        self.device = device
+        self.share = share
+        self.shows_progress = shows_progress
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        images = self.images
+        if isinstance(images, DataLoader):
+            images = DataLoader(
+                images.dataset if self.share is None else Subset(images.dataset, self.share),
+                batch_size=images.batch_size,
+                num_workers=images.num_workers,
+                collate_fn=images.collate_fn,
+            )
+        with _naming_unreadable_images(self.images):
+            for batch in track(images, "Extracting features", transient=True, disable=not self.shows_progress):
+                self.look(batch)
+                features = self.extract(batch.image.to(self.device))
+                check_finite(features, getattr(batch, "image_path", None))
+                yield FeatureBatch(features)
+
+
+def _keep(
+    features: Iterable[FeatureBatch],
+    share: range,
+    memory: Callable[[FeatureMaps], FeatureDataset],
+    device: torch.device,
+) -> FeatureDataset:
+    """Features of all images, of which this process extracts a share into the memory that is made for the first."""
+    processes = Processes.all()
+    try:
+        dataset = _extract_share(features, share, memory)
+    except Exception as error:
+        processes.each(str(error))
+        raise
+    # None waits for the features of one that has failed.
+    if failed := [error for error in processes.each(None) if error is not None]:
+        raise ValueError(failed[0])
+    if len(share) < len(dataset):
+        for maps in dataset.features.values():
+            maps[: share.start], maps[share.stop :] = 0, 0
+            for part in maps.split(64):
+                part.copy_(processes.sum(part.to(device, copy=True)))
+    return dataset
+
+
+def _extract_share(
+    features: Iterable[FeatureBatch], share: range, memory: Callable[[FeatureMaps], FeatureDataset]
+) -> FeatureDataset:
+    dataset: FeatureDataset | None = None
+    done = share.start
+    for batch in features:
+        if dataset is None:
+            dataset = memory(batch.features)
+        for layer, maps in batch.features.items():
+            dataset.features[layer][done : done + len(maps)].copy_(maps)
+        done += len(maps)
+    assert dataset is not None  # noqa: S101 - there is an image for each process
+    return dataset
+
+
+def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | None) -> None:
+    """Refuse NaN or infinite features.
+
+    Args:
+        features: Feature map (B, C, H, W) of each layer.
+        image_paths: B paths, to name the first bad image by.
+
+    Raises:
+        ValueError: If a feature is not finite.
+    """
+    for layer, maps in features.items():
+        bad = ~maps.flatten(1).isfinite().all(1)
+        if bad.any():
+            which = image_paths[int(bad.nonzero()[0])] if image_paths else "an image"
+            msg = (
+                f"features of layer {layer} have NaN or infinite values for {which}; "
+                "check the picture, the weights of the backbone and the precision"
+            )
+            raise ValueError(msg)
+
+
+@contextmanager
+def _naming_unreadable_images(images: Any) -> Iterator[None]:
+    """Turn a reader's error, which seldom says which file, into one that does."""
+    try:
+        yield
+    except _UNREADABLE:
+        # anomalib's data sets say which files they read; of others there is the reader's error alone.
+        samples = getattr(getattr(images, "dataset", None), "samples", None)
+        for path in getattr(samples, "image_path", ()):
+            _check_readable(path)
+        raise
+
+
+def _check_readable(path: str) -> None:
+    try:
+        read_image(path)
+    except _UNREADABLE as error:
+        msg = f"training image {path} cannot be read ({error}); repair or remove it"
+        raise ValueError(msg) from error

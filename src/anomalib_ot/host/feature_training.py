@@ -1,0 +1,174 @@
+"""Models whose epochs run over the frozen features of the training images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import torch
+from anomalib.data import AnomalibDataModule, Batch
+from lightning.pytorch import Callback, Trainer
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from anomalib_ot.features.extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
+from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
+from anomalib_ot.features.store import CachePlace
+from .finishing import Finishing
+from .held_out import HoldsOut
+from .picture_check import ChecksPictures, PictureCheck
+from anomalib_ot.settings import require, require_whole
+
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule
+
+    from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+
+
+class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
+    """Part of a Lightning model that extracts frozen features once and trains on them.
+
+    The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
+    and :meth:`forget_training_features` when it ends; they are let go as well when it fails. Its torch model returns
+    features while it trains.
+
+    Attributes:
+        training_features: Features of the training images, during a fit.
+    """
+
+    device: Any
+    model: nn.Module
+    pre_processor: Any
+
+    def set_feature_training(
+        self,
+        feature_cache: CachePlace,
+        cache_budget: float,
+        extraction: Extraction,
+        batch_size: int | None,
+        usual_batch_size: int,
+        validation_fraction: float,
+    ) -> None:
+        """Set how features are extracted and kept.
+
+        Args:
+            feature_cache: See :func:`train_on_features`.
+            cache_budget: Likewise.
+            extraction: See :class:`FastExtractor`.
+            batch_size: Images in a training batch, no more than there are; by default the usual number, or all images
+                where there are fewer.
+            usual_batch_size: That number.
+            validation_fraction: Fraction of the training images held out, in [0, 1).
+
+        Raises:
+            ValueError: If an argument is out of its range.
+        """
+        if batch_size is not None:
+            require_whole(1, "batch_size", batch_size)
+        require(feature_cache in get_args(CachePlace), "feature_cache", get_args(CachePlace), feature_cache)
+        require(0 < cache_budget <= 1, "cache_budget", "in (0, 1]", cache_budget)
+        require(extraction in get_args(Extraction), "extraction", get_args(Extraction), extraction)
+        require(0 <= validation_fraction < 1, "validation_fraction", "in [0, 1)", validation_fraction)
+        self.feature_cache = feature_cache
+        self.cache_budget = cache_budget
+        self.extraction = extraction
+        self.batch_size = batch_size or usual_batch_size
+        self._takes_fewer = batch_size is None
+        self.validation_fraction = validation_fraction
+        self.training_features = TrainingFeatures(())
+        self._extractor: FastExtractor | None = None
+
+    def resumes_what_has_ended(self) -> bool:
+        """Let the trainer stop at once if it resumes a training that had ended, as its last checkpoint is the result.
+
+        Returns:
+            Whether it stops.
+        """
+        # Without a checkpoint, a model that was fitted before is meant to learn on. Checkpoints of the first format do
+        # not say whether they are finished; those that had converged are.
+        stops = self.has_converged and self.is_finished is not False and self.trainer.ckpt_path is not None
+        self.trainer.should_stop |= stops
+        return stops
+
+    def extract_training_features(self, extractor: nn.Module) -> None:
+        """Extract the features of the training images, unless they change from epoch to epoch.
+
+        Args:
+            extractor: Maps images to the feature map of each layer.
+
+        Raises:
+            ValueError: As :func:`train_on_features`.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        count = len(data.train_data) if isinstance(data, AnomalibDataModule) else None
+        self._extractor = FastExtractor(extractor, self.extraction, count)
+        self.training_features = train_on_features(
+            self.trainer,
+            self._extract,
+            getattr(self.pre_processor, "transform", None),
+            self._look,
+            place=self.feature_cache,
+            budget=self.cache_budget,
+            batch_size=self.batch_size,
+            takes_fewer=self._takes_fewer,
+            device=self.device,
+            hold_out=self.validation_fraction,
+        )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The host's, and one that lets the features go where a fit fails."""
+        callbacks = cast("AnomalibModule", super()).configure_callbacks()
+        return [*cast("Sequence[Callback]", callbacks), _LettingGo()]
+
+    def forget_training_features(self) -> None:
+        """Let go of the cached features."""
+        self.training_features = TrainingFeatures(())
+        self._extractor = None
+
+    def features_on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[FeatureMaps]:
+        """Iterate over features, on the model's device.
+
+        Args:
+            batches: Features, of ``training_features``.
+            task: What is done with them, shown where they are not cached and so extracted anew.
+
+        Yields:
+            Feature map (B, D, H, W) of each layer.
+        """
+        hides_progress = not isinstance(batches, DataLoader) or self.trainer.progress_bar_callback is None
+        for batch in track(batches, task, transient=True, disable=hides_progress):
+            yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
+
+    def features_of(self, batch: Batch | FeatureBatch) -> FeatureMaps:
+        """Feature map (B, D, H, W) of each layer of a training batch, be it images or cached features.
+
+        Raises:
+            ValueError: If features are not finite.
+        """
+        if isinstance(batch, FeatureBatch):
+            return batch.features
+        features = self.model(batch.image)
+        check_finite(features, getattr(batch, "image_path", None))
+        return features
+
+    def _look(self, batch: Batch) -> None:
+        for check in self.trainer.callbacks:
+            if isinstance(check, PictureCheck):
+                check.look(batch, self.trainer.state.stage)
+
+    @torch.no_grad()
+    def _extract(self, images: Tensor) -> FeatureMaps:
+        assert self._extractor is not None  # noqa: S101 - made when the fit starts
+        with self.trainer.precision_plugin.forward_context():
+            transform = getattr(self.pre_processor, "transform", None)
+            images = transform(images) if transform else images
+            # Before training, as no map is made until its end.
+            cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
+            return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
+
+
+class _LettingGo(Callback):
+    """Ends a fit that failed or was interrupted, of which Lightning tells callbacks alone."""
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        del trainer, exception
+        pl_module.on_fit_end()

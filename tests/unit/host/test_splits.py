@@ -1,0 +1,95 @@
+import pytest
+import torch
+from anomalib.data import Folder
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+
+from anomalib_ot import FewShot
+from anomalib_ot.host.splits import count_held_out, joined, split_of, trained_but_held_out, use_split
+from anomalib_ot.data import FullRange
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    for name, count in (("good", 20), ("bad", 4)):
+        (folder / name).mkdir()
+        for index in range(count):
+            Image.new("RGB", (8, 8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+def folder(root, seed=None, **arguments):
+    return Folder("parts", "good", root, "bad", num_workers=0, seed=seed, **arguments)
+
+
+def ready(data):
+    data.setup(TrainerFn.FITTING)
+    return data
+
+
+def paths(data):
+    return [set(getattr(data, part).samples.image_path) for part in ("train_data", "val_data", "test_data")]
+
+
+KINDS = {
+    "Folder": folder,
+    "FewShot": lambda root, seed: FewShot(folder(root, seed), 4),
+    "FullRange": lambda root, seed: FullRange(folder(root, seed)),
+    "both": lambda root, seed: FewShot(FullRange(folder(root, seed)), 4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_draw_is_put_back(root, kind):
+    trained, later = (ready(KINDS[kind](root, seed)) for seed in (1, 2))
+    split = split_of(trained)
+    assert paths(later) != paths(trained)
+    before = trained_but_held_out(later, split)
+    assert use_split(later, split) == before
+    assert paths(later) == paths(trained)
+    assert trained_but_held_out(later, split) == 0
+    assert count_held_out(later) == len(set.union(*paths(trained)[1:]))
+    assert later.test_data.task == trained.test_data.task
+
+
+def test_the_same_draw_is_left_alone(root):
+    data = ready(folder(root, 1))
+    assert use_split(ready(folder(root, 1)), split_of(data)) == 0
+    later = ready(folder(root, 1))
+    samples = later.test_data.samples
+    use_split(later, split_of(data))
+    assert later.test_data.samples is samples
+
+
+def test_other_settings_are_not_sorted_but_counted(root):
+    split = split_of(ready(folder(root, 1)))
+    later = ready(folder(root, 1, normal_test_dir="good"))
+    assert use_split(later, split) == 0
+    assert trained_but_held_out(later, split) == len(split["trained"])
+
+
+def test_the_folder_may_move_and_grow(root, tmp_path):
+    trained = ready(folder(root, 1))
+    moved = tmp_path / "elsewhere"
+    for name in ("good", "bad"):
+        (moved / name).mkdir(parents=True)
+        for picture in (root / name).iterdir():
+            (moved / name / picture.name).write_bytes(picture.read_bytes())
+    Image.new("RGB", (8, 8)).save(moved / "good" / "new.png")
+    later = ready(folder(moved, 2))
+    split = split_of(trained)
+    use_split(later, split)
+    assert trained_but_held_out(later, split) == 0
+    assert len(set.union(*paths(later))) == 25
+    assert {path.replace(str(moved), str(root)) for path in set.union(*paths(later)[1:])} >= paths(trained)[2]
+
+
+def test_a_training_that_went_on_knows_the_pictures_of_both(root):
+    first, second = (split_of(ready(folder(root, seed))) for seed in (1, 2))
+    assert set(joined(first, second)["trained"].tolist()) == {
+        *first["trained"].tolist(),
+        *second["trained"].tolist(),
+    }
+    assert joined(first, None) is first
+    assert torch.equal(joined(None, second)["trained"], second["trained"])
