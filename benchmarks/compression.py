@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_ot import Pradot
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import FLOAT32
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
 from .latency import QUIETLY, backbone_file, compiled, fit, of_one, times_in_turns

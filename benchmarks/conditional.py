@@ -17,7 +17,7 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from anomalib_ot import Foct
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import Navigator
 
 from .categories import EMBEDDED, open_category

@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 from torch.utils.data import DataLoader
 
 from anomalib_ot.comparison.measurement import seconds_per_image
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .categories import open_category
 from .side_by_side import models

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from anomalib_ot import Assembly
 from anomalib_ot.comparison import measure
 from anomalib_ot.features.extraction import FLOAT32
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import IMAGE_SIZE, models
 

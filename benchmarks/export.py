@@ -26,7 +26,7 @@ from lightning.pytorch import seed_everything
 
 from anomalib_ot import FewShot
 from anomalib_ot.export.parity import ExportError
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category
 from .rows import appended

@@ -17,9 +17,9 @@ from PIL import Image
 
 from anomalib_ot import Assembly, FewShot, Foct
 from anomalib_ot.comparison import measure
-from anomalib_ot.features.weights import offline_backbone
 from anomalib_ot.drawing.figures import new_figure, save, show_image, show_map
 from anomalib_ot.drawing.pictures import Picture, pictures_of
+from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import models, parts
 

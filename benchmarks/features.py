@@ -10,7 +10,7 @@ from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import extract_by_parts
 from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.models.pradot import Pradot
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from anomalib_ot.comparison import median_seconds
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import FLOAT32
-from anomalib_ot.host.feature_cache import feature_loader
 from anomalib_ot.features.store import FeatureDataset
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.host.feature_cache import feature_loader
+from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import WorstCoupling
 
 from .categories import EMBEDDED, open_category

@@ -21,7 +21,7 @@ from lightning.pytorch import seed_everything
 from PIL import Image
 
 from anomalib_ot import Foct, Pradot, WtFlow
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .load import drawn
 from .transport import peak_memory, timed

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.features.store import CachePlace
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .transport import peak_memory, timed
 from .watch import watched

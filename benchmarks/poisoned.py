@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_ot import Assembly, Foct
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .few_shot import IMAGE_SIZE, Scorer, foct, support_images, test_set
 from .side_by_side import LAYERS

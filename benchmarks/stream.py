@@ -14,7 +14,7 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from anomalib_ot import Foct
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category
 from .few_shot import IMAGE_SIZE, foct, metrics, support_images, test_set

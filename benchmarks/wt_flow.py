@@ -28,10 +28,10 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot import WtFlow
 from anomalib_ot.features.backbones import create_extractor, resize_and_normalize
 from anomalib_ot.features.extraction import FastExtractor, FeatureMaps
-from anomalib_ot.host.feature_cache import TrainingFeatures, feature_loader, shuffled
 from anomalib_ot.features.store import FeatureDataset
+from anomalib_ot.host.feature_cache import TrainingFeatures, feature_loader, shuffled
 from anomalib_ot.models.wt_flow.torch_model import Score
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
 from .rows import appended

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 
 @pytest.fixture(scope="session")

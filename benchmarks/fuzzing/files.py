@@ -18,10 +18,10 @@ from torch import Tensor
 
 from anomalib_ot import FewShot, comparison
 from anomalib_ot.comparison.record import read_records
+from anomalib_ot.data import FullRange, LOCODataset, MVTecLOCOAD, image_defects, read_defects
+from anomalib_ot.data.reading import read_picture
 from anomalib_ot.features.backbones import create_extractor, normalization
 from anomalib_ot.host.picture_check import blank_pictures, cut_off_pictures
-from anomalib_ot.data.reading import read_picture
-from anomalib_ot.data import FullRange, LOCODataset, MVTecLOCOAD, image_defects, read_defects
 
 from .mutation import Changed, altered, changed_text, mutated
 from .samples import MODELS, PICTURES, SIZE

@@ -9,10 +9,10 @@ from unittest.mock import patch
 from anomalib_ot import comparison
 from anomalib_ot.comparison import Key, Plan, Record
 from anomalib_ot.comparison.record import pack_record, read_record, write_record
-from anomalib_ot.files import MARKER, claim, replacing
-from anomalib_ot.features.weights import offline_backbone
-from anomalib_ot.explain.explanation import explain
 from anomalib_ot.drawing.pictures import name_of
+from anomalib_ot.explain.explanation import explain
+from anomalib_ot.files import MARKER, claim, replacing
+from anomalib_ot.offline import offline_backbone
 
 from .mutation import Changed
 from .samples import METRICS, kept_predictions

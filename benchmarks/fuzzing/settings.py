@@ -17,8 +17,8 @@ from anomalib.models.components import AnomalibModule
 from anomalib_ot import FewShot, comparison
 from anomalib_ot.cli import main as command
 from anomalib_ot.comparison import read_plan
-from anomalib_ot.host.class_paths import create
 from anomalib_ot.data import MVTecLOCOAD
+from anomalib_ot.host.class_paths import create
 from anomalib_ot.shipped import shipped_file, shipped_files
 
 from .mutation import STRANGE, Changed, altered, changed_text, mutated
@@ -196,6 +196,6 @@ def arguments(generator: random.Random, samples: Changed) -> None:
     with (
         patch.object(comparison, "compare", side_effect=Reached),
         patch("anomalib_ot.explain.explanation.write_views", side_effect=Reached),
-        patch("anomalib_ot.features.weights.offline_backbone", side_effect=Reached),
+        patch("anomalib_ot.offline.offline_backbone", side_effect=Reached),
     ):
         command([name, *options, *output])

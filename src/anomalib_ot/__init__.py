@@ -5,13 +5,14 @@ The public names are imported on first use, so that ``import anomalib_ot`` stays
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "Assembly": "anomalib_ot.data",
-    "FewShot": "anomalib_ot.data",
-    "Foct": "anomalib_ot.models",
-    "Pradot": "anomalib_ot.models",
-    "WtFlow": "anomalib_ot.models",
+MODELS = {
+    "Foct": "anomalib_ot.models.foct",
+    "Pradot": "anomalib_ot.models.pradot",
+    "WtFlow": "anomalib_ot.models.wt_flow",
 }
+"""Each model and its package. A new model is such a package and a line here."""
+
+_PUBLIC = {"Assembly": "anomalib_ot.data", "FewShot": "anomalib_ot.data", **MODELS}
 __all__ = ["Assembly", "FewShot", "Foct", "Pradot", "WtFlow"]
 
 

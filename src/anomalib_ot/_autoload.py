@@ -1,15 +1,9 @@
-"""Registration with anomalib, the only file that touches its internals.
+"""The import hook that has anomalib find our models.
 
-anomalib has no entry point for models. It finds them by three promises, each with a test in ``tests``:
-
-1. A short name (``--model Pradot``, ``get_model("pradot")``, ``list_models()``) resolves among the imported subclasses
-   of ``AnomalibModule``; likewise ``--data Assembly`` among those of ``AnomalibDataModule``.
-2. A class path is looked up as an attribute of its module, ``anomalib.models`` when it has no dots.
-3. ``get_model`` imports from the modules in ``anomalib.models.ALLOWED_MODULES`` only.
-
-So our classes must be imported whenever ``anomalib.models`` is executed. The wheel carries ``anomalib_ot.pth``, which
-Python reads at start-up and which calls :func:`install`. Only the standard library is imported here, so that a process
-which never imports anomalib does not notice.
+anomalib has no entry point for models; :mod:`anomalib_ot.host.registration` says how it finds them. Our classes must be
+imported whenever ``anomalib.models`` is executed. The wheel carries ``anomalib_ot.pth``, which Python reads at start-up
+and which calls :func:`install`. This module imports the standard library alone, so that a process that never imports
+anomalib does not notice.
 """
 
 from __future__ import annotations
@@ -85,12 +79,15 @@ class _RegisteringLoader:
 def _register_models() -> None:
     from importlib import import_module  # noqa: PLC0415
 
+    import anomalib_ot  # noqa: PLC0415
+
     try:
-        models = import_module("anomalib_ot.models")
-        # Its visualizer has a short name too.
-        import_module("anomalib_ot.explain.visualizer")
-        # Where it is our package that imports the host, there are none yet: it registers them when it has them.
-        register(*(getattr(models, name) for name in getattr(models, "__all__", ())))
+        import_module("anomalib_ot.host.versions").require_versions()
+        # Data modules and the visualizer have short names too.
+        for module in ("anomalib_ot.data", "anomalib_ot.explain.visualizer"):
+            import_module(module)
+        models = [getattr(import_module(place), name) for name, place in anomalib_ot.MODELS.items()]
+        import_module("anomalib_ot.host.registration").register(*models)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, the host goes on
         import warnings  # noqa: PLC0415
 
@@ -111,46 +108,3 @@ def install() -> None:
         sys.meta_path.insert(0, _RegisterAfterHost())
     if _HOST in sys.modules:
         _register_models()
-
-
-def require_versions() -> None:
-    """Refuse installed packages of versions that this one's own metadata excludes, before they fail in other words.
-
-    Raises:
-        ImportError: If there are any; it names them, and the versions that would do.
-    """
-    from importlib.metadata import PackageNotFoundError, requires, version  # noqa: PLC0415
-
-    from packaging.requirements import Requirement  # noqa: PLC0415 - comes with the host
-
-    wrong = []
-    for line in requires("anomalib-ot") or ():
-        needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            found = version(needed.name)
-        except PackageNotFoundError:
-            # The import names it; another package may stand in for it.
-            continue
-        if not needed.specifier.contains(found, prereleases=True):
-            wrong.append((f"{needed.name}{needed.specifier}", f"{needed.name} {found}"))
-    if wrong:
-        needs, finds = (", ".join(column) for column in zip(*wrong, strict=True))
-        commands = " ".join(f'"{each}"' for each, _ in wrong)
-        msg = f"anomalib-ot needs {needs}, but {finds} is installed; run: pip install {commands}"
-        raise ImportError(msg)
-
-
-def register(*models: type) -> None:
-    """Make models reachable by anomalib's class paths, ``Pradot`` and ``anomalib.models.Pradot`` alike.
-
-    Args:
-        models: Subclasses of ``AnomalibModule``; importing them has imported ``anomalib.models``.
-    """
-    host = sys.modules[_HOST]
-    host.ALLOWED_MODULES.update({"anomalib_ot", "anomalib_ot.models"})
-    for model in models:
-        setattr(host, model.__name__, model)
-        if model.__name__ not in host.__all__:
-            host.__all__.append(model.__name__)

@@ -30,7 +30,7 @@ def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_
     Returns:
         The backbone, ``local-dir:PATH``.
     """
-    from anomalib_ot.features.weights import offline_backbone  # noqa: PLC0415
+    from anomalib_ot.offline import offline_backbone  # noqa: PLC0415
 
     return offline_backbone(cache_dir, architecture)
 

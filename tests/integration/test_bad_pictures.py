@@ -20,8 +20,8 @@ from anomalib.engine import Engine
 from PIL import Image, UnidentifiedImageError
 
 from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
-from anomalib_ot.host.feature_cache import _check_readable
 from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
+from anomalib_ot.host.feature_cache import _check_readable
 
 SHARED = {
     "backbone": "resnet18",

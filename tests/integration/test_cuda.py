@@ -8,6 +8,7 @@ from anomalib.deploy import ExportType
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.comparison import Plan
 from anomalib_ot.comparison import compare as compare_models
+from anomalib_ot.explain import ExplainingVisualizer
 from anomalib_ot.models.foct import FoctModel
 from anomalib_ot.transport import (
     FusedCost,
@@ -18,7 +19,6 @@ from anomalib_ot.transport import (
     grid_coordinates,
     sinkhorn,
 )
-from anomalib_ot.explain import ExplainingVisualizer
 
 pytestmark = [
     pytest.mark.slow,

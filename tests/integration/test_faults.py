@@ -21,8 +21,8 @@ from anomalib.engine import Engine
 from safetensors.torch import load_file
 
 from anomalib_ot import Assembly, Pradot, WtFlow
-from anomalib_ot.features.store import allocate
 from anomalib_ot.export.staging import staged
+from anomalib_ot.features.store import allocate
 
 SHARED = {
     "backbone": "resnet18",
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_export(kind, tmp_
         getattr(model, kind)(tmp_path / "file" / "export", **arguments)
 
 
-OFFLINE = "import sys\nfrom pathlib import Path\nfrom anomalib_ot.features.weights import offline_backbone\n"
+OFFLINE = "import sys\nfrom pathlib import Path\nfrom anomalib_ot.offline import offline_backbone\n"
 OFFLINE += "print(offline_backbone(Path(sys.argv[1])))"
 
 

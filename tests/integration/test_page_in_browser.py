@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_ot.models.pradot import PradotModel
-from anomalib_ot.transport import grid_coordinates
-from anomalib_ot.models.pradot.views.cells import write_page
 from anomalib_ot.drawing.pictures import Picture, stack
+from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot.views.cells import write_page
 from anomalib_ot.models.pradot.views.prototypes import nearest_patches
+from anomalib_ot.transport import grid_coordinates
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One test for each promise that anomalib makes its models and that plugin.py relies on."""
+"""One test for each promise that anomalib makes its models and that registration relies on."""
 
 import os
 import re
@@ -10,7 +10,8 @@ from importlib import metadata
 import pytest
 from packaging.requirements import Requirement
 
-from anomalib_ot import _autoload as plugin
+from anomalib_ot import _autoload
+from anomalib_ot.host import registration, versions
 
 
 def run(code, **environment):
@@ -57,7 +58,14 @@ def test_host_keeps_its_own_models():
 
 
 def test_every_import_order_works():
-    modules = ("components.whitening", "models.pradot.torch_model", "models", "data")
+    modules = (
+        "features.whitening",
+        "host.checkpoints",
+        "export.checked",
+        "models.pradot.torch_model",
+        "models",
+        "data",
+    )
     for first in (*(f"anomalib_ot.{module}" for module in modules), "anomalib.models"):
         run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
 
@@ -79,7 +87,7 @@ def test_switch_leaves_the_host_alone_and_the_full_path_working():
         "print(anomalib_ot.Pradot.__name__, hasattr(anomalib.models, 'Pradot'))",
         ANOMALIB_OT_AUTOLOAD="0",
     )
-    assert "False False\nPradot True" in out
+    assert "False False\nPradot False" in out
 
 
 def test_a_process_without_anomalib_imports_only_the_hook():
@@ -112,10 +120,12 @@ import importlib, importlib.util, sys, threading
 from importlib.machinery import PathFinder
 from types import ModuleType
 
-for name in ("anomalib_ot.models", "anomalib_ot.explain", "anomalib_ot.explain.visualizer"):
-    sys.modules[name] = ModuleType(name)
-sys.modules["anomalib_ot.models"].__all__ = ["Pradot"]
-sys.modules["anomalib_ot.models"].Pradot = type("Pradot", (), {})
+import anomalib_ot
+
+anomalib_ot.MODELS = {"Pradot": "anomalib_ot.models.pradot"}
+for name in ("data", "explain", "explain.visualizer", "models", "models.pradot"):
+    sys.modules[f"anomalib_ot.{name}"] = ModuleType(f"anomalib_ot.{name}")
+sys.modules["anomalib_ot.models.pradot"].Pradot = type("Pradot", (), {})
 """
 
 
@@ -283,8 +293,8 @@ def test_a_spawned_process_has_the_models(tmp_path):
 def test_the_hook_stays_and_is_not_installed_again():
     import anomalib.models  # noqa: F401, PLC0415
 
-    plugin.install()
-    assert [type(finder) for finder in sys.meta_path].count(plugin._RegisterAfterHost) == 1
+    _autoload.install()
+    assert [type(finder) for finder in sys.meta_path].count(_autoload._RegisterAfterHost) == 1
 
 
 @pytest.mark.parametrize("name", ["ALLOWED_MODULES", "__all__", "get_model", "list_models"])
@@ -301,8 +311,8 @@ def test_registering_twice_changes_nothing():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plugin.register(Pradot)
-        plugin.register(Pradot)
+        registration.register(Pradot)
+        registration.register(Pradot)
     assert anomalib.models.__all__.count("Pradot") == 1
 
 
@@ -323,7 +333,7 @@ def fake_versions(monkeypatch, **versions):
 def test_a_version_that_does_not_do_is_named_with_those_that_would(monkeypatch, package, found, needed):
     fake_versions(monkeypatch, **{package: found})
     with pytest.raises(ImportError, match=rf"needs {re.escape(needed)}.*, but {re.escape(package)} ") as caught:
-        plugin.require_versions()
+        versions.require_versions()
     assert found in str(caught.value)
     assert f'pip install "{needed}' in str(caught.value)
 
@@ -333,12 +343,12 @@ def test_a_version_that_does_not_do_is_named_with_those_that_would(monkeypatch, 
 )
 def test_a_version_that_does_passes(monkeypatch, package, found):
     fake_versions(monkeypatch, **{package: found})
-    plugin.require_versions()
+    versions.require_versions()
 
 
 def test_what_extras_need_is_not_asked_of_everyone(monkeypatch):
     fake_versions(monkeypatch, openvino="1.0")
-    plugin.require_versions()
+    versions.require_versions()
 
 
 def test_every_requirement_has_one_lower_bound_which_nox_holds_it_to():

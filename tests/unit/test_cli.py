@@ -78,7 +78,7 @@ def test_failure_is_one_line_and_status_1(arguments, reason):
 
 
 def test_import_is_light():
-    script = "import sys, anomalib_ot.cli, anomalib_ot.features.weights; print({'torch', 'anomalib'} & set(sys.modules))"
+    script = "import sys, anomalib_ot.cli, anomalib_ot.offline; print({'torch', 'anomalib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -108,7 +108,7 @@ def test_warnings_of_other_packages_do_not_stand_before_the_answer(tmp_path, cat
 @pytest.mark.parametrize(
     ("body", "traces", "reason"),
     [
-        ("from anomalib_ot.features.weights import offline_backbone\noffline_backbone(None, 'x')", False, "for 'x'"),
+        ("from anomalib_ot.offline import offline_backbone\noffline_backbone(None, 'x')", False, "for 'x'"),
         ("open('absent.png')", False, "absent.png"),
         ("import statistics\nstatistics.median([])", True, "no median for empty data"),
         ("{}['bug']", True, "KeyError"),

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import torch
 
-from anomalib_ot.settings import require
 from anomalib_ot.files import claim, require_ours, write_text
+from anomalib_ot.settings import require
 
 from .ensemble import ensemble_runs
 from .job import failed_run, run_job

@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
 from .reading import ValueRange, check_value_range, read_deep_picture, read_picture
-
 from .wrapped import WrappedDataModule
 
 

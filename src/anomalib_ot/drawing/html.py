@@ -8,7 +8,7 @@ from importlib.resources import files
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-_PACKAGE = "anomalib_ot.components"
+_PACKAGE = "anomalib_ot.drawing"
 
 
 def render_page(package: str, name: str, **content: object) -> str:

@@ -10,11 +10,11 @@ from typing import Any, cast
 from anomalib.data import AnomalibDataModule, ImageItem, PredictDataset
 from anomalib.data.utils import LabelName
 
+from anomalib_ot.data.full_range import FullRangePredictDataset
+from anomalib_ot.data.wrapped import WrappedDataModule
 from anomalib_ot.host.class_paths import create, rooted
 from anomalib_ot.host.held_out import take_split
 from anomalib_ot.host.splits import Split
-from anomalib_ot.data.full_range import FullRangePredictDataset
-from anomalib_ot.data.wrapped import WrappedDataModule
 
 Items = Sequence[ImageItem]
 

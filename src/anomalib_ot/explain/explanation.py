@@ -13,17 +13,17 @@ from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
 from PIL import Image
 
+from anomalib_ot.drawing.figures import FORMATS, pixels_of, require_formats, save
+from anomalib_ot.drawing.html import data_uri, render_page
+from anomalib_ot.drawing.pictures import Picture, pictures_of
+from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoints import recorded_model
-from anomalib_ot.drawing.html import data_uri, render_page
-from anomalib_ot.settings import require
-from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.models import Foct, Pradot, WtFlow
+from anomalib_ot.settings import require
 
 from .data import Data, Items, paths_of, read_data
-from anomalib_ot.drawing.figures import FORMATS, pixels_of, require_formats, save
 from .evidence import Evidence, NormalScores, image_scores
-from anomalib_ot.drawing.pictures import Picture, pictures_of
 from .selection import REASONS, asked_for, telling
 from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
 

@@ -10,18 +10,24 @@ from typing import Any, cast
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
 
-from anomalib_ot.models import Foct, Pradot, WtFlow
-
-from anomalib_ot.models.pradot.views.assignments import draw_all_assignments
-from .data import Data, Items, labels_of, paths_of
-from .evidence import Evidence, NormalScores, draw_evidence, evidence_of
-from anomalib_ot.models.wt_flow.views.flow import draw_flow, ways_of
-from anomalib_ot.models.foct.views.memory import draw_foreground, draw_growth, draw_transport, find_support, memory_growth
-from anomalib_ot.models.pradot.views.cells import write_page
 from anomalib_ot.drawing.pictures import Picture, pictures_of
+from anomalib_ot.models import Foct, Pradot, WtFlow
+from anomalib_ot.models.foct.views.memory import (
+    draw_foreground,
+    draw_growth,
+    draw_transport,
+    find_support,
+    memory_growth,
+)
+from anomalib_ot.models.pradot.views.assignments import draw_all_assignments
+from anomalib_ot.models.pradot.views.cells import write_page
 from anomalib_ot.models.pradot.views.projection import Method, draw_projection
 from anomalib_ot.models.pradot.views.prototypes import NearestPatches, draw_prototypes, nearest_patches
 from anomalib_ot.models.pradot.views.restoration import draw_restoration
+from anomalib_ot.models.wt_flow.views.flow import draw_flow, ways_of
+
+from .data import Data, Items, labels_of, paths_of
+from .evidence import Evidence, NormalScores, draw_evidence, evidence_of
 
 # Normal pictures that the flow of a picture is drawn beside.
 _BESIDE = 8

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 
-from anomalib_ot.settings import require
 from anomalib_ot.files import claim
+from anomalib_ot.settings import require
 
 if TYPE_CHECKING:
-    from .data import Data
     from anomalib_ot.drawing.pictures import Picture
+
+    from .data import Data
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,9 @@ class ExplainingVisualizer(ImageVisualizer):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw anomalib's pictures, and remember the most anomalous."""
-        from .evidence import image_scores  # noqa: PLC0415
         from anomalib_ot.drawing.pictures import prepared_pictures  # noqa: PLC0415
+
+        from .evidence import image_scores  # noqa: PLC0415
 
         if self._shares_its_folder:
             self._claim_places(trainer, batch.image_path)

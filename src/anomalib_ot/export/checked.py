@@ -21,10 +21,11 @@ from torch import nn
 from torchmetrics import Metric
 
 from anomalib_ot.features.extraction import FLOAT32
+
 from .graphs import GraphRunner, compress_weights, halved, quantize, quantize_with_accuracy_control
 from .parity import ExportError, Normalization, Runner, SameOrder, SameValues, compare, run_exported_module
-from .trial_pictures import TrialPictures, synthetic_pictures, validation_pictures
 from .staging import REPORT, final, staged
+from .trial_pictures import TrialPictures, synthetic_pictures, validation_pictures
 
 if TYPE_CHECKING:
     import openvino

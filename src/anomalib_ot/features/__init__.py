@@ -1,7 +1,4 @@
-"""Parts shared by the models.
+"""From pixels to whitened feature maps: backbones and their weights, extraction, storage, and the anomaly map."""
 
-Importing anomalib's models registers ours, which need these parts. So it happens before the first of them is read, not
-in the middle of it.
-"""
-
+# Executing anomalib's models registers ours, which must not happen while a module of this package is half imported.
 import anomalib.models  # noqa: F401

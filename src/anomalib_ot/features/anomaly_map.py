@@ -9,8 +9,9 @@ from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .extraction import full_precision, is_exporting
 from anomalib_ot.settings import require
+
+from .extraction import full_precision, is_exporting
 
 # Wider than any picture.
 _WIDEST = 10_000

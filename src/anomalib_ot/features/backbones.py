@@ -26,8 +26,9 @@ from timm.models import (
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from .map_extractor import MapExtractor, layers_of
 from anomalib_ot.settings import require, require_whole
+
+from .map_extractor import MapExtractor, layers_of
 
 _CHANNELS = 3
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")

@@ -8,8 +8,9 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from .extraction import full_precision
 from anomalib_ot.settings import require_finite, require_whole
+
+from .extraction import full_precision
 
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):

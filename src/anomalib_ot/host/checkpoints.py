@@ -17,10 +17,11 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from .asked_post_processing import AskedPostProcessing
 from anomalib_ot.features.backbones import backbone_name, fetch_weights
-from .checkpoint_files import read_checkpoint
 from anomalib_ot.features.recorded_backbones import record_backbone, recorded_backbone
+
+from .asked_post_processing import AskedPostProcessing
+from .checkpoint_files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

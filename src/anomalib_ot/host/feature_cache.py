@@ -17,10 +17,10 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset
 
-from anomalib_ot.transport import Processes
-
 from anomalib_ot.features.extraction import FeatureMaps
 from anomalib_ot.features.store import CachePlace, FeatureDataset, allocate
+from anomalib_ot.transport import Processes
+
 from .randomness import why_random
 
 logger = logging.getLogger(__name__)

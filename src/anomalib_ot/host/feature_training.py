@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.features.extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
-from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from anomalib_ot.features.store import CachePlace
+from anomalib_ot.settings import require, require_whole
+
+from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .finishing import Finishing
 from .held_out import HoldsOut
 from .picture_check import ChecksPictures, PictureCheck
-from anomalib_ot.settings import require, require_whole
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule

@@ -1,15 +1,9 @@
-"""The models. Importing this package registers them with anomalib."""
+"""The models: a package each, named in :data:`anomalib_ot.MODELS`. Importing one registers nothing."""
 
-from anomalib_ot._autoload import register, require_versions
-
-# Before anything that a wrong version would fail in.
-require_versions()
-
-from anomalib_ot import data  # noqa: E402, F401 - so that anomalib finds our data modules by name too
-from .foct import Foct  # noqa: E402
-from .pradot import Pradot  # noqa: E402
-from .wt_flow import WtFlow  # noqa: E402
-
-register(Foct, Pradot, WtFlow)
+# The host first, which has the versions checked and is executed before a model of ours is half imported.
+import anomalib_ot.host  # noqa: F401
+from anomalib_ot.models.foct import Foct
+from anomalib_ot.models.pradot import Pradot
+from anomalib_ot.models.wt_flow import WtFlow
 
 __all__ = ["Foct", "Pradot", "WtFlow"]

@@ -8,7 +8,7 @@ from anomalib.models import Padim
 from PIL import Image
 
 from anomalib_ot import Foct, Pradot, WtFlow
-from anomalib_ot.files import MARKER
+from anomalib_ot.drawing.pictures import extent_of, name_of
 from anomalib_ot.explain.data import Data, labels_of, paths_of, read_data
 from anomalib_ot.explain.explanation import (
     _class_of_checkpoint,
@@ -16,8 +16,8 @@ from anomalib_ot.explain.explanation import (
     summary,
     write_views,
 )
-from anomalib_ot.drawing.pictures import extent_of, name_of
 from anomalib_ot.explain.views import VIEWS, Subject, views_of
+from anomalib_ot.files import MARKER
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from anomalib.data import Folder, PredictDataset
 from PIL import Image
 
 from anomalib_ot.data import FewShot, FullRange
-from anomalib_ot.explain.data import Data, data_of, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
+from anomalib_ot.explain.data import Data, data_of, labels_of, paths_of
 from anomalib_ot.explain.selection import asked_for, telling
 from anomalib_ot.explain.views import VIEWS, Subject
 

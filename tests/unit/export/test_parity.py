@@ -5,10 +5,10 @@ from anomalib.post_processing import PostProcessor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.features.extraction import FLOAT32
 from anomalib_ot.export.graphs import GraphRunner
 from anomalib_ot.export.parity import Normalization, SameOrder, SameValues, Scores, compare
 from anomalib_ot.export.trial_pictures import TrialPictures, synthetic_pictures
+from anomalib_ot.features.extraction import FLOAT32
 
 
 class Brightness(nn.Module):

@@ -22,7 +22,7 @@ from anomalib_ot.features.backbones import (
     normalization,
     resize_and_normalize,
 )
-from anomalib_ot.features.weights import offline_backbone
+from anomalib_ot.offline import offline_backbone
 
 LAYERS = ["blocks.2", "blocks.4"]
 

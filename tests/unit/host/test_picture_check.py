@@ -9,8 +9,8 @@ from anomalib.data.utils import read_image
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_ot.host.picture_check import blank_pictures, cut_off_pictures
 from anomalib_ot.data import read_picture
+from anomalib_ot.host.picture_check import blank_pictures, cut_off_pictures
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -5,8 +5,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from anomalib_ot import FewShot
-from anomalib_ot.host.splits import count_held_out, joined, split_of, trained_but_held_out, use_split
 from anomalib_ot.data import FullRange
+from anomalib_ot.host.splits import count_held_out, joined, split_of, trained_but_held_out, use_split
 
 
 @pytest.fixture(scope="module")

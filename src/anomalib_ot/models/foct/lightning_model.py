@@ -22,18 +22,18 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbones import backbone_name, denormalize, resize_and_normalize
 from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
-from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.host.feature_cache import check_finite
 from anomalib_ot.host.finishing import validate_now
-from .foreground import ForegroundName, Prompt, create_foreground
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
 from anomalib_ot.host.picture_check import ChecksPictures
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
 
+from .foreground import ForegroundName, Prompt, create_foreground
 from .torch_model import FoctModel, Measure
 from .transport_settings import TransportSettings
 

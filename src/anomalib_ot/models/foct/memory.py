@@ -7,10 +7,11 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from .coreset import greedy_coreset, random_projection
 from anomalib_ot.features.extraction import full_precision
 from anomalib_ot.settings import require, require_whole
 from anomalib_ot.transport import euclidean_cost, squared_distance
+
+from .coreset import greedy_coreset, random_projection
 
 # Dimensions of the projection in which coresets are chosen.
 _PROJECTION = 128

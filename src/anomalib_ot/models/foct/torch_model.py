@@ -24,7 +24,6 @@ from anomalib_ot.features.extraction import (
     is_exporting,
     is_traced,
 )
-from .foreground import Everything, Foreground
 from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     Navigator,
@@ -34,9 +33,10 @@ from anomalib_ot.transport import (
     squared_distance,
 )
 
+from .foreground import Everything, Foreground
 from .memory import EpisodicMemory, Memory, SemanticMemory
-from .transport_settings import TransportSettings
 from .rotations import turned_views
+from .transport_settings import TransportSettings
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler

@@ -21,16 +21,16 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
-from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
 from anomalib_ot.features.extraction import Extraction
-from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.features.store import CachePlace
+from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
+from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
-from anomalib_ot.settings import require_finite, require_whole
 from anomalib_ot.host.verdicts import Verdicts
+from anomalib_ot.settings import require_finite, require_whole
 from anomalib_ot.transport import SpatialCost
 
 from .prototypes import Initialisation, PrototypeSettings

@@ -24,15 +24,15 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
-from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
 from anomalib_ot.features.extraction import Extraction
-from anomalib_ot.host.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.features.store import CachePlace
+from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
+from anomalib_ot.host.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.host.feature_training import FeatureTraining
-from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.host.verdicts import Verdicts
+from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
 from .matching import matching_losses

@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
-from anomalib_ot.settings import require, require_whole
 from anomalib_ot.features.whitening import LocalWhitening, nearest_cells
+from anomalib_ot.settings import require, require_whole
 
 from .velocity import VelocityField
 

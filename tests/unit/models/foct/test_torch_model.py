@@ -9,8 +9,8 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anomalib_ot.models.foct.foreground import PrincipalComponent
 from anomalib_ot.models.foct import FoctModel
+from anomalib_ot.models.foct.foreground import PrincipalComponent
 from anomalib_ot.models.foct.memory import EpisodicMemory, SemanticMemory
 from anomalib_ot.models.foct.transport_settings import TransportSettings
 from anomalib_ot.transport import conditional_plan

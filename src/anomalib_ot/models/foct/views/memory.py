@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from torch import Tensor
 
-from anomalib_ot.models.foct.foreground import Foreground
-from anomalib_ot.settings import require
-from anomalib_ot.models.foct import FoctModel
-
 from anomalib_ot.drawing.figures import COLOURS, OUTLINE, new_figure, show_image
 from anomalib_ot.drawing.pictures import Picture, stack
+from anomalib_ot.models.foct import FoctModel
+from anomalib_ot.models.foct.foreground import Foreground
+from anomalib_ot.settings import require
 
 # Mean distance, in standard deviations of the features, up to which a picture is the one that features are from.
 _SAME = 0.02

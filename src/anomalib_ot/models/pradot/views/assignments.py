@@ -5,12 +5,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from anomalib_ot.drawing.figures import COLOURS, new_figure, show_image, show_map
+from anomalib_ot.drawing.pictures import Picture
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.prototypes import Assignment, Prototypes
 from anomalib_ot.transport import grid_coordinates
-
-from anomalib_ot.drawing.figures import COLOURS, new_figure, show_image, show_map
-from anomalib_ot.drawing.pictures import Picture
 
 _COLUMNS = 5
 # The picture under the arrows is darker, so that the bright arrows of high costs stand out.

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from anomalib_ot.drawing.figures import COLOURS
 from anomalib_ot.drawing.html import data_uri, render_page
+from anomalib_ot.drawing.pictures import Picture, stack
 from anomalib_ot.files import write_text
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.prototypes import Prototypes
 
-from anomalib_ot.drawing.figures import COLOURS
-from anomalib_ot.drawing.pictures import Picture, stack
 from .prototypes import NearestPatches, assemble
 
 # Weights of the spatial cost to score with, besides those that prototypes were learned with.
@@ -60,7 +60,7 @@ def write_page(
         _check(patches, model)
     content = _content(model, pictures, patches or {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(path, render_page(__package__, "pradot", **content))
+    return write_text(path, render_page(__package__, "cells", **content))
 
 
 def _check(patches: Mapping[tuple[str, float], NearestPatches], model: PradotModel) -> None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from anomalib_ot.settings import require
-from anomalib_ot.models.pradot import PradotModel
-from anomalib_ot.transport import grid_coordinates
-
 from anomalib_ot.drawing.figures import new_figure
 from anomalib_ot.drawing.pictures import Picture
+from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.settings import require
+from anomalib_ot.transport import grid_coordinates
+
 from .prototypes import cut, plain_cost
 
 Method = Literal["umap", "tsne"]

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_ot.drawing.figures import new_figure, show_image, show_map
+from anomalib_ot.drawing.pictures import Picture
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.prototypes import Prototypes
 from anomalib_ot.transport import SpatialCost, feature_cost, grid_coordinates, spatial_cost
-
-from anomalib_ot.drawing.figures import new_figure, show_image, show_map
-from anomalib_ot.drawing.pictures import Picture
 
 Grid = tuple[int, int]
 

@@ -6,10 +6,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anomalib_ot.models.pradot import PradotModel
-
 from anomalib_ot.drawing.figures import new_figure, show_image, show_map
 from anomalib_ot.drawing.pictures import Picture
+from anomalib_ot.models.pradot import PradotModel
+
 from .prototypes import NearestPatches, assemble, cut, resized
 
 Nearest = Mapping[tuple[str, float], NearestPatches]

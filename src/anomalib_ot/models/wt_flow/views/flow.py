@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 from torch import Tensor
 
-from anomalib_ot.models.wt_flow import WtFlowModel
-
 from anomalib_ot.drawing.figures import new_figure, show_image, show_map
 from anomalib_ot.drawing.pictures import Picture, stack
+from anomalib_ot.models.wt_flow import WtFlowModel
 
 _NORMAL = "#0072b2"
 _ODD = "#d55e00"

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from anomalib_ot.models.foct.foreground import PrincipalComponent
-from anomalib_ot.transport import euclidean_cost
 from anomalib_ot.models.foct.views.memory import (
     draw_foreground,
     draw_growth,
@@ -12,6 +11,7 @@ from anomalib_ot.models.foct.views.memory import (
     find_support,
     memory_growth,
 )
+from anomalib_ot.transport import euclidean_cost
 
 
 @pytest.mark.parametrize("arguments", [{}, {"measure": "nearest"}, {"query_steps": 2}])

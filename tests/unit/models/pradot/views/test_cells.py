@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_ot.drawing.pictures import Picture, stack
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.views.cells import write_page
-from anomalib_ot.drawing.pictures import Picture, stack
 from anomalib_ot.models.pradot.views.prototypes import nearest_patches
 
 ODD = 'bad</script><img src="http://localhost/x">/"0" & \'1\''

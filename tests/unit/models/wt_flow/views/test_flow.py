@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from anomalib_ot.models.wt_flow.views.flow import draw_flow, ways_of
 from anomalib_ot.drawing.pictures import stack
+from anomalib_ot.models.wt_flow.views.flow import draw_flow, ways_of
 
 
 @pytest.mark.parametrize("steps", [1, 3])

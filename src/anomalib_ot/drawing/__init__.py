@@ -1,0 +1,1 @@
+"""What figures and pages are drawn with, whatever they show."""
