@@ -9,7 +9,7 @@ from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
@@ -27,9 +27,6 @@ from .drawing import FORMATS, pixels_of, require_formats, save
 from .evidence import Evidence, NormalScores, image_scores, image_threshold
 from .pictures import Picture, name_of, pictures_of
 from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
-
-if TYPE_CHECKING:
-    from anomalib_ot.components.held_out import HoldsOut
 
 logger = logging.getLogger(__name__)
 
@@ -123,9 +120,10 @@ def explain(
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)
-    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
-    found = read_data(data, root, cast("HoldsOut", fitted).split)
+    # Checkpoints did not always have a split.
+    found = read_data(data, root, read_checkpoint(ckpt_path).get("split"))
     chosen = _find(found.shown, pictures) if pictures is not None else None
+    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     scores = {} if chosen is not None else _scores(fitted, found.shown)
     subject = Subject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
     if chosen is None:
