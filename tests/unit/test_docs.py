@@ -138,6 +138,12 @@ def test_commands_are_understood(words, host, monkeypatch):
         assert {each for extra in extras for each in extra.split(",")} <= {*known}
 
 
+@pytest.mark.parametrize("words", [words for words in COMMANDS.values() if "Folder" in words], ids=" ".join)
+def test_folders_that_are_split_at_random_have_a_seed(words):
+    module = words[words.index("Folder") - 1]
+    assert f"{module}.seed" in words
+
+
 def _parse_for_host(parser, arguments):
     if "--model.help" in arguments or "--print_config" in arguments:
         with pytest.raises(SystemExit) as stop:
