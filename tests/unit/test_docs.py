@@ -70,7 +70,7 @@ def slugs(path):
 
 # A command that several pages show is looked at once.
 _FIRST = {tuple(words): path for path in reversed(PAGES) for words in reversed(commands(path))}
-COMMANDS = {f"{name(path)}: {' '.join(words)[:70]}": list(words) for words, path in _FIRST.items()}
+COMMANDS = {f"{name(path)}: {' '.join(words)}": list(words) for words, path in _FIRST.items()}
 
 
 @pytest.fixture(scope="module")
