@@ -1,9 +1,6 @@
 """``anomalib-ot explain`` and the visualizer of the stock command, on small models."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from anomalib_ot.cli import main
 from anomalib_ot.files import MARKER
 
 pytestmark = pytest.mark.slow
-ANOMALIB = Path(sys.executable).parent / "anomalib"
 SIZES = {"n_train": 4, "n_validation": 1, "n_test": 2, "num_workers": 0}
 # What each model is made with, and the views that it then has.
 MODELS = {
@@ -74,7 +70,7 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.visualization.ExplainingVisualizer"])
-def test_the_stock_command_explains_too(root, tmp_path, visualizer):
+def test_the_stock_command_explains_too(root, tmp_path, forked, visualizer):
     sizes = [f"--data.{name}={value}" for name, value in SIZES.items()]
     arguments = [
         *("train", "--model", "WtFlow", "--model.backbone", "resnet18", "--model.layers", "[layer2]"),
@@ -83,15 +79,7 @@ def test_the_stock_command_explains_too(root, tmp_path, visualizer):
         *("--model.visualizer", visualizer, "--model.visualizer.count", "2"),
         *("--data", "Assembly", "--data.root", str(root), *sizes),
     ]
-    done = subprocess.run(
-        [ANOMALIB, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    forked(tmp_path, *arguments)
     (page,) = tmp_path.rglob("explain/index.html")
     assert len(list(page.parent.rglob("evidence.json"))) == 2
     assert len(list(page.parent.rglob("flow.png"))) == 2
