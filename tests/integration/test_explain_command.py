@@ -38,7 +38,7 @@ def fitted(root, tmp_path_factory):
         kind, arguments, *_ = MODELS[name]
         data = Assembly(root, **SIZES)
         engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
-        engine.fit(kind("resnet18", **SHARED, **arguments), datamodule=FewShot(data, 2, 0) if name == "Foct" else data)
+        engine.fit(kind("test_resnet", **SHARED, **arguments), datamodule=FewShot(data, 2, 0) if name == "Foct" else data)
         engine.trainer.save_checkpoint(folder / "model.ckpt")
         return folder / "model.ckpt"
 
@@ -73,7 +73,7 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
 def test_the_stock_command_explains_too(root, tmp_path, forked, visualizer):
     sizes = [f"--data.{name}={value}" for name, value in SIZES.items()]
     arguments = [
-        *("train", "--model", "WtFlow", "--model.backbone", "resnet18", "--model.layers", "[layer2]"),
+        *("train", "--model", "WtFlow", "--model.backbone", "test_resnet", "--model.layers", "[layer2]"),
         *("--model.pre_trained", "false", "--model.image_size", "[64, 64]", "--model.whitened_channels", "8"),
         *("--model.training_steps", "2", "--model.batch_size", "4", "--model.evaluator", "false"),
         *("--model.visualizer", visualizer, "--model.visualizer.count", "2"),

@@ -25,7 +25,7 @@ from anomalib_ot.components.feature_store import allocate
 from anomalib_ot.components.staging import staged
 
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),

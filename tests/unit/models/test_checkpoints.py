@@ -12,7 +12,7 @@ from anomalib.engine import Engine
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),

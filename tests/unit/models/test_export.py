@@ -24,7 +24,7 @@ from anomalib_ot.components.parity import ExportError
 
 SIZE = (64, 64)
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer2", "layer3"],
     "pre_trained": False,
     "image_size": SIZE,

@@ -7,7 +7,7 @@ import pytest
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 
-SHARED = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": (64, 64)}
+SHARED = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False, "image_size": (64, 64)}
 MODELS = {
     "Pradot": lambda: Pradot(prototypes_per_cell=1, whitened_channels=16, epochs=1, batch_size=4, **SHARED),
     "Foct": lambda: Foct(rotations=1, support_steps=1, query_steps=1, online=True, **SHARED),
