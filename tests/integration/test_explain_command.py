@@ -38,7 +38,8 @@ def fitted(root, tmp_path_factory):
         kind, arguments, *_ = MODELS[name]
         data = Assembly(root, **SIZES)
         engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
-        engine.fit(kind("test_resnet", **SHARED, **arguments), datamodule=FewShot(data, 2, 0) if name == "Foct" else data)
+        model = kind("test_resnet", **SHARED, **arguments)
+        engine.fit(model, datamodule=FewShot(data, 2, 0) if name == "Foct" else data)
         engine.trainer.save_checkpoint(folder / "model.ckpt")
         return folder / "model.ckpt"
 
