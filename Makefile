@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
 # Two processes of one thread each are done sooner than one of two: most tests are too small to share.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 10
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
