@@ -1,18 +1,25 @@
-# make demo: set up and run the main job on an embedded category. make test: set up and run tests and notebooks. make docs:
-# set up and build the documentation, dist/docs/index.html.
+# Each of these sets up .venv first. make demo: run the main job on an embedded category. make test: run the quick tests,
+# some ten minutes on two cores. make test-all: run them, then the slow ones and the notebooks. make docs: build the
+# documentation, dist/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
 # Two processes of one thread each are done sooner than one of two: most tests are too small to share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 10
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(PYTEST) -m "not slow"
+
+# In one call with test, as in `make test test-all`, nothing runs twice.
+test-all: test
+	$(PYTEST) -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

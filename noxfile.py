@@ -105,7 +105,7 @@ def lower_bound(name: str) -> str:
 
 
 def quick_tests(session: nox.Session, pins: list[str]) -> None:
-    """Install the project with some versions pinned, and run the tests that train nothing for long."""
+    """Install the project with some versions pinned, and run the unit tests that are not slow."""
     session.install("--editable", EXTRAS, *pins)
     session.run(
         "python", "-m", "pytest", "-m", "not slow", "tests/unit", *session.posargs, env={"OMP_NUM_THREADS": "1"}

@@ -9,6 +9,32 @@ import pytest
 
 from anomalib_ot.offline import offline_backbone
 
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_configure(config):
+    config.stash[_LEFT_OUT] = 0
+
+
+def pytest_deselected(items):
+    """Count the slow tests that ``-m "not slow"`` leaves out."""
+    config, slow = items[0].config, sum(item.get_closest_marker("slow") is not None for item in items)
+    config.stash[_LEFT_OUT] += slow
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = config.stash[_LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take the count from a process of pytest-xdist: each of them collects all tests."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash[_LEFT_OUT]
+    if left_out and config.option.markexpr == "not slow":
+        terminalreporter.write_line(f"{left_out} slow tests were left out; make test-all runs them too", yellow=True)
+
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory):

@@ -1,10 +1,15 @@
 """A real browser, with the network cut off, processes that need not import everything anew, and small models."""
 
+import multiprocessing
+import os
 import shutil
+import sys
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
+from anomalib.cli.cli import main
 from anomalib.engine import Engine
 from lightning.pytorch import seed_everything
 
@@ -74,6 +79,33 @@ def start():
         return processes
 
     return start
+
+
+def _run(_, folder, arguments, said):
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "200"
+    # The workers of a loader are forked from this process, not from the server.
+    multiprocessing.set_start_method("fork", force=True)
+    for number, path in enumerate(said, 1):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["anomalib", *arguments]
+    main()
+
+
+@pytest.fixture(scope="session")
+def forked(start, tmp_path_factory):
+    """Runs the ``anomalib`` command in a folder, in a forked process, and gives its output."""
+
+    def forked(folder, *arguments, check=True):
+        said = [tmp_path_factory.mktemp("said") / name for name in ("stdout.txt", "stderr.txt")]
+        (process,) = start(_run, (Path(folder), [str(each) for each in arguments], said))
+        process.join()
+        output = "".join(path.read_text() for path in said)
+        assert not check or process.exitcode == 0, output
+        return output
+
+    return forked
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -1,4 +1,7 @@
-"""The stock ``anomalib`` command, in processes of their own, with nothing but the plugin installed."""
+"""The stock ``anomalib`` command, with nothing but the plugin installed.
+
+It trains once and meets the switched-off hook in processes of its own; all else runs its main function in forked ones.
+"""
 
 import csv
 import json
@@ -74,16 +77,16 @@ def test_train_reports_metrics_and_leaves_a_checkpoint_and_pictures(trained, fol
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate"])
-def test_a_checkpoint_is_tested_and_validated(trained, folder, data_arguments, subcommand):
-    output = anomalib(folder, subcommand, "--model", "Pradot", *data_arguments, "--ckpt_path", trained[1])
+def test_a_checkpoint_is_tested_and_validated(trained, folder, data_arguments, forked, subcommand):
+    output = forked(folder, subcommand, "--model", "Pradot", *data_arguments, "--ckpt_path", trained[1])
     if subcommand == "test":
         expected = re.search(r"image_AUROC\W+([\d.]+)", trained[0])[1]
         assert re.search(r"image_AUROC\W+([\d.]+)", output)[1] == expected
 
 
-def test_predict_on_a_folder(trained, folder):
+def test_predict_on_a_folder(trained, folder, forked):
     pictures = folder / "data/tray/test/good"
-    output = anomalib(folder, "predict", "--model", "Pradot", "--data", pictures, "--ckpt_path", trained[1])
+    output = forked(folder, "predict", "--model", "Pradot", "--data", pictures, "--ckpt_path", trained[1])
     rows = verdicts(folder)
     assert [row["path"] for row in rows] == [str(path) for path in sorted(pictures.glob("*.png"))]
     anomalous = sum(row["label"] == "anomalous" for row in rows)
@@ -102,12 +105,12 @@ def verdicts(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_sensitivity_that_is_typed_moves_verdicts_and_the_export(trained, folder, monkeypatch):
+def test_a_sensitivity_that_is_typed_moves_verdicts_and_the_export(trained, folder, monkeypatch, forked):
     monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
     arguments = ["--model", "Pradot", "--ckpt_path", trained[1], "--model.post_processor.image_sensitivity"]
     predict = ["predict", "--data", folder / "data/tray/test"]
     for sensitivity, threshold in ((0.75, 0.25), (0.25, 0.75)):
-        anomalib(folder, *predict, *arguments, sensitivity)
+        forked(folder, *predict, *arguments, sensitivity)
         rows = verdicts(folder)
         assert {float(row["threshold"]) for row in rows} == {threshold}
         scores = [float(row["score"]) for row in rows]
@@ -116,7 +119,7 @@ def test_a_sensitivity_that_is_typed_moves_verdicts_and_the_export(trained, fold
     picture = next(row["path"] for row in rows if float(row["score"]) == middle)
     image = resize(read_image(picture, as_tensor=True), [128, 128]).clamp(0, 1)
     for sensitivity, expected in ((1.02 - middle, True), (0.98 - middle, False)):
-        output = anomalib(folder, "export", "--export_type", "openvino", *arguments, sensitivity)
+        output = forked(folder, "export", "--export_type", "openvino", *arguments, sensitivity)
         exported = verdicts_of(folder).parents[1] / "weights/openvino/model.xml"
         assert str(exported) in output
         runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
@@ -124,9 +127,9 @@ def test_a_sensitivity_that_is_typed_moves_verdicts_and_the_export(trained, fold
     assert not (folder / "results/weights").exists()
 
 
-def test_resume_continues_where_training_stopped(trained, folder, model_arguments, data_arguments):
+def test_resume_continues_where_training_stopped(trained, folder, model_arguments, data_arguments, forked):
     arguments = [*model_arguments, "--model.epochs", "6", *data_arguments, "--ckpt_path", trained[1]]
-    anomalib(folder, "fit", *arguments)
+    forked(folder, "fit", *arguments)
     resumed = next((folder / "results/Pradot/Assembly/tray").glob("v1/weights/lightning/model.ckpt"))
     assert torch.load(resumed, weights_only=True)["epoch"] == 5
 
@@ -141,13 +144,13 @@ def pictures(folder):
 FILES = {"torch": "model.pt", "onnx": "model.onnx", "openvino": "model.xml"}
 
 
-def check_export(folder, checkpoint, kind, model):
+def check_export(forked, folder, checkpoint, kind, model):
     """Export a checkpoint by the command and compare what it says of a picture with what the model says."""
     name = type(model).__name__
     arguments = ["--export_type", kind, "--ckpt_path", checkpoint, "--export_root", folder / f"{name}_{kind}"]
     if kind != "torch":
         arguments += ["--input_size", "[128, 128]"]
-    anomalib(folder, "export", "--model", name, *arguments)
+    forked(folder, "export", "--model", name, *arguments)
     check_exported(folder / f"{name}_{kind}" / "weights" / kind / FILES[kind], kind, model, pictures(folder)[:1])
 
 
@@ -168,16 +171,16 @@ def check_exported(exported, kind, model, image):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_export(trained, folder, kind, monkeypatch):
+def test_export(trained, folder, forked, kind, monkeypatch):
     monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
-    check_export(folder, trained[1], kind, Pradot.load_from_checkpoint(trained[1]))
+    check_export(forked, folder, trained[1], kind, Pradot.load_from_checkpoint(trained[1]))
 
 
 @pytest.mark.parametrize("compression", ["INT8_PTQ", "INT8_ACQ"])
-def test_quantized_export(trained, folder, data_arguments, compression):
+def test_quantized_export(trained, folder, data_arguments, forked, compression):
     root = folder / compression
     arguments = ["--export_type", "openvino", "--input_size", "[128, 128]", "--compression_type", compression]
-    output = anomalib(
+    output = forked(
         folder,
         "export",
         *("--model", "Pradot"),
@@ -216,9 +219,9 @@ def test_export_with_a_dynamic_batch(trained, folder, monkeypatch):
     assert np.abs(ours - theirs).max() < 1e-3 * np.ptp(ours)
 
 
-def init_args(folder, *arguments):
+def init_args(forked, folder, *arguments):
     """The model's arguments as ``--print_config`` shows them."""
-    printed = anomalib(folder, "train", *arguments, "--data", "MVTecAD", "--print_config")
+    printed = forked(folder, "train", *arguments, "--data", "MVTecAD", "--print_config")
     # Warnings of the host follow on standard error.
     config = printed[printed.index("seed_everything") : printed.index("\nckpt_path")]
     return yaml.safe_load(config)["model"]["init_args"]
@@ -232,11 +235,11 @@ def init_args(folder, *arguments):
         ("WtFlow", "wt_flow", "coupling"),
     ],
 )
-def test_help_and_config(folder, model, file, argument):
-    assert f"--model.{argument}" in anomalib(folder, "train", "--model.help", model)
-    defaults = init_args(folder, "--model", model)
+def test_help_and_config(folder, forked, model, file, argument):
+    assert f"--model.{argument}" in forked(folder, "train", "--model.help", model)
+    defaults = init_args(forked, folder, "--model", model)
     path = shipped_file(file, "model")
-    assert init_args(folder, "--config", path) == defaults
+    assert init_args(forked, folder, "--config", path) == defaults
     shipped = yaml.safe_load(path.read_text())["model"]["init_args"]
     assert shipped.keys() | {"pre_processor", "post_processor", "evaluator", "visualizer"} == defaults.keys()
 
@@ -252,7 +255,7 @@ def test_full_class_path_works_with_the_hook_switched_off(folder, model_argument
 
 
 @pytest.mark.usefixtures("data_arguments")
-def test_builtin_benchmark_takes_our_models(folder):
+def test_builtin_benchmark_takes_our_models(folder, forked):
     settings = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": [64, 64]}
     models = ["Pradot", "Foct", "WtFlow"]
     config = {
@@ -275,7 +278,7 @@ def test_builtin_benchmark_takes_our_models(folder):
     }
     path = folder / "benchmark.yaml"
     path.write_text(yaml.safe_dump(config))
-    anomalib(folder, "benchmark", "--config", path)
+    forked(folder, "benchmark", "--config", path)
     with next((folder / "runs").rglob("results.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
     scores = {row["model.class_path"]: float(row["image_AUROC"]) for row in rows}
@@ -284,7 +287,7 @@ def test_builtin_benchmark_takes_our_models(folder):
 
 
 @pytest.fixture(scope="module")
-def few_shot(folder, backbone, data_arguments):
+def few_shot(folder, backbone, data_arguments, forked):
     """Arguments of Foct, and the checkpoint that ``anomalib train`` left with two of the training images."""
     model = [
         *("--model", "Foct", "--model.backbone", backbone, "--model.layers", "[blocks.2, blocks.4]"),
@@ -293,51 +296,51 @@ def few_shot(folder, backbone, data_arguments):
     _, _, *inner = data_arguments
     inner = [str(argument).replace("--data.", "--data.datamodule.") for argument in inner]
     data = ["--data", "FewShot", "--data.shots", "2", "--data.seed", "3", "--data.datamodule", "Assembly", *inner]
-    output = anomalib(folder, "train", *model, *data)
+    output = forked(folder, "train", *model, *data)
     return model, data, output, next((folder / "results/Foct").rglob("model.ckpt"))
 
 
-def test_few_shot_training(few_shot, folder):
+def test_few_shot_training(few_shot, folder, forked):
     _, data, output, checkpoint = few_shot
     score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
     assert "Assembly_2shot_3" in str(checkpoint)
     assert torch.load(checkpoint, weights_only=True)["state_dict"]["model.semantic.features"].shape[:2] == (2, 2)
-    again = anomalib(folder, "test", "--model", "Foct", *data, "--ckpt_path", checkpoint)
+    again = forked(folder, "test", "--model", "Foct", *data, "--ckpt_path", checkpoint)
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_few_shot_export_is_the_frozen_model(few_shot, folder, kind, monkeypatch):
+def test_few_shot_export_is_the_frozen_model(few_shot, folder, forked, kind, monkeypatch):
     monkeypatch.chdir(folder)
     _, _, _, checkpoint = few_shot
-    check_export(folder, checkpoint, kind, Foct.load_from_checkpoint(checkpoint, online=False))
+    check_export(forked, folder, checkpoint, kind, Foct.load_from_checkpoint(checkpoint, online=False))
 
 
 @pytest.fixture(scope="module")
-def flow(folder, backbone, data_arguments):
+def flow(folder, backbone, data_arguments, forked):
     """Arguments of WtFlow, the output of ``anomalib train`` and the checkpoint that it left."""
     model = [
         *("--model", "WtFlow", "--model.backbone", backbone, "--model.layers", "[blocks.4]"),
         *("--model.image_size", "[128, 128]", "--model.training_steps", "30"),
     ]
-    output = anomalib(folder, "train", *model, *data_arguments, "--seed_everything", 0)
+    output = forked(folder, "train", *model, *data_arguments, "--seed_everything", 0)
     return model, output, next((folder / "results/WtFlow").rglob("model.ckpt"))
 
 
-def test_flow_training_and_testing(flow, folder, data_arguments):
+def test_flow_training_and_testing(flow, folder, data_arguments, forked):
     _, output, checkpoint = flow
     score = re.search(r"image_AUROC\W+([\d.]+)", output)[1]
     assert float(score) > 0.5
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 30
-    again = anomalib(folder, "test", "--model", "WtFlow", *data_arguments, "--ckpt_path", checkpoint)
+    again = forked(folder, "test", "--model", "WtFlow", *data_arguments, "--ckpt_path", checkpoint)
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_flow_export(flow, folder, kind, monkeypatch):
+def test_flow_export(flow, folder, forked, kind, monkeypatch):
     monkeypatch.chdir(folder)
     _, _, checkpoint = flow
-    check_export(folder, checkpoint, kind, WtFlow.load_from_checkpoint(checkpoint))
+    check_export(forked, folder, checkpoint, kind, WtFlow.load_from_checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize(("kind", "score"), [("onnx", "mismatch"), ("openvino", "mismatch"), ("openvino", "density")])

@@ -24,7 +24,7 @@ from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
 from anomalib_ot.host.feature_cache import _check_readable
 
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),

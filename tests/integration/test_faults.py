@@ -25,7 +25,7 @@ from anomalib_ot.export.staging import staged
 from anomalib_ot.features.store import allocate
 
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),
@@ -262,7 +262,7 @@ def file_size_limit(size):
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_is_an_error_and_leaves_no_part_of_it(data, tmp_path):
-    with file_size_limit(2**20), pytest.raises(OSError, match="File too large"):
+    with file_size_limit(2**18), pytest.raises(OSError, match="File too large"):
         fit("Pradot", data, tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
 

@@ -22,7 +22,7 @@ import anomalib_ot
 from anomalib_ot import Assembly
 
 SIZE = (64, 64)
-SHARED = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": list(SIZE)}
+SHARED = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False, "image_size": list(SIZE)}
 MODELS = {
     "Pradot": {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1, "batch_size": 4},
     "Foct": {"rotations": 2, "support_steps": 3},

@@ -89,7 +89,7 @@ def fit_flow(rank, folder, processes, callbacks=(), training_steps=8, images=IMA
     meet(rank, folder, processes)
     seed_everything(0, verbose=False)
     model = WtFlow(
-        "resnet18",
+        "test_resnet",
         ["layer2", "layer3"],
         pre_trained=False,
         image_size=(64, 64),

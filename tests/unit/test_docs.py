@@ -76,7 +76,7 @@ def slugs(path):
 
 # A command that several pages show is looked at once.
 _FIRST = {tuple(words): path for path in reversed(PAGES) for words in reversed(commands(path))}
-COMMANDS = {f"{name(path)}: {' '.join(words)[:70]}": list(words) for words, path in _FIRST.items()}
+COMMANDS = {f"{name(path)}: {' '.join(words)}": list(words) for words, path in _FIRST.items()}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,12 @@ def test_commands_are_understood(words, host, monkeypatch):
         extras = re.findall(r"\[([\w,]+)\]", " ".join(words))
         known = re.findall(r"^(\w+) = \[", text(ROOT / "pyproject.toml"), re.MULTILINE)
         assert {each for extra in extras for each in extra.split(",")} <= {*known}
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS.values() if "Folder" in words], ids=" ".join)
+def test_folders_that_are_split_at_random_have_a_seed(words):
+    module = words[words.index("Folder") - 1]
+    assert f"{module}.seed" in words
 
 
 def _parse_for_host(parser, arguments):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
@@ -26,9 +26,6 @@ from .data import Data, Items, paths_of, read_data
 from .evidence import Evidence, NormalScores, image_scores
 from .selection import REASONS, asked_for, telling
 from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
-
-if TYPE_CHECKING:
-    from anomalib_ot.host.held_out import HoldsOut
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +121,10 @@ def explain(
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)
-    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
-    found = read_data(data, root, cast("HoldsOut", fitted).split)
+    # Checkpoints did not always have a split.
+    found = read_data(data, root, read_checkpoint(ckpt_path).get("split"))
     asked = asked_for(found, pictures) if pictures is not None else None
+    fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     scores = {} if asked is not None else _scores(fitted, found.shown)
     subject = Subject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
     chosen = telling(fitted, found, scores, count) if asked is None else asked

@@ -165,7 +165,7 @@ def backbone(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbones") / "own"
     config = {"mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.1)}
-    save_for_hf(timm.create_model("resnet18"), folder, model_config=config)
+    save_for_hf(timm.create_model("test_resnet"), folder, model_config=config)
     return f"local-dir:{folder}"
 
 
@@ -399,7 +399,7 @@ def saved(model, root, folder):
 
 
 def small(**components):
-    settings = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "training_steps": 1, "width": 16}
+    settings = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False, "training_steps": 1, "width": 16}
     given = {"post_processor": False, "evaluator": False, "visualizer": False, **components}
     return WtFlow(**settings, image_size=SIZE, whitened_channels=16, **given)
 
@@ -450,7 +450,7 @@ def test_tiles_are_the_checkpoint_s(root, tmp_path, caplog):
 def test_the_recorded_backbone_is_plain_data(trained, backbone):
     record = torch.load(trained(Pradot)[0], weights_only=True)["anomalib_ot"]["backbone"]
     assert record["name"] == backbone
-    assert json.loads(json.dumps(record))["config"]["architecture"] == "resnet18"
+    assert json.loads(json.dumps(record))["config"]["architecture"] == "test_resnet"
 
 
 def test_an_absent_checkpoint_is_refused_by_name(tmp_path):

@@ -12,7 +12,7 @@ from anomalib.engine import Engine
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),
@@ -35,13 +35,25 @@ class Payload:
         return open, (str(self.path), "w")
 
 
+@pytest.fixture(scope="module")
+def checkpoints():
+    """Checkpoints of the models that were trained already, as bytes."""
+    return {}
+
+
 @pytest.fixture
-def trained(data, engine, checkpoint):
+def trained(checkpoints, data, engine, checkpoint, tmp_path):
+    """A checkpoint of a model, which the test may damage."""
+
     def train(name="Pradot"):
-        runner = engine()
-        few = FewShot(data(), 2) if name == "Foct" else data()
-        runner.fit(MODELS[name](), datamodule=few)
-        return checkpoint(runner)
+        if name not in checkpoints:
+            runner = engine()
+            runner.fit(MODELS[name](), datamodule=FewShot(data(), 2) if name == "Foct" else data())
+            checkpoints[name] = Path(checkpoint(runner)).read_bytes()
+        (tmp_path / "trained").mkdir()
+        path = tmp_path / "trained" / "model.ckpt"
+        path.write_bytes(checkpoints[name])
+        return path
 
     return train
 
@@ -81,7 +93,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_checkpoint_is_refused_by_name(trained, data, tmp_path, kind):
-    path = broken(Path(trained()), kind, tmp_path)
+    path = broken(trained(), kind, tmp_path)
     with pytest.raises(ValueError, match=rf"{path.name}.* {BROKEN[kind]}"):
         Pradot.load_from_checkpoint(path)
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
@@ -110,7 +122,7 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_refused_by_name(trained, kind):
     reason, damage = DAMAGE[kind]
-    path = Path(trained())
+    path = trained()
     if damage is flipped:
         flipped(path)
     else:
@@ -122,7 +134,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(trained, kind):
 
 
 def test_a_checkpoint_with_two_thresholds_is_refused(trained):
-    path = Path(trained())
+    path = trained()
     content = torch.load(path, weights_only=True)
     content["state_dict"]["post_processor._image_threshold"] = torch.zeros(2)
     torch.save(content, path)
@@ -158,7 +170,7 @@ def test_a_part_of_an_archive_on_several_disks_is_refused_by_name(tmp_path):
 
 
 def test_the_trainer_names_a_checkpoint_with_damaged_tensors(trained, data, tmp_path):
-    path = Path(trained())
+    path = trained()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
@@ -173,6 +185,6 @@ def test_a_backbone_that_is_gone_is_not_the_checkpoint_s_fault(trained, tmp_path
 
 
 def test_code_runs_with_the_users_word_alone(trained, tmp_path):
-    path = broken(Path(trained()), "payload", tmp_path)
+    path = broken(trained(), "payload", tmp_path)
     assert isinstance(Pradot.load_from_checkpoint(path, weights_only=False), Pradot)
     assert (tmp_path / "run").exists()

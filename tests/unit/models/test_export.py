@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import nncf
@@ -25,7 +26,7 @@ from anomalib_ot.export.parity import ExportError
 
 SIZE = (64, 64)
 SHARED = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer2", "layer3"],
     "pre_trained": False,
     "image_size": SIZE,
@@ -36,7 +37,11 @@ MODELS = {
     "Foct": lambda: Foct(rotations=2, support_steps=3, online=True, **SHARED),
     "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=7, batch_size=4, **SHARED),
 }
-COMPRESSIONS = [None, CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ]
+COMPRESSIONS = [
+    None,
+    CompressionType.FP16,
+    *(pytest.param(each, marks=pytest.mark.slow) for each in (CompressionType.INT8, CompressionType.INT8_PTQ)),
+]
 _TO_ONNX = ExportMixin.to_onnx
 
 
@@ -68,14 +73,20 @@ def data(root):
     return squares(root)
 
 
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """Trains each model once, so that its graph is made once too."""
+    return cache(lambda name: fit(name, data, tmp_path_factory.mktemp(name)))
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def fitted(request, data, tmp_path_factory):
-    return fit(request.param, data, tmp_path_factory.mktemp(request.param))
+def fitted(request, trained):
+    return trained(request.param)
 
 
 @pytest.fixture(scope="module")
-def pradot(data, tmp_path_factory):
-    return fit("Pradot", data, tmp_path_factory.mktemp("pradot"))
+def pradot(trained):
+    return trained("Pradot")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import torch
 from anomalib_ot import Pradot, WtFlow
 
 openvino = pytest.importorskip("openvino")
+pytestmark = pytest.mark.slow
 
 SIZE = (96, 96)
 # Node types that were looked up in the list of OpenVINO's GPU plugin, src/plugins/intel_gpu/include/intel_gpu/plugin/

@@ -72,12 +72,11 @@ def test_scores_of_good_and_bad_pictures_differ_without_anomalies_to_validate_on
 
 
 def test_a_later_run_without_a_seed_holds_out_what_was_held_out(root, engine, checkpoint, caplog):
-    trained, runner = unseeded(root), engine()
+    trained, later, model, other, runner = unseeded(root), unseeded(root), make("Pradot"), make("Pradot"), engine()
     torch.manual_seed(1)
-    runner.fit(make("Pradot"), datamodule=trained)
+    runner.fit(model, datamodule=trained)
     torch.manual_seed(2)
-    later = unseeded(root)
-    engine().test(make("Pradot"), datamodule=later, ckpt_path=checkpoint(runner))
+    engine().test(other, datamodule=later, ckpt_path=checkpoint(runner))
     assert set(later.test_data.samples.image_path) == set(trained.test_data.samples.image_path)
     assert "the split of the training is used again" in caplog.text
     # As `anomalib-ot explain` does, without a trainer.

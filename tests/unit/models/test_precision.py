@@ -10,9 +10,9 @@ from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 
 SMALL = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "visualizer": False}
 MODELS = {
-    "Pradot": lambda: Pradot("resnet18", **SMALL, epochs=1),
-    "Foct": lambda: Foct("resnet18", **SMALL, rotations=2, support_steps=3),
-    "WtFlow": lambda: WtFlow("resnet18", **SMALL, training_steps=2, width=16),
+    "Pradot": lambda: Pradot("test_resnet", **SMALL, epochs=1),
+    "Foct": lambda: Foct("test_resnet", **SMALL, rotations=2, support_steps=3),
+    "WtFlow": lambda: WtFlow("test_resnet", **SMALL, training_steps=2, width=16),
 }
 
 

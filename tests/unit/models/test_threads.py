@@ -13,7 +13,7 @@ from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.models.foct.torch_model import FoctModel
 
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),
@@ -85,7 +85,7 @@ def test_threads_score_as_one_alone_and_leave_the_process_as_it_was(name, data, 
 @pytest.fixture
 def online():
     torch.manual_seed(0)
-    model = FoctModel("resnet18", ["layer3"], pre_trained=False, online=True, rotations=1).eval()
+    model = FoctModel("test_resnet", ["layer3"], pre_trained=False, online=True, rotations=1).eval()
     model.fit(torch.rand(2, 3, 64, 64))
     return model
 

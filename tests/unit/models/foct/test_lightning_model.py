@@ -9,7 +9,7 @@ from anomalib.data import PredictDataset
 from anomalib_ot import FewShot, Foct
 
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer2", "layer3"],
     "pre_trained": False,
     "image_size": (64, 64),
@@ -148,7 +148,7 @@ def test_weights_that_are_not_finite_are_refused(few, engine, model):
     ("arguments", "message"),
     [
         ({"layers": ["layer3", "layer4"]}, "model.*layer4"),
-        ({"backbone": "resnet34"}, "model.*layer"),
+        ({"backbone": "resnet34"}, "model.*conv1"),
         ({"position_weight": 0.0}, "navigator"),
     ],
 )

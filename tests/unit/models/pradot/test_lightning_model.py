@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, Resize
 from anomalib_ot import Pradot
 
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer2", "layer3"],
     "pre_trained": False,
     "image_size": (64, 64),
@@ -459,7 +459,7 @@ def test_progress_is_shown_where_the_trainer_shows_it(data, model, monkeypatch, 
         return batches
 
     for module in ("feature_cache", "feature_training"):
-        monkeypatch.setattr(f"anomalib_ot.components.{module}.track", track)
+        monkeypatch.setattr(f"anomalib_ot.host.{module}.track", track)
     runner = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=shown)
     runner.fit(model(), datamodule=data())
     assert ("Extracting features", not shown) in tasks
@@ -499,7 +499,7 @@ def test_nan_features_are_refused(data, engine, model, monkeypatch, cache):
     ("arguments", "message"),
     [
         ({"layers": ["layer3", "layer4"]}, "model.*layer4"),
-        ({"backbone": "resnet34"}, "model.*layer"),
+        ({"backbone": "resnet34"}, "model.*conv1"),
         ({"alphas": [0.0]}, "prototypes"),
     ],
 )

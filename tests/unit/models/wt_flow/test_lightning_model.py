@@ -8,7 +8,7 @@ import torch
 from anomalib_ot import WtFlow
 
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer2", "layer3"],
     "pre_trained": False,
     "image_size": (64, 64),
