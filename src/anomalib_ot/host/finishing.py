@@ -1,6 +1,7 @@
 """Training that is finished once, however it ends."""
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.utilities.cloud_io import get_filesystem
@@ -114,10 +115,10 @@ class Finishing:
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 for path in {callback.best_model_path, callback.last_model_path, *callback.best_k_models} - {""}:
-                    # One that was resumed from may be gone.
-                    if not get_filesystem(path).exists(path):
+                    # A checkpoint that was resumed from names files too, which may be gone, or another's.
+                    is_own = os.path.dirname(path) == str(callback.dirpath)  # noqa: PTH120 - it may be an address
+                    if not is_own or not get_filesystem(path).exists(path):
                         continue
-                    # The trainer has written it.
                     content = strategy.load_checkpoint(path, weights_only=False)
                     if content["global_step"] == self.global_step and not content["finishing"]["is_finished"]:
                         content["state_dict"] = strategy.lightning_module_state_dict()

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +132,28 @@ def test_however_training_ends_the_last_checkpoint_is_a_finished_model(data, eng
     with caplog.at_level(logging.WARNING):
         engine().test(make(name), datamodule=data(), ckpt_path=checkpoint(runner))
     assert "broken off" not in caplog.text
+
+
+class Bomb:
+    """What a pickle file may do to whoever loads it."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return Path.touch, (self._path,)
+
+
+def test_a_file_that_a_foreign_checkpoint_names_is_not_loaded(data, engine, tmp_path):
+    exploded, foreign = tmp_path / "exploded", tmp_path / "foreign.ckpt"
+    torch.save({"global_step": 3, "finishing": {"is_finished": False}, "it": Bomb(exploded)}, foreign)
+
+    def restore(trainer):
+        trainer.checkpoint_callback.last_model_path = str(foreign)
+
+    callbacks = [stops_at_once(LOSS["Pradot"]), At("on_train_start", 0, restore)]
+    engine(callbacks=callbacks).fit(make(), datamodule=data())
+    assert not exploded.exists()
 
 
 @pytest.mark.parametrize("name", MODELS)
