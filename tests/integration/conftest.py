@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
+import zipfile
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -172,3 +174,16 @@ def scores(data, engine):
         )
 
     return scores
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """A folder with the unpacked wheel, which is on Python's path before all else, and an empty one to work in."""
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=Path(__file__).resolve().parents[2], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    (folder / "work").mkdir()
+    return folder

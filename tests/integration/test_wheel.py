@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,6 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "from anomalib_ot.cli import main; main()"]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with the unpacked wheel, which is on Python's path before all else, and an empty one to work in."""
-    pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "site")
-    (folder / "work").mkdir()
-    return folder
 
 
 def run(installed, *arguments):

@@ -1,0 +1,144 @@
+"""The first hour with the wheel: the commands of README and guides, typed in a folder of pictures."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anomalib.deploy import OpenVINOInferencer
+
+from anomalib_ot import Assembly
+from anomalib_ot.data import read_picture
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (
+    "README.md",
+    *(f"docs/guides/{name}.md" for name in ("choosing", "deployment", "explain", "few_shot", "your_data")),
+)
+# Plans take hours, and what installs or tests is not for this folder.
+LEFT_OUT = re.compile(r"--plan|^(make|pip|python|nox|\.) |configs\b.*#")
+
+
+def commands(page):
+    """The lines of a page's shell blocks, whole where they go on."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```shell\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+        r"^ *```shell\n(.*?)^ *```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not LEFT_OUT.search(line)]
+
+
+@pytest.fixture(scope="module")
+def plant(installed):
+    """A folder with pictures of one's own, by all the names that the pages use, and the commands of the wheel."""
+    folder = installed / "work"
+    data = Assembly(folder / "datasets", n_train=12, n_validation=3, n_test=4)
+    data.prepare_data()
+    tray = folder / "datasets" / "tray"
+    for name in ("parts", "DATA"):
+        shutil.copytree(tray / "train" / "good", folder / name / "good")
+        shutil.copytree(tray / "test" / "structural_anomalies", folder / name / "bad")
+    shutil.copytree(tray / "validation" / "good", folder / "parts" / "good_later")
+    masks(tray / "ground_truth" / "structural_anomalies", folder / "parts" / "masks")
+    bottle = folder / "DATA" / "bottle"
+    shutil.copytree(tray / "train", bottle / "train")
+    for kind in ("good", "structural_anomalies"):
+        shutil.copytree(tray / "test" / kind, bottle / "test" / kind)
+    masks(tray / "ground_truth" / "structural_anomalies", bottle / "ground_truth" / "structural_anomalies", "_mask")
+    shutil.copytree(tray, folder / "DATA" / "breakfast_box")
+    shutil.copytree(tray / "test" / "logical_anomalies", folder / "PICTURES")
+    (folder / "line").mkdir()
+    for name, picture in zip(("x", "y"), sorted((tray / "test" / "good").iterdir()), strict=False):
+        shutil.copy(picture, folder / "line" / f"{name}.png")
+    for name, module in (("anomalib", "anomalib.cli.cli"), ("anomalib-ot", "anomalib_ot.cli")):
+        script = installed / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n")
+        script.chmod(0o755)
+    return folder
+
+
+def masks(source, target, suffix=""):
+    """The masks of a folder of the LOCO layout, one file for each picture."""
+    target.mkdir(parents=True)
+    for path in sorted(source.glob("*/000.png")):
+        shutil.copy(path, target / f"{path.parent.name}{suffix}.png")
+
+
+def typed(plant, page):
+    """What the commands of a page print, typed one after another into a shell."""
+    installed = plant.parent
+    paths = {
+        "PATH": os.pathsep.join([str(installed / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(installed / "site"), os.environ.get("PYTHONPATH")])),
+    }
+    lines = ["set -e", 'BACKBONE="$(anomalib-ot weights)"', *commands(page)]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=plant,
+        env={**os.environ, **paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def verdicts(output):
+    """The tables that a page's predictions have left."""
+    paths = re.findall(r"^(\S+predictions\.csv): \d+ of \d+ pictures are anomalous", output, flags=re.MULTILINE)
+    for path in paths:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            yield Path(path), {Path(row["path"]).name: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def readme(plant):
+    """What README's commands print; they come first, as the guides go on from their model."""
+    output = typed(plant, "README.md")
+    (checkpoint,) = re.findall(r"^MODEL=(\S+)", "\n".join(commands("README.md")), flags=re.MULTILINE)
+    for name in ("MODEL.ckpt", "model.ckpt"):
+        shutil.copy(plant / checkpoint, plant / name)
+    return output
+
+
+def test_readme_gives_verdicts_an_export_with_the_same_scores_and_reasons(plant, readme):
+    ((path, first), *_) = verdicts(readme)
+    assert path.is_relative_to(plant.resolve() / "results")
+    assert first.keys() == {each.name for each in (plant / "PICTURES").iterdir()}
+    for row in first.values():
+        assert row["label"] == ("anomalous" if float(row["score"]) > float(row["threshold"]) else "normal")
+    assert list((plant / "results").rglob("explain/index.html"))
+    exported = next(path.parents[1].glob("weights/openvino/model.xml"))
+    assert str(exported) in readme
+    runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    for name, row in first.items():
+        prediction = runner.predict(read_picture(plant / "PICTURES" / name, size=(256, 256)))
+        # README's last export is in eight bits, and on the scale of the same thresholds.
+        assert abs(float(np.squeeze(prediction.pred_score)) - float(row["score"])) < 0.1
+
+
+@pytest.mark.parametrize("page", GUIDES)
+@pytest.mark.usefixtures("readme")
+def test_the_commands_of_a_guide_run_as_typed(plant, page):
+    output = typed(plant, page)
+    for _, rows in verdicts(output):
+        assert rows
+    for written in re.findall(r"^(/\S+\.(?:csv|html|xml|ckpt))$", output, flags=re.MULTILINE):
+        assert Path(written).is_file()
+
+
+def test_every_page_has_commands():
+    assert all(shlex.split(line, comments=True) for page in PAGES for line in commands(page))
+    assert {page for page in PAGES if not commands(page)} == set()
