@@ -18,10 +18,8 @@ from anomalib_ot.data import read_picture
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (
-    "README.md",
-    *(f"docs/guides/{name}.md" for name in ("choosing", "deployment", "explain", "few_shot", "your_data")),
-)
+GUIDES = [f"docs/guides/{name}.md" for name in ("choosing", "deployment", "explain", "few_shot", "your_data")]
+PAGES = ["README.md", *GUIDES]
 # Plans take hours, and what installs or tests is not for this folder.
 LEFT_OUT = re.compile(r"--plan|^(make|pip|python|nox|\.) |configs\b.*#")
 
@@ -30,8 +28,6 @@ def commands(page):
     """The lines of a page's shell blocks, whole where they go on."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^ *```shell\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
-        r"^ *```shell\n(.*?)^ *```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line and not LEFT_OUT.search(line)]
 
