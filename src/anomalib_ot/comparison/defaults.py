@@ -65,7 +65,7 @@ def _default_layers(own: dict[str, Any], given: dict[str, Any], network: dict[st
     """The layers of a network that stand for those that a class names by default, if it lacks these."""
     last = {layer.stride: layer.name for layer in network.values()}
     why = "its default on this backbone"
-    for name in {"layer", "layers"} & own.keys() - given.keys():
+    for name in {name for name in ("layer", "layers") if isinstance(own.get(name), str | Sequence)} - given.keys():
         wanted = [own[name]] if name == "layer" else list(own[name])
         layers = [last.get(_RESNET_STRIDES.get(each, 0), "") for each in wanted]
         if all(layers) and not {*wanted} <= network.keys():

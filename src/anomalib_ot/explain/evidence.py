@@ -224,21 +224,24 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
     counted = _counted(model, anomaly_map)
     raw_score = anomaly_map.flatten()[counted].mean()
     processed = _post_process(model, raw_score, anomaly_map)
-    scale = scale_of(model, "image")
+    scale, pixel_scale = scale_of(model, "image"), scale_of(model, "pixel")
+    score = float(torch.as_tensor(processed.pred_score))
     normal = normal or NormalScores()
     others = normal.without(picture)
     row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
     return Evidence(
         picture=picture,
-        score=float(torch.as_tensor(processed.pred_score)),
+        score=score,
         raw_score=float(raw_score),
         scale=scale,
-        pixel_scale=scale_of(model, "pixel"),
-        is_anomalous=None if scale.threshold is None else bool(processed.pred_label),
+        pixel_scale=pixel_scale,
+        is_anomalous=None if scale.threshold is None else score > scale.threshold,
         map=anomaly_map,
         contributions={name: Contribution(each, float(each.flatten()[counted].mean())) for name, each in parts.items()},
         highest=_in_file(picture, (column + 0.5, row + 0.5, column + 0.5, row + 0.5))[:2],
-        regions=None if scale.threshold is None else _regions(picture, processed, anomaly_map),
+        regions=None
+        if None in {scale.threshold, pixel_scale.threshold}
+        else _regions(picture, processed, anomaly_map, cast("float", pixel_scale.threshold)),
         normal=others,
         p_value=conformal_p_value(float(raw_score), others) if others else None,
         why_no_p_value="" if others else _ITSELF if normal.scores else normal.why_none,
@@ -289,13 +292,11 @@ def _own_extent(picture: Picture) -> Extent:
     return 0.0, 0.0, float(width), float(height)
 
 
-def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor) -> tuple[Region, ...] | None:
-    """Regions of the post-processor's mask (1, 1, h, w), the highest of the raw map first."""
-    if processed.pred_mask is None:
-        return None
+def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor, threshold: float) -> tuple[Region, ...]:
+    """Regions of the shown map above the threshold for pixels, the highest of the raw map first."""
     shown = cast("Tensor", processed.anomaly_map)[0, 0].cpu().numpy()
     # The host's own boxes leave out a region that fills the picture.
-    labels = label(processed.pred_mask[0, 0].cpu().numpy(), connectivity=2)
+    labels = label(shown > threshold, connectivity=2)
     # Scores that are shown are cut off at 1, where many may be equal.
     intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
     found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])

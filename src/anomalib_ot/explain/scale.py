@@ -47,7 +47,9 @@ def scale_of(model: AnomalibModule, level: Literal["image", "pixel"]) -> Scale:
     is_thresholding = getattr(processor, "enable_thresholding", False)
     threshold = float(getattr(processor, f"normalized_{level}_threshold")) if is_thresholding else None
     if not getattr(processor, "enable_normalization", False):
-        return Scale(threshold=threshold)
+        # The host would compare raw scores with the threshold of normalised ones.
+        raw = float(getattr(processor, f"{level}_threshold")) if is_thresholding else float("nan")
+        return Scale(threshold=raw if isfinite(raw) else None)
     low, high, middle = (float(getattr(processor, f"{level}_{name}")) for name in ("min", "max", "threshold"))
     unit = high - low
     if not isfinite(unit):

@@ -54,7 +54,9 @@ def _asked(post_processor: Any, of_checkpoint: dict[str, Any]) -> dict[str, Any]
     """Settings of a post-processor that are neither its defaults nor those of a checkpoint."""
     if not isinstance(post_processor, PostProcessor):
         return {}
-    defaults = inspect.signature(type(post_processor)).parameters
+    # A subclass may pass the host's on.
+    kinds = (PostProcessor, type(post_processor))
+    defaults = {name: each for kind in kinds for name, each in inspect.signature(kind).parameters.items()}
     return {
         name: value
         for name, value in post_processor.checkpoint_config().items()

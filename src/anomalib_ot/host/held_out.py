@@ -9,16 +9,16 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .splits import Split, count_held_out, joined, split_of, trained_but_held_out, use_split
+from .splits import Split, count_held_out, joined, overlaps, split_of, trained_but_held_out, use_split
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
 
 logger = logging.getLogger(__name__)
 
-# Width of the scale of image scores, in thresholds, where no anomaly tells how far they go: a score of 0 becomes 0.45,
-# the threshold 0.5, and eleven times as much 1. Of the anomalies that were measured, none has ten times as much.
-_WIDTH = 20
+# Width of the scale of image scores, in thresholds, where no anomaly tells how far they go: a score of 0 becomes 0.375,
+# the threshold 0.5, and five times as much 1. The wider, the more of its threshold a sensitivity moves.
+_WIDTH = 8
 _NAMED = 5
 
 
@@ -45,10 +45,10 @@ class HoldsOut:
         data = _data(self.trainer)
         if data is None:
             return
-        if stage != TrainerFn.FITTING:
-            self._use_split(data)
-        elif not self.trainer.ckpt_path:
-            self.split = split_of(data)
+        self._use_split(data)
+        if stage == TrainerFn.FITTING:
+            # A model that was fitted before goes on from what it has learned.
+            self.split = joined(split_of(data), self.split)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the split."""
@@ -68,16 +68,20 @@ class HoldsOut:
                 self.split = joined(split_of(data), self.split)
 
     def _use_split(self, data: AnomalibDataModule) -> None:
-        if self.split is not None:
-            take_split(data, self.split)
+        if self.split is not None and take_split(data, self.split):
+            # Data sets that were made anew do not resize as the model does; a second set-up keeps the split.
+            data.setup(self.trainer.state.fn)
 
 
-def take_split(data: AnomalibDataModule, split: Split) -> None:
+def take_split(data: AnomalibDataModule, split: Split) -> bool:
     """Use the split of a training again, or warn of held-out pictures that were trained on.
 
     Args:
         data: The data module, which is set up.
         split: The split of the training.
+
+    Returns:
+        Whether pictures were put back where they had been.
     """
     before = count_held_out(data)
     moved = use_split(data, split)
@@ -90,14 +94,20 @@ def take_split(data: AnomalibDataModule, split: Split) -> None:
             data.name,
         )
     if left := trained_but_held_out(data, split):
+        way_out = (
+            "Hold pictures out when training."
+            if overlaps(split)
+            else "Give the folders and split settings of the training, and one --data.seed to both commands."
+        )
         logger.warning(
             "%d of the %d held-out pictures of %s were trained on: their scores, and metrics and p-values from them, "
-            "say nothing of new pictures. Give the folders and split settings of the training, and one --data.seed to "
-            "both commands.",
+            "say nothing of new pictures. %s",
             left,
             count_held_out(data),
             data.name,
+            way_out,
         )
+    return moved > 0
 
 
 class HeldOutCheck(Callback):

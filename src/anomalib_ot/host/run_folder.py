@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _DEFAULT_ROOT = Path("results")
 _CHECKPOINTS = ("weights", "lightning")
 _PICTURES = "images"
+_OF_THIS_RUN = {"run_folder", "drawn_in", "raw_scores"}
 
 
 class RunFolder:
@@ -26,9 +27,16 @@ class RunFolder:
 
     Attributes:
         run_folder: Folder of the run that trained the model; None where it is not known.
+        drawn_in: Folder that the last run's pictures went to, where it was found and not given.
     """
 
     run_folder: Path | None = None
+    drawn_in: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what is of this machine and run, which is nobody's who gets an exported file."""
+        state = cast("Any", super()).__getstate__()
+        return {name: value for name, value in state.items() if name not in _OF_THIS_RUN}
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "AnomalibModule":
@@ -88,8 +96,10 @@ class _RunFinder(Callback):
         if trainer.ckpt_path and pl_module.run_folder != Path(trainer.default_root_dir):
             pl_module.run_folder = _run_of(trainer.ckpt_path)
         visualizer = _visualizer(trainer)
-        if visualizer is not None and visualizer.output_dir is None:
-            visualizer.output_dir = pl_module.pictures_folder(trainer)
+        if visualizer is not None and visualizer.output_dir in {None, pl_module.drawn_in}:
+            # That of an earlier run of the same model was found here, not given.
+            visualizer.output_dir = None
+            visualizer.output_dir = pl_module.drawn_in = pl_module.pictures_folder(trainer)
 
     on_predict_start = on_test_start
 

@@ -1,25 +1,28 @@
 """The split of pictures that a model was trained with: recorded, and used again where a data module draws another."""
 
+import os
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule
 from torch import Tensor
 
+from anomalib_ot.data.wrapped import WrappedDataModule
+
 _TRAINING, *_HELD_OUT = _PARTS = ("train_data", "val_data", "test_data")
 # What decides which pictures a data module has, and which of them go where, beside its seed.
-_DECIDE = ("_dir", "_split_mode", "_split_ratio")
+_DECIDE = ("_dir", "_split_mode", "_split_ratio", "held_out")
 
 
 class Split(TypedDict):
     """Which pictures a model was trained on and which were held out, as a checkpoint holds it.
 
-    A picture is known by eight bytes that are computed from its path, relative to the data module's root. The folder
-    may have moved since.
+    A picture is known by eight bytes that are computed from its path, relative to the data module's root, and the size
+    of its file. The folder may have moved since.
 
     Attributes:
         settings: The settings of the data module that decide the split, apart from its seed.
@@ -69,8 +72,8 @@ def use_split(data: AnomalibDataModule, split: Split) -> int:
     before = trained_but_held_out(data, split)
     _sort(inner, now["parts"], split["parts"])
     for wrapper in reversed(chain[:-1]):
-        wrapper.derive()  # type: ignore[attr-defined]  # what wraps a data module has it
-    return before - trained_but_held_out(data, split)
+        cast("WrappedDataModule", wrapper).derive()
+    return max(0, before - trained_but_held_out(data, split))
 
 
 def trained_but_held_out(data: AnomalibDataModule, split: Split) -> int:
@@ -87,6 +90,12 @@ def count_held_out(data: AnomalibDataModule) -> int:
     return len(torch.cat(held_out).unique()) if held_out else 0
 
 
+def overlaps(split: Split) -> bool:
+    """Whether a training held out pictures that it was trained on too."""
+    held_out = [split["parts"][part] for part in _HELD_OUT if part in split["parts"]]
+    return bool(held_out) and bool(torch.isin(torch.cat(held_out), split["trained"]).any())
+
+
 def joined(split: Split | None, earlier: Split | None) -> Split | None:
     """The split of a training that went on from an earlier one, and so knows the pictures of both."""
     if split is None or earlier is None:
@@ -97,9 +106,8 @@ def joined(split: Split | None, earlier: Split | None) -> Split | None:
 def _chain(data: AnomalibDataModule) -> Iterator[AnomalibDataModule]:
     """A data module, the one that it wraps, and so on."""
     yield data
-    inner = getattr(data, "datamodule", None)
-    if isinstance(inner, AnomalibDataModule):
-        yield from _chain(inner)
+    if isinstance(data, WrappedDataModule):
+        yield from _chain(data.datamodule)
 
 
 def _pictures(data: AnomalibDataModule, part: str, inner: AnomalibDataModule) -> Tensor | None:
@@ -109,14 +117,17 @@ def _pictures(data: AnomalibDataModule, part: str, inner: AnomalibDataModule) ->
         return None
     root = getattr(inner, "root", None)
     paths = [_name(path, root) for path in samples.image_path]
-    digests = [int.from_bytes(blake2b(each.encode(), digest_size=8).digest(), "big", signed=True) for each in paths]
+    digests = [int.from_bytes(blake2b(each, digest_size=8).digest(), "big", signed=True) for each in paths]
     return torch.tensor(digests, dtype=torch.int64)
 
 
-def _name(path: str, root: str | Path | None) -> str:
-    whole = Path(path).absolute()
-    folder = Path(root).absolute() if root else None
-    return (whole.relative_to(folder) if folder and whole.is_relative_to(folder) else whole).as_posix()
+def _name(path: str, root: str | Path | None) -> bytes:
+    whole = Path(path).resolve()
+    folder = Path(root).resolve() if root else None
+    name = (whole.relative_to(folder) if folder and whole.is_relative_to(folder) else whole).as_posix()
+    size = whole.stat().st_size if whole.is_file() else 0
+    # A name need not be UTF-8.
+    return os.fsencode(f"{name} {size}")
 
 
 def _settings(data: AnomalibDataModule) -> str:

@@ -125,14 +125,14 @@ class _VerdictTable(Callback):
         path: Path | None = self._folder / TABLE
         try:
             claim(self._folder, TABLE)
-            write_text(self._folder / TABLE, ",".join(_COLUMNS) + "\n" + "".join(rows))
+            write_text(self._folder / TABLE, _encodable(",".join(_COLUMNS) + "\n" + "".join(rows)))
         except OSError as error:
             # What was predicted is worth more than the table.
             logger.warning("The verdicts could not be written to %s: %s", path, error)
             path = None
         where = f"{path}: " if path else ""
         # The answer to the command, as the trainer prints the table of a test.
-        print(f"{where}{self._summary(sum(anomalous), sum(counts))}")  # noqa: T201
+        print(_encodable(f"{where}{self._summary(sum(anomalous), sum(counts))}"))  # noqa: T201
 
     def _summary(self, anomalous: int, count: int) -> str:
         scores = "raw score" if self._scale.is_raw else "score"
@@ -140,6 +140,11 @@ class _VerdictTable(Callback):
             return f"{scores}s of {count} pictures without a verdict, as no threshold is known: {self._scale.why_none}"
         (limit,) = _written(self._scale.threshold.flatten())
         return f"{anomalous} of {count} pictures are anomalous ({scores} above the threshold {limit})"
+
+
+def _encodable(text: str) -> str:
+    """The text, in which bytes of file names that are not UTF-8 are written as numbers."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _written(values: Tensor) -> list[str]:

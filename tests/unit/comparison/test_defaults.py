@@ -1,8 +1,12 @@
 """Models named on the command line, on the backbone that anomalib-ot weights prints, with nothing else given."""
 
+import inspect
+
+import anomalib.models
 import pytest
 
 from anomalib_ot.comparison import read_plan
+from anomalib_ot.comparison.defaults import defaults_for
 
 HOST = ("Padim", "Patchcore", "Dfm", "Dfkde", "Stfpm", "Fre")
 
@@ -64,3 +68,10 @@ def test_runs_of_shipped_plans_keep_their_settings(name, backbone):
         own = plan.models[job.key.model].get("init_args", {})
         shared = {"backbone", "layers"}
         assert job.model["init_args"].keys() - shared == own.keys() - shared
+
+
+@pytest.mark.parametrize("name", sorted(anomalib.models.__all__))
+def test_a_model_of_the_host_that_names_no_layers_is_left_to_itself(name):
+    kind = getattr(anomalib.models, name)
+    if isinstance(kind, type) and "backbone" in inspect.signature(kind).parameters:
+        assert isinstance(defaults_for(kind, {"backbone": "resnet18"}, (64, 64)), dict)

@@ -1,3 +1,6 @@
+import os
+import re
+
 import pytest
 import torch
 from anomalib.data import Folder
@@ -5,7 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from anomalib_ot import FewShot
-from anomalib_ot.data import FullRange
+from anomalib_ot.data import FullRange, GoodPictures
+from anomalib_ot.host.held_out import take_split
 from anomalib_ot.host.splits import count_held_out, joined, split_of, trained_but_held_out, use_split
 
 
@@ -93,3 +97,44 @@ def test_a_training_that_went_on_knows_the_pictures_of_both(root):
     }
     assert joined(first, None) is first
     assert torch.equal(joined(None, second)["trained"], second["trained"])
+
+
+def copied(source, target, size=(8, 8)):
+    """Other pictures of the same names, or the same in another place."""
+    for name in ("good", "bad"):
+        (target / name).mkdir(parents=True)
+        for picture in (source / name).iterdir():
+            Image.new("RGB", size).save(target / name / picture.name)
+    return target
+
+
+def test_other_pictures_of_the_same_names_were_not_trained_on(root, tmp_path):
+    split = split_of(ready(folder(root, 1)))
+    others = ready(folder(copied(root, tmp_path / "others", (90, 90)), 2))
+    assert trained_but_held_out(others, split) == 0
+
+
+@pytest.mark.parametrize("way", ["link", "dots"])
+def test_a_root_may_be_named_in_another_way(root, tmp_path, way):
+    named = tmp_path / "link"
+    if way == "link":
+        named.symlink_to(root)
+    else:
+        named = root / ".." / root.name
+    moved = ready(folder(copied(root, tmp_path / "moved"), 1))
+    ours, theirs = split_of(ready(folder(named, 1))), split_of(moved)
+    assert torch.equal(ours["trained"].sort().values, theirs["trained"].sort().values)
+
+
+def test_a_file_whose_name_is_not_utf_8_has_a_place_in_the_split(root, tmp_path):
+    target = copied(root, tmp_path / "parts")
+    (target / "good" / "0.png").rename(target / "good" / os.fsdecode(b"caf\xe9.png"))
+    assert len(split_of(ready(folder(target, 1)))["trained"]) > 0
+
+
+def test_pictures_of_a_good_folder_that_were_all_trained_on_are_counted(root, caplog):
+    trained, later = (ready(GoodPictures(root, "good", held_out=count)) for count in (0, 2))
+    assert not take_split(later, split_of(trained))
+    assert "2 of the 2 held-out pictures of good_pictures were trained on" in caplog.text
+    assert "-" not in re.findall(r"\S+ of the 2", caplog.text)[0]
+    assert "Hold pictures out when training" in caplog.text

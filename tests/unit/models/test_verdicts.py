@@ -2,7 +2,9 @@
 
 import csv
 import logging
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,34 @@ def test_a_later_prediction_takes_the_place_of_the_table(run, root):
         engine().predict(make(), data_path=root / folder, ckpt_path=model_of(run()))
         rows = table(run() / "images/predictions.csv")
         assert [Path(row["path"]).parent.name for row in rows] == [folder] * count
+
+
+def test_a_model_that_predicts_with_another_checkpoint_leaves_the_first_tables_as_they_are(run, root, tmp_path):
+    first = run()
+    second = tmp_path / "v1"
+    shutil.copytree(first, second)
+    (second / "images/predictions.csv").unlink(missing_ok=True)
+    model = make(visualizer=True)
+    for folder, place in (("bad", first), ("good_test", second)):
+        engine().predict(model, data_path=root / folder, ckpt_path=model_of(place))
+    assert [Path(row["path"]).parent.name for row in table(first / "images/predictions.csv")] == ["bad"] * 4
+    assert [Path(row["path"]).parent.name for row in table(second / "images/predictions.csv")] == ["good_test"] * 4
+
+
+def test_a_picture_whose_name_is_not_utf_8_has_a_verdict(run, root, tmp_path, capsys):
+    shutil.copy(next((root / "bad").iterdir()), tmp_path / os.fsdecode(b"caf\xe9.png"))
+    engine().predict(make(), data_path=tmp_path, ckpt_path=model_of(run()))
+    (row,) = table(run() / "images/predictions.csv")
+    assert row["path"].endswith(r"caf\udce9.png")
+    assert "1 pictures are anomalous" in capsys.readouterr().out
+
+
+def test_an_exported_file_does_not_say_where_it_was_trained(run, tmp_path):
+    model = WtFlow.load_from_checkpoint(model_of(run()))
+    assert model.run_folder == run().resolve()
+    path = model.to_torch(str(tmp_path))
+    assert torch.load(path, weights_only=False)["model"].run_folder is None
+    assert model.run_folder is not None
 
 
 def test_one_table_has_the_pictures_of_several_loaders(run, root):
