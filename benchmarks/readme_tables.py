@@ -1,7 +1,8 @@
-"""README's tables of results, from the runs kept in ``benchmarks/results``.
+"""The tables of the comparison of the models, from the runs kept in ``benchmarks/results``.
 
 Run as ``python -m benchmarks.readme_tables``. The files there are the ``results.csv`` of ``anomalib-ot compare`` for
-``configs/compare/real.yaml``; README has the commands. A test holds README to what this prints.
+``configs/compare/real.yaml``; ``docs/results.md`` has the commands. README shows the image metrics and
+``docs/results.md`` the pixel metrics. A test compares both pages with what this prints.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from anomalib_ot.comparison.report.tables import Cell, Table
 
 _RESULTS = Path(__file__).with_name("results")
 _SEEDS = 3
-# As the runs call them, and as README does.
+# As the runs call them, and as the tables do.
 _CATEGORIES = {
     "tray": "tray",
     "screw": "screw",
@@ -71,7 +72,7 @@ def pixel_table(runs: pd.DataFrame) -> Table:
 
 
 def _arranged(values: pd.Series) -> pd.DataFrame:
-    """Models as rows and categories as columns, in README's order."""
+    """Models as rows and categories as columns, in the order of the tables."""
     table = values.reset_index().pivot_table(index="model", columns="category", values=values.name)
     return table.reindex(_ordered(table.index), columns=[name for name in _CATEGORIES.values() if name in table])
 
@@ -99,15 +100,15 @@ def _table(
     return table
 
 
-def tables() -> list[str]:
-    """README's tables in Markdown."""
+def tables() -> dict[str, str]:
+    """The tables in Markdown, by the page that shows each."""
     runs = read_runs()
-    return [table.markdown() for table in (image_table(runs), pixel_table(runs))]
+    return {"README.md": image_table(runs).markdown(), "docs/results.md": pixel_table(runs).markdown()}
 
 
 def main() -> None:
     """Print the tables."""
-    print(*tables(), sep="\n\n")
+    print(*tables().values(), sep="\n\n")
 
 
 if __name__ == "__main__":
