@@ -1,5 +1,6 @@
 """Adding a model is a folder, here mean_distance, and a line in ``anomalib_ot.MODELS``."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def trained(kind, data, tmp_path_factory):
     engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
     engine.fit(model, datamodule=data)
     return model.eval(), Path(engine.trainer.checkpoint_callback.best_model_path)
+
+
+def test_what_explains_and_commands_imports_no_model_by_name():
+    source = Path(anomalib_ot.__file__).parent
+    for path in (source / "cli.py", *source.glob("explain/*.py")):
+        nodes = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        imported = {f"{getattr(node, 'module', '')}.{name.name}" for node in nodes for name in node.names}
+        models = {f"anomalib_ot.{name}" for name in anomalib_ot.MODELS}
+        assert not {name for name in imported if "anomalib_ot.models" in name or name in models}
 
 
 def test_a_checkpoint_gives_the_trained_model(kind, trained):
