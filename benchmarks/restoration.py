@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot import Pradot
 from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.drawing.pictures import pictures_of
-from anomalib_ot.models.pradot.views.prototypes import nearest_patches
+from anomalib_ot.models.pradot.views import nearest_patches
 from anomalib_ot.models.pradot.views.restoration import restoration_map
 from anomalib_ot.offline import offline_backbone
 

@@ -12,18 +12,19 @@ MODELS = {
 }
 """Each model and its package. A new model is such a package and a line here."""
 
-_PUBLIC = {"Assembly": "anomalib_ot.data", "FewShot": "anomalib_ot.data", **MODELS}
-__all__ = ["Assembly", "FewShot", "Foct", "Pradot", "WtFlow"]
+_DATA = {"Assembly": "anomalib_ot.data", "FewShot": "anomalib_ot.data"}
+__all__ = sorted([*_DATA, *MODELS])  # noqa: PLE0605 - a list all the same
 
 
 def __getattr__(name: str) -> type:
-    if name in _PUBLIC:
+    package = MODELS.get(name) or _DATA.get(name)
+    if package:
         from importlib import import_module  # noqa: PLC0415 - Python imports this file at every start
 
-        return getattr(import_module(_PUBLIC[name]), name)
+        return getattr(import_module(package), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted([*globals(), *_DATA, *MODELS])

@@ -150,7 +150,7 @@ def explain(
     views: list[str] | None = None,
     pixel: tuple[float, float] | None = None,
     formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - it is not changed
-    model: Literal["Foct", "Pradot", "WtFlow"] | None = None,
+    model: str | None = None,
     seed: int = 0,
 ) -> str:
     """Explain scores in pictures and numbers, as in: anomalib-ot explain --ckpt_path model.ckpt --data Assembly.
@@ -158,7 +158,7 @@ def explain(
     Each picture has a folder with its views and numbers, the model has one, and index.html lists them.
 
     Args:
-        ckpt_path: Checkpoint of a fitted Foct, Pradot or WtFlow.
+        ckpt_path: Checkpoint of a fitted model of ours.
         data: Data module as for anomalib, such as Assembly or '{class_path: MVTecAD, init_args: {category: bottle}}',
             or a picture or a folder of pictures.
         root: Folder that the data module's relative root is meant from.
@@ -166,12 +166,12 @@ def explain(
         pictures: Pictures of the data by folder and name, as '[scratch/003, good/001]', or any other file or folder
             of pictures, as line/x.png; by default some are chosen.
         count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
-        views: Names of the views; by default all that can be drawn of evidence, for Pradot assignments, restoration,
-            prototypes, projection and cells, for Foct transport, foreground and growth, for WtFlow flow.
-        pixel: Pixel whose transport Foct shows, from the left and from the top, in the picture as the model sees it; by
+        views: Names of the views; by default all that can be drawn. All models have evidence and views of their own,
+            which the guide shows; an unknown name lists those of the model.
+        pixel: Pixel that a view explains, from the left and from the top, in the picture as the model sees it; by
             default the one with the highest score.
         formats: Formats of the figures.
-        model: Class of the model, by default the one that the checkpoint is of.
+        model: Class of the model, by default the one that the checkpoint is of; an unknown name lists the models.
         seed: Seed of what is drawn at random.
 
     Returns:

@@ -1,43 +1,19 @@
-"""Pictures to explain, from a data module or a folder."""
+"""Read the pictures to explain from a data module or a folder."""
 
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from anomalib.data import AnomalibDataModule, ImageItem, PredictDataset
-from anomalib.data.utils import LabelName
+from anomalib.data import AnomalibDataModule, PredictDataset
 
 from anomalib_ot.data.full_range import FullRangePredictDataset
 from anomalib_ot.data.wrapped import WrappedDataModule
+from anomalib_ot.drawing.data import Data, Items, labels_of
 from anomalib_ot.host.class_paths import create, rooted
 from anomalib_ot.host.held_out import take_split
 from anomalib_ot.host.splits import Split
-
-Items = Sequence[ImageItem]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Pictures to explain, and those that the model may have seen.
-
-    Args:
-        name: What they are called.
-        shown: The pictures to choose from.
-        training: The training set, empty where it is not known.
-        held_out: Normal pictures of the validation set.
-        why_none: Why there are none, if there are none.
-        outside: Reads a file or a folder of others, as these are read.
-    """
-
-    name: str
-    shown: Items
-    training: Items = ()
-    held_out: Items = ()
-    why_none: str = ""
-    outside: Callable[[Path], Any] = PredictDataset
 
 
 def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split | None = None) -> Data:
@@ -93,18 +69,3 @@ def _reader(module: AnomalibDataModule) -> Callable[[Path], Any]:
     if hasattr(inner, "value_range"):
         return partial(FullRangePredictDataset, transform=module.test_augmentations, value_range=inner.value_range)
     return partial(PredictDataset, transform=module.test_augmentations)
-
-
-def paths_of(items: Items) -> list[str]:
-    """Files of the pictures of a data set, which need not be read for that."""
-    if isinstance(items, PredictDataset):
-        return [str(path) for path in items.image_filenames]
-    return [str(path) for path in items.samples.image_path] if hasattr(items, "samples") else []
-
-
-def labels_of(items: Items) -> list[bool | None]:
-    """Whether the pictures of a data set show anomalies, None where that is not known, likewise."""
-    if not hasattr(items, "samples"):
-        return [None] * len(items)
-    known = {LabelName.NORMAL: False, LabelName.ABNORMAL: True}
-    return [known.get(label) for label in items.samples.label_index]

@@ -206,7 +206,7 @@ def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str
 def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | None = None) -> Evidence:
     """Collect the evidence for or against a picture.
 
-    An online Foct learns nothing from it, and scores by the memory as it stands.
+    A model that learns from what it scores learns nothing from it, and scores by its memory as it stands.
 
     Args:
         model: A fitted model of ours.

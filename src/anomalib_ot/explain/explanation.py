@@ -4,37 +4,34 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
 from PIL import Image
 
+from anomalib_ot import MODELS
+from anomalib_ot.drawing.data import Data, Items, paths_of
 from anomalib_ot.drawing.figures import FORMATS, pixels_of, require_formats, save
 from anomalib_ot.drawing.html import data_uri, render_page
 from anomalib_ot.drawing.pictures import Picture, pictures_of
+from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.host.checkpoint_files import read_checkpoint
-from anomalib_ot.host.checkpoints import recorded_model
-from anomalib_ot.models import Foct, Pradot, WtFlow
+from anomalib_ot.host.checkpoints import SafeCheckpoints, recorded_model
 from anomalib_ot.settings import require
 
-from .data import Data, Items, paths_of, read_data
+from .data import read_data
 from .evidence import Evidence, NormalScores, image_scores
 from .selection import REASONS, asked_for, telling
-from .views import MODEL_VIEWS, PICTURE_VIEWS, VIEWS, Subject, View, views_of
+from .views import ScoredSubject, views_of
 
 logger = logging.getLogger(__name__)
 
-# Parts of a model by which a checkpoint is known that does not record its model.
-_PARTS: dict[str, type[AnomalibModule]] = {
-    "model.prototypes.": Pradot,
-    "model.semantic.": Foct,
-    "model.heads.": WtFlow,
-}
 _PAGE = "index.html"
 _THUMBNAIL = 1100
 
@@ -91,17 +88,17 @@ def explain(
     that was not written by this function.
 
     Args:
-        ckpt_path: Checkpoint of a fitted Foct, Pradot or WtFlow.
+        ckpt_path: Checkpoint of a fitted model of ours.
         data: Data module, by class as for anomalib, or a picture or a folder of them.
         output: Folder to write to.
         root: Folder that the data module's relative root is meant from.
-        model: Name of the model's class; by default what the checkpoint is of.
+        model: Name of the model's class in :data:`anomalib_ot.MODELS`; by default what the checkpoint is of.
         pictures: Names of the pictures, as ``scratch/003`` or ``003``, or files or folders of others; by default some
             are chosen.
         count: Number of pictures to choose: by turns those with the highest scores, those nearest to the threshold, and
             usual normal ones.
         views: Names of the views; by default all that can be drawn.
-        pixel: Pixel of each picture whose transport is drawn, from the left and from the top, as the model sees it; by
+        pixel: Pixel of each picture that a view explains, from the left and from the top, as the model sees it; by
             default the highest of its map.
         formats: Formats of the figures, of png, svg and pdf.
         seed: Seed of what is drawn at random.
@@ -126,7 +123,7 @@ def explain(
     asked = asked_for(found, pictures) if pictures is not None else None
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     scores = {} if asked is not None else _scores(fitted, found.shown)
-    subject = Subject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
+    subject = ScoredSubject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
     chosen = telling(fitted, found, scores, count) if asked is None else asked
     prepared = pictures_of(fitted, (each.read() for each in chosen))
     pictures_and_reasons = zip(prepared, (each.reason for each in chosen), strict=True)
@@ -159,24 +156,36 @@ def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] 
 
 def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
     """The class of the model in a checkpoint, as it records it, or else by the names of its tensors."""
-    classes = {each.__name__: each for each in _PARTS.values()}
-    require(name is None or name in classes, "model", tuple(classes), name)
+    require(name is None or name in MODELS, "model", tuple(MODELS), name)
     if not path.is_file():
         msg = f"there is no checkpoint {path}"
         raise FileNotFoundError(msg)
     if name is not None:
-        return classes[name]
+        return _class_of(name)
     content = read_checkpoint(path)
     recorded = recorded_model(content)
-    if recorded in classes:
-        return classes[recorded]
-    if recorded is None:
-        for part, kind in _PARTS.items():
-            if any(tensor.startswith(part) for tensor in content["state_dict"]):
-                return kind
+    if recorded in MODELS:
+        return _class_of(recorded)
+    if recorded is None and (marked := _class_of_tensors(content["state_dict"])):
+        return marked
     other = f"{recorded}, " if recorded else ""
-    msg = f"{path} is of {other}none of {', '.join(classes)}; other models have no such views"
+    msg = f"{path} is of {other}none of {', '.join(MODELS)}; other models have no such views"
     raise ValueError(msg)
+
+
+def _class_of(name: str) -> type[AnomalibModule]:
+    """A model by its name."""
+    return cast("type[AnomalibModule]", getattr(import_module(MODELS[name]), name))
+
+
+def _class_of_tensors(tensors: Iterable[str]) -> type[AnomalibModule] | None:
+    """The model that names of tensors mark, in a checkpoint of the first format."""
+    names = tuple(tensors)
+    for kind in map(_class_of, MODELS):
+        marks = cast("type[SafeCheckpoints]", kind).checkpoint_rules.marks
+        if any(name.startswith(marks) for name in names):
+            return kind
+    return None
 
 
 def _scores(model: AnomalibModule, items: Items) -> dict[str, float]:
@@ -184,7 +193,7 @@ def _scores(model: AnomalibModule, items: Items) -> dict[str, float]:
 
 
 def write_views(
-    subject: Subject,
+    subject: ScoredSubject,
     pictures: Iterable[tuple[Picture, str]],
     output: Path,
     views: Sequence[str] | None = None,
@@ -208,7 +217,7 @@ def write_views(
         ValueError: If a view is unknown, or one that is asked for cannot be drawn.
         FileExistsError: If something else has a name in ``output`` that is needed.
     """
-    names = views_of(type(subject.model), views)
+    wanted = views_of(type(subject.model), views)
     lacking = lacking_views(subject, views)
     require_place(type(subject.model), output)
     claim(output, _PAGE)
@@ -216,7 +225,8 @@ def write_views(
         logger.info("Leaving out %s: %s.", name, why)
     about = {"model": subject.model.name, "checkpoint": checkpoint, "data": subject.data.name, "seed": subject.seed}
     of_pictures, of_model = (
-        [name for name in names if name in table and name not in lacking] for table in (PICTURE_VIEWS, MODEL_VIEWS)
+        {name: view for name, view in table.items() if name not in lacking}
+        for table in (wanted.of_pictures, wanted.of_model)
     )
     explained: list[Explained] = []
     for picture, reason in pictures:
@@ -242,8 +252,8 @@ def lacking_views(subject: Subject, views: Sequence[str] | None = None) -> dict[
     Raises:
         ValueError: If a view is unknown, or one that is asked for is among them.
     """
-    names = views_of(type(subject.model), views)
-    lacking = {name: why for name in names if (why := VIEWS[name].missing(subject))}
+    wanted = views_of(type(subject.model), views).all
+    lacking = {name: why for name, view in wanted.items() if (why := view.missing(subject))}
     if views is not None and lacking:
         name, why = next(iter(lacking.items()))
         msg = f"the view {name} cannot be drawn: {why}"
@@ -252,10 +262,10 @@ def lacking_views(subject: Subject, views: Sequence[str] | None = None) -> dict[
 
 
 def _write_picture(
-    subject: Subject,
+    subject: ScoredSubject,
     picture: Picture,
     reason: str,
-    names: Sequence[str],
+    views: Mapping[str, View],
     output: Path,
     formats: Sequence[str],
     about: Mapping[str, Any],
@@ -266,8 +276,7 @@ def _write_picture(
     drawings = []
     with replacing(output / picture.name) as folder:
         (folder / "evidence.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False), encoding="utf-8")
-        for name in names:
-            view = PICTURE_VIEWS[name]
+        for view in views.values():
             drawings += _save(view, view.draw(subject, picture), folder, picture.name, formats)
     return Explained(evidence, reason, drawings)
 
@@ -282,16 +291,15 @@ def _unused(picture: Picture, others: Sequence[Explained], model: str) -> Pictur
 
 
 def _write_model(
-    subject: Subject, pictures: Sequence[Picture], names: Sequence[str], output: Path, formats: Sequence[str]
+    subject: Subject, pictures: Sequence[Picture], views: Mapping[str, View], output: Path, formats: Sequence[str]
 ) -> list[Drawing]:
     """Write the views of the model, if there are any to write."""
-    if not names:
+    if not views:
         return []
     place = subject.model.name
     with replacing(output / place) as folder:
         drawings = []
-        for name in names:
-            view = MODEL_VIEWS[name]
+        for view in views.values():
             before = {*folder.iterdir()}
             figures = view.draw(subject, pictures, folder)
             # What a view writes itself is no figure.

@@ -11,9 +11,9 @@ from anomalib.models.components import AnomalibModule
 from PIL import Image
 
 from anomalib_ot.data.reading import naming_unreadable
+from anomalib_ot.drawing.data import Data, Items, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
 
-from .data import Data, Items, labels_of, paths_of
 from .scale import scale_of
 
 REASONS = ("highest score", "nearest to the threshold", "a usual normal one")

@@ -14,9 +14,8 @@ from anomalib_ot.files import claim
 from anomalib_ot.settings import require
 
 if TYPE_CHECKING:
+    from anomalib_ot.drawing.data import Data
     from anomalib_ot.drawing.pictures import Picture
-
-    from .data import Data
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +24,8 @@ class ExplainingVisualizer(ImageVisualizer):
     """Draws anomalib's picture of each prediction, and our views of the most anomalous ones.
 
     The views lie in ``explain`` beside anomalib's ``images``, or beside ``output_dir`` (within it where that is the
-    working directory), as ``anomalib-ot explain`` writes them. An online Foct is explained with its memory as it is at
-    the end. What cannot be drawn or written is refused before the run where that can be known.
+    working directory), as ``anomalib-ot explain`` writes them. A model that learns from what it scores is explained as
+    it is at the end. What cannot be drawn or written is refused before the run where that can be known.
 
     Args:
         count: Number of pictures, those with the highest scores; None for all.
@@ -78,8 +77,9 @@ class ExplainingVisualizer(ImageVisualizer):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget the pictures of the run before, and refuse views that cannot be drawn if they are asked for."""
+        from anomalib_ot.drawing.views import Subject  # noqa: PLC0415
+
         from .explanation import lacking_views, require_place  # noqa: PLC0415
-        from .views import Subject  # noqa: PLC0415
 
         # That of the run which the checkpoint is of, by now.
         require_place(type(pl_module), self._folder(trainer))
@@ -117,14 +117,14 @@ class ExplainingVisualizer(ImageVisualizer):
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the views."""
         from .explanation import normal_scores, summary, write_views  # noqa: PLC0415
-        from .views import Subject  # noqa: PLC0415
+        from .views import ScoredSubject  # noqa: PLC0415
 
         pictures = [(picture, "highest score") for _, _, picture in sorted(self._highest, reverse=True)]
         self._highest = []
         if not pictures:
             return
         data = _data(trainer)
-        subject = Subject(pl_module, data, normal_scores(pl_module, data), self.seed)
+        subject = ScoredSubject(pl_module, data, normal_scores(pl_module, data), self.seed)
         output = self._folder(trainer)
         checkpoint = str(trainer.ckpt_path or "")
         page, explained = write_views(subject, pictures, output, self.views, self.formats, checkpoint)
@@ -149,7 +149,9 @@ class ExplainingVisualizer(ImageVisualizer):
 
 
 def _data(trainer: Any) -> "Data":
-    from .data import Data, data_of  # noqa: PLC0415
+    from anomalib_ot.drawing.data import Data  # noqa: PLC0415
+
+    from .data import data_of  # noqa: PLC0415
 
     module = getattr(trainer, "datamodule", None)
     return data_of(module) if module else Data("pictures", (), why_none="there is no data module to hold some out")

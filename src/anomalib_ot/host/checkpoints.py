@@ -43,6 +43,8 @@ class CheckpointRules(NamedTuple):
         running: Settings that change neither, only where and how fast something is computed.
         parts: Attributes of the Lightning model that are made from the settings.
         learned: Parts of the names of tensors whose shape depends on the training images.
+        marks: What names of tensors begin with in this model alone. Only a model that wrote checkpoints of the first
+            format, which do not record their model, needs it.
     """
 
     score: frozenset[str]
@@ -50,6 +52,7 @@ class CheckpointRules(NamedTuple):
     running: frozenset[str]
     parts: tuple[str, ...]
     learned: tuple[str, ...]
+    marks: tuple[str, ...] = ()
 
 
 class SafeCheckpoints(AskedPostProcessing):

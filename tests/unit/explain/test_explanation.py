@@ -7,16 +7,18 @@ from anomalib.data import PredictDataset
 from anomalib.models import Padim
 from PIL import Image
 
-from anomalib_ot import Foct, Pradot, WtFlow
+import anomalib_ot
+from anomalib_ot import MODELS, Foct, Pradot, WtFlow
+from anomalib_ot.drawing.data import Data, labels_of, paths_of
 from anomalib_ot.drawing.pictures import extent_of, name_of
-from anomalib_ot.explain.data import Data, labels_of, paths_of, read_data
+from anomalib_ot.explain.data import read_data
 from anomalib_ot.explain.explanation import (
     _class_of_checkpoint,
     explain,
     summary,
     write_views,
 )
-from anomalib_ot.explain.views import VIEWS, Subject, views_of
+from anomalib_ot.explain.views import ScoredSubject, views_of
 from anomalib_ot.files import MARKER
 
 
@@ -45,10 +47,18 @@ def checkpoint(tmp_path):
 
 
 def test_every_model_has_evidence_and_views_of_its_own():
-    assert views_of(Pradot) == ["evidence", "assignments", "restoration", "prototypes", "projection", "cells"]
-    assert views_of(Foct) == ["evidence", "transport", "foreground", "growth"]
-    assert views_of(WtFlow) == ["evidence", "flow"]
-    assert views_of(Foct, ["growth", "evidence"]) == ["evidence", "growth"]
+    views = {kind: [*views_of(kind).all] for kind in (Pradot, Foct, WtFlow)}
+    assert views[Pradot] == ["evidence", "assignments", "restoration", "prototypes", "projection", "cells"]
+    assert views[Foct] == ["evidence", "transport", "foreground", "growth"]
+    assert views[WtFlow] == ["evidence", "flow"]
+    assert [*views_of(Foct, ["growth", "evidence"]).all] == ["evidence", "growth"]
+
+
+def test_a_model_has_the_views_of_the_class_that_it_extends():
+    class MyPradot(Pradot):
+        pass
+
+    assert views_of(MyPradot).all == views_of(Pradot).all
 
 
 def test_an_unknown_view_lists_those_there_are():
@@ -57,7 +67,7 @@ def test_an_unknown_view_lists_those_there_are():
 
 
 def test_other_models_have_no_views():
-    with pytest.raises(ValueError, match="there are no views of Padim, but of Foct, Pradot and WtFlow"):
+    with pytest.raises(ValueError, match="there are no views of Padim, but of Foct, Pradot, WtFlow"):
         views_of(Padim)
 
 
@@ -78,7 +88,7 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"format": 2, "model": "MyPradot"}, "is of MyPradot, none of Pradot, Foct, WtFlow"),
+        ({"format": 2, "model": "MyPradot"}, "is of MyPradot, none of Foct, Pradot, WtFlow"),
         ({"format": 3, "model": "Pradot"}, "format 3, .* up to 2; run: pip install --upgrade anomalib-ot"),
     ],
 )
@@ -89,7 +99,7 @@ def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(fitted, 
 
 
 def test_the_checkpoint_of_another_model_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="is of none of Pradot, Foct, WtFlow"):
+    with pytest.raises(ValueError, match="is of none of Foct, Pradot, WtFlow"):
         _class_of_checkpoint(checkpoint(torch.nn.Linear(1, 1)), None)
 
 
@@ -98,6 +108,7 @@ def test_the_checkpoint_of_another_model_is_refused(checkpoint):
     [
         ({"ckpt_path": "absent.ckpt"}, FileNotFoundError, "there is no checkpoint absent.ckpt"),
         ({"count": 0}, ValueError, "count must be at least 1"),
+        ({"model": "Padim"}, ValueError, "model must be 'Foct' or 'Pradot' or 'WtFlow', not 'Padim'"),
         ({"formats": ["gif"]}, ValueError, "each of formats must be 'png' or 'svg' or 'pdf', not 'gif'"),
         ({"views": ["flow"]}, ValueError, "Foct has no views flow; it has evidence, transport"),
         ({"data": "Nowhere"}, ValueError, "data is neither a data module nor a picture or a folder"),
@@ -123,7 +134,7 @@ def test_a_folder_and_a_single_picture_are_data(folder):
 
 
 def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, folder, tmp_path):
-    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = list(subject.prepared(subject.data.shown))
     page, (explained,) = write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", formats=["png"])
     files = {path.name for path in (tmp_path / "out" / pictures[0].name).iterdir()}
@@ -138,7 +149,7 @@ def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, 
 
 
 def test_an_error_leaves_the_earlier_output_alone(fitted, folder, tmp_path, monkeypatch):
-    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
     write_views(subject, pictures[:1], tmp_path, formats=["png"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -169,7 +180,7 @@ def test_a_folder_with_work_of_others_is_refused_before_the_model_is_loaded(fitt
 
 
 def test_the_folder_of_a_picture_with_notes_in_it_stays(fitted, folder, tmp_path):
-    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
     notes = tmp_path / "out" / pictures[0][0].name / "notes.txt"
     for _ in range(2):
@@ -184,7 +195,7 @@ def test_the_folder_of_a_picture_with_notes_in_it_stays(fitted, folder, tmp_path
 @pytest.mark.parametrize("name", ["Pradot/000", "index.html/000"])
 def test_a_picture_takes_the_place_of_neither_the_model_nor_the_page(fitted, pictures, tmp_path, name):
     model = fitted("Pradot", 5.0)
-    subject = Subject(model, Data("folder", ()))
+    subject = ScoredSubject(model, Data("folder", ()))
     named = [(replace(each, name=name), "asked for") for each in pictures(model, 2)]
     for _ in range(2):
         page, _ = write_views(subject, named, tmp_path, ["evidence", "cells"], ["png"])
@@ -206,7 +217,7 @@ def test_the_name_of_a_picture_leads_to_nowhere_else(tmp_path, monkeypatch, path
 
 
 def test_pictures_explained_before_stay_and_are_listed(fitted, folder, tmp_path):
-    subject = Subject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
+    subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
     write_views(subject, pictures[:1], tmp_path / "out", formats=["png"])
     page, _ = write_views(subject, pictures[1:2] * 2, tmp_path / "out", formats=["png"])
@@ -222,4 +233,5 @@ def test_extent_of_a_resized_picture_is_all_of_it(fitted, size):
 
 
 def test_every_view_says_what_it_shows():
-    assert all(len(view.about) > 20 and view.models for view in VIEWS.values())
+    views = [view for name in MODELS for view in views_of(getattr(anomalib_ot, name)).all.values()]
+    assert all(len(view.about) > 20 for view in views)

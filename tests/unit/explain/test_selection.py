@@ -6,10 +6,12 @@ from anomalib.data import Folder, PredictDataset
 from PIL import Image
 
 from anomalib_ot.data import FewShot, FullRange
+from anomalib_ot.drawing.data import Data, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
-from anomalib_ot.explain.data import Data, data_of, labels_of, paths_of
+from anomalib_ot.explain.data import data_of
 from anomalib_ot.explain.selection import asked_for, telling
-from anomalib_ot.explain.views import VIEWS, Subject
+from anomalib_ot.explain.views import ScoredSubject
+from anomalib_ot.models.pradot.views import MODEL_VIEWS
 
 
 def draw(path, colour=9):
@@ -76,7 +78,7 @@ def test_a_file_of_the_data_module_is_taken_with_what_that_knows_of_it(module, t
 
 def test_a_picture_that_the_model_was_trained_on_has_no_p_value(fitted, module):
     model, data = fitted("WtFlow", 5.0), data_of(module)
-    subject = Subject(model, data)
+    subject = ScoredSubject(model, data)
     (chosen,) = asked_for(data, [paths_of(data.training)[0]])
     (picture,) = subject.prepared([chosen.read()])
     assert subject.evidence(picture).p_value_in_words() == "no p-value, as the model was trained on this picture"
@@ -120,7 +122,8 @@ def test_telling_pictures_are_chosen_by_turns(fitted, folder):
 
 def test_what_only_anomalous_pictures_without_masks_do_not_show_is_left_out_before_anything_is_drawn(fitted, module):
     data = data_of(module)
-    assert not VIEWS["projection"].missing(Subject(fitted("Pradot"), data))
+    lacks = MODEL_VIEWS["projection"].missing
+    assert not lacks(ScoredSubject(fitted("Pradot"), data))
     abnormal = [index for index, label in enumerate(labels_of(data.shown)) if label]
     bad = replace(data, shown=data.shown.subsample(abnormal))
-    assert "neither normal test pictures nor masks" in VIEWS["projection"].missing(Subject(fitted("Pradot"), bad))
+    assert "neither normal test pictures nor masks" in lacks(ScoredSubject(fitted("Pradot"), bad))

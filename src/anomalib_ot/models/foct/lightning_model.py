@@ -109,6 +109,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     """
 
     model: FoctModel
+    views = "anomalib_ot.models.foct.views"
     checkpoint_rules = CheckpointRules(
         score=frozenset(
             (
@@ -127,6 +128,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         running=frozenset(),
         parts=("model", "keep_memory"),
         learned=("semantic", "episodic", "centre", "scale"),
+        marks=("model.semantic.",),
     )
 
     def __init__(

@@ -105,6 +105,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     """
 
     model: PradotModel
+    views = "anomalib_ot.models.pradot.views"
     checkpoint_rules = CheckpointRules(
         score=frozenset(
             (
@@ -122,6 +123,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         running=frozenset(("feature_cache", "cache_budget", "extraction")),
         parts=("model",),
         learned=("prototypes",),
+        marks=("model.prototypes.",),
     )
 
     def __init__(

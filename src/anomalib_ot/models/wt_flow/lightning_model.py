@@ -107,6 +107,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     """
 
     model: WtFlowModel
+    views = "anomalib_ot.models.wt_flow.views"
     checkpoint_rules = CheckpointRules(
         score=frozenset(
             (
@@ -123,6 +124,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         running=frozenset(("feature_cache", "cache_budget", "extraction")),
         parts=("model", "trained"),
         learned=("normalization", "noise"),
+        marks=("model.heads.",),
     )
 
     def __init__(

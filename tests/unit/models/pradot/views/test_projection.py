@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.manifold import trustworthiness
 
-from anomalib_ot.explain import projection
 from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot.views import projection
 from anomalib_ot.models.pradot.views.projection import draw_projection, project, sample_cells
 from anomalib_ot.models.pradot.views.prototypes import plain_cost
 

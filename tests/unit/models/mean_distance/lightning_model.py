@@ -1,0 +1,54 @@
+"""The Lightning model: settings, what a checkpoint decides of them, and training."""
+
+from anomalib import LearningType
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from torch import cat, zeros
+
+from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
+from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
+from anomalib_ot.host.gradient_free import GradientFree
+from anomalib_ot.host.held_out import HoldsOut
+from anomalib_ot.host.verdicts import Verdicts
+
+from .torch_model import MeanDistanceModel
+
+
+class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule):
+    """Anomaly detection by the distance to the mean feature."""
+
+    views = "mean_distance.views"
+    checkpoint_rules = CheckpointRules(
+        score=frozenset(("backbone", "layer", "image_size", "smoothing")),
+        training=frozenset(("pre_trained",)),
+        running=frozenset(),
+        parts=("model",),
+        learned=(),
+    )
+    learning_type = LearningType.ONE_CLASS
+    trainer_arguments = {"max_epochs": 1, "num_sanity_val_steps": 0}  # noqa: RUF012 - as anomalib's models have it
+
+    def __init__(
+        self, backbone="resnet18", layer="layer2", pre_trained=True, image_size=(224, 224), smoothing=4.0, **components
+    ):
+        backbone = backbone_name(backbone)
+        components.setdefault("pre_processor", self.configure_pre_processor(image_size, backbone))
+        super().__init__(**components)
+        self.record_backbone(backbone)
+        self.model = MeanDistanceModel(backbone, layer, pre_trained, smoothing)
+        self._features = []
+
+    @staticmethod
+    def configure_pre_processor(image_size=None, backbone="resnet18"):
+        return resize_and_normalize(image_size or (224, 224), backbone)
+
+    def training_step(self, batch, *_):
+        self._features.append(self.model(batch.image).detach())
+        return zeros((), requires_grad=True, device=self.device)
+
+    def fit(self):
+        self.model.mean = cat(self._features).mean((0, 2, 3))
+        self._features = []
+
+    def validation_step(self, batch, *_):
+        return batch.update(**self.model(batch.image)._asdict())
