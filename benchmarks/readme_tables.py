@@ -26,7 +26,7 @@ _MODELS = {
     "WtFlow": "WtFlow",
     "Pradot+WtFlow": "Pradot+WtFlow",
     "WtFlow+PaDiM": "WtFlow+PaDiM",
-    "Foct": "Foct, 4 pictures",
+    "Foct": "Foct, 4 images",
     "PaDiM": "PaDiM",
     "PatchCore": "PatchCore, 1 % coreset",
     "MHPatchcore": "MHPatchcore",
