@@ -7,15 +7,13 @@ The Lightning model names the package in its class attribute ``views``, so that 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
 
 from .data import Data, Items, paths_of
 from .pictures import Picture, pictures_of
-
-_Found = TypeVar("_Found")
 
 
 class Subject:
@@ -45,7 +43,7 @@ class Subject:
         # A data set of torch has no iterator that ends.
         return pictures_of(self.model, (items[index] for index in range(len(items))))
 
-    def once(self, find: "Callable[[Subject], _Found]") -> _Found:
+    def once(self, find: "Callable[[Subject], Any]") -> Any:
         """What a function finds for this subject; it is computed once and shared by all views.
 
         Args:
@@ -56,7 +54,7 @@ class Subject:
         """
         if find not in self._found:
             self._found[find] = find(self)
-        return cast("_Found", self._found[find])
+        return self._found[find]
 
     @cached_property
     def training_paths(self) -> set[str]:

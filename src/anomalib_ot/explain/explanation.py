@@ -92,7 +92,7 @@ def explain(
         data: Data module, by class as for anomalib, or a picture or a folder of them.
         output: Folder to write to.
         root: Folder that the data module's relative root is meant from.
-        model: Name of the model's class in :data:`anomalib_ot.MODELS`; by default what the checkpoint is of.
+        model: Name of the model's class in ``anomalib_ot.MODELS``; by default what the checkpoint is of.
         pictures: Names of the pictures, as ``scratch/003`` or ``003``, or files or folders of others; by default some
             are chosen.
         count: Number of pictures to choose: by turns those with the highest scores, those nearest to the threshold, and
