@@ -152,6 +152,8 @@ def explain(
     formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - it is not changed
     model: str | None = None,
     seed: int = 0,
+    image_sensitivity: float | None = None,
+    pixel_sensitivity: float | None = None,
 ) -> str:
     """Explain scores in pictures and numbers, as in: anomalib-ot explain --ckpt_path model.ckpt --data Assembly.
 
@@ -173,6 +175,8 @@ def explain(
         formats: Formats of the figures.
         model: Class of the model, by default the one that the checkpoint is of; an unknown name lists the models.
         seed: Seed of what is drawn at random.
+        image_sensitivity: Sensitivity for pictures in [0, 1], as for anomalib predict; by default the checkpoint's.
+        pixel_sensitivity: Sensitivity for pixels, likewise.
 
     Returns:
         A line for each picture, and the page.
@@ -181,7 +185,11 @@ def explain(
     from anomalib_ot.explain.explanation import summary  # noqa: PLC0415
 
     names = [pictures] if isinstance(pictures, str) else pictures
-    page, explained = write_explanation(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed)
+    asked = {"image_sensitivity": image_sensitivity, "pixel_sensitivity": pixel_sensitivity}
+    page, explained = write_explanation(
+        *(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed),
+        sensitivities={name: value for name, value in asked.items() if value is not None},
+    )
     return "\n".join([*map(summary, explained), str(page)])
 
 

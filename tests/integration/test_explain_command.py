@@ -98,6 +98,10 @@ def test_a_picture_from_the_line_is_explained_as_fully_as_one_of_the_data(fitted
     of_data = json.loads((tmp_path / "results" / "explain" / name / "evidence.json").read_text())
     assert of_line["score"] == of_data["score"]
     assert of_line["p_value"] == of_data["p_value"] is not None
+    for sensitivity, verdict in (("1.0", "anomalous"), ("0.0", "normal")):
+        main([*explain, "--pictures", "line/x.png", "--views", "[evidence]", "--image_sensitivity", sensitivity])
+        asked = json.loads((tmp_path / "results/explain/line/x/evidence.json").read_text())
+        assert (asked["verdict"], asked["threshold"]) == (verdict, 1 - float(sensitivity))
 
 
 @pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.explain.ExplainingVisualizer"])

@@ -35,7 +35,11 @@ def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split
         module = create(AnomalibDataModule, config if root is None else rooted(config, root))
     except ArgumentError as error:
         if isinstance(data, str) and Path(data).exists():
-            return Data(data, cast("Items", PredictDataset(data)), why_none="a folder has no held-out normal pictures")
+            return Data(
+                data,
+                cast("Items", PredictDataset(data)),
+                why_none="which good pictures were held out is known of a data module alone",
+            )
         msg = f"data is neither a data module nor a picture or a folder: {' '.join(str(error).split())}"
         raise ValueError(msg) from error
     module.prepare_data()

@@ -80,6 +80,7 @@ def explain(
     pixel: tuple[float, float] | None = None,
     formats: Sequence[str] = FORMATS,
     seed: int = 0,
+    sensitivities: Mapping[str, float] | None = None,
 ) -> tuple[Path, list[Explained]]:
     """Write all views of some pictures and of the model that judges them.
 
@@ -102,6 +103,7 @@ def explain(
             default the highest of its map.
         formats: Formats of the figures, of png, svg and pdf.
         seed: Seed of what is drawn at random.
+        sensitivities: ``image_sensitivity`` and ``pixel_sensitivity`` in [0, 1], in the place of the checkpoint's.
 
     Returns:
         The page, and what was written about each picture.
@@ -115,6 +117,8 @@ def explain(
     require(count >= 1, "count", "at least 1", count)
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
+    for name, value in (sensitivities or {}).items():
+        require(0 <= value <= 1, name, "in [0, 1]", value)
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)
@@ -122,6 +126,8 @@ def explain(
     found = read_data(data, root, read_checkpoint(ckpt_path).get("split"))
     asked = asked_for(found, pictures) if pictures is not None else None
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
+    for name, value in (sensitivities or {}).items():
+        setattr(fitted.post_processor, name, value)
     scores = {} if asked is not None else _scores(fitted, found.shown)
     subject = ScoredSubject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
     chosen = telling(fitted, found, scores, count) if asked is None else asked

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from anomalib.post_processing import PostProcessor
 
+from anomalib_ot.settings import require
+
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
 
@@ -38,6 +40,9 @@ class AskedPostProcessing:
         """Take the post-processor of the checkpoint, but for what is asked for."""
         model = cast("AnomalibModule", self)
         asked = _asked(model.post_processor, self._of_checkpoint or {})
+        for name, value in asked.items():
+            if name.endswith("_sensitivity"):
+                require(0 <= value <= 1, name, "in [0, 1]", value)
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
         if not isinstance(model.post_processor, PostProcessor):
             return

@@ -184,11 +184,13 @@ class HeldOutCheck(Callback):
             )
         else:
             chance = (
-                f"A new good picture like these is flagged with a chance of up to 1 in {good + 1}; with anomalous "
-                "pictures in the validation set the threshold would lie between the two kinds"
+                f"If new good pictures vary no more than these, up to 1 in {good + 1} of them is flagged. A model that "
+                "was trained on few pictures flags more; with anomalous pictures in the validation set the threshold "
+                "depends on these too"
             )
         return (
-            f"No anomalous pictures were held out: the threshold {threshold:.4g} is {which} ({names}{more}). {chance}."
+            f"No anomalous pictures were held out: the threshold, a raw score of {threshold:.4g} that is shown as 0.5, "
+            f"is {which} ({names}{more}). {chance}."
         )
 
 

@@ -108,7 +108,7 @@ class _VerdictTable(Callback):
             labels = ["anomalous" if each else "normal" for each in is_anomalous]
             self._anomalous += sum(is_anomalous)
         paths = outputs.image_path or [""] * len(scores)
-        limit = "" if threshold is None else _written(threshold.flatten())[0]
+        limit = self._limit()
         raw = _written(pl_module.raw_scores.flatten())
         writer = csv.writer(self._rows, lineterminator="\n")
         for path, score, label, raw_score in zip(paths, _written(scores), labels, raw, strict=True):
@@ -138,8 +138,14 @@ class _VerdictTable(Callback):
         scores = "raw score" if self._scale.is_raw else "score"
         if self._scale.threshold is None:
             return f"{scores}s of {count} pictures without a verdict, as no threshold is known: {self._scale.why_none}"
-        (limit,) = _written(self._scale.threshold.flatten())
-        return f"{anomalous} of {count} pictures are anomalous ({scores} above the threshold {limit})"
+        return f"{anomalous} of {count} pictures are anomalous ({scores} above the threshold {self._limit()})"
+
+    def _limit(self) -> str:
+        """The threshold in words; that of the normalised scale is a user's own number, in single precision."""
+        threshold = self._scale.threshold
+        if threshold is None:
+            return ""
+        return _written(threshold.flatten())[0] if self._scale.is_raw else str(round(float(threshold), 6))
 
 
 def _encodable(text: str) -> str:

@@ -114,6 +114,7 @@ def test_the_checkpoint_of_another_model_is_refused(checkpoint):
         ({"data": "Nowhere"}, ValueError, "data is neither a data module nor a picture or a folder"),
         ({"pictures": ["c/000"]}, ValueError, "'c/000' is none of the pictures, which are named like"),
         ({"pictures": []}, ValueError, "pictures must be at least one, or left out"),
+        ({"sensitivities": {"image_sensitivity": 1.4}}, ValueError, r"image_sensitivity must be in \[0, 1\], not 1.4"),
         ({"pictures": ["000"]}, ValueError, "'000' may be any of a/000, b/000; say which"),
     ],
 )
@@ -129,7 +130,7 @@ def test_a_folder_and_a_single_picture_are_data(folder):
     data = read_data(str(folder))
     assert sorted(map(name_of, paths_of(data.shown))) == ["a/000", "a/001", "b/000"]
     assert labels_of(data.shown) == [None] * 3
-    assert data.why_none == "a folder has no held-out normal pictures"
+    assert data.why_none == "which good pictures were held out is known of a data module alone"
     assert len(read_data(str(folder / "a" / "000.png")).shown) == 1
 
 

@@ -266,6 +266,11 @@ def test_a_sensitivity_that_is_asked_for_moves_verdicts(run, root, caplog):
     assert "pixel_sensitivity" not in caplog.text
 
 
+def test_a_sensitivity_out_of_its_range_is_refused(run, root):
+    with pytest.raises(ValueError, match=r"image_sensitivity must be in \[0, 1\], not 1.4"):
+        engine().predict(sensitive(image_sensitivity=1.4), data_path=root / "bad", ckpt_path=model_of(run()))
+
+
 def test_a_sensitivity_that_is_asked_for_moves_test_and_masks(run, root):
     model = sensitive(image_sensitivity=0.3, pixel_sensitivity=0.2)
     engine().test(model, datamodule=squares(root), ckpt_path=model_of(run()))
