@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from anomalib_ot.transport import FusedCost, Processes, grid_coordinates, kernels, sinkhorn, sparse
+from anomalib_ot.transport import FusedCost, Processes, _kernels, _sparse, grid_coordinates, sinkhorn
 
 TOLERANCE = 1e-3
 
@@ -33,7 +33,7 @@ def share(rank, folder, is_sparse):
     distributed.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=2, rank=rank)
     if is_sparse:
         # Small kernels too, and those with many entries; none without rows.
-        kernels._SPARSE_ENTRIES, sparse._SPARSE = 1, 2.0
+        _kernels._SPARSE_ENTRIES, _sparse._SPARSE = 1, 2.0
     # Unequal shares: four images here, two there; all here, none there.
     results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
     assert Processes.all().first(torch.full((2, 3), float(rank)).T).tolist() == [[0, 0]] * 3
