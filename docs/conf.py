@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
         r"(anomalib|lightning|matplotlib|numpy|openvino|pandas|scipy|timm|torch|torchmetrics|torchvision|PIL)\..*",
     ),
     (r"py:.*", r"(abc|argparse|collections|contextlib|dataclasses|pathlib|tempfile|threading|types|typing)\..*"),
-    (r"py:class", r"Metric"),
+    (r"py:class", r"AnomalibModule|Metric"),
 ]
 
 # Doctest blocks of docstrings run in their own modules (tests/unit/test_docs.py); here those of the guides do.

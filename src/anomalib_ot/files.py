@@ -75,7 +75,9 @@ def require_ours(folder: Path, *names: str) -> None:
     foreign = [
         path.name
         for path in sorted(folder.iterdir())
-        if path.name != MARKER and (not names or path.name in names) and (path.name not in ours or path.is_dir())
+        if (path.name != MARKER or path.is_dir())
+        and (not names or path.name in {*names, MARKER})
+        and (path.name not in ours or path.is_dir())
     ]
     if foreign:
         more = f" and {len(foreign) - 1} more" if foreign[1:] else ""

@@ -2,7 +2,9 @@
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
+
+_SMALLEST, _LARGEST = 1e-18, 1e18
 
 
 def require(condition: bool, name: str, allowed: object, value: object) -> None:
@@ -42,7 +44,7 @@ def require_whole(least: int, name: str, value: Any, most: int | None = None) ->
 
 
 def require_finite(condition: bool, name: str, allowed: str, value: object) -> None:
-    """Refuse a number out of a range that has no end, to which infinity would belong.
+    """Refuse a number out of a range that has no end, or whose square single precision takes for infinity or zero.
 
     Args:
         condition: Whether it is within.
@@ -51,8 +53,10 @@ def require_finite(condition: bool, name: str, allowed: str, value: object) -> N
         value: What it is.
 
     Raises:
-        ValueError: If it is not within, or not finite.
+        ValueError: If it is not within, not finite, or of such a size.
     """
     is_finite = isinstance(value, Real) and math.isfinite(value)
     require(condition, name, allowed, value)
     require(is_finite, name, f"{allowed} and finite", value)
+    size = abs(float(cast("float", value)))
+    require(size == 0 or _SMALLEST <= size <= _LARGEST, name, f"{allowed}, and between 1e-18 and 1e18 in size", value)

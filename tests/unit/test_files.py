@@ -42,6 +42,17 @@ def test_what_others_wrote_stays(tmp_path, foreign):
     assert path.read_text() == "work of days"
 
 
+def test_a_folder_by_the_name_of_the_marker_stays(tmp_path):
+    inside = tmp_path / "b" / MARKER / "inside.txt"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("work of days")
+    with pytest.raises(FileExistsError, match=rf"b holds {MARKER}, which anomalib-ot did not write"):
+        fill(tmp_path / "b", "new")
+    with pytest.raises(FileExistsError, match=rf"b holds {MARKER}, which anomalib-ot did not write"):
+        claim(tmp_path / "b", "page")
+    assert inside.read_text() == "work of days"
+
+
 def test_what_others_write_meanwhile_stays_too(tmp_path):
     fill(tmp_path / "b", "old")
 

@@ -19,8 +19,8 @@ def record_backbone(backbone: str | Path) -> dict[str, Any]:
         backbone: As for :func:`create_extractor`, which accepts it.
 
     Returns:
-        Plain data: ``name``, which is the backbone, and ``config``, what its folder or repository says of the network;
-        None for a network that timm knows by its name.
+        Plain data, with ``name``, which is the backbone, and ``config``, what its folder or repository says of the
+        network; None for a network that timm knows by its name.
     """
     backbone = backbone_name(backbone)
     source, name = parse_model_name(backbone)

@@ -349,10 +349,11 @@ def _refuse_what_does_not_fit(model: AnomalibModule, checkpoint: Mapping[str, An
 
 def _difference(model: AnomalibModule, theirs: Mapping[str, Tensor]) -> str | None:
     """The first way in which a state dict does not fit the torch model, in words."""
-    learned = cast("SafeCheckpoints", model).checkpoint_rules.learned
+    rules = cast("SafeCheckpoints", model).checkpoint_rules
+    learned, parts = rules.learned, tuple(f"{part}." for part in rules.parts)
     ours = model.state_dict()
     # What the host's parts have may differ.
-    of_model, in_theirs = ({name for name in state if name.startswith("model.")} for state in (ours, theirs))
+    of_model, in_theirs = ({name for name in state if name.startswith(parts)} for state in (ours, theirs))
     if missing := sorted(of_model - in_theirs):
         return f"it lacks {missing[0]}"
     if unknown := sorted(in_theirs - of_model):

@@ -1,5 +1,6 @@
 """Checkpoints that are cut off, of something else, or that would run code."""
 
+import re
 import struct
 from pathlib import Path
 from unittest.mock import Mock
@@ -140,6 +141,16 @@ def test_a_checkpoint_with_two_thresholds_is_refused(trained):
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"post_processor\._image_threshold is of shape \(2,\), not \(\)"):
         Pradot.load_from_checkpoint(path)
+
+
+def test_a_checkpoint_that_lacks_weights_of_the_training_is_refused_by_name(trained):
+    path = trained("WtFlow")
+    content = torch.load(path, weights_only=True)
+    name = next(name for name in content["state_dict"] if name.startswith("trained."))
+    del content["state_dict"][name]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f"it lacks {re.escape(name)}"):
+        WtFlow.load_from_checkpoint(path)
 
 
 def test_a_checkpoint_whose_offsets_lead_out_of_it_is_refused_by_name(tmp_path, monkeypatch):

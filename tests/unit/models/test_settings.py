@@ -107,6 +107,23 @@ def test_what_was_accepted_and_failed_late_or_never_is_refused(kind, arguments, 
         make(kind, **arguments)
 
 
+@pytest.mark.parametrize("value", [1e300, 1e-300])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((Foct, name) for name in ("learning_rate", "temperature", "position_weight")),
+        *((Pradot, name) for name in ("epsilon", "sinkhorn_tolerance", "compress_tolerance", "transport_memory")),
+        *((WtFlow, name) for name in ("learning_rate", "weight_decay")),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_number_that_single_precision_does_not_know_is_refused(kind, name, value):
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be .+ between 1e-18 and 1e18 in size, not {re.escape(str(value))}"
+    ):
+        make(kind, **{name: value})
+
+
 TOO_SMOOTH = r"smoothing must be below 15.875 pixels for pictures of 64 x 64, not 100"
 SMALL = {"image_size": (64, 64), "smoothing": 100.0, "visualizer": False}
 
