@@ -57,17 +57,22 @@ def test_host_keeps_its_own_models():
     assert "True" in out
 
 
-def test_every_import_order_works():
-    modules = (
-        "features.whitening",
-        "host.checkpoints",
-        "export.checked",
-        "models.pradot.torch_model",
-        "models",
-        "data",
-    )
-    for first in (*(f"anomalib_ot.{module}" for module in modules), "anomalib.models"):
-        run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
+@pytest.mark.parametrize(
+    "first",
+    [
+        "anomalib_ot.export.checked",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                *("anomalib_ot.features.whitening", "anomalib_ot.host.checkpoints", "anomalib_ot.drawing.pictures"),
+                *("anomalib_ot.models.pradot.torch_model", "anomalib_ot.models", "anomalib_ot.data"),
+                *("anomalib_ot.explain.views", "anomalib_ot.metrics", "anomalib.models"),
+            )
+        ),
+    ],
+)
+def test_every_import_order_works(first):
+    run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
 
 
 def test_data_modules_resolve_by_short_name():

@@ -350,7 +350,7 @@ def test_bad_settings(model, arguments, message):
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"query_steps": -1}, "query_steps must be at least 0"),
         ({"support_steps": -1}, "support_steps must be at least 0"),
-        ({"hidden": 0}, "hidden must be at least 1"),
+        ({"hidden": 0}, "hidden must be from 1 to 16384, not 0"),
         ({"start": "zero"}, "start must be"),
         ({"fit_features": -1}, "fit_features must be at least 0"),
         ({"tolerance": -1.0}, "tolerance must be at least 0"),

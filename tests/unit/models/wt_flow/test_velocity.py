@@ -44,7 +44,7 @@ def test_computes_in_the_type_of_its_weights():
     [
         ({"width": 24}, "width must be a multiple of 16, not 24"),
         ({"width": 0}, "width must be a multiple of 16, not 0"),
-        ({"depth": -1}, "depth must be at least 0, not -1"),
+        ({"depth": -1}, "depth must be from 0 to 16, not -1"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
