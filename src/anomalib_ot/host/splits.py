@@ -78,16 +78,12 @@ def use_split(data: AnomalibDataModule, split: Split) -> int:
 
 def trained_but_held_out(data: AnomalibDataModule, split: Split) -> int:
     """Number of held-out pictures of a data module, which is set up, that a model was trained on."""
-    *_, inner = _chain(data)
-    held_out = [known for part in _HELD_OUT if (known := _pictures(data, part, inner)) is not None]
-    return int(torch.isin(torch.cat(held_out).unique(), split["trained"]).sum()) if held_out else 0
+    return int(torch.isin(_held_out(data), split["trained"]).sum())
 
 
 def count_held_out(data: AnomalibDataModule) -> int:
     """Number of pictures in the validation and test sets of a data module, which is set up."""
-    *_, inner = _chain(data)
-    held_out = [known for part in _HELD_OUT if (known := _pictures(data, part, inner)) is not None]
-    return len(torch.cat(held_out).unique()) if held_out else 0
+    return len(_held_out(data))
 
 
 def overlaps(split: Split) -> bool:
@@ -110,20 +106,27 @@ def _chain(data: AnomalibDataModule) -> Iterator[AnomalibDataModule]:
         yield from _chain(data.datamodule)
 
 
+def _held_out(data: AnomalibDataModule) -> Tensor:
+    """The pictures (n,) in the validation and test sets of a data module, each once."""
+    *_, inner = _chain(data)
+    parts = [known for part in _HELD_OUT if (known := _pictures(data, part, inner)) is not None]
+    return torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.int64)
+
+
 def _pictures(data: AnomalibDataModule, part: str, inner: AnomalibDataModule) -> Tensor | None:
     """Eight bytes (n,) for each picture of a part of a data module, None where its files are not known."""
     samples = getattr(getattr(data, part, None), "samples", None)
     if samples is None or "image_path" not in samples:
         return None
     root = getattr(inner, "root", None)
-    paths = [_name(path, root) for path in samples.image_path]
+    folder = Path(root).resolve() if root else None
+    paths = [_name(path, folder) for path in samples.image_path]
     digests = [int.from_bytes(blake2b(each, digest_size=8).digest(), "big", signed=True) for each in paths]
     return torch.tensor(digests, dtype=torch.int64)
 
 
-def _name(path: str, root: str | Path | None) -> bytes:
+def _name(path: str, folder: Path | None) -> bytes:
     whole = Path(path).resolve()
-    folder = Path(root).resolve() if root else None
     name = (whole.relative_to(folder) if folder and whole.is_relative_to(folder) else whole).as_posix()
     size = whole.stat().st_size if whole.is_file() else 0
     # A name need not be UTF-8.
