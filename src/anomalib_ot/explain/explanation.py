@@ -21,6 +21,7 @@ from anomalib_ot.drawing.html import data_uri, render_page
 from anomalib_ot.drawing.pictures import Picture, pictures_of
 from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
+from anomalib_ot.host.asked_post_processing import require_sensitivities
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoints import SafeCheckpoints, recorded_model
 from anomalib_ot.settings import require
@@ -117,8 +118,7 @@ def explain(
     require(count >= 1, "count", "at least 1", count)
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
-    for name, value in (sensitivities or {}).items():
-        require(0 <= value <= 1, name, "in [0, 1]", value)
+    require_sensitivities(sensitivities or {})
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)
