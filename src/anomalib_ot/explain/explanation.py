@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
@@ -23,13 +23,16 @@ from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.host.asked_post_processing import require_sensitivities
 from anomalib_ot.host.checkpoint_files import read_checkpoint
-from anomalib_ot.host.checkpoints import SafeCheckpoints, recorded_model
+from anomalib_ot.host.checkpoint_record import recorded_model
 from anomalib_ot.settings import require
 
 from .data import read_data
 from .evidence import Evidence, NormalScores, image_scores
 from .selection import REASONS, asked_for, telling
 from .views import ScoredSubject, views_of
+
+if TYPE_CHECKING:
+    from anomalib_ot.host.checkpoints import SafeCheckpoints
 
 logger = logging.getLogger(__name__)
 
