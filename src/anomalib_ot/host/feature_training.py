@@ -106,7 +106,7 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             self.trainer,
             self._extract,
             getattr(self.pre_processor, "transform", None),
-            self._check,
+            self._check_images,
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
@@ -151,7 +151,7 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         check_finite(features, getattr(batch, "image_path", None))
         return features
 
-    def _check(self, batch: Batch) -> None:
+    def _check_images(self, batch: Batch) -> None:
         for check in self.trainer.callbacks:
             if isinstance(check, ImageCheck):
                 check.check_batch(batch, self.trainer.state.stage)
