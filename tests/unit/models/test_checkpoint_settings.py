@@ -342,7 +342,7 @@ def test_a_checkpoint_of_the_first_format_without_its_backbone_is_refused_by_nam
         content["hyper_parameters"]["backbone"] = "local-dir:gone"
 
     old = altered(path, tmp_path, moved)
-    with pytest.raises(ValueError, match=r'local-dir:gone is not there .* backbone="local-dir:PATH"'):
+    with pytest.raises(ValueError, match=r'local-dir:gone no longer exists .* backbone="local-dir:PATH"'):
         Pradot.load_from_checkpoint(old)
     loaded = Pradot.load_from_checkpoint(old, backbone=backbone, visualizer=False)
     assert_same(scores(loaded, None, root, tmp_path), expected)
