@@ -21,7 +21,7 @@ from anomalib_ot.comparison.record import read_records
 from anomalib_ot.data import FullRange, LOCODataset, MVTecLOCOAD, image_defects, read_defects
 from anomalib_ot.data.reading import read_picture
 from anomalib_ot.features.backbones import create_extractor, normalization
-from anomalib_ot.host.picture_check import blank_pictures, cut_off_pictures
+from anomalib_ot.host.image_check import blank_images, clipped_images
 
 from .mutation import Changed, altered, changed_text, mutated
 from .samples import MODELS, PICTURES, SIZE
@@ -77,8 +77,8 @@ def _check_picture(image: Tensor, path: Path) -> None:
     """Look whether it is a picture, and at it as a model does before it learns from it."""
     assert image.shape[0] == 3, image.shape  # noqa: S101, PLR2004
     assert bool(((image >= 0) & (image <= 1)).all()), "values beyond black and white"  # noqa: S101
-    blank_pictures(image[None])
-    cut_off_pictures(image[None], [str(path)])
+    blank_images(image[None])
+    clipped_images(image[None], [str(path)])
 
 
 def _picture(generator: random.Random, folder: Path) -> bytes:

@@ -1,9 +1,9 @@
-"""The import hook that has anomalib find our models.
+"""The import hook that registers our models with anomalib.
 
-anomalib has no entry point for models; :mod:`anomalib_ot.host.registration` says how it finds them. Our classes must be
-imported whenever ``anomalib.models`` is executed. The wheel carries ``anomalib_ot.pth``, which Python reads at start-up
-and which calls :func:`install`. This module imports the standard library alone, so that a process that never imports
-anomalib does not notice.
+anomalib has no entry point for models; :mod:`anomalib_ot.host.registration` describes how it finds them. Our classes
+must be imported whenever ``anomalib.models`` is executed. The wheel contains ``anomalib_ot.pth``, which Python reads at
+start-up and which calls :func:`install`. This module imports only the standard library, so that it hardly costs time in
+a process that never imports anomalib.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-# Python runs this at every start: what site has not imported already is imported where it is needed.
+# Python runs this at every start, so modules that site has not already imported are imported where they are needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +24,11 @@ _SWITCH = "ANOMALIB_OT_AUTOLOAD"
 
 
 class _RegisterAfterHost:
-    """Lets every execution of ``anomalib.models`` end with the registration of our models.
+    """Registers our models at the end of every execution of ``anomalib.models``.
 
-    It finds nothing itself, but has what the other finders find of the host registered. It stays in ``sys.meta_path``,
-    as a module may be looked for without being imported, fail and be tried again, or be reloaded.
+    It finds no modules itself. It wraps the loader that another finder returns for the host. It stays in
+    ``sys.meta_path``, because a module may be searched for without being imported, imported again after a failure, or
+    reloaded.
     """
 
     def find_spec(
@@ -37,7 +38,7 @@ class _RegisterAfterHost:
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         if sys.meta_path[0] is not self:
-            # A finder that was put in front, a type checker's say, would find the host without asking this one.
+            # A finder in front of this one, such as that of a type checker, would find the host first.
             sys.meta_path.remove(self)
             sys.meta_path.insert(0, self)
         if fullname != _HOST or os.environ.get(_SWITCH) == "0":
@@ -53,10 +54,10 @@ class _RegisterAfterHost:
 
 
 class _RegisteringLoader:
-    """A loader that registers our models after the host has been executed.
+    """A loader that registers our models after it has executed the host.
 
     Args:
-        loader: The host's own, which the module keeps.
+        loader: The host's own loader, which the module keeps.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -83,12 +84,12 @@ def _register_models() -> None:
 
     try:
         import_module("anomalib_ot.host.versions").require_versions()
-        # Data modules and the visualizer have short names too.
+        # Data modules and the visualizer are found by short names too.
         for module in ("anomalib_ot.data", "anomalib_ot.explain.visualizer"):
             import_module(module)
         models = [getattr(import_module(place), name) for name, place in anomalib_ot.MODELS.items()]
         import_module("anomalib_ot.host.registration").register(*models)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with the plugin, the host goes on
+    except Exception as error:  # noqa: BLE001 - the host must work without the plugin
         import warnings  # noqa: PLC0415
 
         warnings.warn(
@@ -103,7 +104,7 @@ def install() -> None:
     """Install the import hook, unless ``ANOMALIB_OT_AUTOLOAD=0``; register at once if the host is imported already."""
     if os.environ.get(_SWITCH) == "0":
         return
-    # In a virtual environment Python reads its .pth files twice.
+    # In a virtual environment, Python reads .pth files twice.
     if not any(isinstance(finder, _RegisterAfterHost) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfterHost())
     if _HOST in sys.modules:

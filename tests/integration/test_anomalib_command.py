@@ -90,7 +90,7 @@ def test_predict_on_a_folder(trained, folder, forked):
     rows = verdicts(folder)
     assert [row["path"] for row in rows] == [str(path) for path in sorted(pictures.glob("*.png"))]
     anomalous = sum(row["label"] == "anomalous" for row in rows)
-    line = f"{verdicts_of(folder)}: {anomalous} of 4 pictures are anomalous (score above the threshold 0.5)"
+    line = f"{verdicts_of(folder)}: {anomalous} of 4 images are anomalous (score above the threshold 0.5)"
     assert output.count(line) == 1
     drawn = list((verdicts_of(folder).parent / "good").glob("*.png"))
     assert len(drawn) == 4

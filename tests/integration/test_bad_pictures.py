@@ -195,8 +195,8 @@ def test_pictures_of_twelve_bits_are_named_wherever_anomalib_makes_them_white(me
     for stage, message in by_stage.items():
         folder = "good" if stage == "training" else "(good|bad)"
         assert re.search(rf"camera\d+/{folder}/\d\.png \(white all over\)", message)
-        assert "FullRange, or FullRangePredictDataset, and the value_range of the camera" in message
-    assert re.match(r"1 of 1 pictures of a prediction batch", by_stage["prediction"])
+        assert "FullRange, or FullRangePredictDataset, with the value_range of the camera" in message
+    assert re.match(r"1 of 1 images of a prediction batch", by_stage["prediction"])
 
 
 def test_with_the_range_of_the_camera_all_is_well(messages, caplog):

@@ -95,7 +95,7 @@ def typed(plant, lines):
 
 def verdicts(output):
     """The tables that a page's predictions have left."""
-    paths = re.findall(r"^(\S+predictions\.csv): \d+ of \d+ pictures are anomalous", output, flags=re.MULTILINE)
+    paths = re.findall(r"^(\S+predictions\.csv): \d+ of \d+ images are anomalous", output, flags=re.MULTILINE)
     for path in paths:
         with Path(path).open(newline="", encoding="utf-8") as file:
             yield Path(path), {Path(row["path"]).name: row for row in csv.DictReader(file)}

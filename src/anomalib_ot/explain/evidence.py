@@ -17,8 +17,7 @@ from torch import Tensor
 
 from anomalib_ot.drawing.figures import OUTLINE, new_figure, show_image, show_map
 from anomalib_ot.drawing.pictures import Extent, Picture
-
-from .scale import Scale, scale_of
+from anomalib_ot.host.scale import Scale, scale_of
 
 _NORMAL = "#0072b2"
 _THIS = "#d55e00"

@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
@@ -21,14 +21,18 @@ from anomalib_ot.drawing.html import data_uri, render_page
 from anomalib_ot.drawing.pictures import Picture, pictures_of
 from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
+from anomalib_ot.host.asked_post_processing import require_sensitivities
 from anomalib_ot.host.checkpoint_files import read_checkpoint
-from anomalib_ot.host.checkpoints import SafeCheckpoints, recorded_model
+from anomalib_ot.host.checkpoint_record import recorded_model
 from anomalib_ot.settings import require
 
 from .data import read_data
 from .evidence import Evidence, NormalScores, image_scores
 from .selection import REASONS, asked_for, telling
 from .views import ScoredSubject, views_of
+
+if TYPE_CHECKING:
+    from anomalib_ot.host.checkpoints import SafeCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +121,7 @@ def explain(
     require(count >= 1, "count", "at least 1", count)
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
-    for name, value in (sensitivities or {}).items():
-        require(0 <= value <= 1, name, "in [0, 1]", value)
+    require_sensitivities(sensitivities or {})
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)

@@ -13,8 +13,7 @@ from PIL import Image
 from anomalib_ot.data.reading import naming_unreadable
 from anomalib_ot.drawing.data import Data, Items, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
-
-from .scale import scale_of
+from anomalib_ot.host.scale import scale_of
 
 REASONS = ("highest score", "nearest to the threshold", "a usual normal one")
 

@@ -1,7 +1,8 @@
-"""Thresholds that are asked for: what a user says of the post-processor wins over the checkpoint."""
+"""Settings of the post-processor: those that the user gives override those of the checkpoint."""
 
 import inspect
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 class AskedPostProcessing:
-    """Part of a Lightning model that obeys the settings of a post-processor which are asked for.
+    """Part of a Lightning model in which the user's settings of the post-processor override those of a checkpoint.
 
-    The host loads those of the checkpoint over them: a sensitivity that is given to ``predict``, ``test`` or ``export``
-    would say nothing. What differs from the default counts as asked for, as nothing tells a default that was typed from
-    one that was not.
+    The host replaces them by those of the checkpoint, so that a sensitivity given to ``predict``, ``test`` or
+    ``export`` would have no effect. A setting that differs from its default counts as the user's: a default that the
+    user typed cannot be told from one that was left out.
     """
 
-    # What the last checkpoint had; the model has it now, but nobody asked for it.
+    # Settings of the last checkpoint: the model has them now, but not from the user.
     _of_checkpoint: dict[str, Any] | None = None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "AnomalibModule":
-        """Load a model, as the base does; in an export, with the post-processor that was asked for."""
+        """Load a model as the base class does; in an export, with the user's post-processor."""
         given = _given_to_export(inspect.currentframe())
         post_processor = getattr(given, "post_processor", None)
         if _asked(post_processor, {}):
@@ -37,12 +38,14 @@ class AskedPostProcessing:
         return cast("type[AnomalibModule]", super()).load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the post-processor of the checkpoint, but for what is asked for."""
+        """Load the post-processor of the checkpoint, and restore the user's settings.
+
+        Raises:
+            ValueError: If a sensitivity is not in [0, 1].
+        """
         model = cast("AnomalibModule", self)
         asked = _asked(model.post_processor, self._of_checkpoint or {})
-        for name, value in asked.items():
-            if name.endswith("_sensitivity"):
-                require(0 <= value <= 1, name, "in [0, 1]", value)
+        require_sensitivities({name: value for name, value in asked.items() if name.endswith("_sensitivity")})
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
         if not isinstance(model.post_processor, PostProcessor):
             return
@@ -51,15 +54,28 @@ class AskedPostProcessing:
             if value != theirs.get(name):
                 setattr(model.post_processor, name, value)
                 logger.info(
-                    "%s: %s is %r as asked for, not %r as in the checkpoint", model.name, name, value, theirs.get(name)
+                    "%s: %s is %r as given, not %r as in the checkpoint", model.name, name, value, theirs.get(name)
                 )
+
+
+def require_sensitivities(sensitivities: Mapping[str, float]) -> None:
+    """Check the range of sensitivities.
+
+    Args:
+        sensitivities: Sensitivities by name.
+
+    Raises:
+        ValueError: If one is not in [0, 1].
+    """
+    for name, value in sensitivities.items():
+        require(0 <= value <= 1, name, "in [0, 1]", value)
 
 
 def _asked(post_processor: Any, of_checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Settings of a post-processor that are neither its defaults nor those of a checkpoint."""
     if not isinstance(post_processor, PostProcessor):
         return {}
-    # A subclass may pass the host's on.
+    # A subclass may pass settings on to that of the host.
     kinds = (PostProcessor, type(post_processor))
     defaults = {name: each for kind in kinds for name, each in inspect.signature(kind).parameters.items()}
     return {
@@ -70,7 +86,7 @@ def _asked(post_processor: Any, of_checkpoint: dict[str, Any]) -> dict[str, Any]
 
 
 def _given_to_export(frame: Any) -> Any:
-    """The model that ``Engine.export`` was given, which it drops for one that it loads from the checkpoint."""
+    """The model that was given to ``Engine.export``, which replaces it by one that it loads from the checkpoint."""
     from anomalib.engine import Engine  # noqa: PLC0415 - the engine imports the models
 
     caller = frame

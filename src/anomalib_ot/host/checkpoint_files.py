@@ -1,4 +1,4 @@
-"""Reading checkpoint files: what cannot be read, or is no checkpoint, is refused by name before any of it runs."""
+"""Reading of checkpoint files: damaged, unsafe and foreign files are refused before any of their code runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalib_ot.files import DAMAGED_ARCHIVE
 
-# What torch's reader raises on damaged content; RuntimeError too, but only before the archive is known to be whole.
+# Errors of torch's reader on damaged content; RuntimeError too, but only before the archive is known to be complete.
 _DAMAGED_CONTENT = (
     *(AttributeError, IndexError, InvalidVersion, KeyError, OverflowError, TypeError, UnicodeDecodeError),
     *(EOFError, UnpicklingError),
@@ -21,16 +21,16 @@ _DAMAGED_CONTENT = (
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of a model without running anything in it.
+    """Read the checkpoint of a model without running code in it.
 
     Args:
         path: The file.
 
     Returns:
-        Its content. The tensors are mapped from the file, so that only those that are used are read.
+        The content. The tensors are mapped from the file, so that only the used ones are read.
 
     Raises:
-        ValueError: If it is truncated or something else, or holds more than tensors and settings.
+        ValueError: If it is damaged, is not a checkpoint, or holds more than tensors and settings.
     """
     _require_whole(path)
     with _naming(path, _DAMAGED_CONTENT):
@@ -42,25 +42,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _require_whole(path: str | Path) -> None:
-    """Refuse a file that is no whole archive of tensors and settings."""
+    """Refuse a file that is not a complete archive of tensors and settings."""
     with _naming(path, (*_DAMAGED_CONTENT, *DAMAGED_ARCHIVE)):
         if not is_zipfile(path):
-            msg = f"{path} is not a whole checkpoint: it was cut off, or is another file. Copy it again, or train."
+            msg = f"{path} is not a complete checkpoint: it is truncated, or another file. Copy it again, or train."
             raise ValueError(msg)
-        # torch does not look at the checksums: a tensor with another bit would be loaded.
+        # torch does not verify checksums, and would load a tensor with a flipped bit.
         bad = _first_bad_part(path)
         if bad:
-            msg = f"{bad} has another checksum"
+            msg = f"the checksum of {bad} does not match"
             raise BadZipFile(msg)
         try:
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except ValueError as error:
-            # An archive that does not begin as those of torch.
+            # An archive without the layout of torch.
             raise BadZipFile(str(error)) from error
     if unsafe:
         msg = (
             f"{path} holds more than tensors and settings ({', '.join(unsafe[:3])}), and could run any code when it is "
-            "loaded. If you trust where it is from, load it in Python with load_from_checkpoint(path, "
+            "loaded. If you trust its source, load it in Python with load_from_checkpoint(path, "
             "weights_only=False); an exported .pt file is for anomalib's TorchInferencer."
         )
         raise ValueError(msg)
@@ -71,7 +71,7 @@ def _first_bad_part(path: str | Path) -> str | None:
         with ZipFile(path) as archive:
             return archive.testzip()
     except OSError as error:
-        # An offset that leads out of the file.
+        # An offset beyond the end of the file.
         raise BadZipFile(str(error)) from error
 
 
@@ -89,7 +89,7 @@ def _is_of_a_model(content: Any) -> bool:
 
 @contextmanager
 def _naming(path: str | Path, damage: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn what damaged content fails with into an error that names the file."""
+    """Replace the error of damaged content by one that names the file."""
     try:
         yield
     except damage as error:

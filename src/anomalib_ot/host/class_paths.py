@@ -1,4 +1,4 @@
-"""Objects from class paths, as anomalib's configurations name them."""
+"""Objects from the class paths of anomalib's configurations."""
 
 from argparse import ArgumentError
 from importlib import import_module
@@ -7,12 +7,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-import anomalib.models  # noqa: F401 - jsonargparse finds a short name among the classes that are imported
+import anomalib.models  # noqa: F401 - jsonargparse finds short names among the imported classes
 from jsonargparse import ArgumentParser, Namespace
 
 
 def create(kind: type, config: dict[str, Any]) -> Any:
-    """Make an object.
+    """Create an object from its configuration.
 
     Args:
         kind: Base class.
@@ -22,25 +22,25 @@ def create(kind: type, config: dict[str, Any]) -> Any:
         The object.
 
     Raises:
-        argparse.ArgumentError: If there is no such class, or it does not take the arguments.
+        argparse.ArgumentError: If the class does not exist, or does not take the arguments.
     """
     parser, parsed = _parse(kind, config)
     return parser.instantiate_classes(parsed).it
 
 
 def class_of(kind: type, config: dict[str, Any]) -> Any:
-    """The class that :func:`create` would make an object of.
+    """The class of the object that :func:`create` returns.
 
     Raises:
-        argparse.ArgumentError: If there is no such class, or it does not take the arguments.
+        argparse.ArgumentError: If the class does not exist, or does not take the arguments.
     """
     return _class(_parse(kind, config)[1].it)
 
 
 def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A configuration whose relative ``root``, or that of the ``datamodule`` within, is meant from a folder.
+    """Make the relative ``root`` of a configuration, or of the ``datamodule`` within it, relative to a folder.
 
-    One of another form stays as it is, for :func:`create` to refuse.
+    A configuration of another form is returned unchanged; :func:`create` refuses it.
     """
     own = {} if config.get("init_args") is None else config["init_args"]
     if not isinstance(own, dict):
@@ -57,7 +57,7 @@ def rooted(config: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def root_of(config: dict[str, Any]) -> Path | None:
-    """The ``root`` that a configuration gives, or the ``datamodule`` within; None where it leaves that to the class."""
+    """The ``root`` of a configuration, or of the ``datamodule`` within it; None if it has none."""
     own = config.get("init_args")
     if not isinstance(own, dict):
         return None
@@ -81,7 +81,7 @@ def _class(config: Namespace) -> Any:
 
 
 def _refuse_null(config: Namespace) -> None:
-    """Refuse null where a class does not allow it, which jsonargparse lets through."""
+    """Refuse null for an argument that does not allow it, which jsonargparse accepts."""
     kind = _class(config)
     allowed = signature(kind).parameters
     for argument, value in vars(config.get("init_args", Namespace())).items():
@@ -94,5 +94,5 @@ def _refuse_null(config: Namespace) -> None:
 
 
 def _allows_null(annotation: Any) -> bool:
-    """Whether null may be of this type, or nothing is known of it."""
+    """Whether a type includes null, or is unknown."""
     return annotation in {Any, Parameter.empty} or isinstance(annotation, str) or NoneType in get_args(annotation)

@@ -1,4 +1,4 @@
-"""Frozen features of a training set, extracted once and kept for all epochs."""
+"""Frozen features of a training set, extracted once and cached for all epochs."""
 
 import logging
 import os
@@ -25,18 +25,18 @@ from .randomness import why_random
 
 logger = logging.getLogger(__name__)
 
-# What Pillow raises for files that are damaged, or too large.
+# Errors of Pillow for files that are damaged or too large.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass
 class FeatureBatch:
-    """What a training step receives instead of images once their features are cached.
+    """Batch of cached features, which a training step receives instead of images.
 
     Attributes:
         features: Feature map (B, C, H, W) of each layer.
-        image: None; the pre-processor asks for it and lets it pass.
-        gt_mask: None, likewise.
+        image: None; the pre-processor reads it, and skips a batch without images.
+        gt_mask: None, for the same reason.
     """
 
     features: FeatureMaps
@@ -46,12 +46,11 @@ class FeatureBatch:
 
 @dataclass(frozen=True)
 class TrainingFeatures:
-    """Features of the training images for what happens outside the epochs.
+    """Features of the training images for use outside the epochs.
 
     Attributes:
-        trained_on: Those of the images trained on, in order. Each iteration runs the backbone anew where there is no
-            cache.
-        held_out: Those of the images held out, or None.
+        trained_on: Features of the training images, in order. Without a cache, each iteration runs the backbone again.
+        held_out: Features of the held-out images, or None.
     """
 
     trained_on: Iterable[FeatureBatch]
@@ -59,11 +58,11 @@ class TrainingFeatures:
 
 
 class _Share(Dataset):
-    """A data set of which each batch is shared by several processes, as evenly as can be.
+    """A data set whose batches are divided evenly between processes.
 
     Args:
         dataset: A data set of whole batches.
-        rank: Number of this process, from 0.
+        rank: Index of this process.
         processes: Number of processes.
     """
 
@@ -76,15 +75,15 @@ class _Share(Dataset):
         return len(self._dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> FeatureMaps:
-        """This process's part of a batch, which may be none."""
+        """The part of a batch for this process, which may be empty."""
         return self._dataset.__getitems__(indices[self._rank :: self._processes])
 
 
 class _Order(DistributedSampler):
-    """Shuffles anew each epoch, alike for the same seed and epoch.
+    """Shuffles in each epoch, in an order that depends only on the seed and the epoch.
 
-    The epoch is the trainer's, when iteration starts: what Lightning hands to ``set_epoch`` is one too many after
-    resuming from a checkpoint of an epoch's end.
+    The epoch is that of the trainer when the iteration starts. Lightning passes an epoch to ``set_epoch`` that is one
+    too high after it resumes from a checkpoint of the end of an epoch.
 
     Args:
         dataset: Data set to draw from.
@@ -102,12 +101,12 @@ class _Order(DistributedSampler):
 
 
 def shuffled(dataset: Dataset, trainer: Trainer) -> Sampler:
-    """Order of a data set that depends on the user's seed and the trainer's epoch alone."""
+    """Order of a data set that depends only on the user's seed and the trainer's epoch."""
     return _Order(dataset, trainer, user_seed())
 
 
 def user_seed() -> int:
-    """The seed that the user gave to Lightning's ``seed_everything``, or 0."""
+    """The seed given to Lightning's ``seed_everything``, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
@@ -116,10 +115,10 @@ def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = 
 
     Args:
         dataset: A :class:`FeatureDataset` or a subset of one.
-        batch_size: Images in a batch; the last batch may have fewer.
-        sampler: Order of the images; as they come where it is None.
+        batch_size: Number of images in a batch; the last batch may have fewer.
+        sampler: Order of the images; that of the data set if None.
     """
-    # The data set hands over whole batches.
+    # The data set returns whole batches.
     collate: Any = FeatureBatch
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
 
@@ -128,7 +127,7 @@ def train_on_features(
     trainer: Trainer,
     extract: Callable[[Tensor], FeatureMaps],
     transform: Callable[[Tensor], Tensor] | None,
-    look: Callable[[Any], None],
+    check: Callable[[Any], None],
     *,
     place: CachePlace,
     budget: float,
@@ -137,39 +136,39 @@ def train_on_features(
     device: torch.device,
     hold_out: float = 0.0,
 ) -> TrainingFeatures:
-    """Let the trainer's epochs run over cached features instead of images; call it in ``on_fit_start``.
+    """Let the epochs of a trainer run over cached features instead of images; call it in ``on_fit_start``.
 
-    The cache is off where the training images change from epoch to epoch (augmentation, or whatever else is random in
-    the data set and the pre-processor), where they come from something other than a single ``DataLoader`` of known
-    length, and for ``place="none"``. The log says what was decided.
+    The cache is off if the training images change from epoch to epoch (by augmentation, or other randomness in the data
+    set or the pre-processor), if they do not come from a single ``DataLoader`` of known length, and for
+    ``place="none"``. The log gives the reason.
 
     Args:
-        trainer: Trainer about to fit.
+        trainer: Trainer whose fit starts.
         extract: Maps images (B, 3, H, W), before pre-processing, to feature maps.
-        transform: The pre-processing, which ``extract`` does too, or None.
-        look: Looks at a batch of images before that.
-        place: Where to keep the features; ``auto`` takes the device, the memory or a temporary folder on disk, the
-            first in which they need at most ``budget`` of what is free.
+        transform: The pre-processing, which ``extract`` includes, or None.
+        check: Checks a batch of images before its features are extracted.
+        place: Where to cache the features. ``auto`` takes the first of the device, the main memory and a temporary
+            folder on disk in which they need at most ``budget`` of the free space.
         budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
-        batch_size: Images in a training batch.
-        takes_fewer: Whether all images are one batch where there are fewer than that.
-        device: Where the model is.
-        hold_out: Fraction of the images, in [0, 1), kept from training.
+        batch_size: Number of images in a training batch.
+        takes_fewer: Whether fewer images than that make one batch.
+        device: Device of the model.
+        hold_out: Fraction of the images held out of the training, in [0, 1).
 
     Returns:
-        The features, for what happens outside the epochs.
+        The features, for use outside the epochs.
 
     Raises:
         ValueError: In all processes, if there are too few images for a batch or for the processes, an image cannot be
             read, or features are not finite.
     """
-    # Set anew by each ``trainer.fit``, so there is nothing to restore.
+    # Each ``trainer.fit`` sets the source again, so that there is nothing to restore.
     source = trainer.fit_loop._data_source  # noqa: SLF001
     images = source.dataloader()
     count = _count(images)
     _check_enough(trainer, count)
     if takes_fewer and count is not None and count < batch_size:
-        logger.info("All %d training images make one batch; the usual has %d.", count, batch_size)
+        logger.info("All %d training images make one batch; the usual size is %d.", count, batch_size)
         batch_size = count
     if count is not None and count < batch_size:
         msg = (
@@ -179,23 +178,23 @@ def train_on_features(
     shows_progress = trainer.progress_bar_callback is not None
     reason = _why_not_cached(images, transform, place)
     if reason:
-        logger.info("Feature cache off: %s. The backbone runs on every image in every epoch.", reason)
+        logger.info("Feature cache off: %s. The backbone runs on each image in each epoch.", reason)
         if hold_out:
-            msg = f"holding out images needs the feature cache, which is off: {reason}"
+            msg = f"images can only be held out with the feature cache, which is off: {reason}"
             raise ValueError(msg)
         if isinstance(images, DataLoader) and images.batch_size != batch_size:
             logger.warning(
-                "Without the cache a training batch is the data module's, %s images rather than %d; "
+                "Without the cache, the data module sets the training batch: %s images rather than %d; "
                 "set --data.train_batch_size.",
                 images.batch_size,
                 batch_size,
             )
-        return TrainingFeatures(_ImageFeatures(images, extract, look, device, shows_progress=shows_progress))
+        return TrainingFeatures(_ImageFeatures(images, extract, check, device, shows_progress=shows_progress))
     rank, processes = trainer.global_rank, trainer.world_size
     total = cast("int", count)
     share = range(total * rank // processes, total * (rank + 1) // processes)
-    features = _ImageFeatures(images, extract, look, device, share, shows_progress=shows_progress)
-    # All processes of a machine keep all features in the same main memory.
+    features = _ImageFeatures(images, extract, check, device, share, shows_progress=shows_progress)
+    # All processes of a machine cache all features in the same main memory.
     memory = partial(allocate, count=total, place=place, budget=budget, device=device, processes=trainer.num_devices)
     dataset = _keep(features, share, memory, device)
     held_out = round(hold_out * len(dataset))
@@ -206,7 +205,7 @@ def train_on_features(
             "set a smaller --model.validation_fraction or --model.batch_size"
         )
         raise ValueError(msg)
-    # The split and the order depend on the user's seed alone, so that a resumed run equals an uninterrupted one.
+    # The split and the order depend only on the user's seed, so that a resumed run equals an uninterrupted one.
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(user_seed())).tolist()
     kept, out = (Subset(dataset, sorted(part)) for part in (order[held_out:], order[:held_out]))
     source.instance = feature_loader(_Share(kept, rank, processes), batch_size, shuffled(kept, trainer))
@@ -232,33 +231,33 @@ def _check_enough(trainer: Trainer, count: int | None) -> None:
 
 
 def _count(images: Any) -> int | None:
-    """Number of images in a loader, or None where it does not say."""
+    """Number of images in a loader; None if it is unknown."""
     if not isinstance(images, DataLoader) or isinstance(images.dataset, IterableDataset):
         return None
     return len(cast("Sized", images.dataset))
 
 
 def _why_not_cached(images: Any, transform: Callable[[Tensor], Tensor] | None, place: CachePlace) -> str | None:
-    """Why there is no cache, alike in all processes, though chance shows it to one of them alone."""
+    """Why there is no cache, or None: the same in all processes, even if only one detects randomness."""
     if place == "none":
         return "feature_cache is none"
     if not isinstance(images, DataLoader):
         return f"training data come from a {type(images).__name__}, not a DataLoader"
     if isinstance(images.dataset, IterableDataset):
-        return f"training data come from a {type(images.dataset).__name__}, of which nobody knows the length"
+        return f"training data come from a {type(images.dataset).__name__}, whose length is unknown"
     with _naming_unreadable_images(images):
         reason = why_random(images, transform)
     return next(filter(None, Processes.all().each(reason)), None)
 
 
 class _ImageFeatures:
-    """Runs the backbone over the images of a loader, in order, each time it is iterated; over a range of them only."""
+    """Features of the images of a loader, or of a range of them, in order; each iteration runs the backbone."""
 
     def __init__(
         self,
         images: Any,
         extract: Callable[[Tensor], FeatureMaps],
-        look: Callable[[Any], None],
+        check: Callable[[Any], None],
         device: torch.device,
         share: range | None = None,
         *,
@@ -266,7 +265,7 @@ class _ImageFeatures:
     ) -> None:
         self.images = images
         self.extract = extract
-        self.look = look
+        self.check = check
         self.device = device
         self.share = share
         self.shows_progress = shows_progress
@@ -282,7 +281,7 @@ class _ImageFeatures:
             )
         with _naming_unreadable_images(self.images):
             for batch in track(images, "Extracting features", transient=True, disable=not self.shows_progress):
-                self.look(batch)
+                self.check(batch)
                 features = self.extract(batch.image.to(self.device))
                 check_finite(features, getattr(batch, "image_path", None))
                 yield FeatureBatch(features)
@@ -294,14 +293,14 @@ def _keep(
     memory: Callable[[FeatureMaps], FeatureDataset],
     device: torch.device,
 ) -> FeatureDataset:
-    """Features of all images, of which this process extracts a share into the memory that is made for the first."""
+    """Features of all images; this process extracts a share, and allocates the memory with the first batch."""
     processes = Processes.all()
     try:
         dataset = _extract_share(features, share, memory)
     except Exception as error:
         processes.each(str(error))
         raise
-    # None waits for the features of one that has failed.
+    # No process waits for the features of one that has failed.
     if failed := [error for error in processes.each(None) if error is not None]:
         raise ValueError(failed[0])
     if len(share) < len(dataset):
@@ -323,7 +322,7 @@ def _extract_share(
         for layer, maps in batch.features.items():
             dataset.features[layer][done : done + len(maps)].copy_(maps)
         done += len(maps)
-    assert dataset is not None  # noqa: S101 - there is an image for each process
+    assert dataset is not None  # noqa: S101 - each process has at least one image
     return dataset
 
 
@@ -332,7 +331,7 @@ def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | No
 
     Args:
         features: Feature map (B, C, H, W) of each layer.
-        image_paths: B paths, to name the first bad image by.
+        image_paths: B paths, to name the first bad image.
 
     Raises:
         ValueError: If a feature is not finite.
@@ -343,18 +342,18 @@ def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | No
             which = image_paths[int(bad.nonzero()[0])] if image_paths else "an image"
             msg = (
                 f"features of layer {layer} have NaN or infinite values for {which}; "
-                "check the picture, the weights of the backbone and the precision"
+                "check the image, the weights of the backbone and the precision"
             )
             raise ValueError(msg)
 
 
 @contextmanager
 def _naming_unreadable_images(images: Any) -> Iterator[None]:
-    """Turn a reader's error, which seldom says which file, into one that does."""
+    """Replace an error of the reader, which seldom names the file, by one that does."""
     try:
         yield
     except _UNREADABLE:
-        # anomalib's data sets say which files they read; of others there is the reader's error alone.
+        # Only data sets of anomalib list their files; for others, the error of the reader remains.
         samples = getattr(getattr(images, "dataset", None), "samples", None)
         for path in getattr(samples, "image_path", ()):
             _check_readable(path)

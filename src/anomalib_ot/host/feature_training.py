@@ -1,4 +1,4 @@
-"""Models whose epochs run over the frozen features of the training images."""
+"""Models whose epochs run over frozen features of the training images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -17,7 +17,7 @@ from anomalib_ot.settings import require, require_whole
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .finishing import Finishing
 from .held_out import HoldsOut
-from .picture_check import ChecksPictures, PictureCheck
+from .image_check import ChecksImages, ImageCheck
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 
 
-class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
+class FeatureTraining(ChecksImages, HoldsOut, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
-    The model calls :meth:`set_feature_training` when it is made, :meth:`extract_training_features` when its fit starts,
-    and :meth:`forget_training_features` when it ends; they are let go as well when it fails. Its torch model returns
-    features while it trains.
+    The model calls :meth:`set_feature_training` in its constructor, :meth:`extract_training_features` when its fit
+    starts, and :meth:`forget_training_features` when its fit ends. A failed fit releases the features too. The torch
+    model returns features in training mode.
 
     Attributes:
         training_features: Features of the training images, during a fit.
@@ -49,15 +49,15 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
         usual_batch_size: int,
         validation_fraction: float,
     ) -> None:
-        """Set how features are extracted and kept.
+        """Set how features are extracted and cached.
 
         Args:
             feature_cache: See :func:`train_on_features`.
-            cache_budget: Likewise.
+            cache_budget: The ``budget`` of that function.
             extraction: See :class:`FastExtractor`.
-            batch_size: Images in a training batch, no more than there are; by default the usual number, or all images
-                where there are fewer.
-            usual_batch_size: That number.
+            batch_size: Number of images in a training batch, at most the number of training images; by default the
+                usual number, or all images if there are fewer.
+            usual_batch_size: The usual number.
             validation_fraction: Fraction of the training images held out, in [0, 1).
 
         Raises:
@@ -79,13 +79,13 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
         self._extractor: FastExtractor | None = None
 
     def resumes_what_has_ended(self) -> bool:
-        """Let the trainer stop at once if it resumes a training that had ended, as its last checkpoint is the result.
+        """Stop the trainer at once if it resumes a training that has ended, whose last checkpoint is the result.
 
         Returns:
-            Whether it stops.
+            Whether the trainer stops.
         """
-        # Without a checkpoint, a model that was fitted before is meant to learn on. Checkpoints of the first format do
-        # not say whether they are finished; those that had converged are.
+        # Without a checkpoint, a fitted model continues to learn. Checkpoints of the first format do not record whether
+        # they are finished; converged ones are.
         stops = self.has_converged and self.is_finished is not False and self.trainer.ckpt_path is not None
         self.trainer.should_stop |= stops
         return stops
@@ -97,7 +97,7 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
             extractor: Maps images to the feature map of each layer.
 
         Raises:
-            ValueError: As :func:`train_on_features`.
+            ValueError: As for :func:`train_on_features`.
         """
         data = getattr(self.trainer, "datamodule", None)
         count = len(data.train_data) if isinstance(data, AnomalibDataModule) else None
@@ -106,7 +106,7 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
             self.trainer,
             self._extract,
             getattr(self.pre_processor, "transform", None),
-            self._look,
+            self._check_images,
             place=self.feature_cache,
             budget=self.cache_budget,
             batch_size=self.batch_size,
@@ -116,21 +116,21 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
         )
 
     def configure_callbacks(self) -> list[Callback]:
-        """The host's, and one that lets the features go where a fit fails."""
+        """The callbacks of the host, and one that releases the features if a fit fails."""
         callbacks = cast("AnomalibModule", super()).configure_callbacks()
-        return [*cast("Sequence[Callback]", callbacks), _LettingGo()]
+        return [*cast("Sequence[Callback]", callbacks), _FeatureRelease()]
 
     def forget_training_features(self) -> None:
-        """Let go of the cached features."""
+        """Release the cached features."""
         self.training_features = TrainingFeatures(())
         self._extractor = None
 
     def features_on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[FeatureMaps]:
-        """Iterate over features, on the model's device.
+        """Iterate over features on the device of the model.
 
         Args:
             batches: Features, of ``training_features``.
-            task: What is done with them, shown where they are not cached and so extracted anew.
+            task: Label of the progress bar, which is shown if the features are not cached and extracted again.
 
         Yields:
             Feature map (B, D, H, W) of each layer.
@@ -140,7 +140,7 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
             yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
 
     def features_of(self, batch: Batch | FeatureBatch) -> FeatureMaps:
-        """Feature map (B, D, H, W) of each layer of a training batch, be it images or cached features.
+        """Feature map (B, D, H, W) of each layer for a training batch of images or of cached features.
 
         Raises:
             ValueError: If features are not finite.
@@ -151,24 +151,24 @@ class FeatureTraining(ChecksPictures, HoldsOut, Finishing):
         check_finite(features, getattr(batch, "image_path", None))
         return features
 
-    def _look(self, batch: Batch) -> None:
+    def _check_images(self, batch: Batch) -> None:
         for check in self.trainer.callbacks:
-            if isinstance(check, PictureCheck):
-                check.look(batch, self.trainer.state.stage)
+            if isinstance(check, ImageCheck):
+                check.check_batch(batch, self.trainer.state.stage)
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> FeatureMaps:
-        assert self._extractor is not None  # noqa: S101 - made when the fit starts
+        assert self._extractor is not None  # noqa: S101 - created when the fit starts
         with self.trainer.precision_plugin.forward_context():
             transform = getattr(self.pre_processor, "transform", None)
             images = transform(images) if transform else images
-            # Before training, as no map is made until its end.
+            # Check before training, as no map is computed until its end.
             cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
 
 
-class _LettingGo(Callback):
-    """Ends a fit that failed or was interrupted, of which Lightning tells callbacks alone."""
+class _FeatureRelease(Callback):
+    """Releases the features of a fit that failed or was interrupted, which Lightning reports only to callbacks."""
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         del trainer, exception

@@ -1,4 +1,4 @@
-"""Training that is finished once, however it ends."""
+"""Models that are finished once, however their training ends."""
 
 import logging
 import os
@@ -16,26 +16,26 @@ logger = logging.getLogger(__name__)
 
 
 class Finishing:
-    """Part of a Lightning model that has something left to do once training has ended, and is then validated.
+    """Part of a Lightning model with a last step of learning after the training, followed by a validation.
 
-    Validation computes maps and thresholds of all its images, so it runs once, after the model is finished, unless the
-    trainer is told how often. Training may end by its number of epochs or steps, by a time limit, by any callback that
-    sets ``should_stop``, or by SIGTERM. Most of these are known when an epoch ends, before the trainer saves a
-    checkpoint. A callback that watches a metric decides later, and one that counts steps saves earlier: then the
-    finished model is put into the checkpoints of the last step. A checkpoint of a training that was broken off says so,
-    and whoever tests it is warned.
+    Validation computes maps and thresholds from all its images. It runs once, after the model is finished, unless the
+    user sets how often. Training may end by its number of epochs or steps, by a time limit, by a callback that sets
+    ``should_stop``, or by SIGTERM. Most of these are known when an epoch ends, before the trainer saves a checkpoint.
+    A callback that watches a metric decides later, and one that counts steps saves earlier. In both cases the finished
+    model is written to the checkpoints of the last step. A checkpoint of an interrupted training records that, and a
+    test of it gives a warning.
 
     The model overrides :meth:`finish`, :meth:`finished_part` and ``has_converged``.
 
     Attributes:
-        is_finished: Whether training has ended and the model is finished; None for a model that no trainer has trained.
+        is_finished: Whether training has ended and the model is finished; None if no trainer has trained the model.
     """
 
     trainer: Any
     global_step: int
     current_epoch: int
     is_finished: bool | None = None
-    # What `finished_part` was before, from which training goes on.
+    # State of `finished_part` before it was finished, from which training continues.
     _unfinished: dict[str, Tensor] | None = None
     _saved_unfinished_at: int | None = None
     _was_terminated = False
@@ -43,11 +43,11 @@ class Finishing:
 
     @property
     def has_converged(self) -> bool:
-        """Whether training is not to go on from a checkpoint, as the model ended it itself."""
+        """Whether the model itself ended the training, which then must not continue from a checkpoint."""
         return False
 
     def finish(self) -> None:
-        """Do what is left to do after the last step."""
+        """Finish the model after the last step."""
         raise NotImplementedError
 
     def finished_part(self) -> nn.Module:
@@ -55,21 +55,21 @@ class Finishing:
         raise NotImplementedError
 
     def on_train_start(self) -> None:
-        """Go on from what the model was before it was finished, if it had been."""
+        """Continue from the state before the model was finished, if it was."""
         cast("AnomalibModule", super()).on_train_start()
         if self._unfinished is not None:
             self.finished_part().load_state_dict(self._unfinished)
         self.is_finished, self._unfinished, self._saved_unfinished_at = False, None, None
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Put off the validation until the model is finished, and a termination until the epoch has ended."""
+        """Defer the validation until the model is finished, and a termination until the epoch has ended."""
         cast("AnomalibModule", super()).on_train_batch_end(*args)
         trainer = self.trainer
         ends = self._stops() or (trainer.is_last_batch and self._is_last_epoch())
-        # Lightning has no public way to skip one validation without changing what the user has set.
+        # Lightning has no public way to skip one validation without changing the user's settings.
         trainer.fit_loop.epoch_loop._skip_next_val = ends or _validates_each_epoch(trainer)  # noqa: SLF001
         signals = trainer._signal_connector  # noqa: SLF001 - Lightning would raise at once, and save nothing
-        # Several processes learn of a signal at different steps, and would wait for one another.
+        # Several processes receive a signal at different steps, and would wait for one another.
         if signals.received_sigterm and trainer.world_size == 1:
             self._was_terminated, signals.received_sigterm = True, False
 
@@ -80,10 +80,10 @@ class Finishing:
             self._conclude()
         cast("AnomalibModule", super()).on_train_epoch_end()
         if was_terminated:
-            self.trainer._signal_connector.received_sigterm = True  # noqa: SLF001 - Lightning now ends as it was told
+            self.trainer._signal_connector.received_sigterm = True  # noqa: SLF001 - Lightning now ends the training
 
     def on_train_end(self) -> None:
-        """Finish what a callback has ended after the epoch, and save again what was saved too early."""
+        """Finish a model whose training a callback ended after the epoch, and correct checkpoints saved too early."""
         cast("AnomalibModule", super()).on_train_end()
         if not self.is_finished:
             self._conclude()
@@ -93,7 +93,7 @@ class Finishing:
             self.trainer.strategy.barrier()
 
     def _stops(self) -> bool:
-        """Whether training ends with this batch, be it in the midst of an epoch."""
+        """Whether training ends with this batch, even within an epoch."""
         trainer = self.trainer
         if trainer.should_stop and trainer.fit_loop._can_stop_early:  # noqa: SLF001 - min_epochs and min_steps
             return True
@@ -110,13 +110,13 @@ class Finishing:
         validate_now(self.trainer)
 
     def _amend_checkpoints(self) -> None:
-        """Put the finished model into checkpoints of the last step; what the trainer's loops resume from stays."""
+        """Write the finished model to checkpoints of the last step, and keep the state of the trainer's loops."""
         strategy = self.trainer.strategy
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 for path in {callback.best_model_path, callback.last_model_path, *callback.best_k_models} - {""}:
-                    # A checkpoint that was resumed from names files too, which may be gone, or another's.
-                    is_own = os.path.dirname(path) == str(callback.dirpath)  # noqa: PTH120 - it may be an address
+                    # A resumed checkpoint lists files too, which may no longer exist or belong to another run.
+                    is_own = os.path.dirname(path) == str(callback.dirpath)  # noqa: PTH120 - it may be a URL
                     if not is_own or not get_filesystem(path).exists(path):
                         continue
                     content = strategy.load_checkpoint(path, weights_only=False)
@@ -126,7 +126,7 @@ class Finishing:
                         strategy.save_checkpoint(content, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep whether the model is finished, and what resuming starts from."""
+        """Add whether the model is finished, and the state that resuming starts from."""
         cast("AnomalibModule", super()).on_save_checkpoint(checkpoint)
         if self.is_finished is False:
             self._saved_unfinished_at = self.global_step
@@ -136,19 +136,19 @@ class Finishing:
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over whether the model is finished."""
+        """Load whether the model is finished."""
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
-        # Checkpoints of the first format do not say.
+        # Checkpoints of the first format do not record it.
         state = checkpoint.get("finishing", {"is_finished": None, "unfinished": None})
         self.is_finished, self._unfinished = state["is_finished"], state["unfinished"]
 
     def on_test_start(self) -> None:
-        """Warn of a model that is not finished."""
+        """Warn if the model is not finished."""
         cast("AnomalibModule", super()).on_test_start()
         self._warn_if_unfinished()
 
     def on_predict_start(self) -> None:
-        """Warn of a model that is not finished."""
+        """Warn if the model is not finished."""
         cast("AnomalibModule", super()).on_predict_start()
         self._warn_if_unfinished()
 
@@ -156,14 +156,14 @@ class Finishing:
         if self.is_finished is False and not self._has_warned_of_end:
             self._has_warned_of_end = True
             logger.warning(
-                "The training of this %s was broken off before its end: its scores are those of an unfinished model, "
-                "and its thresholds may be missing. Resume it with anomalib fit --ckpt_path, or train anew.",
+                "The training of this %s was interrupted: its scores are those of an unfinished model, and its "
+                "thresholds may be missing. Resume it with anomalib fit --ckpt_path, or train again.",
                 type(self).__name__,
             )
 
 
 def validate_now(trainer: Trainer) -> None:
-    """Validate in the midst of training, as the trainer itself does, if it has anything to validate on."""
+    """Validate within training as the trainer does, if there are validation data."""
     if not trainer.enable_validation:
         return
     trainer.validating = True
@@ -174,7 +174,7 @@ def validate_now(trainer: Trainer) -> None:
 
 
 def _validates_each_epoch(trainer: Trainer) -> bool:
-    """Whether the trainer has its defaults, rather than being told when to validate."""
+    """Whether the user left it to the trainer when to validate."""
     if trainer.check_val_every_n_epoch != 1 or getattr(trainer, "_val_check_time_interval", None) is not None:
         return False
     # An integer is a number of batches.

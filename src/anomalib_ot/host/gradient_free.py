@@ -1,4 +1,4 @@
-"""Models that learn, but not by gradients."""
+"""Models that learn without gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ class GradientFree:
 
     @staticmethod
     def configure_optimizers() -> None:
-        """There is none."""
+        """Return None: there is nothing to optimise."""
         return
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the training step alone: the scaler of ``16-mixed`` does not bear that nothing is optimised."""
+        """Run the training step alone: the scaler of ``16-mixed`` fails if nothing is optimised."""
         del epoch, batch_idx, optimizer
-        assert optimizer_closure is not None  # noqa: S101 - the trainer gives one
+        assert optimizer_closure is not None  # noqa: S101 - the trainer passes one
         optimizer_closure()

@@ -1,4 +1,4 @@
-"""Whether training images are the same each time that they are read."""
+"""Whether training images are the same each time they are read."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-# Transforms that give the same picture each time.
+# Transforms that return the same image each time.
 _DETERMINISTIC = (
     v2.CenterCrop,
     v2.ConvertImageDtype,
@@ -37,23 +37,23 @@ _DETERMINISTIC = (
     v1.ToPILImage,
     v1.ToTensor,
 )
-# Of torchvision, but of which nobody knows what they do.
+# Transforms of torchvision whose effect is unknown.
 _UNKNOWN = (v2.Transform, v2.Lambda, v1.Lambda)
-# Pictures that are read twice; one that is flipped every other time then goes unnoticed once in 256 times.
+# Images that are read twice; a flip with probability 1/2 then goes unnoticed once in 256 times.
 _PROBES = 8
 
 
 def why_random(images: DataLoader, transform: Callable[[Tensor], Tensor] | None) -> str | None:
-    """Tell whether training images may change from epoch to epoch.
+    """Find out whether training images may change from epoch to epoch.
 
-    What torchvision's transforms do is known; whatever else there may be is noticed by reading some images twice.
+    The transforms of torchvision are known. Other randomness is detected by reading some images twice.
 
     Args:
         images: Loader of the images.
-        transform: What the pre-processor does with a batch (B, 3, h, w), or None.
+        transform: Transform of the pre-processor for a batch (B, 3, h, w), or None.
 
     Returns:
-        Why they may change, in words, or None where nothing says so.
+        The reason why they may change; None if there is none.
     """
     for dataset in _parts(images.dataset):
         augmentations = getattr(dataset, "augmentations", None)
@@ -72,7 +72,7 @@ def why_random(images: DataLoader, transform: Callable[[Tensor], Tensor] | None)
 
 
 def _parts(dataset: Any) -> Iterator[Any]:
-    """A data set and those that it is made of."""
+    """A data set and the data sets within it."""
     yield dataset
     inner = [dataset.dataset] if isinstance(dataset, Subset) else []
     inner += dataset.datasets if isinstance(dataset, ConcatDataset) else []
@@ -81,7 +81,7 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 
 def _flat(transform: Any) -> Iterator[Any]:
-    """The transforms that are applied one after another."""
+    """The transforms in a composition, in order."""
     if isinstance(transform, v1.Compose | v2.Compose):
         for each in transform.transforms:
             yield from _flat(each)
@@ -90,7 +90,7 @@ def _flat(transform: Any) -> Iterator[Any]:
 
 
 def _is_deterministic(transform: Any) -> bool:
-    """Whether a transform is known to be; anything else counts as augmentation."""
+    """Whether a transform is known to be deterministic; anything else counts as augmentation."""
     return all(isinstance(each, _DETERMINISTIC) for each in _flat(transform))
 
 

@@ -1,23 +1,23 @@
-"""How anomalib finds our models.
+"""Registration of our models with anomalib.
 
-It has no entry point for models. It finds them by three promises, each with a test:
+anomalib has no entry point for models. It finds them in three ways, each with a test:
 
 1. A short name (``--model Pradot``, ``get_model("pradot")``, ``list_models()``) resolves among the imported subclasses
-   of ``AnomalibModule``; likewise ``--data Assembly`` among those of ``AnomalibDataModule``.
-2. A class path is looked up as an attribute of its module, ``anomalib.models`` when it has no dots.
-3. ``get_model`` imports from the modules in ``anomalib.models.ALLOWED_MODULES`` only.
+   of ``AnomalibModule``, and ``--data Assembly`` among those of ``AnomalibDataModule``.
+2. A class path is an attribute of its module, or of ``anomalib.models`` if it has no dots.
+3. ``get_model`` imports only from the modules in ``anomalib.models.ALLOWED_MODULES``.
 """
 
 import sys
 
 
 def register(*models: type) -> None:
-    """Make models reachable by anomalib's class paths, ``Pradot`` and ``anomalib.models.Pradot`` alike.
+    """Let anomalib find models by both class paths, ``Pradot`` and ``anomalib.models.Pradot``.
 
     Args:
         models: Subclasses of ``AnomalibModule``.
     """
-    # While it is being executed it is no attribute of its package yet.
+    # While the module is executed, it is not yet an attribute of its package.
     host = sys.modules["anomalib.models"]
     host.ALLOWED_MODULES.update({"anomalib_ot", "anomalib_ot.models"})
     for model in models:

@@ -1,4 +1,4 @@
-"""The split of pictures that a model was trained with: recorded, and used again where a data module draws another."""
+"""The split of images that a model was trained with: recorded, and restored if a data module draws another."""
 
 import os
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from torch import Tensor
 from anomalib_ot.data.wrapped import WrappedDataModule
 
 _TRAINING, *_HELD_OUT = _PARTS = ("train_data", "val_data", "test_data")
-# What decides which pictures a data module has, and which of them go where, beside its seed.
+# Endings of the settings that decide which images a data module has and how it splits them, besides its seed.
 _DECIDE = ("_dir", "_split_mode", "_split_ratio", "held_out")
 
 
 class Split(TypedDict):
-    """Which pictures a model was trained on and which were held out, as a checkpoint holds it.
+    """The images that a model was trained on and those that were held out, as stored in a checkpoint.
 
-    A picture is known by eight bytes that are computed from its path, relative to the data module's root, and the size
-    of its file. The folder may have moved since.
+    An image is identified by an 8-byte hash of its path, relative to the root of the data module, and the size of its
+    file. The folder may be moved.
 
     Attributes:
-        settings: The settings of the data module that decide the split, apart from its seed.
-        trained: The pictures (n,) that the model was trained on.
-        parts: The pictures of each part of the data module that draws the split.
+        settings: The settings of the data module that decide the split, except its seed.
+        trained: The images (n,) that the model was trained on, in int64.
+        parts: The images (n,) of each part of the data module that draws the split.
     """
 
     settings: str
@@ -42,27 +42,27 @@ def split_of(data: AnomalibDataModule) -> Split | None:
         data: The data module, which is set up.
 
     Returns:
-        The split; None where the data module has no list of picture files.
+        The split; None if the data module has no list of image files.
     """
     *_, inner = _chain(data)
-    parts = {part: known for part in _PARTS if (known := _pictures(inner, part, inner)) is not None}
-    trained = _pictures(data, _TRAINING, inner)
+    parts = {part: known for part in _PARTS if (known := _images(inner, part, inner)) is not None}
+    trained = _images(data, _TRAINING, inner)
     if trained is None or _TRAINING not in parts:
         return None
     return {"settings": _settings(inner), "trained": trained, "parts": parts}
 
 
 def use_split(data: AnomalibDataModule, split: Split) -> int:
-    """Put the pictures of a data module back where they were in training, if only its draw differs.
+    """Restore the split of the training in a data module, if only its random draw differs.
 
-    Pictures that were not there in training stay where they are.
+    Images that did not exist in training stay in their part.
 
     Args:
         data: The data module, which is set up.
         split: The split of the training.
 
     Returns:
-        The number of held-out pictures that had been trained on, and are held out no more.
+        The number of images that the model was trained on and that are no longer held out.
     """
     chain = [*_chain(data)]
     inner = chain[-1]
@@ -77,44 +77,44 @@ def use_split(data: AnomalibDataModule, split: Split) -> int:
 
 
 def trained_but_held_out(data: AnomalibDataModule, split: Split) -> int:
-    """Number of held-out pictures of a data module, which is set up, that a model was trained on."""
+    """Number of held-out images of a data module, which is set up, that a model was trained on."""
     return int(torch.isin(_held_out(data), split["trained"]).sum())
 
 
 def count_held_out(data: AnomalibDataModule) -> int:
-    """Number of pictures in the validation and test sets of a data module, which is set up."""
+    """Number of images in the validation and test sets of a data module, which is set up."""
     return len(_held_out(data))
 
 
 def overlaps(split: Split) -> bool:
-    """Whether a training held out pictures that it was trained on too."""
+    """Whether the held-out images of a training include images that it was trained on."""
     held_out = [split["parts"][part] for part in _HELD_OUT if part in split["parts"]]
     return bool(held_out) and bool(torch.isin(torch.cat(held_out), split["trained"]).any())
 
 
 def joined(split: Split | None, earlier: Split | None) -> Split | None:
-    """The split of a training that went on from an earlier one, and so knows the pictures of both."""
+    """The split of a training that continued an earlier one, with the training images of both."""
     if split is None or earlier is None:
         return split or earlier
     return {**split, "trained": torch.cat([split["trained"], earlier["trained"]]).unique()}
 
 
 def _chain(data: AnomalibDataModule) -> Iterator[AnomalibDataModule]:
-    """A data module, the one that it wraps, and so on."""
+    """A data module, the one that it wraps, and so on inwards."""
     yield data
     if isinstance(data, WrappedDataModule):
         yield from _chain(data.datamodule)
 
 
 def _held_out(data: AnomalibDataModule) -> Tensor:
-    """The pictures (n,) in the validation and test sets of a data module, each once."""
+    """The distinct images (n,) in the validation and test sets of a data module."""
     *_, inner = _chain(data)
-    parts = [known for part in _HELD_OUT if (known := _pictures(data, part, inner)) is not None]
+    parts = [known for part in _HELD_OUT if (known := _images(data, part, inner)) is not None]
     return torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.int64)
 
 
-def _pictures(data: AnomalibDataModule, part: str, inner: AnomalibDataModule) -> Tensor | None:
-    """Eight bytes (n,) for each picture of a part of a data module, None where its files are not known."""
+def _images(data: AnomalibDataModule, part: str, inner: AnomalibDataModule) -> Tensor | None:
+    """Hashes (n,) of the images in a part of a data module, in int64; None if its files are not known."""
     samples = getattr(getattr(data, part, None), "samples", None)
     if samples is None or "image_path" not in samples:
         return None
@@ -129,7 +129,7 @@ def _name(path: str, folder: Path | None) -> bytes:
     whole = Path(path).resolve()
     name = (whole.relative_to(folder) if folder and whole.is_relative_to(folder) else whole).as_posix()
     size = whole.stat().st_size if whole.is_file() else 0
-    # A name need not be UTF-8.
+    # A file name may contain bytes that are not UTF-8.
     return os.fsencode(f"{name} {size}")
 
 
@@ -151,15 +151,15 @@ def _differ(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def _sort(data: AnomalibDataModule, now: dict[str, Tensor], recorded: dict[str, Tensor]) -> None:
-    """Give each part of a data module the pictures that it is recorded with, and keep what is not recorded."""
+    """Give each part of a data module its recorded images, and keep the images without a record."""
     samples = {part: getattr(data, part).samples for part in now}
     pool = pd.concat([*samples.values()], ignore_index=True)
-    # One of several rows of a picture, as where the validation set is the test set.
-    rows = {picture: row for row, picture in enumerate(torch.cat([*now.values()]).tolist())}
+    # One row of each image; it has several if the validation set is the test set.
+    rows = {image: row for row, image in enumerate(torch.cat([*now.values()]).tolist())}
     known = set(torch.cat([*recorded.values()]).tolist())
-    for part, pictures in now.items():
-        theirs = [picture for picture in recorded.get(part, pictures).tolist() if picture in rows]
-        fresh = [picture for picture in pictures.tolist() if picture not in known]
-        frame = pool.iloc[[rows[picture] for picture in dict.fromkeys([*theirs, *fresh])]].reset_index(drop=True)
+    for part, images in now.items():
+        theirs = [image for image in recorded.get(part, images).tolist() if image in rows]
+        fresh = [image for image in images.tolist() if image not in known]
+        frame = pool.iloc[[rows[image] for image in dict.fromkeys([*theirs, *fresh])]].reset_index(drop=True)
         frame.attrs = samples[part].attrs
         getattr(data, part).samples = frame

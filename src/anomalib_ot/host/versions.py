@@ -1,4 +1,4 @@
-"""Whether the installed packages are of versions that this one works with."""
+"""Check of the versions of installed packages."""
 
 from importlib import metadata
 
@@ -6,10 +6,10 @@ from packaging.requirements import Requirement
 
 
 def require_versions() -> None:
-    """Refuse installed packages of versions that this one's own metadata excludes, before they fail in other words.
+    """Refuse installed packages whose version the metadata of this package excludes, before an import fails.
 
     Raises:
-        ImportError: If there are any; it names them, and the versions that would do.
+        ImportError: If there are any. The message names them and the required versions.
     """
     wrong = []
     for line in metadata.requires("anomalib-ot") or ():
@@ -19,7 +19,7 @@ def require_versions() -> None:
         try:
             found = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            # The import names it; another package may stand in for it.
+            # The import of a missing package names it, and another package may provide the same modules.
             continue
         if not needed.specifier.contains(found, prereleases=True):
             wrong.append((f"{needed.name}{needed.specifier}", f"{needed.name} {found}"))

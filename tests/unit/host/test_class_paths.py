@@ -23,23 +23,23 @@ ASSEMBLY = {"class_path": "Assembly", "init_args": {"n_train": 1}}
     ],
 )
 @pytest.mark.parametrize("function", [create, class_of])
-def test_null_is_refused_where_it_means_nothing(function, kind, config, reason):
+def test_null_is_refused_where_it_has_no_meaning(function, kind, config, reason):
     with pytest.raises(ArgumentError, match=reason):
         function(kind, config)
 
 
 class Untyped(AnomalibDataModule):
-    """Says nothing of what it takes."""
+    """Has arguments without types."""
 
     def __init__(self, seed=1, size: "int | None" = 2):
-        """Take anything."""
+        """Accept anything."""
 
 
-def test_null_is_taken_where_nothing_speaks_against_it():
+def test_null_is_accepted_for_an_argument_without_a_known_type():
     config = {"class_path": f"{__name__}.Untyped", "init_args": {"seed": None, "size": None}}
     assert class_of(AnomalibDataModule, config).__name__ == "Untyped"
 
 
-def test_null_is_taken_where_it_has_a_meaning():
+def test_null_is_accepted_where_it_has_a_meaning():
     config = {"class_path": "Assembly", "init_args": {"augmentations": None, "val_split_ratio": 0.5}}
     assert class_of(AnomalibDataModule, config).__name__ == "Assembly"

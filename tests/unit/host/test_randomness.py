@@ -9,8 +9,8 @@ from torchvision.transforms import v2
 from anomalib_ot.host.randomness import why_random
 
 
-class Pictures(Dataset):
-    """Twelve pictures, the same each time but for what is done with them."""
+class Images(Dataset):
+    """Twelve constant images, and what is done with them."""
 
     def __init__(self, transform=None, augmentations=None, hidden=None):
         self.transform = transform
@@ -43,7 +43,7 @@ class Scaled(v2.Transform):
         return inpt / 2
 
 
-# Too seldom at work for two readings to tell.
+# Change too few images for two readings to differ.
 RANDOM = [
     v2.RandomHorizontalFlip(0.001),
     v2.RandomApply([v2.Resize((8, 8))], 0.001),
@@ -64,29 +64,29 @@ FIXED = [
 
 @pytest.mark.parametrize("transform", RANDOM, ids=str)
 def test_a_random_transform_is_found_wherever_it_is(transform):
-    assert "the data set has a random transform" in why_random(loader(Pictures(transform)), None)
-    assert "the pre-processor has a random transform" in why_random(loader(Pictures()), transform)
-    assert "training images are augmented" in why_random(loader(Pictures(augmentations=transform)), None)
-    nested = ConcatDataset([Pictures(), Subset(Pictures(transform), range(3))])
+    assert "the data set has a random transform" in why_random(loader(Images(transform)), None)
+    assert "the pre-processor has a random transform" in why_random(loader(Images()), transform)
+    assert "training images are augmented" in why_random(loader(Images(augmentations=transform)), None)
+    nested = ConcatDataset([Images(), Subset(Images(transform), range(3))])
     assert "the data set has a random transform" in why_random(loader(nested), None)
 
 
 @pytest.mark.parametrize("transform", FIXED, ids=str)
-def test_transforms_that_change_nothing_from_one_reading_to_the_next_are_not_taken_for_random(transform):
-    assert why_random(loader(Pictures(transform)), transform) is None
+def test_deterministic_transforms_are_not_random(transform):
+    assert why_random(loader(Images(transform)), transform) is None
 
 
 @pytest.mark.parametrize("noise", [Noise(), v2.Lambda(Noise())], ids=str)
-def test_what_nobody_knows_is_read_twice(noise):
+def test_images_of_unknown_transforms_are_read_twice(noise):
     reason = "training images are not the same when they are read again"
-    assert why_random(loader(Pictures(hidden=noise)), None) == reason
-    assert why_random(loader(Pictures(noise)), None) == reason
-    assert why_random(loader(Pictures()), noise) == reason
+    assert why_random(loader(Images(hidden=noise)), None) == reason
+    assert why_random(loader(Images(noise)), None) == reason
+    assert why_random(loader(Images()), noise) == reason
 
 
-def test_reading_twice_uses_up_no_chance():
+def test_reading_twice_draws_no_random_numbers():
     torch.manual_seed(0)
-    why_random(loader(Pictures(v2.Resize((8, 8)))), v2.Normalize([0.5] * 3, [0.5] * 3))
+    why_random(loader(Images(v2.Resize((8, 8)))), v2.Normalize([0.5] * 3, [0.5] * 3))
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(torch.rand(1), drawn)

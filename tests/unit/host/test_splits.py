@@ -45,7 +45,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_draw_is_put_back(root, kind):
+def test_the_split_of_the_training_is_restored(root, kind):
     trained, later = (ready(KINDS[kind](root, seed)) for seed in (1, 2))
     split = split_of(trained)
     assert paths(later) != paths(trained)
@@ -57,7 +57,7 @@ def test_another_draw_is_put_back(root, kind):
     assert later.test_data.task == trained.test_data.task
 
 
-def test_the_same_draw_is_left_alone(root):
+def test_an_equal_split_is_not_changed(root):
     data = ready(folder(root, 1))
     assert use_split(ready(folder(root, 1)), split_of(data)) == 0
     later = ready(folder(root, 1))
@@ -66,7 +66,7 @@ def test_the_same_draw_is_left_alone(root):
     assert later.test_data.samples is samples
 
 
-def test_other_settings_are_not_sorted_but_counted(root):
+def test_images_of_other_settings_are_counted_but_not_moved(root):
     split = split_of(ready(folder(root, 1)))
     later = ready(folder(root, 1, normal_test_dir="good"))
     assert use_split(later, split) == 0
@@ -89,7 +89,7 @@ def test_the_folder_may_move_and_grow(root, tmp_path):
     assert {path.replace(str(moved), str(root)) for path in set.union(*paths(later)[1:])} >= paths(trained)[2]
 
 
-def test_a_training_that_went_on_knows_the_pictures_of_both(root):
+def test_a_continued_training_records_the_images_of_both(root):
     first, second = (split_of(ready(folder(root, seed))) for seed in (1, 2))
     assert set(joined(first, second)["trained"].tolist()) == {
         *first["trained"].tolist(),
@@ -100,7 +100,7 @@ def test_a_training_that_went_on_knows_the_pictures_of_both(root):
 
 
 def copied(source, target, size=(8, 8)):
-    """Other pictures of the same names, or the same in another place."""
+    """Copies of the images in another folder, of a size."""
     for name in ("good", "bad"):
         (target / name).mkdir(parents=True)
         for picture in (source / name).iterdir():
@@ -108,14 +108,14 @@ def copied(source, target, size=(8, 8)):
     return target
 
 
-def test_other_pictures_of_the_same_names_were_not_trained_on(root, tmp_path):
+def test_other_images_of_the_same_names_were_not_trained_on(root, tmp_path):
     split = split_of(ready(folder(root, 1)))
     others = ready(folder(copied(root, tmp_path / "others", (90, 90)), 2))
     assert trained_but_held_out(others, split) == 0
 
 
 @pytest.mark.parametrize("way", ["link", "dots"])
-def test_a_root_may_be_named_in_another_way(root, tmp_path, way):
+def test_a_root_may_be_spelled_in_another_way(root, tmp_path, way):
     named = tmp_path / "link"
     if way == "link":
         named.symlink_to(root)
@@ -126,15 +126,15 @@ def test_a_root_may_be_named_in_another_way(root, tmp_path, way):
     assert torch.equal(ours["trained"].sort().values, theirs["trained"].sort().values)
 
 
-def test_a_file_whose_name_is_not_utf_8_has_a_place_in_the_split(root, tmp_path):
+def test_a_file_whose_name_is_not_utf_8_is_in_the_split(root, tmp_path):
     target = copied(root, tmp_path / "parts")
     (target / "good" / "0.png").rename(target / "good" / os.fsdecode(b"caf\xe9.png"))
     assert len(split_of(ready(folder(target, 1)))["trained"]) > 0
 
 
-def test_pictures_of_a_good_folder_that_were_all_trained_on_are_counted(root, caplog):
+def test_images_of_a_good_folder_that_were_all_trained_on_are_counted(root, caplog):
     trained, later = (ready(GoodPictures(root, "good", held_out=count)) for count in (0, 2))
     assert not take_split(later, split_of(trained))
-    assert "2 of the 2 held-out pictures of good_pictures were trained on" in caplog.text
+    assert "trained on 2 of the 2 held-out images of good_pictures" in caplog.text
     assert "-" not in re.findall(r"\S+ of the 2", caplog.text)[0]
-    assert "Hold pictures out when training" in caplog.text
+    assert "Hold images out when training" in caplog.text

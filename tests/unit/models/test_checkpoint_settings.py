@@ -286,7 +286,7 @@ def test_what_was_asked_for_otherwise_is_named(trained, backbone, root, tmp_path
     with caplog.at_level(logging.WARNING, "anomalib_ot"):
         scores(asked, path, root, tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "Pradot: scores are those of the checkpoint" in line
+    assert "Pradot: the checkpoint decides the scores" in line
     assert "alphas [0.0, 0.9] (given: [0.2, 0.3])" in line
     assert asked.hparams.alphas == [0.0, 0.9]
     assert "epochs" not in line
@@ -342,7 +342,7 @@ def test_a_checkpoint_of_the_first_format_without_its_backbone_is_refused_by_nam
         content["hyper_parameters"]["backbone"] = "local-dir:gone"
 
     old = altered(path, tmp_path, moved)
-    with pytest.raises(ValueError, match=r'local-dir:gone is not there .* backbone="local-dir:PATH"'):
+    with pytest.raises(ValueError, match=r'local-dir:gone no longer exists .* backbone="local-dir:PATH"'):
         Pradot.load_from_checkpoint(old)
     loaded = Pradot.load_from_checkpoint(old, backbone=backbone, visualizer=False)
     assert_same(scores(loaded, None, root, tmp_path), expected)
@@ -444,7 +444,7 @@ def test_tiles_are_the_checkpoint_s(root, tmp_path, caplog):
     expected = scores(small(), whole, root, tmp_path)
     with caplog.at_level(logging.WARNING, "anomalib_ot"):
         assert_same(scores(small(), whole, root, tmp_path, callbacks=[tiles]), expected)
-    assert "tiles are those of the checkpoint, none" in caplog.text
+    assert "the tiles are those of the checkpoint, none" in caplog.text
 
 
 def test_the_recorded_backbone_is_plain_data(trained, backbone):

@@ -84,8 +84,8 @@ def broken(path, kind, folder):
 
 
 BROKEN = {
-    "cut off": "is not a whole checkpoint",
-    "text": "is not a whole checkpoint",
+    "cut off": "is not a complete checkpoint",
+    "text": "is not a complete checkpoint",
     "weights": "is not a checkpoint of a trained model",
     "payload": "could run any code",
     "module": "could run any code",
@@ -116,7 +116,7 @@ DAMAGE = {
     "no tensors": ("is not a checkpoint", lambda content: content.update(state_dict=[1])),
     "half a tensor": ("is not a checkpoint", lambda content: content["state_dict"].update({"model.weights": None})),
     "no settings": ("is not a checkpoint", lambda content: content.update(hyper_parameters=0.5)),
-    "another version": ("cannot be loaded, as .* are not those of the model", lambda content: content.pop("pradot")),
+    "another version": ("cannot be loaded, as .* do not fit the model", lambda content: content.pop("pradot")),
 }
 
 

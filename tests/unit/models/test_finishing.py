@@ -165,7 +165,7 @@ def test_an_unfinished_model_is_warned_of_once(data, engine, checkpoint, caplog,
     with caplog.at_level(logging.WARNING):
         engine().test(broken, datamodule=data(), ckpt_path=checkpoint(runner))
         engine().predict(broken, data_path=root / "bad")
-    assert caplog.text.count(f"training of this {name} was broken off before its end") == 1
+    assert caplog.text.count(f"training of this {name} was interrupted") == 1
     caplog.clear()
     resumed = engine(callbacks=[At("on_train_epoch_end", 9, stop)])
     with caplog.at_level(logging.WARNING):

@@ -48,10 +48,10 @@ def test_one_to_ten_good_pictures_train_and_say_where_the_threshold_is_from(
     model = make(name)
     engine().train(model, datamodule=data)
     assert model.post_processor.image_threshold.isfinite()
-    from_what = "the highest score of 2 good pictures" if count == 10 else "the score of one good picture"
+    from_what = "the highest score of 2 good images" if count == 10 else "the score of one good image"
     assert from_what in caplog.text
-    assert ("trained on such pictures too" in caplog.text) == (count == 1)
-    assert f"The test has {2 if count == 10 else 1} good pictures and no anomalous ones" in caplog.text
+    assert ("trained on some of these images" in caplog.text) == (count == 1)
+    assert f"The test has {2 if count == 10 else 1} good images and no anomalous ones" in caplog.text
 
 
 def test_scores_of_good_and_bad_pictures_differ_without_anomalies_to_validate_on(root, engine, tmp_path):
@@ -78,7 +78,7 @@ def test_a_later_run_without_a_seed_holds_out_what_was_held_out(root, engine, ch
     torch.manual_seed(2)
     engine().test(other, datamodule=later, ckpt_path=checkpoint(runner))
     assert set(later.test_data.samples.image_path) == set(trained.test_data.samples.image_path)
-    assert "the split of the training is used again" in caplog.text
+    assert "the split of the training is restored" in caplog.text
     # As `anomalib-ot explain` does, without a trainer.
     split = Pradot.load_from_checkpoint(checkpoint(runner)).split
     torch.manual_seed(3)
@@ -93,7 +93,7 @@ def test_pictures_that_were_trained_on_are_counted(root, engine, checkpoint, cap
     count = len(runner.trainer.datamodule.train_data)
     later = unseeded(root, seed=1, normal_test_dir="good")
     engine().test(make("Foct"), datamodule=later, ckpt_path=checkpoint(runner))
-    assert f"{count} of the 14 held-out pictures of squares were trained on" in caplog.text
+    assert f"trained on {count} of the 14 held-out images of squares" in caplog.text
 
 
 def test_a_checkpoint_that_knows_no_split_is_loaded(data, engine, checkpoint, tmp_path):

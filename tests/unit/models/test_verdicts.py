@@ -89,7 +89,7 @@ def test_predicting_leaves_verdicts_in_the_run_and_says_how_many_are_anomalous(r
     labels = [bool(label) for batch in batches for label in batch.pred_label]
     assert [row["label"] == "anomalous" for row in rows] == labels
     assert {row["threshold"] for row in rows} == {"0.5"}
-    printed = f"{place}: {sum(labels)} of 4 pictures are anomalous (score above the threshold 0.5)\n"
+    printed = f"{place}: {sum(labels)} of 4 images are anomalous (score above the threshold 0.5)\n"
     assert capsys.readouterr().out.count(printed) == 1
 
 
@@ -129,7 +129,7 @@ def test_a_picture_whose_name_is_not_utf_8_has_a_verdict(run, root, tmp_path, ca
     engine().predict(make(), data_path=tmp_path, ckpt_path=model_of(run()))
     (row,) = table(run() / "images/predictions.csv")
     assert row["path"].endswith(r"caf\udce9.png")
-    assert "1 pictures are anomalous" in capsys.readouterr().out
+    assert "1 images are anomalous" in capsys.readouterr().out
 
 
 def test_an_exported_file_does_not_say_where_it_was_trained(run, tmp_path):
@@ -161,9 +161,9 @@ def test_pictures_in_memory_have_verdicts_without_a_path(run):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"post_processor": False}, "there is no post-processor of anomalib's"),
-        ({"post_processor": PostProcessor(enable_thresholding=False)}, "thresholding is switched off"),
-        ({}, "none was learned, for lack of validation pictures"),
+        ({"post_processor": False}, "the model has no post-processor of anomalib"),
+        ({"post_processor": PostProcessor(enable_thresholding=False)}, "thresholding is off"),
+        ({}, "no validation images"),
     ],
 )
 def test_without_a_threshold_there_are_raw_scores_and_no_verdicts(tmp_path, root, capsys, given, why):
@@ -174,7 +174,7 @@ def test_without_a_threshold_there_are_raw_scores_and_no_verdicts(tmp_path, root
     rows = table(Path(runner.trainer.default_root_dir) / "images/predictions.csv")
     assert {(row["threshold"], row["label"]) for row in rows} == {("", "")}
     assert all(row["score"] == row["score_raw"] for row in rows)
-    assert f"raw scores of 4 pictures without a verdict, as no threshold is known: {why}" in capsys.readouterr().out
+    assert f"raw scores of 4 images without a verdict, as no threshold is known: {why}" in capsys.readouterr().out
 
 
 def test_the_table_of_another_is_refused_and_kept(run, root, tmp_path):
@@ -192,7 +192,7 @@ def test_a_table_that_cannot_be_written_costs_no_prediction(run, root, monkeypat
     monkeypatch.setattr("anomalib_ot.host.verdicts.write_text", full)
     assert engine().predict(make(), data_path=root / "bad", ckpt_path=model_of(run()))
     assert "No space left on device" in caplog.text
-    assert re.search(r"^\d of 4 pictures are anomalous", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^\d of 4 images are anomalous", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_an_interrupted_prediction_leaves_the_earlier_table(run, root, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_sensitivity_that_is_asked_for_moves_verdicts(run, root, caplog):
             rows = table(run() / "images/predictions.csv")
             assert {row["threshold"] for row in rows} == {str(1 - sensitivity)}
             assert label in {row["label"] for row in rows}
-    assert "WtFlow: image_sensitivity is 1.0 as asked for, not 0.5 as in the checkpoint" in caplog.text
+    assert "WtFlow: image_sensitivity is 1.0 as given, not 0.5 as in the checkpoint" in caplog.text
     # Nobody asked for it.
     assert "pixel_sensitivity" not in caplog.text
 

@@ -29,7 +29,7 @@ from anomalib_ot.host.feature_cache import check_finite
 from anomalib_ot.host.finishing import validate_now
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
-from anomalib_ot.host.picture_check import ChecksPictures
+from anomalib_ot.host.image_check import ChecksImages
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
 
@@ -53,7 +53,7 @@ class _BrokenOff(Callback):
 
 
 class Foct(  # type: ignore[misc]  # as anomalib's memory banks
-    CheckedExport, Verdicts, SafeCheckpoints, ChecksPictures, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule
+    CheckedExport, Verdicts, SafeCheckpoints, ChecksImages, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule
 ):
     """Few-shot anomaly detection with conditional transport and an online memory.
 

@@ -160,7 +160,7 @@ def test_a_stream_of_pictures_is_trained_on_without_the_cache(engine, model, cap
 
     with caplog.at_level(logging.INFO):
         engine().fit(model(batch_size=5), train_dataloaders=DataLoader(Stream(), 5, collate_fn=ImageBatch.collate))
-    assert "Feature cache off: training data come from a Stream, of which nobody knows the length" in caplog.text
+    assert "Feature cache off: training data come from a Stream, whose length is unknown" in caplog.text
 
 
 def test_the_last_incomplete_batch_is_used(data, engine, model, monkeypatch):
@@ -445,7 +445,7 @@ def test_fewer_images_than_the_usual_batch_are_one(data, engine, model, caplog):
     usual, given = model(batch_size=None), model(batch_size=10)
     with caplog.at_level("INFO"):
         engine().fit(usual, datamodule=data())
-    assert "All 10 training images make one batch; the usual has 64." in caplog.text
+    assert "All 10 training images make one batch; the usual size is 64." in caplog.text
     engine().fit(given, datamodule=data())
     torch.testing.assert_close(usual.model.state_dict(), given.model.state_dict(), rtol=0, atol=0)
 

@@ -1,4 +1,4 @@
-"""Pictures from which nothing is learned, as they arrive at a model: blank, or cut off by who read them."""
+"""Checks of the images that reach a model: blank ones, and ones that were clipped to 8 bits when they were read."""
 
 import logging
 from collections.abc import Sequence
@@ -20,80 +20,80 @@ _STAGES = {
     RunningStage.TESTING: "test",
     RunningStage.PREDICTING: "prediction",
 }
-# White to within half a level of eight bits.
+# White to within half a level of 8 bits.
 _WHITE = 1 - 0.5 / 255
-# Share of the pixels; of the pictures that were measured, bottles on a lit ground have a third.
+# Share of the pixels. Of the measured images, bottles on a lit background have a third.
 _ALL_OVER = 0.99
-# Twelve bits in a file of 16 come to a sixteenth; the brightest pixel of the darkest picture measured, to a quarter.
+# 12 bits in a 16-bit file reach a sixteenth; the brightest pixel of the darkest measured image reaches a quarter.
 _DARK = 1 / 8
-# Levels of eight bits; of the pictures that were measured, the most even one has 74, and 25 at 64 px.
+# In levels of 8 bits. The most uniform of the measured images spans 74 levels, and 25 at 64 px.
 _ONE_COLOUR = 2 / 255
-# The mean of a picture hardly changes as it is resized.
+# Resizing hardly changes the mean of an image.
 _SAME_MEAN = 1 / 255
-# Of the pixels along each side every so many are looked at first.
+# Stride of the pixels that are checked first.
 _STRIDE = 4
 _NAMED = 3
 
 
-class PictureCheck(Callback):
-    """Warns of pictures that are saturated or blank, once in each stage of a run."""
+class ImageCheck(Callback):
+    """Warns of saturated or blank images, once in each stage of a run."""
 
     def __init__(self) -> None:
-        self._looked_at: set[RunningStage] = set()
+        self._checked: set[RunningStage] = set()
         self._warned_of: set[RunningStage] = set()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Look at a batch, before the pre-processor gets it."""
+        """Check a batch before the pre-processor changes it."""
         del pl_module, args, kwargs
-        assert trainer.state.stage is not None  # noqa: S101 - a run has one
-        self.look(batch, trainer.state.stage)
+        assert trainer.state.stage is not None  # noqa: S101 - a running trainer has one
+        self.check_batch(batch, trainer.state.stage)
 
     on_validation_batch_start = on_train_batch_start
     on_test_batch_start = on_train_batch_start
     on_predict_batch_start = on_train_batch_start
 
-    def look(self, batch: Any, stage: RunningStage) -> None:
-        """Warn of pictures that are saturated or blank, unless that was done.
+    def check_batch(self, batch: Any, stage: RunningStage) -> None:
+        """Warn of saturated or blank images, unless the stage has a warning already.
 
         Args:
-            batch: Its images (B, 3, H, W) are in [0, 1]; cached features have none.
+            batch: A batch with images (B, 3, H, W) in [0, 1]; a batch of cached features has none.
             stage: Stage of the run.
         """
         images = getattr(batch, "image", None)
         if images is None or stage in self._warned_of:
             return
         paths = [str(path) for path in batch.image_path or [""] * len(images)]
-        bad = blank_pictures(images)
-        if stage not in self._looked_at:
-            # The files of a folder are of one kind as a rule: those of the first batch tell.
-            cut_off = cut_off_pictures(images, paths)
-            bad = dict.fromkeys(cut_off, "white wherever its file exceeds 255") | bad
-            self._looked_at.add(stage)
+        bad = blank_images(images)
+        if stage not in self._checked:
+            # The files of a folder usually have one format, so the first batch is representative.
+            clipped = clipped_images(images, paths)
+            bad = dict.fromkeys(clipped, "white wherever its file exceeds 255") | bad
+            self._checked.add(stage)
         if bad:
             self._warned_of.add(stage)
             _warn(_STAGES[stage], bad, paths)
 
 
-class ChecksPictures:
-    """Part of a Lightning model that looks at the pictures of each run; see :class:`PictureCheck`."""
+class ChecksImages:
+    """Part of a Lightning model that checks the images of each run; see :class:`ImageCheck`."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """The host's, and before them, as they change the pictures, one that looks at these."""
-        return [PictureCheck(), *super().configure_callbacks()]  # type: ignore[misc]  # the host's model comes after this part
+        """The callbacks of the host, which change the images, preceded by one that checks them."""
+        return [ImageCheck(), *super().configure_callbacks()]  # type: ignore[misc]  # the host's model follows in the order of bases
 
 
-def blank_pictures(images: Tensor) -> dict[int, str]:
-    """Find pictures that show nothing.
+def blank_images(images: Tensor) -> dict[int, str]:
+    """Find images without content.
 
     Args:
         images: Images (B, 3, H, W) in [0, 1].
 
     Returns:
-        What is wrong with a picture, by its number.
+        What is wrong, by index of the image.
     """
-    # A few pixels tell of most pictures that nothing is wrong.
+    # A few pixels suffice to clear most images.
     suspects = _judge(images[..., ::_STRIDE, ::_STRIDE])
     return {index: what for index in suspects for what in _judge(images[index : index + 1]).values()}
 
@@ -110,22 +110,22 @@ def _judge(images: Tensor) -> dict[int, str]:
     }
 
 
-def cut_off_pictures(images: Tensor, paths: Sequence[str]) -> list[int]:
-    """Find grey pictures of more than eight bits that were read as anomalib reads them, with all above 255 as white.
+def clipped_images(images: Tensor, paths: Sequence[str]) -> list[int]:
+    """Find grey images of more than 8 bits that anomalib's reader clipped to white at 255.
 
     Args:
         images: Images (B, 3, H, W) in [0, 1].
-        paths: Their B files.
+        paths: Their B paths.
 
     Returns:
-        The numbers of the pictures.
+        The indices of these images.
     """
     found = []
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
         try:
             values, _ = deep_values(path) or (None, None)
         except (FileNotFoundError, ValueError):
-            # The picture is here, wherever it is from.
+            # The image may not come from a file.
             continue
         if values is not None and values.ndim == 2 and values.max() > 255:  # noqa: PLR2004 - rows and columns, and a byte
             read_by_host = values.clip(0, 255).mean() / 255
@@ -138,9 +138,9 @@ def _warn(stage: str, bad: dict[int, str], paths: Sequence[str]) -> None:
     named = [f"{paths[index]} ({what})" for index, what in list(bad.items())[:_NAMED]]
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     logger.warning(
-        "%d of %d pictures of a %s batch show little or nothing: %s%s. A picture of more than eight bits needs "
-        "anomalib_ot.data.FullRange, or FullRangePredictDataset, and the value_range of the camera; anomalib reads it "
-        "as if it had eight. Later batches are not looked at.",
+        "%d of %d images of a %s batch show little or nothing: %s%s. An image of more than 8 bits needs "
+        "anomalib_ot.data.FullRange, or FullRangePredictDataset, with the value_range of the camera; anomalib clips it "
+        "to 8 bits. Later batches are not checked.",
         len(bad),
         len(paths),
         stage,

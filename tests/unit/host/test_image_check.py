@@ -1,4 +1,4 @@
-"""Pictures that show nothing, and those that only look like it."""
+"""Images without content, and images that only resemble them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot.data import read_picture
-from anomalib_ot.host.picture_check import blank_pictures, cut_off_pictures
+from anomalib_ot.host.image_check import blank_images, clipped_images
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -20,15 +20,15 @@ def noise(lowest, highest):
     return lowest + (highest - lowest) * torch.rand(3, 64, 64, generator=generator)
 
 
-def with_spot(picture, spot, side):
-    """A picture with a square spot, of so many pixels along each side."""
-    picture = picture.clone()
-    picture[:, :side, :side] = spot
-    return picture
+def with_spot(image, spot, side):
+    """An image with a square spot of a side in pixels."""
+    image = image.clone()
+    image[:, :side, :side] = spot
+    return image
 
 
 @pytest.mark.parametrize(
-    ("picture", "verdict"),
+    ("image", "verdict"),
     [
         (torch.ones(3, 64, 64), "white all over"),
         (with_spot(torch.ones(3, 64, 64), 0.2, 4), "white all over"),
@@ -38,29 +38,29 @@ def with_spot(picture, spot, side):
         (noise(0, 4095 / 65535), "darker than an eighth of white all over"),
     ],
 )
-def test_a_picture_that_shows_nothing_is_found(picture, verdict):
-    assert blank_pictures(torch.stack([noise(0, 1), picture])) == {1: verdict}
+def test_an_image_without_content_is_found(image, verdict):
+    assert blank_images(torch.stack([noise(0, 1), image])) == {1: verdict}
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         noise(0, 1),
         noise(0.4, 0.45),
-        # A small part on a lit ground, and a bright one in the dark.
+        # A small part on a lit background, and a bright one in the dark.
         with_spot(torch.ones(3, 64, 64), noise(0, 1)[:, :8, :8], 8),
         with_spot(torch.zeros(3, 64, 64), 0.3, 8),
-        # Where a few pixels do not tell.
+        # A few pixels do not suffice.
         with_spot(torch.full((3, 64, 64), 0.4), 0.6, 1),
         with_spot(torch.zeros(3, 64, 64), 1, 1).roll((1, 1), (1, 2)),
     ],
 )
-def test_a_picture_that_shows_little_is_not_taken_for_one(picture):
-    assert blank_pictures(picture[None]) == {}
+def test_an_image_with_little_content_is_not_blank(image):
+    assert blank_images(image[None]) == {}
 
 
-def test_grey_pictures_are_found_that_were_cut_off_at_255(tmp_path):
-    # Half of the pixels are below 256 of 4095: what is left shows something.
+def test_grey_images_that_were_clipped_at_255_are_found(tmp_path):
+    # Half of the pixels are below 256, so that the clipped image has content.
     values = np.random.default_rng(0).integers(0, 512, (64, 64)).astype(np.uint16)
     files = {
         "deep": values,
@@ -72,22 +72,22 @@ def test_grey_pictures_are_found_that_were_cut_off_at_255(tmp_path):
     for path, content in zip(paths, files.values(), strict=True):
         Image.fromarray(content).save(path)
     images = torch.stack([read_image(path, as_tensor=True) for path in paths])
-    assert blank_pictures(images) == {}
+    assert blank_images(images) == {}
     smaller = resize(images, [24, 24], antialias=True)
-    assert cut_off_pictures(images, paths) == cut_off_pictures(smaller, paths) == [0, 3]
+    assert clipped_images(images, paths) == clipped_images(smaller, paths) == [0, 3]
     right = torch.stack([read_picture(path, (0, 511)) for path in paths])
-    assert cut_off_pictures(right, paths) == []
-    # Neither pictures that are of no file, nor files that are gone since.
-    assert cut_off_pictures(images, [""] * 4) == []
+    assert clipped_images(right, paths) == []
+    # Images without a file, and files that no longer exist, are no findings.
+    assert clipped_images(images, [""] * 4) == []
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the real images in ../shared/data")
 @pytest.mark.parametrize("side", [None, 64])
-def test_no_real_picture_is_found(side):
+def test_no_real_image_is_found(side):
     categories = sorted({path.parent for path in DATA.glob("**/train/good")} | {*DATA.glob("**/test/*")})
     files = [path for category in categories for path in sorted(category.glob("**/*.*"))[::40]]
     assert len(files) > 60
     for path in files:
-        picture = read_image(path, as_tensor=True)
-        picture = picture if side is None else resize(picture, [side, side], antialias=True)
-        assert blank_pictures(picture[None]) == {}, path
+        image = read_image(path, as_tensor=True)
+        image = image if side is None else resize(image, [side, side], antialias=True)
+        assert blank_images(image[None]) == {}, path
