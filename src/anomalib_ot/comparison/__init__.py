@@ -1,4 +1,4 @@
-"""Models side by side, on the same images and by the same metrics."""
+"""Comparison of models on the same images with the same metrics."""
 
 from .evaluation import evaluate
 from .execution import compare

@@ -1,4 +1,4 @@
-"""What a comparison found, as a page to look at and a text to paste."""
+"""The report of a comparison, as an HTML page and as Markdown."""
 
 from .page import REPORT_FILES, write_report
 
