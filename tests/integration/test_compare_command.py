@@ -71,7 +71,7 @@ def test_the_command_fails_if_all_models_do(plan, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["compare", "--plan", str(plan), "--models", "[FastFlow]", "--output", str(tmp_path)])
     assert stop.value.code.startswith(
-        "anomalib-ot: all runs failed, FastFlow on tray, seed 0 with ValueError: Backbone"
+        "anomalib-ot: all runs failed; the first error is that of FastFlow on tray, seed 0: ValueError: Backbone"
     )
     assert "FastFlow" in (tmp_path / "report.html").read_text()
 

@@ -47,7 +47,7 @@ def test_it_explains_the_pictures_with_the_highest_scores_before_clipping(fitted
 def test_unknown_views_and_other_models_are_refused_before_the_run():
     with pytest.raises(ValueError, match="Foct has no views flow"):
         ExplainingVisualizer(views=["flow"]).setup(None, Foct.__new__(Foct), "test")
-    with pytest.raises(ValueError, match="there are no views of Padim"):
+    with pytest.raises(ValueError, match="Padim has no views"):
         ExplainingVisualizer().setup(None, Padim.__new__(Padim), "test")
     with pytest.raises(ValueError, match="count must be at least 1, or None, not 0"):
         ExplainingVisualizer(count=0)
