@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
-    """Print the path of a backbone with packaged ImageNet weights, for --model.backbone "$(anomalib-ot weights)".
+    """Print a backbone with ImageNet weights from a package, for --model.backbone "$(anomalib-ot weights)".
 
     Args:
         cache_dir: Folder of the backbone; by default the user's cache directory.
