@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from anomalib_ot.comparison.record import Key, Predictions, Record, write_record
-from anomalib_ot.comparison.report import write_report
+from anomalib_ot.comparison.report.page import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow

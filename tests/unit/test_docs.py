@@ -208,6 +208,29 @@ def test_who_asks_which_model_to_take_is_answered_with_one_default_and_one_comma
     assert trained[0] == answers[-1] == default
 
 
+def test_reference_lists_the_public_names():
+    listed = {}
+    for path in (ROOT / "docs" / "reference").glob("*.md"):
+        for module, names in re.findall(
+            r"^\*\*Public names of `([\w.]+)`:\*\* (.*?)\.$", text(path), re.DOTALL | re.MULTILINE
+        ):
+            listed[module] = re.findall(r"`(\w+)`", names)
+    public = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"^__all__ = ", text(path), re.MULTILINE)
+    }
+    assert listed == {module: sorted(importlib.import_module(module).__all__) for module in public}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_python_examples_import_public_names(path):
+    for block in re.findall(r"^```python\n(.*?)^```", text(path), re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "anomalib_ot":
+                assert {each.name for each in node.names} <= {*importlib.import_module(node.module).__all__}
+
+
 def test_changelog_and_citation_name_the_version():
     assert f"## {anomalib_ot.__version__}" in text(ROOT / "CHANGELOG.md")
     assert f"version: {anomalib_ot.__version__}" in text(ROOT / "CITATION.cff")

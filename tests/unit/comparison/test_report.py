@@ -14,10 +14,10 @@ from PIL import Image
 
 from anomalib_ot.comparison.bootstrap import Difference
 from anomalib_ot.comparison.record import Key, Predictions, Record, read_records, write_record
-from anomalib_ot.comparison.report import write_report
 from anomalib_ot.comparison.report.figures import charts, histograms
 from anomalib_ot.comparison.report.gallery import pictures
 from anomalib_ot.comparison.report.groups import group_records
+from anomalib_ot.comparison.report.page import write_report
 from anomalib_ot.comparison.report.tables import ABSENT, averages, markdown, results, settings
 
 ODD = '<b>x</b> & "y" | z'
