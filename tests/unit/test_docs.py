@@ -1,4 +1,4 @@
-"""What the documentation says exists, and what it shows runs."""
+"""Tests of the documentation: its examples run, and the names, files and commands in it exist."""
 
 import ast
 import doctest
@@ -33,7 +33,7 @@ PAGES = sorted(
     ]
 )
 MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow}
-# What a reader puts in: any name that the option's type takes.
+# Values for placeholders: any name that the type of the option accepts.
 STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"} | {
     f"$(anomalib-ot configs --name {each})": str(path) for each, path in shipped_files().items()
 }
@@ -74,7 +74,7 @@ def slugs(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-# A command that several pages show is looked at once.
+# A command on several pages is tested once.
 _FIRST = {tuple(words): path for path in reversed(PAGES) for words in reversed(commands(path))}
 COMMANDS = {f"{name(path)}: {' '.join(words)}": list(words) for words, path in _FIRST.items()}
 
@@ -94,7 +94,7 @@ def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = doctest.testmod(importlib.import_module(module))
     assert results.failed == 0
-    assert not [*tmp_path.iterdir()], "an example has left files behind"
+    assert not [*tmp_path.iterdir()], "an example has written files"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -185,7 +185,7 @@ def test_options_that_are_named_are_arguments_of_a_model(path):
     options = re.findall(r"--model\.(\w+)", text(path))
     models = [MODELS[path.parent.name]] if path.parent.name in MODELS else [*MODELS.values()]
     known = {"help", *(each for model in models for each in inspect.signature(model).parameters)}
-    # Others' models are named in a model card too.
+    # Model cards also name settings of other models.
     known |= {*inspect.signature(AnomalibModule).parameters}
     assert {*options} <= known
 

@@ -1,4 +1,4 @@
-"""The paired bootstrap against a slow count of pairs."""
+"""Tests of the paired bootstrap against a slow count of pairs."""
 
 import time
 import tracemalloc

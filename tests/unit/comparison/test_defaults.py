@@ -1,4 +1,4 @@
-"""Models named on the command line, on the backbone that anomalib-ot weights prints, with nothing else given."""
+"""Tests of models from the command line, with the backbone of anomalib-ot weights and no other settings."""
 
 import inspect
 

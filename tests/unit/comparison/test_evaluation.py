@@ -1,4 +1,4 @@
-"""The metrics of a comparison, against anomalib's and scikit-image's own on random maps."""
+"""Tests of the metrics against those of anomalib and scikit-image on random maps."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How runs are handed out and given up; ``anomalib-ot compare`` as a whole is in the integration tests."""
+"""Tests of scheduling and stopping runs. The integration tests cover the whole command ``anomalib-ot compare``."""
 
 import errno
 import os
@@ -114,7 +114,7 @@ def test_a_comparison_stops_when_its_own_time_is_over_and_goes_on_the_next_time(
 
 
 class Stop(Exception):  # noqa: N818 - no error
-    """The threads of the runs are known."""
+    """Ends the comparison when the threads of the runs are known."""
 
 
 @pytest.mark.parametrize(("available", "workers", "expected"), [(4, 2, 2), (4, 1, 4), (1, 2, 1), (5, 2, 2)])

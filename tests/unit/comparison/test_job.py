@@ -1,4 +1,4 @@
-"""One run in a process of its own: what it measures, and what is left of it when it ends too soon."""
+"""Tests of a run in a separate process: its measurements, and its files if it ends early."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Plans: what is shared, what a model sets itself, and what is refused before anything runs."""
+"""Tests of plans: shared settings, settings of single models, and input that is refused before any run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Plans of a file and of a command line, and what is refused of them."""
+"""Tests of plans from files and from the command line, with valid and invalid input."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""What the report says of a few small runs."""
+"""Tests of the report of a few small runs."""
 
 import base64
 import io

@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def module(tmp_path):
-    """A plant's folder, split by a seed: eight pictures to learn from, one held out, one good and two bad to test."""
+    """A folder that is split by a seed: eight training images, one held out, one good and two bad test images."""
     for number in range(10):
         draw(tmp_path / "plant" / "good" / f"{number:03}.png", number)
     for number in range(2):

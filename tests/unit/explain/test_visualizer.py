@@ -14,7 +14,7 @@ from anomalib_ot.explain.evidence import image_scores
 
 @pytest.fixture
 def batch(tmp_path):
-    """Prepared pictures with scores that are all clipped to 1, as after normalisation."""
+    """Prepared images with scores that are all clipped to 1, as after normalisation."""
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for path in paths:
         Image.new("RGB", (80, 72)).save(path)
