@@ -1,6 +1,6 @@
-# Each of these sets up .venv first. make demo: run the main job on an embedded category. make test: run the quick tests,
-# some ten minutes on two cores. make test-all: run them, then the slow ones and the notebooks. make docs: build the
-# documentation, dist/docs/index.html.
+# Each target sets up .venv first. make demo: train, draw and export on the embedded category. make test: run the quick
+# tests, some ten minutes on two cores. make test-all: run the quick tests, then the slow ones and the notebooks. make
+# docs: build the documentation, dist/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
-# Two processes of one thread each are done sooner than one of two: most tests are too small to share.
+# Two processes with one thread are faster than one with two: most tests are too small for several threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 10
 
 test: $(READY)
@@ -29,7 +29,7 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
-# A half-finished set-up leaves no .ready behind and is done again.
+# An incomplete set-up writes no .ready and runs again.
 $(READY): pyproject.toml constraints.txt anomalib_ot.pth
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,8 +1,8 @@
-"""What the workflows in .github run: the quick tests on each Python and with other versions, the linters, the wheel.
+"""The sessions of the workflows in .github: quick tests with several versions, linters, documentation and the wheel.
 
-After ``pip install nox``, ``nox --list`` names the sessions and ``nox --session oldest`` runs one. Each has an
-environment of its own, some 7 GB with torch for graphics processors. The oldest versions come from ``pyproject.toml``,
-so that its lower bounds are kept true.
+After ``pip install nox``, ``nox --list`` lists the sessions and ``nox --session oldest`` runs one. Each session has its
+own environment, which takes some 7 GB with torch for CUDA. The oldest versions are the lower bounds in
+``pyproject.toml``, so that the bounds stay valid.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 NEEDED = {each.name: each for each in map(Requirement, PROJECT["dependencies"])}
 EXTRAS = ".[offline,openvino,sam,dev]"
-# Those whose releases have changed most under us; torchvision fits one torch alone.
+# Dependencies whose releases have changed most. Each torchvision fits only one torch.
 CHANGING = ["anomalib", "lightning", "numpy", "pandas", "POT", "timm", "torch"]
 TOGETHER = {"torch": ["torchvision"]}
-# The next release of the host, as it is today.
+# The current state of the next anomalib release.
 UPSTREAM = "anomalib @ git+https://github.com/open-edge-platform/anomalib@main"
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -26,39 +26,39 @@ nox.options.sessions = ["oldest", "newest"]
 
 @nox.session(python=PYTHONS[0])
 def oldest(session: nox.Session) -> None:
-    """The lower bound of every dependency at once, on the oldest Python."""
+    """The lower bounds of all dependencies, on the oldest Python."""
     quick_tests(session, [lower_bound(name) for name in NEEDED])
 
 
 @nox.session(python=PYTHONS)
 def newest(session: nox.Session) -> None:
-    """The newest versions that the bounds and the Python allow."""
+    """The newest versions that the bounds and the version of Python allow."""
     quick_tests(session, [])
 
 
 @nox.session(python="3.11")
 @nox.parametrize("package", CHANGING)
 def one_old(session: nox.Session, package: str) -> None:
-    """The lower bound of one dependency, with the newest of the others that go with it."""
+    """The lower bound of one dependency, with the newest compatible versions of the others."""
     quick_tests(session, [lower_bound(name) for name in (package, *TOGETHER.get(package, ()))])
 
 
 @nox.session(python="3.11")
 @nox.parametrize("major", [2, 3])
 def pandas(session: nox.Session, major: int) -> None:
-    """The newest pandas of a major version: with 3, text has a type of its own."""
+    """The newest pandas of a major version. Version 3 has a separate type for text."""
     quick_tests(session, [f"pandas=={major}.*"])
 
 
 @nox.session(python="3.11")
 def upstream(session: nox.Session) -> None:
-    """The host's main branch, to see a change there before it is released."""
+    """The main branch of anomalib, to detect changes before their release."""
     quick_tests(session, [UPSTREAM])
 
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    """Ruff and mypy, in the versions that were tested together."""
+    """Ruff and mypy, in the versions of constraints.txt."""
     session.install("--constraint", "constraints.txt", "--editable", EXTRAS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -67,7 +67,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def coverage(session: nox.Session) -> None:
-    """The share of the numerics that their tests run, which pyproject.toml keeps from falling."""
+    """The coverage of the numerics, with the lower bound in pyproject.toml."""
     session.install("--constraint", "constraints.txt", "--editable", EXTRAS)
     tests = ["tests/unit/transport", "tests/unit/metrics"]
     session.run("coverage", "run", "-m", "pytest", "-m", "not slow", *tests, env={"OMP_NUM_THREADS": "1"})
@@ -76,14 +76,14 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
-    """The site, in dist/docs, with warnings as errors."""
+    """Build the documentation into dist/docs, with warnings as errors."""
     session.install("--constraint", "constraints.txt", "--editable", ".[docs,offline,openvino]")
     session.run("python", "-m", "sphinx", "--fail-on-warning", "--keep-going", "docs", "dist/docs")
 
 
 @nox.session(python=[PYTHONS[0], PYTHONS[-1]])
 def wheel(session: nox.Session) -> None:
-    """Build both distributions, and use the wheel in an environment and a folder that know nothing of the source."""
+    """Build both distributions, and train and export with the wheel outside the source tree."""
     session.install("build")
     session.run("python", "-m", "build", "--outdir", "dist")
     (built,) = Path("dist").resolve().glob("anomalib_ot-*.whl")
@@ -105,7 +105,7 @@ def lower_bound(name: str) -> str:
 
 
 def quick_tests(session: nox.Session, pins: list[str]) -> None:
-    """Install the project with some versions pinned, and run the unit tests that are not slow."""
+    """Install the project with pinned versions, and run the unit tests that are not slow."""
     session.install("--editable", EXTRAS, *pins)
     session.run(
         "python", "-m", "pytest", "-m", "not slow", "tests/unit", *session.posargs, env={"OMP_NUM_THREADS": "1"}

@@ -46,7 +46,7 @@ python_use_unqualified_type_names = True
 # Fields of a NamedTuple or a dataclass are described once, by its docstring.
 napoleon_use_ivar = True
 
-# Our own names must resolve. Those of others are written out, for their pages are not at hand without a network.
+# Names of this package must resolve. Names of others are plain text, because their pages need a network.
 nitpicky = True
 nitpick_ignore_regex = [
     (
@@ -57,14 +57,14 @@ nitpick_ignore_regex = [
     (r"py:class", r"AnomalibModule|Metric"),
 ]
 
-# Doctest blocks of docstrings run in their own modules (tests/unit/test_docs.py); here those of the guides do.
+# tests/unit/test_docs.py runs the examples of docstrings. This builder runs the examples of the guides.
 doctest_test_doctest_blocks = ""
 
 
 def _find_by_last_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
 ) -> nodes.Element | None:
-    """Resolve a name of ours that is documented in another module than where it is written or imported from."""
+    """Resolve a name of this package that is documented in another module than the reference names."""
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"]
@@ -77,7 +77,7 @@ def _find_by_last_name(
 
 
 def _link_within_site(_app: Sphinx, _name: str, source: list[str]) -> None:
-    """The README is no page of the site; what pages refer to it for is included in the guide to choosing a model."""
+    """Redirect links to the README, which is not a page of the site, to the guide that includes its results."""
     source[0] = source[0].replace("](../README.md)", "](guides/choosing.md)")
 
 

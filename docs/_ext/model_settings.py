@@ -16,17 +16,17 @@ from sphinx.util.docutils import SphinxDirective
 class ModelSettings(SphinxDirective):
     """Name, default and effect of each argument of a class.
 
-    The argument is the class, as ``anomalib_ot.Pradot``. The content, YAML, has the measured effect of some of its
-    arguments by name; a name that the class does not have is an error.
+    The argument is the class, such as ``anomalib_ot.Pradot``. The content is YAML with the measured effects of
+    arguments by name. An unknown name is an error.
     """
 
     required_arguments = 1
     has_content = True
-    # Set by anomalib for all models alike.
+    # Arguments of all models, which anomalib sets.
     shared: ClassVar = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 
     def run(self) -> list[nodes.Node]:
-        """Make the table."""
+        """Create the table."""
         module, _, name = self.arguments[0].rpartition(".")
         class_ = getattr(import_module(module), name)
         parameters = {key: each for key, each in signature(class_).parameters.items() if key not in self.shared}
@@ -47,12 +47,12 @@ class ModelSettings(SphinxDirective):
 
 
 def _markdown(text: str) -> str:
-    """A description in reStructuredText, on one line, with MyST's roles."""
+    """Convert a description from reStructuredText to MyST on one line."""
     return re.sub(r":(\w+):`", r"{py:\1}`", " ".join(text.split())).replace("|", r"\|")
 
 
 def _shown(default: Any) -> str:
-    """A default as it is written in a configuration."""
+    """A default value in the syntax of a configuration."""
     value = list(default) if isinstance(default, tuple) else default
     return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
 

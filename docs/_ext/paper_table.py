@@ -1,4 +1,4 @@
-"""The directive ``paper-table``: published numbers, from the CSV files that comparisons show them from."""  # noqa: INP001
+"""The directive ``paper-table``: published numbers from the CSV files of the comparisons."""  # noqa: INP001
 
 import csv
 from pathlib import Path
@@ -17,15 +17,15 @@ _OPTIONS = {"model": "models", "category": "categories", "metric": "metrics"}
 class PaperTable(SphinxDirective):
     """A row for each model, a column for each metric of each category.
 
-    The argument is the CSV file, from the root of the source tree. ``models``, ``categories`` and ``metrics``, each
-    separated by semicolons, choose; a name that the file does not have is an error.
+    The argument is the path of the CSV file from the root of the source tree. ``models``, ``categories`` and
+    ``metrics`` select rows and columns, separated by semicolons. An unknown name is an error.
     """
 
     required_arguments = 1
     option_spec: ClassVar = dict.fromkeys(_OPTIONS.values(), directives.unchanged_required)
 
     def run(self) -> list[nodes.Node]:
-        """Make the table."""
+        """Create the table."""
         path = Path(self.env.srcdir).parent / self.arguments[0]
         self.env.note_dependency(str(path))
         with path.open(newline="", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ class PaperTable(SphinxDirective):
                 raise self.error(message)
         rows = [row for row in rows if all(row[name] in values for name, values in chosen.items())]
         columns = list(dict.fromkeys((row["category"], row["metric"]) for row in rows))
-        # Where two tables of a paper contradict one another, both numbers are shown.
+        # If two tables of a paper contradict one another, both numbers are shown.
         numbers: dict[tuple[str, ...], str] = {}
         for row in rows:
             key = (row["model"], row["category"], row["metric"])

@@ -1,7 +1,7 @@
-"""The command ``anomalib-ot``. To add a subcommand, write a function and name it in ``_SUBCOMMANDS``.
+"""The command ``anomalib-ot``. To add a subcommand, write a function and add it to ``_SUBCOMMANDS``.
 
-What a subcommand returns is all that goes to standard output. Each imports what it needs itself, so that ``--help``
-answers at once.
+Only the return value of a subcommand is written to standard output. Subcommands import their dependencies when they
+run, so that ``--help`` is fast.
 """
 
 import logging
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
-    """Print a backbone with ImageNet weights of a package, as in: --model.backbone "$(anomalib-ot weights)".
+    """Print a backbone with ImageNet weights from a package, for --model.backbone "$(anomalib-ot weights)".
 
     Args:
-        cache_dir: Where to keep the backbone; by default the user's cache directory.
-        architecture: timm's name of the network, tf_efficientnet_lite0, …lite1 or …lite2.
+        cache_dir: Folder of the backbone; by default the user's cache directory.
+        architecture: timm's name of the network: tf_efficientnet_lite0, …lite1 or …lite2.
 
     Returns:
         The backbone, ``local-dir:PATH``.
@@ -36,14 +36,14 @@ def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_
 
 
 def configs(name: str | None = None) -> str:
-    """List the shipped plans and configurations, or print a path, as in: anomalib-ot configs --name model/pradot.
+    """List the shipped plans and configurations, or print one path: anomalib-ot configs --name model/pradot.
 
     Args:
-        name: Name as in the list; compare/quick is a plan, which anomalib-ot compare --plan quick runs, and those under
-            model and data are for --config of anomalib.
+        name: Name from the list. Names under compare are plans, for anomalib-ot compare --plan. Names under model and
+            data are configurations, for --config of anomalib.
 
     Returns:
-        A line for each name, with its path; of one name the path alone.
+        A line with the path for each name, or the path of the given name.
     """
     if name is not None:
         return str(shipped_file(name))
@@ -73,38 +73,40 @@ def compare(
     time_limit: float | None = None,
     total_time_limit: float | None = None,
 ) -> str:
-    """Compare models on the same images, as in: anomalib-ot compare --plan quick.
+    """Compare models on the same images, for example: anomalib-ot compare --plan quick.
 
-    Each run is kept as it ends; a comparison that was broken off goes on where it stopped.
+    Each run is stored when it ends. To continue an interrupted comparison, repeat the command.
 
     Args:
-        plan: YAML file with models, data and settings, or the name of a shipped one, quick, real, few_shot, mvtec_ad,
-            mvtec_loco or mpdd_few_shot; what else is given wins over it. anomalib-ot configs says where they lie.
-        models: Models of the plan to run, or others, by class as for anomalib, one or a list.
-        data: Data of the plan to take, or others, by class as for anomalib, one or a list.
-        root: Folder that the data's relative roots are meant from.
-        backbone: Backbone of all models that take one; local-dir:~/x is a folder x of the home directory.
-        layers: Layers of all models that take several; by default each model's own, or where the backbone has none of
-            these names its last ones of the same strides, as blocks.2 and blocks.4 for layer2 and layer3.
-        image_size: Height and width of all models.
-        seeds: Seeds of everything random.
-        shots: Numbers of training images, instead of all of them.
+        plan: YAML file with models, data and settings, or the name of a shipped plan: quick, real, few_shot, mvtec_ad,
+            mvtec_loco or mpdd_few_shot. Other options override it. anomalib-ot configs lists the paths of the plans.
+        models: Models of the plan to run, or other models, by class as for anomalib; one or a list.
+        data: Data of the plan to use, or other data, by class as for anomalib; one or a list.
+        root: Base folder of the data's relative roots.
+        backbone: Backbone of all models that accept one; local-dir:~/x is the folder x of the home directory.
+        layers: Layers of all models that accept several. By default, each model uses its own layers. If the backbone
+            does not have them, it uses the last layers of the same strides, such as blocks.2 and blocks.4 for layer2
+            and layer3.
+        image_size: Height and width of the images of all models.
+        seeds: Seeds of all random numbers.
+        shots: Numbers of training images, instead of all images.
         baseline: Model that the others are compared with.
-        ensemble: Models whose mean is shown as one more model, as Pradot+Padim, or a list.
+        ensemble: Models whose mean is reported as an additional model, such as Pradot+Padim, or a list.
         output: Folder of the results and the report.
         workers: Number of runs at a time.
-        engine: Local processes, or Ray, whose cluster RAY_ADDRESS names.
-        accelerator: Where to run, as the trainer's.
-        threads: Threads of each run, by default OMP_NUM_THREADS or else the cores, shared among the workers.
-        openvino: Time the models in OpenVINO too.
-        time_limit: Minutes after which a single run is given up; the next ones go on.
-        total_time_limit: Minutes after which the comparison stops and reports what is done; the same command goes on.
+        engine: Local processes, or Ray with the cluster in RAY_ADDRESS.
+        accelerator: Accelerator of the trainer.
+        threads: Threads of each run; by default OMP_NUM_THREADS or the CPU cores, shared among the workers.
+        openvino: Time the models in OpenVINO as well.
+        time_limit: Minutes after which a single run is stopped; the comparison continues.
+        total_time_limit: Minutes after which the comparison stops and reports the finished runs; repeat the command to
+            continue.
 
     Returns:
-        The report, in Markdown.
+        The report in Markdown.
 
     Raises:
-        RuntimeError: If all runs failed; the report is there all the same.
+        RuntimeError: If all runs failed. The report is written nevertheless.
     """
     from anomalib_ot import comparison  # noqa: PLC0415
 
@@ -121,7 +123,7 @@ def compare(
         baseline=baseline,
         ensembles=_several(ensemble),
     )
-    # Read, and a place found, before hours of runs.
+    # Checked before the runs, which may take hours.
     published = read.published()
     require_ours(output, *comparison.REPORT_FILES)
     records = comparison.compare(
@@ -130,13 +132,13 @@ def compare(
     text, page = comparison.write_report(records, output, read.title, read.baseline, published)
     logger.info("report: %s", page)
     if all(record.failed for record in records):
-        msg = f"all runs failed, {records[0].key} with {records[0].message}; see {page}"
+        msg = f"all runs failed; the first error is that of {records[0].key}: {records[0].message}; see {page}"
         raise RuntimeError(msg)
     return text.read_text(encoding="utf-8")
 
 
 def _several(given: Any) -> Any:
-    """A list of what may be given without one."""
+    """A list of one or several given values."""
     return [given] if isinstance(given, str | dict) else given
 
 
@@ -149,37 +151,39 @@ def explain(
     count: int = 3,
     views: list[str] | None = None,
     pixel: tuple[float, float] | None = None,
-    formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - it is not changed
+    formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - never modified
     model: str | None = None,
     seed: int = 0,
     image_sensitivity: float | None = None,
     pixel_sensitivity: float | None = None,
 ) -> str:
-    """Explain scores in pictures and numbers, as in: anomalib-ot explain --ckpt_path model.ckpt --data Assembly.
+    """Explain scores with figures and numbers: anomalib-ot explain --ckpt_path model.ckpt --data Assembly.
 
-    Each picture has a folder with its views and numbers, the model has one, and index.html lists them.
+    Each image has a folder with its views and numbers. The model has a folder too, and index.html lists them all.
 
     Args:
-        ckpt_path: Checkpoint of a fitted model of ours.
+        ckpt_path: Checkpoint of a fitted model of this package.
         data: Data module as for anomalib, such as Assembly or '{class_path: MVTecAD, init_args: {category: bottle}}',
-            or a picture or a folder of pictures.
-        root: Folder that the data module's relative root is meant from.
-        output: Folder to write to; what is there of other pictures, or was written by others, stays.
-        pictures: Pictures of the data by folder and name, as '[scratch/003, good/001]', or any other file or folder
-            of pictures, as line/x.png; by default some are chosen.
-        count: Number of pictures to choose, by turns of the highest score, nearest to the threshold, and usual normal.
-        views: Names of the views; by default all that can be drawn. All models have evidence and views of their own,
-            which the guide shows; an unknown name lists those of the model.
-        pixel: Pixel that a view explains, from the left and from the top, in the picture as the model sees it; by
-            default the one with the highest score.
+            or an image or a folder of images.
+        root: Base folder of the data module's relative root.
+        output: Folder to write to. Folders of other images and foreign files do not change.
+        pictures: Images of the data by folder and name, such as '[scratch/003, good/001]', or any other file or folder
+            of images, such as line/x.png; by default some images are chosen.
+        count: Number of images to choose, alternately with the highest score, nearest to the threshold, and typical
+            normal.
+        views: Names of the views; by default all that can be drawn. All models have evidence, and each has its own
+            views, which the guide shows. The error message for an unknown name lists them.
+        pixel: Pixel that a view explains, from the left and from the top of the model's input; by default the pixel
+            with the highest score.
         formats: Formats of the figures.
-        model: Class of the model, by default the one that the checkpoint is of; an unknown name lists the models.
-        seed: Seed of what is drawn at random.
-        image_sensitivity: Sensitivity for pictures in [0, 1], as for anomalib predict; by default the checkpoint's.
+        model: Class of the model; by default the class in the checkpoint. The error message for an unknown name lists
+            the models.
+        seed: Seed of random choices.
+        image_sensitivity: Sensitivity for images in [0, 1], as for anomalib predict; by default the checkpoint's.
         pixel_sensitivity: Sensitivity for pixels, likewise.
 
     Returns:
-        A line for each picture, and the page.
+        A line for each image, and the path of the page.
     """
     from anomalib_ot.explain.explanation import explain as write_explanation  # noqa: PLC0415
     from anomalib_ot.explain.explanation import summary  # noqa: PLC0415
@@ -193,15 +197,15 @@ def explain(
     return "\n".join([*map(summary, explained), str(page)])
 
 
-# Packages whose ValueErrors and RuntimeErrors say what is wrong with the input; those of others are bugs.
-_SPEAKING = {"anomalib", "anomalib_ot", "jsonargparse"}
+# Packages whose ValueErrors and RuntimeErrors describe invalid input. Those of other packages are bugs.
+_EXPLAINING = {"anomalib", "anomalib_ot", "jsonargparse"}
 _SUBCOMMANDS = {"compare": compare, "configs": configs, "explain": explain, "weights": weights}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command, and exit with status 1 and one line on standard error if it fails.
+    """Run the command. On failure, exit with status 1 and one line on standard error.
 
-    An error of torch, say, that nobody has foreseen has its traceback before that line.
+    Unexpected errors, such as those of torch, print their traceback before this line.
 
     Args:
         args: Command-line arguments; by default those of the process.
@@ -209,7 +213,7 @@ def main(args: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("anomalib_ot").setLevel(logging.INFO)
     with warnings.catch_warnings():
-        _leave_out_warnings_of_others()
+        _ignore_foreign_warnings()
         try:
             output = CLI(
                 _SUBCOMMANDS,
@@ -217,21 +221,21 @@ def main(args: list[str] | None = None) -> None:
                 as_positional=False,
                 prog="anomalib-ot",
                 version=__version__,
-                description="Tools of anomalib-ot; its models run from the command anomalib.",
+                description="Tools of anomalib-ot. Use the command anomalib to train and run its models.",
             )
         except KeyboardInterrupt:
             logger.info("anomalib-ot: interrupted")
-            # As a shell says of a command that SIGINT has ended.
+            # The exit status of a shell for a command that SIGINT has ended.
             sys.exit(130)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            if not _is_foreseen(error):
+            if not _is_expected(error):
                 traceback.print_exc()
             sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
     print(output)  # noqa: T201
 
 
-def _leave_out_warnings_of_others() -> None:
-    """Ignore what other packages tell their developers, at their import above all, unless Python was told otherwise."""
+def _ignore_foreign_warnings() -> None:
+    """Ignore warnings of other packages, most of which come from imports, unless the user has set Python's filters."""
     if sys.warnoptions:
         return
     for category in (DeprecationWarning, FutureWarning, UserWarning):
@@ -239,9 +243,9 @@ def _leave_out_warnings_of_others() -> None:
     warnings.filterwarnings("default", module=r"anomalib_ot(\.|$)")
 
 
-def _is_foreseen(error: BaseException) -> bool:
-    """Whether the message alone says what is wrong, by the kind of the error or who raised it."""
+def _is_expected(error: BaseException) -> bool:
+    """Whether the message suffices without a traceback, by the type of the error or the package that raised it."""
     if isinstance(error, ImportError | OSError):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in _SPEAKING
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _EXPLAINING

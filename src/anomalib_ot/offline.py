@@ -16,6 +16,8 @@ from anomalib_ot.files import claim, require_ours
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["offline_backbone"]
+
 logger = logging.getLogger(__name__)
 
 _FILES = ("config.json", "model.safetensors")

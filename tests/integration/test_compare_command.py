@@ -71,7 +71,7 @@ def test_the_command_fails_if_all_models_do(plan, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["compare", "--plan", str(plan), "--models", "[FastFlow]", "--output", str(tmp_path)])
     assert stop.value.code.startswith(
-        "anomalib-ot: all runs failed, FastFlow on tray, seed 0 with ValueError: Backbone"
+        "anomalib-ot: all runs failed; the first error is that of FastFlow on tray, seed 0: ValueError: Backbone"
     )
     assert "FastFlow" in (tmp_path / "report.html").read_text()
 
@@ -101,7 +101,7 @@ def test_it_goes_on_where_it_stopped(results, plan, tmp_path, caplog):
     with caplog.at_level("INFO"):
         chosen = read_plan(plan, ["PaDiM", "PatchCore"], ensembles=["PaDiM+PatchCore"])
         records = compare(chosen, output, threads=1, accelerator="cpu")
-    assert "1 of 2 runs are there already" in caplog.text
+    assert "1 of 2 runs are already finished" in caplog.text
     assert kept.stat().st_mtime_ns == before
     first = {record.key: record.metrics for record in read_records(results[0] / "runs")}
     assert {record.key: record.metrics for record in records}.items() <= first.items()
@@ -120,7 +120,7 @@ def test_a_run_that_is_cut_off_runs_again(results, plan, tmp_path, caplog):
 
 
 def test_results_with_other_settings_are_refused(results, plan):
-    with pytest.raises(ValueError, match="with other settings than the plan's; choose another output"):
+    with pytest.raises(ValueError, match="with settings that differ from the plan; choose another output"):
         compare(read_plan(plan, ["PaDiM"], image_size=[32, 32]), results[0])
 
 

@@ -74,7 +74,7 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
     total = sum(part["value"] for part in content["contributions"].values())
     assert total == pytest.approx(content["raw_score"], rel=1e-4)
     if content["p_value"] == content["lowest_p_value"]:
-        assert f"the lowest that {content['normal_pictures']} good picture" in lines[0]
+        assert f"the lowest that {content['normal_pictures']} good image" in lines[0]
 
 
 def test_a_picture_from_the_line_is_explained_as_fully_as_one_of_the_data(fitted, root, tmp_path, capsys, monkeypatch):

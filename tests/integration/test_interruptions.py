@@ -26,7 +26,7 @@ from PIL import Image
 
 from anomalib_ot import Assembly, Pradot
 from anomalib_ot.cli import main as anomalib_ot
-from anomalib_ot.comparison import job, read_records
+from anomalib_ot.comparison import job, read_records, supervision
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def command(_, main, arguments, folder, fatal=None):
     torch.set_num_threads(1)
     os.environ["COLUMNS"] = "200"
     os.chdir(folder)
-    job.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+    supervision.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
     sys.argv = [main.__module__, *map(str, arguments)]
     with Path("output.txt").open("w") as output:
         os.dup2(output.fileno(), 1)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from anomalib_ot.comparison.record import Key, Predictions, Record, write_record
-from anomalib_ot.comparison.report import write_report
+from anomalib_ot.comparison.report.page import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
@@ -137,11 +137,11 @@ def test_gallery_is_filtered_by_keyboard(visit):
     page = visit()
     tab_to(page, "#category")
     page.keyboard.type("tray")
-    assert page.locator("#count").text_content() == "12 of 24 pictures"
+    assert page.locator("#count").text_content() == "12 of 24 images"
     page.keyboard.press("Tab")
     page.keyboard.type("dent")
     assert sorted(names(page)) == [f"dent/{i}.png" for i in range(4)]
-    assert page.locator("#count").text_content() == "4 of 24 pictures"
+    assert page.locator("#count").text_content() == "4 of 24 images"
 
 
 def test_traceback_opens_by_keyboard(visit):

@@ -49,8 +49,8 @@ def test_help_of_explain_has_an_example_and_says_what_lists_models_and_views(cap
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "anomalib-ot explain --ckpt_path model.ckpt --data Assembly" in text
-    assert "an unknown name lists the models" in text
-    assert "an unknown name lists those of the model" in text
+    assert "The error message for an unknown name lists the models" in text
+    assert "The error message for an unknown name lists them" in text
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(capsys):

@@ -1,4 +1,4 @@
-"""What the documentation says exists, and what it shows runs."""
+"""Tests of the documentation: its examples run, and the names, files and commands in it exist."""
 
 import ast
 import doctest
@@ -33,7 +33,7 @@ PAGES = sorted(
     ]
 )
 MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow}
-# What a reader puts in: any name that the option's type takes.
+# Values for placeholders: any name that the type of the option accepts.
 STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"} | {
     f"$(anomalib-ot configs --name {each})": str(path) for each, path in shipped_files().items()
 }
@@ -74,7 +74,7 @@ def slugs(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-# A command that several pages show is looked at once.
+# A command on several pages is tested once.
 _FIRST = {tuple(words): path for path in reversed(PAGES) for words in reversed(commands(path))}
 COMMANDS = {f"{name(path)}: {' '.join(words)}": list(words) for words, path in _FIRST.items()}
 
@@ -94,7 +94,7 @@ def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = doctest.testmod(importlib.import_module(module))
     assert results.failed == 0
-    assert not [*tmp_path.iterdir()], "an example has left files behind"
+    assert not [*tmp_path.iterdir()], "an example has written files"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -185,7 +185,7 @@ def test_options_that_are_named_are_arguments_of_a_model(path):
     options = re.findall(r"--model\.(\w+)", text(path))
     models = [MODELS[path.parent.name]] if path.parent.name in MODELS else [*MODELS.values()]
     known = {"help", *(each for model in models for each in inspect.signature(model).parameters)}
-    # Others' models are named in a model card too.
+    # Model cards also name settings of other models.
     known |= {*inspect.signature(AnomalibModule).parameters}
     assert {*options} <= known
 
@@ -206,6 +206,29 @@ def test_who_asks_which_model_to_take_is_answered_with_one_default_and_one_comma
     (default,) = re.findall(r"^\*\*Take `(\w+)`, unless", text(page), re.MULTILINE)
     assert sorted(answers) == sorted(trained) == ["Foct", "Pradot", "WtFlow"]
     assert trained[0] == answers[-1] == default
+
+
+def test_reference_lists_the_public_names():
+    listed = {}
+    for path in (ROOT / "docs" / "reference").glob("*.md"):
+        for module, names in re.findall(
+            r"^\*\*Public names of `([\w.]+)`:\*\* (.*?)\.$", text(path), re.DOTALL | re.MULTILINE
+        ):
+            listed[module] = re.findall(r"`(\w+)`", names)
+    public = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"^__all__ = ", text(path), re.MULTILINE)
+    }
+    assert listed == {module: sorted(importlib.import_module(module).__all__) for module in public}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_python_examples_import_public_names(path):
+    for block in re.findall(r"^```python\n(.*?)^```", text(path), re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "anomalib_ot":
+                assert {each.name for each in node.names} <= {*importlib.import_module(node.module).__all__}
 
 
 def test_changelog_and_citation_name_the_version():

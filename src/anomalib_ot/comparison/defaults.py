@@ -1,7 +1,7 @@
-"""Settings that a model needs with some backbone, where nobody gives them.
+"""Default settings of a model for a given backbone.
 
-Models name ResNet's layers by default. On other networks they get the last layer of the same stride: the plans' own
-choice on EfficientNet-Lite0, ``blocks.2`` for ``layer2`` and ``blocks.4`` for ``layer3``.
+By default, models use the layers of a ResNet. On other networks they use the last layer of the same stride. On
+EfficientNet-Lite0 these are the layers of the shipped plans: ``blocks.2`` for ``layer2``, ``blocks.4`` for ``layer3``.
 """
 
 from collections.abc import Sequence
@@ -14,33 +14,36 @@ from anomalib.models import Fre, Padim
 from anomalib_ot.features.backbones import Layer, layers_of_backbone
 
 _RESNET_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
-# Those that PaDiM has a number of features for.
+# Backbones for which PaDiM has a default number of features.
 _KNOWN_TO_PADIM = ("resnet18", "wide_resnet50_2")
-# As PaDiM keeps of ResNet-18, and our plans of EfficientNet-Lite0.
+# PaDiM's own number for ResNet-18; the shipped plans use it for EfficientNet-Lite0.
 _PADIM_FEATURES = 100
 
 
 class Default(NamedTuple):
-    """A setting, and the words for the report."""
+    """The value of a setting, and the reason that the report gives for it."""
 
     value: Any
     why: str
 
 
 def defaults_for(kind: type, given: dict[str, Any], image_size: Sequence[int]) -> dict[str, Default]:
-    """What a class needs beside the arguments that it is given, by name; nothing where its own defaults do.
+    """Settings that a class needs in addition to the given arguments.
 
     Args:
         kind: Class of the model.
-        given: Its arguments so far.
+        given: Arguments that are already set.
         image_size: Height and width in pixels.
+
+    Returns:
+        The settings by name; empty if the defaults of the class are valid.
     """
     own = {name: each.default for name, each in signature(kind).parameters.items()}
     backbone = given.get("backbone", own.get("backbone"))
     try:
         network = {layer.name: layer for layer in _network(backbone)} if isinstance(backbone, str) else {}
     except (OSError, RuntimeError, ValueError):
-        # The run says it, as one that failed.
+        # The run will fail and report this error.
         return {}
     found = _default_layers(own, given, network)
     settings = {**own, **given, **{name: default.value for name, default in found.items()}}
@@ -50,7 +53,7 @@ def defaults_for(kind: type, given: dict[str, Any], image_size: Sequence[int]) -
     layers = [network[name] for name in names]
     if issubclass(kind, Padim) and not settings["n_features"] and backbone not in _KNOWN_TO_PADIM:
         features = min(_PADIM_FEATURES, sum(layer.channels for layer in layers))
-        found["n_features"] = Default(features, "it must be told with this backbone")
+        found["n_features"] = Default(features, "required with this backbone")
     if issubclass(kind, Fre) and "input_dim" not in given:
         found |= _fre_input(settings, layers[0], image_size)
     return found
@@ -62,9 +65,9 @@ def _network(backbone: str) -> list[Layer]:
 
 
 def _default_layers(own: dict[str, Any], given: dict[str, Any], network: dict[str, Layer]) -> dict[str, Default]:
-    """The layers of a network that stand for those that a class names by default, if it lacks these."""
+    """Layers that replace the default layers of a class, if the network does not have these."""
     last = {layer.stride: layer.name for layer in network.values()}
-    why = "its default on this backbone"
+    why = "default on this backbone"
     for name in {name for name in ("layer", "layers") if isinstance(own.get(name), str | Sequence)} - given.keys():
         wanted = [own[name]] if name == "layer" else list(own[name])
         layers = [last.get(_RESNET_STRIDES.get(each, 0), "") for each in wanted]
@@ -74,9 +77,9 @@ def _default_layers(own: dict[str, Any], given: dict[str, Any], network: dict[st
 
 
 def _fre_input(settings: dict[str, Any], layer: Layer, image_size: Sequence[int]) -> dict[str, Default]:
-    """Number of pooled features of a picture, which FRE cannot see by itself."""
+    """Number of pooled features of an image, which FRE does not compute itself."""
     cells = [-(-side // layer.stride) // settings["pooling_kernel_size"] for side in image_size]
     inputs = layer.channels * cells[0] * cells[1]
     if inputs == settings["input_dim"]:
         return {}
-    return {"input_dim": Default(inputs, "it must be told with this backbone and image size")}
+    return {"input_dim": Default(inputs, "required with this backbone and image size")}

@@ -1,4 +1,4 @@
-"""Ensembles: the mean of several models' normalised scores and maps, as one more model."""
+"""Ensembles: the mean of the normalised scores and maps of several models, reported as an additional model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from .evaluation import evaluate
 from .plan import Plan, members
 from .record import Key, Predictions, Record, read_record, write_record
 
-# How the costs of the members make that of the ensemble.
+# How the costs of the members add up to the cost of the ensemble.
 _COSTS: dict[str, Callable[[Iterable[float]], float]] = {
     **dict.fromkeys(("fit_s", "ms_per_image", "openvino_ms_per_image", "size_mib", "parameters"), sum),
     "peak_mib": max,
@@ -20,16 +20,16 @@ _COSTS: dict[str, Callable[[Iterable[float]], float]] = {
 
 
 def ensemble_runs(runs: Path, plan: Plan) -> list[Record]:
-    """Make the plan's ensembles of the runs that are there, and keep each as a run of its own.
+    """Compute the plan's ensembles from the finished runs, and write each as a run.
 
-    An ensemble whose member failed has failed too; one made of the same runs before is left.
+    An ensemble fails if one of its members failed. An ensemble of the same runs is not computed again.
 
     Args:
         runs: Folder of all runs.
-        plan: What was compared.
+        plan: The plan of the comparison.
 
     Returns:
-        The ensembles' runs.
+        The runs of the ensembles.
 
     Raises:
         ValueError: If a run cannot be read.
@@ -48,7 +48,7 @@ def ensemble_runs(runs: Path, plan: Plan) -> list[Record]:
 
 
 def _there(runs: Path, record: Record) -> Record | None:
-    """The same ensemble of the same runs, if it was made before."""
+    """The stored ensemble of the same runs, if there is one."""
     try:
         there = read_record(runs / record.key.folder)
     except ValueError:
@@ -78,16 +78,16 @@ def _predictions(part: Record) -> Predictions:
 
 
 def average(parts: Sequence[tuple[Key, Predictions]]) -> Predictions:
-    """Mean of the scores and maps of several models, each on the scale where 0.5 is its threshold.
+    """Mean of the scores and maps of several models. Each model is on the scale on which 0.5 is its threshold.
 
     Args:
-        parts: Each run's key and what it says of the same N test images.
+        parts: Key of each run, and its predictions for the same N test images.
 
     Returns:
-        Scores (N,), and maps (N, H, W) where all models make some.
+        Scores (N,), and maps (N, H, W) if all models have maps.
 
     Raises:
-        ValueError: If the test sets differ, or the sizes of the maps.
+        ValueError: If the test sets or the sizes of the maps differ.
     """
     (first, predictions), *others = parts
     for key, other in others:
@@ -101,7 +101,7 @@ def average(parts: Sequence[tuple[Key, Predictions]]) -> Predictions:
     return replace(
         predictions,
         scores=np.mean([part.scores for _, part in parts], axis=0, dtype=np.float32),
-        # One after the other, as all maps at once in single precision may not fit into memory.
+        # Added one by one, because all maps in single precision may not fit into memory.
         maps=reduce(np.add, (each.astype(np.float32) / len(parts) for each in maps))
         if len(maps) == len(parts)
         else None,

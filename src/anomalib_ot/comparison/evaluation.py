@@ -1,7 +1,7 @@
-"""The metrics of a comparison, from what models say of the test images.
+"""The metrics of a comparison, from the predictions for the test images.
 
-They are computed from scores and maps before anything is clipped, so that no two defects tie. ``anomalib test`` clips
-to the range of the validation images first, and may differ where these are all normal.
+The metrics use scores and maps before clipping, so that defects do not tie. ``anomalib test`` clips to the range of the
+validation images first. Its metrics can differ if the validation images are all normal.
 """
 
 import math
@@ -25,21 +25,22 @@ _POINTS = 200
 
 
 def evaluate(predictions: Predictions) -> tuple[dict[str, float], dict[str, Curve]]:
-    """Metrics and curves, by name.
+    """Compute metrics and curves.
 
     Args:
-        predictions: What a model says of the test images.
+        predictions: Predictions for the test images.
 
     Returns:
-        The metrics of :class:`~anomalib_ot.comparison.record.Record` in percent, without those that need masks or maps
-        where there are none, and the curves ``ROC`` and ``PRO``.
+        The metrics of :class:`~anomalib_ot.comparison.record.Record` by name, in percent, and the curves ``ROC`` and
+        ``PRO``. Metrics and curves that need masks or maps are absent if there are none.
 
     Raises:
         ValueError: If the images are all normal or all anomalous, or a score is not finite.
     """
     labels = predictions.labels
     if labels.all() or not labels.any():
-        msg = f"the metrics need normal and anomalous test images; all {len(labels)} are of one kind"
+        kind = "anomalous" if labels.any() else "normal"
+        msg = f"the metrics need normal and anomalous test images; all {len(labels)} are {kind}"
         raise ValueError(msg)
     for name, values in (("score", predictions.scores), ("map", predictions.maps)):
         if values is not None and not np.isfinite(values).all():
@@ -104,12 +105,12 @@ def _value(metric: AnomalibMetric, batches: Iterable[ImageBatch]) -> float:
 
 
 def _to_unit(values: NDArray[Any]) -> NDArray[Any]:
-    """Onto [0, 1], as torchmetrics takes anything beyond for logits and squeezes it together."""
+    """Scale to [0, 1], because torchmetrics applies a sigmoid to values outside this range."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def _thinned(false: NDArray[Any], true: NDArray[Any]) -> Curve:
-    """At most so many points of a curve, evenly along it, both ends among them."""
+    """At most ``_POINTS`` evenly spaced points of a curve, with both ends."""
     chosen = np.unique(np.linspace(0, len(false) - 1, min(len(false), _POINTS)).round().astype(int))
     return [[round(float(value), 5) for value in axis[chosen]] for axis in (false, true)]

@@ -1,4 +1,4 @@
-"""Run a comparison: what is missing of it, on processes here or through Ray, each run kept as it ends."""
+"""Run the missing runs of a comparison, in local processes or on Ray, and store each run when it ends."""
 
 import csv
 import io
@@ -24,9 +24,10 @@ from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.settings import require
 
 from .ensemble import ensemble_runs
-from .job import failed_run, run_job
+from .job import failed_run
 from .plan import Job, Plan, members
 from .record import Key, Record, by_key, read_record, run_folders, unpack_record
+from .supervision import run_job
 
 logger = logging.getLogger(__name__)
 
@@ -48,32 +49,32 @@ def compare(
 ) -> list[Record]:
     """Fit and test every model of a plan on all its data with all its seeds.
 
-    Each run has a process of its own and is kept as soon as it ends. Runs that are there already are not repeated,
-    those that failed are. A model that fails does not stop the others.
+    Each run has its own process and is stored when it ends. Finished runs are not repeated; failed runs are. If a model
+    fails, the comparison continues with the others.
 
     Args:
-        plan: What to compare.
+        plan: Models, data and settings to compare.
         output: Folder of the results: ``runs``, ``results.csv`` and ``results.json``.
         workers: Number of runs at a time.
-        engine: ``processes`` on this machine, or ``ray``, on the cluster that ``RAY_ADDRESS`` names or on this machine;
-            all machines must find data and backbone at the same paths.
-        accelerator: Where to run, as the trainer's.
-        threads: Threads of each run; by default those that torch has here, which ``OMP_NUM_THREADS`` and the cores that
-            this process may use decide, shared among the workers.
-        openvino: Whether to time the models in OpenVINO too.
-        time_limit: Minutes after which a single run is given up and counts as failed.
-        total_time_limit: Minutes after which all runs that are not done count as failed, to run with the same
-            comparison the next time.
+        engine: ``processes`` on this machine, or ``ray`` on the cluster in ``RAY_ADDRESS``, or on this machine if it is
+            not set. Data and backbone must have the same paths on all machines.
+        accelerator: Accelerator of the trainer.
+        threads: Threads of each run. The default is torch's number of threads, which depends on ``OMP_NUM_THREADS`` and
+            the cores that are available to this process, divided by the number of workers.
+        openvino: Whether to time the models in OpenVINO as well.
+        time_limit: Time limit of a single run in minutes. A run that exceeds it counts as failed.
+        total_time_limit: Time limit of the comparison in minutes. Unfinished runs count as failed; the same comparison
+            runs them the next time.
 
     Returns:
-        The runs of the plan and its ensembles, failed ones included.
+        The runs of the plan and its ensembles, including failed ones.
 
     Raises:
-        ValueError: If the data has no normal or no anomalous test images, or ``output`` holds a run of the same name
+        ValueError: If the data has no normal or no anomalous test images, or ``output`` contains a run of the same name
             with other settings.
-        ImportError: If Ray or OpenVINO is asked for and not installed.
-        OSError: If results cannot be written; those written before are kept, and runs under way are given up.
-        FileExistsError: If results would take the place of what a comparison did not write.
+        ImportError: If Ray or OpenVINO is requested and not installed.
+        OSError: If results cannot be written. Results written before are kept, and current runs are stopped.
+        FileExistsError: If results would replace files that a comparison did not write.
     """
     if workers < 1 or engine not in ENGINES:
         msg = f"workers must be at least 1 and engine one of {', '.join(ENGINES)}, not {workers} and {engine!r}"
@@ -92,7 +93,7 @@ def compare(
     _check_places(output, missing, plan, kept)
     _check_data(missing)
     claim(output, *_TABLES)
-    logger.info("%d of %d runs are there already", len(jobs) - len(missing), len(jobs))
+    logger.info("%d of %d runs are already finished", len(jobs) - len(missing), len(jobs))
     runner = _Ray(threads, accelerator) if engine == "ray" else _Processes(workers)
     late = _run_all(missing, runner, len(missing) if engine == "ray" else workers, output, kept, until)
     _keep_late(late, output / "runs", kept, total_time_limit)
@@ -103,7 +104,7 @@ def compare(
 
 
 def _kept(runs: Path) -> dict[Key, Record]:
-    """The runs of the folder, but those that cannot be read, which run again if the plan has them."""
+    """The readable runs of the folder. Unreadable runs of the plan run again."""
     return {record.key: record for folder in run_folders(runs) if (record := _readable(folder))}
 
 
@@ -121,7 +122,7 @@ def _is_there(kept: Mapping[Key, Record], job: Job) -> bool:
         return False
     if record.config != json.loads(json.dumps(job.config)):
         msg = (
-            f"{record.folder} holds {record.key} with other settings than the plan's; "
+            f"{record.folder} holds {record.key} with settings that differ from the plan; "
             "choose another output, or delete this folder to run it again"
         )
         raise ValueError(msg)
@@ -129,7 +130,7 @@ def _is_there(kept: Mapping[Key, Record], job: Job) -> bool:
 
 
 def _check_places(output: Path, jobs: Sequence[Job], plan: Plan, kept: Mapping[Key, Record]) -> None:
-    """Refuse now what could not be written when the runs are done."""
+    """Refuse outputs that could not be written, before any run."""
     require_ours(output, *_TABLES)
     missing = {job.key for job in jobs}
     ensembles = {
@@ -147,7 +148,7 @@ def _check_places(output: Path, jobs: Sequence[Job], plan: Plan, kept: Mapping[K
 
 
 def _check_data(jobs: Sequence[Job]) -> None:
-    """Make the data and look whether it can be tested on, once for each category and before anything is fitted."""
+    """Set up the data of each category, and check that it has normal and anomalous test images, before any run."""
     for job in {(job.key.category, job.training_images): job for job in jobs}.values():
         data = job.create_data()
         data.prepare_data()
@@ -161,18 +162,18 @@ def _check_data(jobs: Sequence[Job]) -> None:
 def _run_all(
     jobs: Sequence[Job], runner: "_Runner", workers: int, output: Path, kept: dict[Key, Record], until: float
 ) -> list[Job]:
-    """Run the jobs, and add each run to those kept as it ends.
+    """Run the jobs, and store each run when it ends.
 
     Args:
-        jobs: What to run.
-        runner: What runs them.
+        jobs: The jobs.
+        runner: Runs the jobs.
         workers: Number of jobs at a time.
         output: Folder of the results.
-        kept: The runs so far.
-        until: When to give up what is not done, on the clock of ``time.monotonic``.
+        kept: The runs so far; new runs are added.
+        until: When to stop, on the clock of ``time.monotonic``.
 
     Returns:
-        The jobs that were not done by then.
+        The jobs that did not finish in time.
     """
     if not jobs:
         return []
@@ -192,13 +193,13 @@ def _run_all(
         finally:
             if late:
                 pool.shutdown(wait=False, cancel_futures=True)
-                # Nobody will keep what they find.
+                # Their results would not be stored.
                 runner.give_up()
     return [*late.values()]
 
 
 def _ended(futures: Iterable[Future[_Files]], until: float) -> Iterator[Future[_Files]]:
-    """Those of the futures that end in time, as they end."""
+    """The futures that end in time, in the order in which they end."""
     waiting = {*futures}
     while waiting and (left := until - time.monotonic()) > 0:
         done, waiting = wait(waiting, min(left, TIMEOUT_MAX), FIRST_COMPLETED)
@@ -206,12 +207,16 @@ def _ended(futures: Iterable[Future[_Files]], until: float) -> Iterator[Future[_
 
 
 def _keep_late(jobs: Sequence[Job], runs: Path, kept: dict[Key, Record], minutes: float | None) -> None:
-    """Keep as failed what the comparison's own limit left no time for."""
+    """Store the jobs that exceeded the total time limit as failed runs."""
     for job in jobs:
-        files = failed_run(job, f"not done after the {minutes:g} minutes that the whole comparison may take")
+        files = failed_run(job, f"not finished within the total time limit of {minutes:g} minutes")
         kept[job.key] = unpack_record(runs, job.key, files)
     if jobs:
-        logger.warning("%d runs were given up after %g minutes in all; the same command runs them", len(jobs), minutes)
+        logger.warning(
+            "%d runs did not finish within %g minutes in total; repeat the command to run them",
+            len(jobs),
+            minutes,
+        )
 
 
 def _summary(record: Record) -> str:
@@ -221,17 +226,17 @@ def _summary(record: Record) -> str:
 
 
 class _Runner(Protocol):
-    """What runs jobs."""
+    """Runs jobs."""
 
     def run(self, job: Job) -> dict[str, bytes]:
-        """Run a job, and return the files of the run."""
+        """Run a job and return the files of the run."""
 
     def give_up(self) -> None:
-        """End the jobs that run, and all that would begin."""
+        """Stop the current jobs and all later ones."""
 
 
 class _Processes:
-    """Runs jobs here; with several graphics processors the workers take turns at them."""
+    """Runs jobs on this machine. If there are several GPUs, the workers share them."""
 
     def __init__(self, workers: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
@@ -253,7 +258,7 @@ class _Processes:
 
 
 class _Ray:
-    """Runs jobs somewhere in a Ray cluster; a job whose machine is lost runs again elsewhere."""
+    """Runs jobs on a Ray cluster. If a machine is lost, its job runs again on another one."""
 
     def __init__(self, threads: int, accelerator: str) -> None:
         _require_installed("ray", "ray")
@@ -285,7 +290,7 @@ def _require_installed(module: str, extra: str) -> None:
 
 
 def _write_tables(output: Path, runs: Iterable[Record]) -> None:
-    """All runs as one CSV and one JSON file."""
+    """Write all runs to one CSV and one JSON file."""
     records = sorted(runs, key=by_key)
     rows = [_row(record) for record in records]
     table = io.StringIO(newline="")

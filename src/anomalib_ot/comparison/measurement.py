@@ -12,7 +12,7 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
 
-# Standard output belongs to the results.
+# Standard output is reserved for the results.
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -25,14 +25,14 @@ def measure(
     """Fit and test one model.
 
     Args:
-        build: Makes the model, with the metrics to test in its evaluator.
+        build: Creates the model, with the test metrics in its evaluator.
         data: Images to fit and test on.
-        seed: Seed of everything random.
-        accelerator: Where to run, as the trainer's.
+        seed: Seed of all random numbers.
+        accelerator: Accelerator of the trainer.
 
     Returns:
-        The fitted model, and the test metrics in percent, ``fit_s`` with the validation that sets the thresholds, and
-        ``ms_per_image``, the median of the network alone on one image at a time.
+        The fitted model, and the test metrics in percent with ``fit_s``, which includes the validation that sets the
+        thresholds, and ``ms_per_image``, the median time of the network alone on single images.
     """
     seed_everything(seed, workers=True, verbose=False)
     model = build()
@@ -49,14 +49,14 @@ def measure(
 
 @torch.inference_mode()
 def seconds_per_image(model: AnomalibModule, device: torch.device) -> float:
-    """Median time of the fitted network on one image, in the size that the pre-processor makes.
+    """Median time of the fitted network on one image, at the size of the pre-processor's output.
 
     Args:
-        model: The model. Trainers leave it on the processor, wherever they ran; so does this.
-        device: Where to run it.
+        model: The model. It is moved to the CPU afterwards, as trainers do.
+        device: Device to run on.
 
     Returns:
-        Seconds, until the device is done.
+        Seconds until the device has finished.
     """
     image = torch.rand(1, 3, 256, 256, device=device)
     transform = getattr(model.pre_processor, "transform", None)

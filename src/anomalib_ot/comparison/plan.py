@@ -1,4 +1,4 @@
-"""What to compare: models, data, seeds, and what all of them share."""
+"""The plan of a comparison: models, data, seeds and shared settings."""
 
 import csv
 import json
@@ -26,32 +26,32 @@ from .record import Key, folder_name
 _JOIN = "+"
 _SPLIT_SEED = 0
 _PUBLISHED = ("category", "model", "metric", "value", "source")
-# What a model of a plan may set beside its class and arguments.
+# Keys of a model in a plan besides its class and arguments.
 _OWN = ("image_size", "shots", "trainer", "why")
 _FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple}
-# What a plan's trainer may set; the rest is set by each job.
+# Arguments of the trainer that a plan can set; each job sets the others.
 _TRAINER = signature(Trainer).parameters.keys() - {"accelerator", "callbacks", "default_root_dir", "logger"}
 _HIGHEST_SEED = 2**32 - 1
-# Bytes that the usual file systems allow in a name.
+# Longest file name of common file systems, in bytes.
 _LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to fit and test on one category with one seed. Plain values, so that it can travel as JSON.
+    """One model to fit and test on one category with one seed. All values are plain, so that a job can be sent as JSON.
 
     Args:
-        key: Which run this is.
+        key: Key of the run.
         model: ``class_path`` and ``init_args`` of the model.
         data: ``class_path`` and ``init_args`` of the data module.
         image_size: Height and width in pixels.
         trainer: Further arguments of anomalib's Engine, such as ``max_epochs``.
-        shots: Number of training images where the model has one of its own, else None.
-        overrides: Where the model departs from the others, as text.
-        accelerator: Where to run, as the trainer's.
-        threads: Threads of torch, or None for its own choice.
-        openvino: Whether to time the model in OpenVINO too.
-        time_limit: Minutes after which the run is given up, or None.
+        shots: Number of training images if the model has its own number, else None.
+        overrides: Settings in which the model differs from the others, as text.
+        accelerator: Accelerator of the trainer.
+        threads: Threads of torch, or None for torch's default.
+        openvino: Whether to time the model in OpenVINO as well.
+        time_limit: Time limit of the run in minutes, or None.
     """
 
     key: Key
@@ -68,7 +68,7 @@ class Job:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Job":
-        """A job from what :meth:`to_dict` made, after its way through JSON."""
+        """A job from the values of :meth:`to_dict`, which may have been converted to JSON and back."""
         return cls(**{**values, "key": Key(**values["key"]), "image_size": tuple(values["image_size"])})
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,29 +77,29 @@ class Job:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides the result; a run with another one is another run."""
+        """Settings that determine the result. Runs with different settings are different runs."""
         return {
             "model": self.model,
             "data": self.data,
             "image_size": list(self.image_size),
             "trainer": self.trainer,
-            # Absent from the runs of models without shots of their own, among them all that are older.
+            # Absent if the model has no shots of its own, as in all runs of earlier versions.
             **({"shots": self.shots} if self.shots else {}),
         }
 
     @property
     def training_images(self) -> int | None:
-        """How many images the model is fitted on, None for all."""
+        """Number of training images, None for all."""
         return self.shots or self.key.shots
 
     def create_model(self) -> AnomalibModule:
-        """A new model with the shared backbone and size, which neither evaluates nor draws."""
+        """A new model with the shared backbone and image size, without evaluator and visualizer."""
         shared = {"pre_processor": self._pre_processor(), "evaluator": False, "visualizer": False}
         model = {**self.model, "init_args": {**self.model["init_args"], **shared}}
         return create(AnomalibModule, model)
 
     def create_data(self) -> AnomalibDataModule:
-        """A new data module, whose random splits are the same for all models and seeds."""
+        """A new data module. Its random splits are the same for all models and seeds."""
         data = create(AnomalibDataModule, self.data)
         if data.seed is None:
             data.seed = _SPLIT_SEED
@@ -113,27 +113,27 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison of models on data, with what all share.
+    """A comparison of models on data, with the settings that all models share.
 
     Args:
-        models: For each label ``class_path`` and ``init_args``, and where a model needs them ``trainer``,
-            ``image_size``, ``shots`` and ``why``, the reason for departing from the others.
-        data: For each label ``class_path`` and ``init_args`` of a data module, and ``categories`` if it has several.
-        backbone: Backbone of all models that take one and do not name their own; a folder is ``local-dir:PATH`` or a
+        models: ``class_path`` and ``init_args`` for each label. Optional keys are ``trainer``, ``image_size``,
+            ``shots`` and ``why``, the reason why the model differs from the others.
+        data: ``class_path`` and ``init_args`` of a data module for each label, and ``categories`` if it has several.
+        backbone: Backbone of all models that accept one and do not set their own. A folder is ``local-dir:PATH`` or a
             ``Path``, and may begin with ``~``.
-        layers: Layers of all models that take several and do not name their own; by default each model's own, or where
-            the backbone has no layers of these names, its last ones of the same strides.
+        layers: Layers of all models that accept several and do not set their own. By default, each model uses its own
+            layers. If the backbone has no layers of these names, the model uses its last layers of the same strides.
         image_size: Height and width in pixels.
-        seeds: Seeds of everything random.
-        shots: Numbers of training images, None for all of them.
+        seeds: Seeds of all random numbers.
+        shots: Numbers of training images, None for all images.
         trainer: Arguments of anomalib's Engine, such as ``max_epochs``, for models that do not set their own.
         baseline: Label of the model that the others are compared with.
-        ensembles: Labels joined by plus signs, as ``Pradot+PaDiM``.
-        reference: CSV file of published results to show beside ours.
+        ensembles: Labels joined by plus signs, such as ``Pradot+PaDiM``.
+        reference: CSV file of published results to show beside the measured ones.
         title: Title of the report.
 
     Raises:
-        ValueError: If something is missing, unknown, or not accepted by a class.
+        ValueError: If an argument is missing, unknown, or not accepted by a class.
     """
 
     models: dict[str, dict[str, Any]]
@@ -183,21 +183,21 @@ class Plan:
             msg = f"the baseline {self.baseline!r} is not among {', '.join([*self.models, *self.ensembles])}"
             raise ValueError(msg)
         for labels in ([*self.models, *self.ensembles], [*self.categories()]):
-            # Some systems tell no capital from a small letter.
+            # Some file systems ignore case.
             folders = [folder_name(label).casefold() for label in labels]
             if len({*folders}) < len(labels):
-                msg = f"two of the labels {', '.join(labels)} would lie in the same folder; rename one"
+                msg = f"two of the labels {', '.join(labels)} have the same folder; rename one"
                 raise ValueError(msg)
             if too_long := [label for label in labels if len(folder_name(label).encode()) > _LONGEST_NAME]:
-                msg = f"the label {too_long[0]!r} is too long for the name of a folder; rename it"
+                msg = f"the label {too_long[0]!r} is too long for a folder name; rename it"
                 raise ValueError(msg)
 
     def published(self) -> list[dict[str, str]]:
-        """Rows of the reference, with ``category``, ``model``, ``metric``, ``value`` and ``source`` each.
+        """Rows of the reference. Each has ``category``, ``model``, ``metric``, ``value`` and ``source``.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it has other columns, or is no table.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file has other columns or is not a CSV table.
         """
         if not self.reference:
             return []
@@ -212,7 +212,7 @@ class Plan:
             msg = f"{self.reference} must have the columns {', '.join(_PUBLISHED)}, not {list(columns)}"
             raise ValueError(msg)
         if wrong := [row for row in rows if None in row or None in row.values()]:
-            msg = f"{self.reference} has a line of more or fewer than {len(columns)} cells: {wrong[0]}"
+            msg = f"{self.reference} has a line that does not have {len(columns)} cells: {wrong[0]}"
             raise ValueError(msg)
         return rows
 
@@ -233,7 +233,7 @@ class Plan:
         return list(product(self.categories(), self.shots, self.seeds))
 
     def jobs(self, **settings: Any) -> list[Job]:
-        """The runs, category by category, each model with all its seeds.
+        """The jobs, ordered by category, number of training images, model and seed.
 
         Args:
             **settings: ``accelerator``, ``threads``, ``openvino`` and ``time_limit`` of each :class:`Job`.
@@ -246,7 +246,7 @@ class Plan:
         ]
 
     def _completed(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What is the same in all jobs of a model."""
+        """Arguments that all jobs of a model share."""
         kind = class_of(AnomalibModule, config)
         accepted = {*signature(kind).parameters}
         own = config.get("init_args", {})
@@ -270,7 +270,7 @@ class Plan:
         }
 
     def _overrides(self, config: dict[str, Any], accepted: set[str]) -> dict[str, str]:
-        """What the model sets itself, and what it cannot be given."""
+        """Settings that the model sets itself, and those that it does not accept."""
         own = {**config.get("init_args", {}), **{name: config[name] for name in _OWN if name in config}}
         if self.backbone and "backbone" not in accepted:
             own["backbone"] = "its own"
@@ -283,7 +283,7 @@ def members(ensemble: str) -> list[str]:
 
 
 def _check(kind: type, label: str, config: dict[str, Any]) -> None:
-    """Refuse what the class would, before anything runs."""
+    """Refuse a configuration that its class would refuse, before any run."""
     extra = {"class_path", "init_args", *(_OWN if kind is AnomalibModule else ("categories",))}
     require(isinstance(label, str) and bool(label.strip()), "a label", "text, in quotation marks", label)
     require_plain(label, {label: config})
@@ -319,11 +319,11 @@ def _check_size(name: str, size: Sequence[Any]) -> None:
 
 def _check_trainer(name: str, trainer: dict[str, Any]) -> None:
     unknown = [each for each in trainer if each not in _TRAINER]
-    require(not unknown, f"each of {name}", "an argument of Lightning's Trainer that no job sets itself", unknown)
+    require(not unknown, f"each of {name}", "an argument of Lightning's Trainer that no job sets", unknown)
 
 
 def require_plain(name: str, value: object) -> None:
-    """Refuse what the files of a run could not hold, such as dates, NaN, or a list within itself."""
+    """Refuse values that JSON cannot represent, such as dates, NaN, or a list that contains itself."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (RecursionError, TypeError, ValueError) as error:

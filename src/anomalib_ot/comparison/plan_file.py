@@ -22,19 +22,22 @@ def read_plan(
     root: Path | None = None,
     **settings: Any,
 ) -> Plan:
-    """The plan of a YAML file, of a command line, or of both, where the command line wins.
+    """Read the plan of a YAML file, of a command line, or of both. The command line overrides the file.
 
     Args:
-        plan: YAML file with the arguments of :class:`Plan`, or the name of a shipped one, as ``quick``; its
-            ``reference`` is meant from the file's folder, and a key that is left empty counts as absent.
-        models: Labels of the file's models to keep, or other models: a class, or ``class_path`` and ``init_args``.
-        data: The same for data modules.
-        root: Folder that a data module's relative ``root`` is meant from.
-        **settings: Other arguments of :class:`Plan`; None leaves what the file says.
+        plan: YAML file with the arguments of :class:`Plan`, or the name of a shipped plan, such as ``quick``. Its
+            ``reference`` is relative to the folder of the file. An empty key counts as absent.
+        models: Labels of models in the file to use, or other models: a class, or ``class_path`` and ``init_args``.
+        data: Data modules, likewise.
+        root: Base folder of the data modules' relative ``root``.
+        **settings: Other arguments of :class:`Plan`; None keeps the value of the file.
+
+    Returns:
+        The plan.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file or a name is not understood.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file or a name is invalid.
     """
     path = None if plan is None else _found(plan)
     content = _load(path) if path else {}
@@ -54,7 +57,7 @@ def read_plan(
 
 
 def _found(plan: str | Path) -> Path:
-    """The file, else the shipped plan of this name."""
+    """The file, or the shipped plan of this name."""
     return path if (path := Path(plan)).is_file() else shipped_file(str(plan), "compare")
 
 
@@ -67,7 +70,7 @@ def _load(path: Path) -> dict[str, Any]:
     require_plain(str(path), content)
     known = [each.name for each in fields(Plan)]
     if not isinstance(content, dict) or not content.keys() <= {*known}:
-        msg = f"{path} is no plan of a comparison, which may have {', '.join(known)}"
+        msg = f"{path} is not a plan of a comparison, whose keys are {', '.join(known)}"
         raise ValueError(msg)
     if isinstance(reference := content.get("reference"), str):
         content["reference"] = path.parent / reference
@@ -78,15 +81,15 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
-    """What is given, as YAML has null for a key that is left empty."""
+    """The keys that are not empty. YAML reads an empty key as null."""
     return {name: value for name, value in content.items() if value is not None}
 
 
 def _typed(content: dict[str, Any], path: Path | None) -> dict[str, Any]:
-    """Values as :class:`Plan` takes them, with models and data.
+    """Arguments of :class:`Plan`, with models and data.
 
     Raises:
-        ValueError: If one is of another type.
+        ValueError: If a value has the wrong type.
     """
     values: dict[str, Any] = {"models": {}, "data": {}, **content}
     parser = ArgumentParser(exit_on_error=False)
@@ -96,12 +99,12 @@ def _typed(content: dict[str, Any], path: Path | None) -> dict[str, Any]:
     except (ArgumentError, TypeError) as error:
         msg = f"{path or 'the plan'}: {' '.join(str(error).split())}"
         raise ValueError(msg) from error
-    # A dictionary stays what it is, as the parser might take it for a class.
+    # Dictionaries are not parsed, because the parser could take them for classes.
     return {name: value if isinstance(value, dict) else parsed[name] for name, value in values.items()}
 
 
 def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) -> dict[str, Any]:
-    """What is wanted of the file, or else by class, which is then its label."""
+    """The wanted entries of the file, and those given by class, whose labels are the names of the classes."""
     chosen = {}
     for each in wanted:
         if isinstance(each, str) and each in labelled:
@@ -110,7 +113,7 @@ def _choose(labelled: dict[str, Any], wanted: Sequence[str | dict[str, Any]]) ->
             config = {"class_path": each} if isinstance(each, str) else each
             label = str(config.get("class_path")).rpartition(".")[2]
             if chosen.get(label, config) != config:
-                msg = f"there are two by the name of {label}; give them labels in a plan"
+                msg = f"there are two entries called {label}; give them different labels in a plan"
                 raise ValueError(msg)
             chosen[label] = config
     return chosen

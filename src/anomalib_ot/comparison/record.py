@@ -1,13 +1,13 @@
-"""What a comparison keeps of each run: one folder, written whole or not at all.
+"""Storage of runs. Each run has a folder, which is written completely or not at all.
 
 ::
 
     RESULTS/runs/tray-breakfast_box/Pradot/seed-0/
-    ├── result.json      what ran, where, what came out; or the error
+    ├── result.json      configuration, environment, and metrics or the error
     ├── images.csv       a line for each test image: path, kind, label, score
-    └── maps.npz         anomaly maps and merged masks, where there are any
+    └── maps.npz         anomaly maps and merged masks, if there are any
 
-A hidden file beside them lists these names, so that no folder with anything else in it is replaced.
+A hidden file in the folder lists these names. A folder with any other file is never replaced.
 """
 
 import csv
@@ -30,30 +30,30 @@ Curve = list[list[float]]
 _COLUMNS = ("image", "kind", "label", "score")
 _HALF_MAX = float(np.finfo(np.float16).max)
 _UNSAFE = re.compile(r'[/\\:*?"<>| %]|^\.|\.$')
-# Names that Windows keeps for devices, with any suffix.
+# Device names that Windows reserves, with any suffix.
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a folder, which leads nowhere else on any system."""
+    """A label as a valid folder name on all systems, without path separators."""
     printable = "".join(character if character.isprintable() else "-" for character in label)
     return _DEVICE.sub(r"\1-", _UNSAFE.sub("-", printable), count=1)
 
 
 def name_of(category: str, shots: int | None) -> str:
-    """A category, with the number of training images if it is not all of them."""
+    """A category, with the number of training images if not all are used."""
     return category if shots is None else f"{category}, {shots} shot{'s' * (shots > 1)}"
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """What tells a run from the others of a comparison.
+    """Identifies a run of a comparison.
 
     Args:
-        category: Label of the data, with the category where there are several, as ``tray/breakfast_box``.
+        category: Label of the data, with the category if there are several, such as ``tray/breakfast_box``.
         model: Label of the model.
         shots: Number of training images, or None for all.
-        seed: Seed of everything random.
+        seed: Seed of all random numbers.
     """
 
     category: str
@@ -63,7 +63,7 @@ class Key:
 
     @property
     def folder(self) -> Path:
-        """Where the run lies among the runs."""
+        """Folder of the run, relative to the folder of all runs."""
         draw = f"seed-{self.seed}" if self.shots is None else f"{self.shots}-shot-seed-{self.seed}"
         return Path(folder_name(self.category), folder_name(self.model), draw)
 
@@ -73,18 +73,18 @@ class Key:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of the test images, in the order of their paths.
+    """Predictions of a model for the test images, ordered by path.
 
-    Scores and maps are on the scale that anomalib's post-processor makes of the validation images, where 0.5 is the
-    threshold, but not clipped to [0, 1], so that no two defects tie.
+    Scores and maps are normalised by the validation images like those of anomalib's post-processor, with the threshold
+    at 0.5. They are not clipped to [0, 1], so that defects do not tie.
 
     Args:
         images: Path of each of the N images.
         kinds: Kind of anomaly, the name of the image's folder; ``good`` for normal images.
         labels: Integers (N,), 0 normal, 1 anomalous.
         scores: Floats (N,).
-        maps: Floats (N, H, W), or None if the model makes none.
-        truth: Merged true masks, booleans (N, H, W), or None if there are none.
+        maps: Floats (N, H, W), or None if the model has no maps.
+        truth: Merged ground-truth masks, booleans (N, H, W), or None if there are none.
     """
 
     images: list[str]
@@ -96,10 +96,19 @@ class Predictions:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the test set, alike for two runs if they tested the same images with the same labels."""
-        images = zip(self.images, self.kinds, self.labels.tolist(), strict=True)
-        names = "\n".join(f"{kind}/{Path(image).name} {label}" for image, kind, label in images)
-        return sha256(names.encode()).hexdigest()[:16]
+        """Identifies the test set. It is equal for runs that tested the same images with the same labels."""
+        lines = (f"{kind}/{name} {label}" for (kind, name), label in zip(self.names, self.labels.tolist(), strict=True))
+        return sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """Kind and file name of each image. They match the images of different models."""
+        return [(kind, Path(image).name) for kind, image in zip(self.kinds, self.images, strict=True)]
+
+    def name_order(self) -> list[int]:
+        """Indices that sort the images by kind and file name. Images that share both keep their order."""
+        names = self.names
+        return sorted(range(len(names)), key=lambda index: names[index])
 
 
 @dataclass(frozen=True)
@@ -107,17 +116,17 @@ class Record:
     """One run.
 
     Args:
-        key: Which run.
-        config: Model, data, image size and the rest of what was asked for.
-        metrics: Metrics in percent by name, such as ``image_AUROC``; those that cannot be measured are absent.
+        key: Key of the run.
+        config: Model, data, image size and the other settings of the job.
+        metrics: Metrics in percent by name, such as ``image_AUROC``; those that could not be measured are absent.
         curves: Curves by name, ``ROC`` or ``PRO``, as two lists of numbers in [0, 1]: false-positive rate, and rate of
             true positives or overlap.
         costs: ``fit_s``, ``ms_per_image``, ``openvino_ms_per_image``, ``peak_mib``, ``size_mib``, ``parameters``.
-        overrides: Where the model departs from what all models share, and why.
+        overrides: Settings in which the model differs from the shared ones, with the reason.
         environment: Versions, hardware, threads, revision, time.
         test_set: The predictions' fingerprint.
-        error: Why the run failed, with the traceback; empty if it did not.
-        folder: Where it lies.
+        error: Error of a failed run with its traceback; empty if the run succeeded.
+        folder: Folder of the run.
     """
 
     key: Key
@@ -143,43 +152,43 @@ class Record:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the model said of the test images, read when asked for.
+        """Predictions for the test images. They are read on first use.
 
         Raises:
-            ValueError: If the files are cut off or missing.
+            ValueError: If the files are truncated or missing.
         """
         if self.folder is None:
-            msg = f"{self.key} was never written"
+            msg = f"{self.key} has no predictions, because it was not written to a folder"
             raise ValueError(msg)
         try:
             predictions = _read_predictions(self.folder)
         except (OSError, KeyError, TypeError, ValueError, *DAMAGED_ARCHIVE) as error:
             raise _unreadable(self.folder, error) from error
         if predictions.fingerprint != self.test_set:
-            raise _unreadable(self.folder, ValueError("its images are not those that were tested"))
+            raise _unreadable(self.folder, ValueError("images.csv does not match the tested images"))
         return predictions
 
 
 def write_record(runs: Path, record: Record, predictions: Predictions | None = None) -> Record:
-    """Keep a run: written beside its place, then moved there, so that a full disk or a kill leaves no half of it.
+    """Write a run. It is written to a temporary folder and then moved, so that no incomplete run can remain.
 
     Args:
         runs: Folder of all runs.
         record: The run.
-        predictions: What it said of the test images; None for a run that failed.
+        predictions: Predictions for the test images; None for a failed run.
 
     Returns:
         The record, with its folder.
 
     Raises:
-        OSError: If the disk is full or not writable, or there is something else in the run's place; earlier runs stay
-            as they were.
+        OSError: If the disk is full or not writable, or the run's folder contains other files. Earlier runs do not
+            change.
     """
     return unpack_record(runs, record.key, pack_record(record, predictions))
 
 
 def pack_record(record: Record, predictions: Predictions | None = None) -> dict[str, bytes]:
-    """The files of a run, by name, to be sent from the process or machine where it ran."""
+    """The files of a run by name, to be sent from the process or machine of the run."""
     files = {}
     if predictions:
         record = replace(record, test_set=predictions.fingerprint)
@@ -189,23 +198,23 @@ def pack_record(record: Record, predictions: Predictions | None = None) -> dict[
 
 
 def unpack_record(runs: Path, key: Key, files: dict[str, bytes]) -> Record:
-    """Write the files of :func:`pack_record` to the run's folder, in one step, and read them."""
+    """Write the files of :func:`pack_record` to the folder of the run in one step, and read them."""
     write_folder(runs / key.folder, files)
     return read_record(runs / key.folder)
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a folder of files, whole or not at all, in the place of what was there."""
+    """Write a folder of files completely or not at all. It replaces an earlier folder of the same path."""
     with replacing(folder) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
 
 
 def read_record(folder: Path) -> Record:
-    """Read a run; its predictions are read when asked for.
+    """Read a run. Its predictions are read on first use.
 
     Raises:
-        ValueError: If ``result.json`` is cut off or no run's.
+        ValueError: If ``result.json`` is truncated or does not belong to a run.
     """
     try:
         content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -217,7 +226,7 @@ def read_record(folder: Path) -> Record:
 
 
 def _check_types(record: Record) -> None:
-    """Refuse what would fail only when the report is written."""
+    """Refuse values that would fail later, when the report is written."""
     expected = Record(Key("", ""))
     for name in ("config", "metrics", "curves", "costs", "overrides", "environment", "test_set", "error"):
         if not isinstance(value := getattr(record, name), type(getattr(expected, name))):
@@ -227,7 +236,7 @@ def _check_types(record: Record) -> None:
     texts = [key.category, key.model, *record.overrides.values()]
     whole = [key.seed] if key.shots is None else [key.seed, key.shots]
     numbers = [*record.metrics.values(), *record.costs.values()]
-    # By the exact type, as truth values count as whole numbers.
+    # Exact types, because bool is a subclass of int.
     for values, kinds in ((texts, {str}), (whole, {int}), (numbers, {int, float})):
         if wrong := [value for value in values if type(value) not in kinds]:
             msg = f"it holds {wrong[0]!r}"
@@ -238,18 +247,18 @@ def read_records(runs: Path) -> list[Record]:
     """Read all runs of a folder, sorted by key.
 
     Raises:
-        ValueError: If a file is cut off.
+        ValueError: If a file is truncated.
     """
     return sorted(map(read_record, run_folders(runs)), key=by_key)
 
 
 def run_folders(runs: Path) -> list[Path]:
-    """Folders of all runs, readable or not."""
+    """Folders of all runs, including unreadable ones."""
     return [path.parent for path in runs.glob("*/*/*/result.json") if not path.parent.name.startswith(".")]
 
 
 def by_key(record: Record) -> tuple[str, int, str, int]:
-    """Sorts runs by category, number of training images, model and seed."""
+    """Sort key of runs: category, number of training images, model and seed."""
     return record.key.category, record.key.shots or 0, record.key.model, record.key.seed
 
 
@@ -262,7 +271,7 @@ def _pack_predictions(predictions: Predictions) -> dict[str, bytes]:
     files = {"images.csv": table.getvalue().encode()}
     arrays: dict[str, NDArray[Any]] = {}
     if predictions.maps is not None:
-        # Half precision is for looking and for ensembles; the run's own metrics come from the maps before it.
+        # Half precision suffices for figures and ensembles. The metrics of the run use the maps before conversion.
         arrays["maps"] = predictions.maps.clip(-_HALF_MAX, _HALF_MAX).astype(np.float16)
     if predictions.truth is not None:
         arrays["truth"] = np.packbits(predictions.truth, axis=-1)

@@ -1,1 +1,1 @@
-"""What figures and pages are drawn with, whatever they show."""
+"""Tools to draw figures and pages, independent of their content."""

@@ -1,4 +1,4 @@
-"""The pictures that views are drawn from, by what the model may have seen of them."""
+"""The images of the views: images to explain, training images, and held-out normal images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ Items = Sequence[ImageItem]
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures to explain, and those that the model may have seen.
+    """Images to explain, with the training and validation images.
 
     Args:
-        name: What they are called.
-        shown: The pictures to choose from.
-        training: The training set, empty where it is not known.
-        held_out: Normal pictures of the validation set.
-        why_none: Why there are none, if there are none.
-        outside: Reads a file or a folder of others, as these are read.
+        name: Name of the data.
+        shown: The images to choose from.
+        training: The training set, empty if it is unknown.
+        held_out: Normal images of the validation set.
+        why_none: Reason if there are no held-out images.
+        outside: Reads a file or a folder of other images in the same way.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Data:
 
 
 def paths_of(items: Items) -> list[str]:
-    """Files of the pictures of a data set, which need not be read for that."""
+    """Paths of the images of a data set, without reading the images."""
     if isinstance(items, PredictDataset):
         return [str(path) for path in items.image_filenames]
     return [str(path) for path in items.samples.image_path] if hasattr(items, "samples") else []
 
 
 def labels_of(items: Items) -> list[bool | None]:
-    """Whether the pictures of a data set show anomalies, None where that is not known, likewise."""
+    """Labels of the images of a data set, None if unknown, without reading the images."""
     if not hasattr(items, "samples"):
         return [None] * len(items)
     known = {LabelName.NORMAL: False, LabelName.ABNORMAL: True}

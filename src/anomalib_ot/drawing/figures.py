@@ -1,4 +1,4 @@
-"""What all views draw with. Figures belong to no window, so that views work in any thread and without a display."""
+"""Figures of the views. They are not attached to a window, so views work in any thread and without a display."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from anomalib_ot.settings import require
 
-# One map for all scores, readable in grey and by the colour-blind.
+# One colour map for all scores, readable in greyscale and for colour-blind readers.
 COLOURS = "inferno"
 OUTLINE = "cyan"
 FORMATS = ("png", "svg")
 _ALLOWED_FORMATS = (*FORMATS, "pdf")
-# Letters of a title that find room.
+# Characters of a title that fit into an inch.
 _PER_INCH = 13
 
 
@@ -28,7 +28,7 @@ def new_figure(rows: int, columns: int, title: str = "", side: float = 3.0) -> t
     Args:
         rows: Number of rows.
         columns: Number of columns.
-        title: Title of the figure, in as many lines as its width makes of it.
+        title: Title of the figure, wrapped to its width.
         side: Width and height of a panel, in inches.
 
     Returns:
@@ -46,7 +46,7 @@ def new_figure(rows: int, columns: int, title: str = "", side: float = 3.0) -> t
 
 
 def show_image(panel: Axes, image: Tensor, title: str = "", mask: Tensor | None = None) -> None:
-    """Show an RGB picture (3, h, w) in [0, 1], with the outline of a Boolean mask (h, w)."""
+    """Show an RGB image (3, h, w) in [0, 1], with the outline of a Boolean mask (h, w)."""
     panel.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     panel.set_title(title, fontsize="small")
     if mask is not None and mask.any() and not mask.all():
@@ -54,13 +54,13 @@ def show_image(panel: Axes, image: Tensor, title: str = "", mask: Tensor | None 
 
 
 def show_map(panel: Axes, values: Tensor, title: str = "", limits: tuple[float, float] | None = None) -> None:
-    """Show scores (h, w) with a scale beside them.
+    """Show scores (h, w) with a colour bar.
 
     Args:
-        panel: Where.
+        panel: The panel to draw on.
         values: The scores.
         title: Title of the panel.
-        limits: Values of the darkest and the brightest colour; by default the least and the largest score.
+        limits: Values of the darkest and the brightest colour; by default the smallest and the largest score.
     """
     low, high = limits or (None, None)
     shown = panel.imshow(values.cpu().numpy(), cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest")
@@ -71,14 +71,14 @@ def show_map(panel: Axes, values: Tensor, title: str = "", limits: tuple[float, 
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:
-    """A figure as RGBA pixels (h, w, 4)."""
+    """Render a figure as RGBA pixels (h, w, 4)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
 
 
 def require_formats(formats: Sequence[str]) -> None:
-    """Refuse formats that no figure is written in, or none at all."""
+    """Refuse unknown formats of figures, and an empty list."""
     wrong = next((each for each in formats if each not in _ALLOWED_FORMATS), None)
     require(bool(formats) and wrong is None, "each of formats", _ALLOWED_FORMATS, wrong)
 
@@ -88,14 +88,14 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[P
 
     Args:
         figure: The figure.
-        stem: Path without a suffix; missing folders are made.
-        formats: Suffixes, ``svg`` and ``pdf`` for vectors, ``png`` for pixels.
+        stem: Path without a suffix; missing folders are created.
+        formats: Suffixes: ``svg`` and ``pdf`` for vector graphics, ``png`` for pixels.
 
     Returns:
         The files.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    # A name may have dots of its own.
+    # The name may contain dots.
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
     for path in paths:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

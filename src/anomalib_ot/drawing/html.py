@@ -1,4 +1,4 @@
-"""HTML pages that need no other file and no network."""
+"""Self-contained HTML pages, which need no other file and no network."""
 
 import base64
 import io
@@ -12,15 +12,15 @@ _PACKAGE = "anomalib_ot.drawing"
 
 
 def render_page(package: str, name: str, **content: object) -> str:
-    """Fill in a page, with its style and its script within.
+    """Render a page with embedded style and script.
 
-    Nothing but this script may run in the page, and nothing is fetched: a content security policy forbids both.
+    A content security policy forbids all other scripts and all requests.
 
     Args:
-        package: Package whose folder ``templates`` has ``NAME.html``, which extends ``page.html`` and fills the blocks
-            ``title`` and ``body``, ``NAME.css``, which follows the common style, and ``NAME.js``.
-        name: Name of the page's templates.
-        content: What the template shows; text is escaped.
+        package: Package whose folder ``templates`` contains ``NAME.html``, which extends ``page.html`` and fills the
+            blocks ``title`` and ``body``, ``NAME.css``, which is added to the common style, and ``NAME.js``.
+        name: Name of the templates.
+        content: Variables of the template. Text is escaped.
 
     Returns:
         The page.
@@ -36,22 +36,22 @@ def render_page(package: str, name: str, **content: object) -> str:
     return environment.get_template(f"{name}.html").render(
         style=_read(_PACKAGE, "page.css") + _read(package, f"{name}.css"),
         script=script,
-        # Only this very script may run, whatever a label says.
+        # The hash permits only this script, even if a label contains markup.
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         **content,
     )
 
 
 def data_uri(image: Image.Image, form: str, **options: object) -> str:
-    """A picture as part of a page.
+    """Encode an image as a data URI.
 
     Args:
-        image: The picture.
+        image: The image.
         form: Pillow's name of the format, ``JPEG``, ``PNG`` or ``WEBP``.
-        options: What Pillow's encoder of the format takes besides.
+        options: Further options of Pillow's encoder.
 
     Returns:
-        Its data URI.
+        The data URI.
     """
     buffer = io.BytesIO()
     image.save(buffer, form, **{"quality": 80, **options})

@@ -1,4 +1,4 @@
-"""Pictures as a model sees them."""
+"""Images as prepared for a model."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -20,16 +20,16 @@ Extent = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a model sees it.
+    """An image as prepared for a model.
 
     Args:
-        name: Folder and file, such as ``scratch/003``, or its number where it has none.
-        prepared: What the torch model takes, (3, h, w), resized and normalised.
-        image: The same as RGB in [0, 1], (3, h, w).
-        label: Whether it shows an anomaly, None where that is not known.
-        mask: Where the anomaly is, Boolean (h, w), None where that is not known.
-        path: The file that it is from; empty where it is from none.
-        extent: Left, top, right and bottom edge of what the model sees, in pixels of the file; None where not known.
+        name: Folder and file name without suffix, such as ``scratch/003``, or the index if there is no file.
+        prepared: Input of the torch model, (3, h, w), resized and normalised.
+        image: The same image as RGB in [0, 1], (3, h, w).
+        label: Whether the image is anomalous, None if unknown.
+        mask: Boolean mask (h, w) of the anomaly, None if unknown.
+        path: Path of the file; empty if there is none.
+        extent: Left, top, right and bottom edge of the model's input, in pixels of the file; None if unknown.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Picture:
 
 
 def pictures_of(model: AnomalibModule, items: Iterable[ImageItem]) -> Iterator[Picture]:
-    """Prepare pictures one by one, as the model's pre-processor does.
+    """Prepare images one by one with the model's pre-processor.
 
     Args:
         model: The model, on any device.
-        items: The pictures, as a data module's ``test_data`` yields them.
+        items: The images, as a data module's ``test_data`` yields them.
 
     Yields:
-        The pictures, on the model's device.
+        The images, on the model's device.
     """
     for number, item in enumerate(items):
-        assert item.image is not None  # noqa: S101 - a data set's items have images
+        assert item.image is not None  # noqa: S101 - items of a data set have images
         image = item.image.to(model.device)
         transform = getattr(model.pre_processor, "transform", None)
         prepared = (transform(image[None]) if transform else image[None])[0]
@@ -72,18 +72,18 @@ def pictures_of(model: AnomalibModule, items: Iterable[ImageItem]) -> Iterator[P
 
 
 def prepared_pictures(model: AnomalibModule, batch: ImageBatch) -> Iterator[Picture]:
-    """The pictures of a batch that the model's pre-processor has prepared already, as callbacks of the trainer see it.
+    """The images of a batch that the model's pre-processor has already prepared, as in callbacks of the trainer.
 
     Args:
         model: The model.
         batch: The batch, with the paths of its files.
 
     Yields:
-        The pictures.
+        The images.
     """
     for item in batch:
-        assert item.image is not None  # noqa: S101 - a data loader's batches have images
-        assert item.image_path is not None  # noqa: S101 - and say where they are from
+        assert item.image is not None  # noqa: S101 - batches of a data loader have images
+        assert item.image_path is not None  # noqa: S101 - and their paths
         with Image.open(item.image_path) as file:
             width, height = file.size
         yield Picture(
@@ -98,23 +98,23 @@ def prepared_pictures(model: AnomalibModule, batch: ImageBatch) -> Iterator[Pict
 
 
 def name_of(path: str) -> str:
-    """Name of the picture of a file, its folder and its name without suffix; as a path it leads to nowhere else."""
-    file = Path(os.path.abspath(path))  # noqa: PTH100 - a link to a file keeps its own name
-    # Of a file such as "...png" no name would be left.
+    """Name of an image: its folder and its file name without suffix. As a path, it has no ``..`` and is relative."""
+    file = Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its own name
+    # The stem of a file such as "...png" would be empty.
     return str(Path(file.parent.name) / (file.stem if file.stem.strip(".") else file.name))
 
 
 def extent_of(model: AnomalibModule, size: tuple[int, int]) -> Extent:
-    """What a model sees of a picture, which its pre-processor may resize and crop.
+    """The part of an image that the model's input covers, after the pre-processor has resized and cropped it.
 
-    Where a pixel comes from is read off a picture of coordinates that goes the same way.
+    The pre-processor transforms an image of pixel coordinates, from which the edges are computed.
 
     Args:
         model: The model.
-        size: Height and width of the picture.
+        size: Height and width of the image.
 
     Returns:
-        Left, top, right and bottom edge, in pixels of the picture.
+        Left, top, right and bottom edge, in pixels of the image.
     """
     transform = getattr(model.pre_processor, "transform", None)
     height, width = size
@@ -129,14 +129,14 @@ def extent_of(model: AnomalibModule, size: tuple[int, int]) -> Extent:
 
 
 def _edges(coordinates: Tensor) -> tuple[float, float]:
-    """Coordinates of the outer edges of a row of pixels, from those of their centres."""
+    """Coordinates of the outer edges of a row of pixels, from the coordinates of the centres."""
     count = len(coordinates)
-    # Away from the border, where resizing has fewer pixels to average.
+    # Without the border, where resizing averages fewer pixels.
     inner = np.arange(count // 4, count - count // 4)
     step, start = np.polyfit(inner + 0.5, coordinates[inner].numpy(), 1)
     return float(start), float(start + count * step)
 
 
 def stack(pictures: Iterable[Picture]) -> Tensor:
-    """The pictures as a batch for the torch model, (B, 3, h, w)."""
+    """Stack images to a batch for the torch model, (B, 3, h, w)."""
     return torch.stack([picture.prepared for picture in pictures])

@@ -1,7 +1,7 @@
-"""What a view is. Each model declares its own views in its package ``views``, as two tables by name.
+"""The interface of views. Each model declares its views in its package ``views``, in two dictionaries.
 
-``PICTURE_VIEWS`` has the views of a picture, ``MODEL_VIEWS`` those of the model. Both map names to :class:`View`.
-The Lightning model names the package in its class attribute ``views``, so that training imports no Matplotlib.
+``PICTURE_VIEWS`` contains the views of an image, ``MODEL_VIEWS`` those of the model. Both map names to :class:`View`.
+The Lightning model names the package in its class attribute ``views``, so that training does not import Matplotlib.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,21 +17,21 @@ from .pictures import Picture, pictures_of
 
 
 class Subject:
-    """A fitted model, and the pictures that its views are drawn from.
+    """A fitted model, and the images of its views.
 
     Args:
-        model: A fitted model of ours.
-        data: The pictures.
-        seed: Seed of what is drawn at random.
-        pixel: Pixel of a picture that a view explains, from the left and from the top, as the model sees it; by default
-            the highest of its map.
+        model: A fitted model of this package.
+        data: The images.
+        seed: Seed of random choices.
+        pixel: Pixel that a view explains, from the left and from the top of the model's input; by default the highest
+            pixel of the map.
     """
 
     def __init__(
         self, model: AnomalibModule, data: Data, seed: int = 0, pixel: tuple[float, float] | None = None
     ) -> None:
         self.model = model.eval()
-        # The views of a model know its class.
+        # Typed as Any, because the views of a model depend on its class.
         self.torch_model: Any = model.model
         self.data = data
         self.seed = seed
@@ -39,15 +39,15 @@ class Subject:
         self._found: dict[Callable[[Subject], Any], Any] = {}
 
     def prepared(self, items: Items) -> Iterator[Picture]:
-        """Pictures as the model sees them, one by one."""
-        # A data set of torch has no iterator that ends.
+        """Prepare images for the model, one by one."""
+        # Iteration over a data set of torch does not end by itself.
         return pictures_of(self.model, (items[index] for index in range(len(items))))
 
     def once(self, find: "Callable[[Subject], Any]") -> Any:
-        """What a function finds for this subject; it is computed once and shared by all views.
+        """The result of a function for this subject. It is computed once and shared by all views.
 
         Args:
-            find: A function of a module, not one that is made for the call.
+            find: A module-level function, not one that is created for the call.
 
         Returns:
             Its result.
@@ -58,7 +58,7 @@ class Subject:
 
     @cached_property
     def training_paths(self) -> set[str]:
-        """Files of the training pictures."""
+        """Paths of the training images."""
         return {*paths_of(self.data.training)}
 
 
@@ -67,10 +67,10 @@ class View:
     """A kind of figure.
 
     Args:
-        about: What it shows, for someone who sees it for the first time.
-        draw: Draws it, by the name of its files. A view of a picture takes the subject and the picture; one of a model
-            the subject, the pictures that are shown and the folder, for what is no figure.
-        missing: Says what it lacks to be drawn; empty if nothing.
+        about: Description of the view for new users.
+        draw: Returns the figures by file name. For an image, it takes the subject and the image. For the model, it
+            takes the subject, the shown images, and the folder, where it may write other files.
+        missing: Returns the reason why the view cannot be drawn; empty if it can.
     """
 
     about: str
@@ -79,5 +79,5 @@ class View:
 
 
 def no_training(subject: Subject) -> str:
-    """Says that the training pictures are missing; empty if they are not."""
-    return "" if subject.data.training else "the training pictures are not known; give the data module as data"
+    """The reason if the training images are missing; otherwise empty."""
+    return "" if subject.data.training else "the training images are unknown; give the data module as data"

@@ -1,8 +1,8 @@
-"""Why a model flagged a picture, and what it has learned: the evidence, and the views that each model declares.
+"""Explanations of a score: the evidence for an image, and the views that each model declares.
 
-What draws the views of a model is in its own package, such as :mod:`anomalib_ot.models.pradot.views`.
+The views of a model are in its package, such as :mod:`anomalib_ot.models.pradot.views`.
 
-The public names are imported on first use: the visualizer is imported whenever anomalib is, and draws later, if at all.
+The public names are imported on first use, because anomalib imports the visualizer at start-up, before it draws.
 """
 
 _PUBLIC = {

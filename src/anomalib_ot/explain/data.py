@@ -1,4 +1,4 @@
-"""Read the pictures to explain from a data module or a folder."""
+"""Read the images to explain from a data module or a folder."""
 
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from anomalib_ot.host.splits import Split
 
 
 def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split | None = None) -> Data:
-    """Find pictures.
+    """Find the images.
 
     Args:
-        data: Data module, by class as for anomalib, or a picture or a folder of them.
-        root: Folder that the data module's relative root is meant from.
-        split: The split that the model was trained with, which is used again.
+        data: Data module, by class as for anomalib, or an image or a folder of images.
+        root: Base folder of the data module's relative root.
+        split: Split of the model's training, which is used again.
 
     Returns:
-        The pictures; of a folder nothing more is known.
+        The images. For a folder, the training and held-out images are unknown.
 
     Raises:
-        ValueError: If there is neither such a class nor such a path, or no pictures.
+        ValueError: If there is neither such a class nor such a path, or if there are no images.
     """
     config = {"class_path": data} if isinstance(data, str) else data
     try:
@@ -38,9 +38,9 @@ def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split
             return Data(
                 data,
                 cast("Items", PredictDataset(data)),
-                why_none="which good pictures were held out is known of a data module alone",
+                why_none="the held-out good images are known only for a data module",
             )
-        msg = f"data is neither a data module nor a picture or a folder: {' '.join(str(error).split())}"
+        msg = f"data must be a data module, an image or a folder: {' '.join(str(error).split())}"
         raise ValueError(msg) from error
     module.prepare_data()
     module.setup()
@@ -50,11 +50,11 @@ def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split
 
 
 def data_of(module: AnomalibDataModule) -> Data:
-    """The pictures of a data module that is set up: its test, training and validation sets."""
+    """The images of a data module after its set-up: its test, training and validation sets."""
     validation = getattr(module, "val_data", None)
     normal = [index for index, label in enumerate(labels_of(validation or ())) if label is False]
     held_out = cast("Any", validation).subsample(normal) if normal else ()
-    why_none = "the validation set has no normal pictures" if validation else "the data have no validation set"
+    why_none = "the validation set has no normal images" if validation else "the data has no validation set"
     return Data(
         module.name,
         cast("Items", module.test_data),
@@ -66,7 +66,7 @@ def data_of(module: AnomalibDataModule) -> Data:
 
 
 def _reader(module: AnomalibDataModule) -> Callable[[Path], Any]:
-    """What reads other pictures as a data module reads its test pictures."""
+    """Reader of other images, which reads them like the data module's test images."""
     inner = module
     while isinstance(inner, WrappedDataModule) and not hasattr(inner, "value_range"):
         inner = inner.datamodule

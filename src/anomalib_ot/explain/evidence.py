@@ -1,4 +1,4 @@
-"""Why a picture was flagged: what added up to its score, how it ranks among normal pictures, and where to look."""
+"""Evidence for the score of an image: contributions, rank among normal images, and anomalous regions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,33 +22,33 @@ from anomalib_ot.host.scale import Scale, scale_of
 _NORMAL = "#0072b2"
 _THIS = "#d55e00"
 _BINS = 12
-_ITSELF = "the only normal picture that was held out is this one"
+_ITSELF = "this image is the only held-out normal image"
 
 
 @dataclass(frozen=True)
 class NormalScores:
-    """Scores of normal pictures that the model was not fitted to.
+    """Scores of held-out normal images.
 
     Args:
-        scores: Image score of each, from :func:`image_scores`.
-        why_none: Why there are none, if there are none.
+        scores: Image score of each image, from :func:`image_scores`.
+        why_none: Reason if there are no scores.
     """
 
     scores: Mapping[str, float] = field(default_factory=dict)
-    why_none: str = "no normal pictures were held out"
+    why_none: str = "no normal images were held out"
 
     def without(self, picture: Picture) -> tuple[float, ...]:
-        """All but that of a picture, which says nothing of its own place."""
+        """The scores without that of an image, which must not be compared with itself."""
         return tuple(score for each, score in self.scores.items() if each != _key(picture))
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one part of the model adds.
+    """Contribution of a part of the model.
 
     Args:
-        map: To each pixel of the anomaly map, (h, w).
-        value: To the raw image score.
+        map: Contribution to each pixel of the anomaly map, (h, w).
+        value: Contribution to the raw image score.
     """
 
     map: Tensor
@@ -57,11 +57,11 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the picture whose scores are above the model's threshold.
+    """A connected region of the image with scores above the pixel threshold.
 
     Args:
-        box: Left, top, right and bottom edge, in pixels of the file, or of what the model sees where there is none.
-        score: Its highest score, as anomalib shows it.
+        box: Left, top, right and bottom edge, in pixels of the file, or of the model's input if there is no file.
+        score: Highest score of the region, as anomalib shows it.
     """
 
     box: Extent
@@ -70,23 +70,23 @@ class Region:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why a picture has its score.
+    """Evidence for the score of an image.
 
     Args:
-        picture: The picture.
-        score: Its image score as ``predict`` gives it, in [0, 1] once the model is validated.
-        raw_score: The same as the model computes it.
-        scale: What leads from raw image scores to those that are shown.
-        pixel_scale: The same for pixels.
-        is_anomalous: Whether the model calls the picture anomalous, None if it has no threshold.
-        map: The anomaly map (h, w), as the model computes it.
-        contributions: What each part of the model adds; maps and values add up to map and raw score.
-        highest: Horizontal and vertical position of the highest pixel, as in ``Region.box``.
-        regions: Where the map is above the model's threshold for pixels, the highest first; None if it has none.
-        normal: Raw scores of held-out normal pictures without this one.
-        p_value: Chance that a normal picture has such a score or a higher one, of :func:`conformal_p_value`; None if
-            no normal pictures were held out.
-        why_no_p_value: Why, then.
+        picture: The image.
+        score: Image score as ``predict`` returns it, in [0, 1] once the model is validated.
+        raw_score: Image score before normalisation.
+        scale: Conversion from raw image scores to shown ones.
+        pixel_scale: Conversion for pixels, likewise.
+        is_anomalous: Whether the model classifies the image as anomalous, None if it has no threshold.
+        map: Raw anomaly map (h, w).
+        contributions: Contribution of each part of the model. Maps and values add up to ``map`` and ``raw_score``.
+        highest: Horizontal and vertical position of the highest pixel, in the pixels of ``Region.box``.
+        regions: Regions of the map above the pixel threshold, the highest first; None if the model has no threshold.
+        normal: Raw scores of held-out normal images, without this image.
+        p_value: Probability that a normal image has at least this score, from :func:`conformal_p_value`; None if no
+            normal images were held out.
+        why_no_p_value: Reason if there is no p-value.
     """
 
     picture: Picture
@@ -105,33 +105,33 @@ class Evidence:
 
     @property
     def threshold(self) -> float | None:
-        """Score above which the model calls a picture anomalous, on the scale of ``score``; None if it has none."""
+        """Score above which an image is anomalous, on the scale of ``score``; None if the model has no threshold."""
         return self.scale.threshold
 
     @property
     def lowest_p_value(self) -> float | None:
-        """The lowest p-value that so many held-out normal pictures allow; None without any."""
+        """The lowest p-value for this number of held-out normal images; None without any."""
         return None if self.p_value is None else 1 / (len(self.normal) + 1)
 
     def p_value_in_words(self) -> str:
-        """The p-value, whether it could not be lower, or why there is none."""
+        """The p-value and whether it is the lowest possible one, or the reason why there is none."""
         if self.p_value is None:
             return self.why_no_p_value
         if self.p_value != self.lowest_p_value:
             return f"p = {self.p_value:.2g}"
         count = len(self.normal)
-        allow = "1 good picture allows" if count == 1 else f"{count} good pictures allow"
+        allow = "1 good image allows" if count == 1 else f"{count} good images allow"
         return f"p ≤ {self.p_value:.2g}, the lowest that {allow}"
 
     def score_in_words(self) -> str:
-        """The score and its threshold as ``predict`` gives them, with the raw ones where these are others."""
+        """The score and threshold as ``predict`` shows them, with the raw ones if these differ."""
         shown = _with_threshold(self.score, self.threshold)
         if self.scale == Scale(threshold=self.threshold):
             return shown
         return f"{shown} (raw {_with_threshold(self.raw_score, self.scale.raw_threshold)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The evidence as plain values for JSON, without the maps; what is not known is None."""
+        """The evidence as plain values for JSON, without the maps. Unknown values are None."""
         return {
             "picture": self.picture.name,
             "path": self.picture.path,
@@ -157,23 +157,23 @@ class Evidence:
         }
 
     def share(self, name: str) -> float:
-        """Share of the raw score that a contribution makes; 0 where the score is."""
+        """Share of a contribution in the raw score; 0 if the raw score is 0."""
         return self.contributions[name].value / self.raw_score if self.raw_score else 0.0
 
 
 def conformal_p_value(score: float, normal: Iterable[float]) -> float:
-    """Chance that a normal picture has such a score or a higher one.
+    """Conformal p-value: the probability that a normal image has at least this score.
 
-    (1 + #{s_i ≥ s}) / (n + 1) for n held-out normal scores s_i. If the picture is normal too, so that its score might
-    as well be any of the n + 1, the value is at most p with a probability of at most p (Vovk, Gammerman and Shafer,
-    Algorithmic learning in a random world, 2005). With n pictures it is never below 1 / (n + 1).
+    The p-value is (1 + #{s_i ≥ s}) / (n + 1) for n held-out normal scores s_i. If the image is normal and exchangeable
+    with the held-out ones, the p-value is at most p with probability at most p (Vovk, Gammerman and Shafer, Algorithmic
+    learning in a random world, 2005). It is at least 1 / (n + 1).
 
     Args:
-        score: Score of the picture.
-        normal: Scores of normal pictures that neither the model nor its thresholds saw in training.
+        score: Score of the image.
+        normal: Scores of normal images that were used neither for the model nor for its thresholds.
 
     Returns:
-        The value, in (0, 1].
+        The p-value, in (0, 1].
 
     Example:
         >>> conformal_p_value(0.9, [0.1, 0.2, 0.9])
@@ -185,14 +185,14 @@ def conformal_p_value(score: float, normal: Iterable[float]) -> float:
 
 @torch.no_grad()
 def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str, float]:
-    """Image scores before they are normalised.
+    """Image scores before normalisation.
 
     Args:
-        model: A fitted model of ours.
-        pictures: Pictures, as :func:`pictures_of` prepares them for the model.
+        model: A fitted model of this package.
+        pictures: Images that :func:`pictures_of` has prepared for the model.
 
     Returns:
-        The scores, by the path of the picture's file, or its name where it has none.
+        The scores by path, or by name for images without a file.
     """
     scores = {}
     for picture in pictures:
@@ -203,14 +203,14 @@ def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str
 
 @torch.no_grad()
 def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | None = None) -> Evidence:
-    """Collect the evidence for or against a picture.
+    """Compute the evidence for the score of an image.
 
-    A model that learns from what it scores learns nothing from it, and scores by its memory as it stands.
+    An online model uses its current memory and does not update it.
 
     Args:
-        model: A fitted model of ours.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
-        normal: Raw scores of held-out normal pictures, from :func:`image_scores`.
+        model: A fitted model of this package.
+        picture: The image that :func:`pictures_of` has prepared for the model.
+        normal: Raw scores of held-out normal images, from :func:`image_scores`.
 
     Returns:
         The evidence.
@@ -248,7 +248,7 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
 
 
 def _contributions(model: AnomalibModule, picture: Picture) -> dict[str, Tensor]:
-    """What each part of the model adds to the map of a picture, (h, w)."""
+    """Contribution of each part of the model to the map of an image, (h, w)."""
     torch_model: Any = model.model
     return {name: each[0, 0] for name, each in torch_model.contributions(picture.prepared[None]).items()}
 
@@ -266,19 +266,19 @@ def _verdict(is_anomalous: bool | None) -> str | None:
 
 
 def _counted(model: AnomalibModule, anomaly_map: Tensor) -> Tensor:
-    """Which pixels the image score is the mean of: the highest, or a share of the highest where the model says so."""
+    """Indices of the pixels whose mean is the image score: the highest one, or a share of the highest ones."""
     count = round(getattr(model.model, "top_share", 0.0) * anomaly_map.numel())
     return anomaly_map.flatten().topk(max(1, count)).indices
 
 
 def _post_process(model: AnomalibModule, score: Tensor, anomaly_map: Tensor) -> InferenceBatch:
-    """What the model's post-processor makes of a score and a map, the same where it has none."""
+    """Post-process a score and a map. Without a post-processor they do not change."""
     raw = InferenceBatch(pred_score=score[None], anomaly_map=anomaly_map[None, None])
     return model.post_processor(raw) if model.post_processor is not None else raw
 
 
 def _in_file(picture: Picture, box: Extent) -> Extent:
-    """A box in pixels of the picture as the model sees it, in those of its file."""
+    """Convert a box from pixels of the model's input to pixels of the file."""
     left, top, right, bottom = picture.extent or _own_extent(picture)
     height, width = picture.image.shape[-2:]
     scales = ((right - left) / width, (bottom - top) / height) * 2
@@ -292,11 +292,11 @@ def _own_extent(picture: Picture) -> Extent:
 
 
 def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor, threshold: float) -> tuple[Region, ...]:
-    """Regions of the shown map above the threshold for pixels, the highest of the raw map first."""
+    """Regions of the shown map above the pixel threshold, ordered by their highest raw score."""
     shown = cast("Tensor", processed.anomaly_map)[0, 0].cpu().numpy()
-    # The host's own boxes leave out a region that fills the picture.
+    # anomalib's own boxes omit a region that fills the image.
     labels = label(shown > threshold, connectivity=2)
-    # Scores that are shown are cut off at 1, where many may be equal.
+    # Shown scores are clipped to 1, so that many may be equal.
     intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
     found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])
     return tuple(
@@ -307,14 +307,14 @@ def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor, t
 
 
 def draw_evidence(evidence: Evidence) -> Figure:
-    """Draw the picture with its anomalous regions, its map, its place among normal pictures, and what added up to it.
+    """Draw the image with its anomalous regions, the map, the rank among normal images, and the contributions.
 
     Args:
-        evidence: From :func:`evidence_of`.
+        evidence: Evidence from :func:`evidence_of`.
 
     Returns:
-        The figure. Scores are on the scale of ``predict``, but not cut off at 0 and 1. The maps of the contributions
-        are raw and share one scale of colours; titles say their shares of the score.
+        The figure. Scores are on the scale of ``predict``, but not clipped to [0, 1]. The maps of the contributions are
+        raw and share one colour scale. Their titles give their shares of the score.
     """
     parts = evidence.contributions if len(evidence.contributions) > 1 else {}
     figure, panels = new_figure(1 + bool(parts), max(3, len(parts)), _summary(evidence))
@@ -339,14 +339,14 @@ def _summary(evidence: Evidence) -> str:
     verdict = _verdict(evidence.is_anomalous)
     parts = [
         f"score {evidence.score_in_words()}",
-        f"the model says {verdict}" if verdict else "",
-        f"it is {known}" if known else "",
+        f"prediction {verdict}" if verdict else "",
+        f"label {known}" if known else "",
     ]
     return f"{evidence.picture.name}: {', '.join(part for part in parts if part)}"
 
 
 def _draw_regions(panel: Axes, evidence: Evidence) -> None:
-    """The picture in pixels of its file, with the boxes and highest scores of its regions."""
+    """Draw the image in pixels of its file, with the boxes and highest scores of its regions."""
     regions = evidence.regions or ()
     title = "no threshold, no regions" if evidence.regions is None else f"{len(regions)} regions above the threshold"
     show_image(panel, evidence.picture.image, "1 region above the threshold" if len(regions) == 1 else title)
@@ -367,23 +367,23 @@ def _mark(panel: Axes, anomaly_map: Tensor) -> None:
 
 
 def _draw_place(panel: Axes, evidence: Evidence) -> None:
-    """Histogram of the normal scores, with the picture and the threshold."""
-    panel.set_xlabel("score, which predict cuts off at 0 and 1", fontsize="small")
+    """Draw the histogram of the normal scores, with the score of the image and the threshold."""
+    panel.set_xlabel("score (predict clips it to 0 and 1)", fontsize="small")
     panel.xaxis.set_major_locator(AutoLocator())
     panel.tick_params(labelsize="x-small")
-    # Cut off at 1, a score far above all others would look like one just above them.
+    # Not clipped, so that a score far above all others differs from one just above them.
     shown = evidence.scale.shown
     if evidence.normal:
         normal = [shown(each) for each in evidence.normal]
-        panel.hist(normal, _BINS, color=_NORMAL, label=f"{len(normal)} normal pictures")
+        panel.hist(normal, _BINS, color=_NORMAL, label=f"{len(normal)} normal images")
         panel.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     if evidence.threshold is not None:
         panel.axvline(evidence.threshold, color="grey", linestyle="--", label=f"threshold {evidence.threshold:.2g}")
-    panel.axvline(shown(evidence.raw_score), color=_THIS, linewidth=2, label="this picture")
+    panel.axvline(shown(evidence.raw_score), color=_THIS, linewidth=2, label="this image")
     panel.margins(y=0.25)
     panel.legend(fontsize="x-small", loc="upper center")
     title = f"no p-value:\n{evidence.why_no_p_value}"
     if evidence.p_value is not None:
         above = sum(each >= evidence.raw_score for each in evidence.normal)
-        title = f"{above} of {len(evidence.normal)} normal pictures score as high:\n{evidence.p_value_in_words()}"
+        title = f"{above} of {len(evidence.normal)} normal images score as high:\n{evidence.p_value_in_words()}"
     panel.set_title(title, fontsize="small")

@@ -1,4 +1,4 @@
-"""Explain what a fitted model says of some pictures: all views, the numbers behind them, and a page that lists them."""
+"""Explain the scores of a fitted model: views, their numbers, and a page that lists them."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from anomalib_ot.settings import require
 
 from .data import read_data
 from .evidence import Evidence, NormalScores, image_scores
-from .selection import REASONS, asked_for, telling
+from .selection import REASONS, informative, requested
 from .views import ScoredSubject, views_of
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class Drawing:
     """A view on the page.
 
     Args:
-        about: What it shows.
-        link: Its file, from the page.
-        thumbnail: A small picture of it as a data URI, empty if there is none.
-        size: Width and height of that, in pixels.
+        about: Description of the view.
+        link: Path of its file, relative to the page.
+        thumbnail: Thumbnail as a data URI, empty if there is none.
+        size: Width and height of the thumbnail in pixels.
     """
 
     about: str
@@ -59,11 +59,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Explained:
-    """What was written about a picture.
+    """The explanation of an image.
 
     Args:
-        evidence: The numbers.
-        reason: Why it was chosen.
+        evidence: The evidence.
+        reason: Why the image was chosen.
         drawings: Its views.
     """
 
@@ -86,37 +86,37 @@ def explain(
     seed: int = 0,
     sensitivities: Mapping[str, float] | None = None,
 ) -> tuple[Path, list[Explained]]:
-    """Write all views of some pictures and of the model that judges them.
+    """Write all views of some images and of the model.
 
-    Each picture has a folder ``FOLDER/NAME`` with its views and ``evidence.json``, the model one by its name, and
-    ``index.html`` lists them. A folder is written whole or not at all; those of other pictures stay, and so does all
-    that was not written by this function.
+    Each image has a folder ``FOLDER/NAME`` with its views and ``evidence.json``. The model has a folder with its name.
+    ``index.html`` lists them. Each folder is written completely or not at all. Folders of other images and
+    foreign files do not change.
 
     Args:
-        ckpt_path: Checkpoint of a fitted model of ours.
-        data: Data module, by class as for anomalib, or a picture or a folder of them.
+        ckpt_path: Checkpoint of a fitted model of this package.
+        data: Data module, by class as for anomalib, or an image or a folder of images.
         output: Folder to write to.
-        root: Folder that the data module's relative root is meant from.
-        model: Name of the model's class in ``anomalib_ot.MODELS``; by default what the checkpoint is of.
-        pictures: Names of the pictures, as ``scratch/003`` or ``003``, or files or folders of others; by default some
-            are chosen.
-        count: Number of pictures to choose: by turns those with the highest scores, those nearest to the threshold, and
-            usual normal ones.
+        root: Base folder of the data module's relative root.
+        model: Name of the model's class in ``anomalib_ot.MODELS``; by default the class in the checkpoint.
+        pictures: Names of images such as ``scratch/003`` or ``003``, or files or folders of other images; by default
+            some images are chosen.
+        count: Number of images to choose, alternately with the highest score, nearest to the threshold, and typical
+            normal.
         views: Names of the views; by default all that can be drawn.
-        pixel: Pixel of each picture that a view explains, from the left and from the top, as the model sees it; by
-            default the highest of its map.
-        formats: Formats of the figures, of png, svg and pdf.
-        seed: Seed of what is drawn at random.
-        sensitivities: ``image_sensitivity`` and ``pixel_sensitivity`` in [0, 1], in the place of the checkpoint's.
+        pixel: Pixel that a view explains, from the left and from the top of the model's input; by default the highest
+            pixel of the map.
+        formats: Formats of the figures: png, svg and pdf.
+        seed: Seed of random choices.
+        sensitivities: ``image_sensitivity`` and ``pixel_sensitivity`` in [0, 1]. They replace those of the checkpoint.
 
     Returns:
-        The page, and what was written about each picture.
+        The page, and the explanation of each image.
 
     Raises:
-        ValueError: If an argument is unknown, a picture cannot be found or read, or the checkpoint is not of a fitted
-            model of ours.
-        FileNotFoundError: If there is no such checkpoint.
-        FileExistsError: If something else has a name in ``output`` that is needed.
+        ValueError: If an argument is invalid, an image cannot be found or read, or the checkpoint does not contain a
+            fitted model of this package.
+        FileNotFoundError: If the checkpoint does not exist.
+        FileExistsError: If ``output`` contains a foreign file of a name that is needed.
     """
     require(count >= 1, "count", "at least 1", count)
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
@@ -125,36 +125,36 @@ def explain(
     kind = _class_of_checkpoint(ckpt_path, model)
     views_of(kind, views)
     require_place(kind, output)
-    # Checkpoints did not always have a split.
+    # Checkpoints of earlier versions have no split.
     found = read_data(data, root, read_checkpoint(ckpt_path).get("split"))
-    asked = asked_for(found, pictures) if pictures is not None else None
+    asked = requested(found, pictures) if pictures is not None else None
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     for name, value in (sensitivities or {}).items():
         setattr(fitted.post_processor, name, value)
     scores = {} if asked is not None else _scores(fitted, found.shown)
     subject = ScoredSubject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)
-    chosen = telling(fitted, found, scores, count) if asked is None else asked
+    chosen = informative(fitted, found, scores, count) if asked is None else asked
     prepared = pictures_of(fitted, (each.read() for each in chosen))
     pictures_and_reasons = zip(prepared, (each.reason for each in chosen), strict=True)
     return write_views(subject, pictures_and_reasons, output, views, formats, str(ckpt_path))
 
 
 def require_place(model: type[AnomalibModule], output: Path) -> None:
-    """Refuse a folder in which the page, or the folder of a model, is something that we did not write."""
+    """Refuse an output folder whose page or model folder has foreign files."""
     require_ours(output, _PAGE)
     require_ours(output / model.__name__)
 
 
 def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] | None = None) -> NormalScores:
-    """Scores of the normal pictures that are held out.
+    """Scores of the held-out normal images.
 
     Args:
-        model: A fitted model of ours.
-        data: The pictures.
-        known: Scores that need not be computed again, by path.
+        model: A fitted model of this package.
+        data: The images.
+        known: Scores by path that need not be computed again.
 
     Returns:
-        The scores, or why there are none.
+        The scores, or the reason why there are none.
     """
     paths = paths_of(data.held_out)
     scores = dict(known or {})
@@ -164,7 +164,7 @@ def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] 
 
 
 def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
-    """The class of the model in a checkpoint, as it records it, or else by the names of its tensors."""
+    """The class that a checkpoint records, or, in the first format, that the names of its tensors imply."""
     require(name is None or name in MODELS, "model", tuple(MODELS), name)
     if not path.is_file():
         msg = f"there is no checkpoint {path}"
@@ -177,18 +177,18 @@ def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
         return _class_of(recorded)
     if recorded is None and (marked := _class_of_tensors(content["state_dict"])):
         return marked
-    other = f"{recorded}, " if recorded else ""
-    msg = f"{path} is of {other}none of {', '.join(MODELS)}; other models have no such views"
+    found = recorded or "an unknown model"
+    msg = f"{path} is a checkpoint of {found}; only {', '.join(MODELS)} have views"
     raise ValueError(msg)
 
 
 def _class_of(name: str) -> type[AnomalibModule]:
-    """A model by its name."""
+    """The class of a model with this name."""
     return cast("type[AnomalibModule]", getattr(import_module(MODELS[name]), name))
 
 
 def _class_of_tensors(tensors: Iterable[str]) -> type[AnomalibModule] | None:
-    """The model that names of tensors mark, in a checkpoint of the first format."""
+    """The class that the names of tensors imply, in a checkpoint of the first format."""
     names = tuple(tensors)
     for kind in map(_class_of, MODELS):
         marks = cast("type[SafeCheckpoints]", kind).checkpoint_rules.marks
@@ -209,29 +209,29 @@ def write_views(
     formats: Sequence[str] = FORMATS,
     checkpoint: str = "",
 ) -> tuple[Path, list[Explained]]:
-    """Write views of pictures and of the model, and the page that lists them.
+    """Write the views of images and of the model, and the page that lists them.
 
     Args:
-        subject: The model, and what its views are drawn from.
-        pictures: The pictures, each with the reason why it was chosen.
-        output: Folder to write to; what is there of other pictures stays.
+        subject: The model, and the data of its views.
+        pictures: The images, each with the reason why it was chosen.
+        output: Folder to write to. Folders of other images do not change.
         views: Names of the views; by default all that can be drawn.
         formats: Formats of the figures.
-        checkpoint: What the page names as the model's checkpoint.
+        checkpoint: Path of the checkpoint that the page shows.
 
     Returns:
-        The page, and what was written about each picture.
+        The page, and the explanation of each image.
 
     Raises:
-        ValueError: If a view is unknown, or one that is asked for cannot be drawn.
-        FileExistsError: If something else has a name in ``output`` that is needed.
+        ValueError: If a view is unknown, or a requested view cannot be drawn.
+        FileExistsError: If ``output`` contains a foreign file of a name that is needed.
     """
     wanted = views_of(type(subject.model), views)
     lacking = lacking_views(subject, views)
     require_place(type(subject.model), output)
     claim(output, _PAGE)
     for name, why in lacking.items():
-        logger.info("Leaving out %s: %s.", name, why)
+        logger.info("Omitting the view %s: %s.", name, why)
     about = {"model": subject.model.name, "checkpoint": checkpoint, "data": subject.data.name, "seed": subject.seed}
     of_pictures, of_model = (
         {name: view for name, view in table.items() if name not in lacking}
@@ -256,10 +256,10 @@ def write_views(
 
 
 def lacking_views(subject: Subject, views: Sequence[str] | None = None) -> dict[str, str]:
-    """Views that cannot be drawn, with the reason why.
+    """Views that cannot be drawn, with the reasons.
 
     Raises:
-        ValueError: If a view is unknown, or one that is asked for is among them.
+        ValueError: If a view is unknown, or a requested view cannot be drawn.
     """
     wanted = views_of(type(subject.model), views).all
     lacking = {name: why for name, view in wanted.items() if (why := view.missing(subject))}
@@ -279,7 +279,7 @@ def _write_picture(
     formats: Sequence[str],
     about: Mapping[str, Any],
 ) -> Explained:
-    """Write the views and the numbers of a picture."""
+    """Write the views and the numbers of an image."""
     evidence = subject.evidence(picture)
     numbers = {**evidence.to_dict(), "chosen_as": reason, **about}
     drawings = []
@@ -291,7 +291,7 @@ def _write_picture(
 
 
 def _unused(picture: Picture, others: Sequence[Explained], model: str) -> Picture:
-    """A picture with a name that none of the others has, nor the page or the folder of the model."""
+    """The image with a name that differs from the other images, the page and the folder of the model."""
     names = {_PAGE, model, *(other.evidence.picture.name for other in others)}
     first, *rest = Path(picture.name).parts
     name = "-".join((first, *rest)) if first in {_PAGE, model} else picture.name
@@ -302,7 +302,7 @@ def _unused(picture: Picture, others: Sequence[Explained], model: str) -> Pictur
 def _write_model(
     subject: Subject, pictures: Sequence[Picture], views: Mapping[str, View], output: Path, formats: Sequence[str]
 ) -> list[Drawing]:
-    """Write the views of the model, if there are any to write."""
+    """Write the views of the model, if there are any."""
     if not views:
         return []
     place = subject.model.name
@@ -311,7 +311,7 @@ def _write_model(
         for view in views.values():
             before = {*folder.iterdir()}
             figures = view.draw(subject, pictures, folder)
-            # What a view writes itself is no figure.
+            # Files that a view writes itself are not figures.
             drawings += [Drawing(view.about, f"{place}/{path.name}") for path in {*folder.iterdir()} - before]
             drawings += _save(view, figures, folder, place, formats)
     return drawings
@@ -328,15 +328,15 @@ def _save(view: View, figures: dict[str, Figure], folder: Path, place: str, form
 
 
 def _others(output: Path, pictures: Sequence[Picture]) -> list[str]:
-    """Folders of pictures that were explained before."""
+    """Folders of images that were explained before."""
     found = [path.parent for pattern in ("*", "*/*") for path in output.glob(f"{pattern}/evidence.json")]
-    # What was broken off lies under hidden names.
+    # Interrupted writes leave hidden folders.
     folders = {path.relative_to(output).as_posix() for path in found if not path.name.startswith(".")}
     return sorted(folders - {picture.name for picture in pictures})
 
 
 def summary(explained: Explained) -> str:
-    """One line of what the model says of a picture."""
+    """One line with the prediction for an image."""
     evidence = explained.evidence
     verdict = {True: "anomalous", False: "normal", None: "no threshold"}[evidence.is_anomalous]
     return (

@@ -1,4 +1,4 @@
-"""Which pictures to explain: those that are asked for, or some that tell most."""
+"""Select the images to explain: the requested ones, or informative ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from anomalib_ot.drawing.data import Data, Items, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
 from anomalib_ot.host.scale import scale_of
 
-REASONS = ("highest score", "nearest to the threshold", "a usual normal one")
+REASONS = ("highest score", "nearest to the threshold", "a typical normal image")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A picture to explain.
+    """An image to explain.
 
     Args:
-        items: The pictures that it is one of.
-        index: Its number among them.
+        items: The data set that contains it.
+        index: Its index in the data set.
         reason: Why it was chosen.
     """
 
@@ -33,23 +33,23 @@ class Chosen:
     reason: str
 
     def read(self) -> ImageItem:
-        """The picture, with what is known of it."""
+        """The image, with its label and mask if they are known."""
         return self.items[self.index]
 
 
-def asked_for(data: Data, names: Sequence[str]) -> list[Chosen]:
-    """Find pictures by name.
+def requested(data: Data, names: Sequence[str]) -> list[Chosen]:
+    """Find images by name.
 
     Args:
-        data: The pictures that a name is first looked for among.
-        names: Names of pictures to choose from, as ``scratch/003`` or ``003``; or files and folders of pictures, which
-            need not be part of the data.
+        data: The images of the data. Names are searched there first.
+        names: Names of images such as ``scratch/003`` or ``003``, or files and folders of images, which need not be
+            part of the data.
 
     Returns:
-        The pictures, each once. A file that is part of the data is taken with what they know of it.
+        The images, each once. A file that is part of the data keeps its label and mask.
 
     Raises:
-        ValueError: If a name is of no picture or of several, or a file cannot be read.
+        ValueError: If a name matches no image or several, or a file cannot be read.
     """
     found: dict[str, Chosen] = {}
     for name in names:
@@ -59,39 +59,39 @@ def asked_for(data: Data, names: Sequence[str]) -> list[Chosen]:
 
 
 def _by_name(data: Data, name: str) -> list[tuple[str, Chosen]]:
-    """The picture of this name among those to choose from, with its path, if there is one."""
+    """The image with this name and its path, if there is one."""
     paths = paths_of(data.shown)
     hits = [index for index, path in enumerate(paths) if name in {path, name_of(path), Path(path).stem}]
     if len(hits) > 1:
-        msg = f"{name!r} may be any of {', '.join(name_of(paths[index]) for index in hits)}; say which"
+        msg = f"{name!r} matches {', '.join(name_of(paths[index]) for index in hits)}; give one of these names"
         raise ValueError(msg)
-    return [(paths[index], Chosen(data.shown, index, "asked for")) for index in hits]
+    return [(paths[index], Chosen(data.shown, index, "requested")) for index in hits]
 
 
 def _by_path(data: Data, name: str) -> Iterator[tuple[str, Chosen]]:
-    """The pictures of a file or a folder, with their paths."""
+    """The images of a file or a folder, with their paths."""
     if not Path(name).expanduser().exists():
         known = [name_of(path) for path in paths_of(data.shown)]
         near = get_close_matches(name, known) or known[:3]
-        msg = f"{name!r} is none of the pictures, which are named like {', '.join(near)}, nor a file or a folder"
+        msg = f"{name!r} is neither an image of the data, such as {', '.join(near)}, nor a file or a folder"
         raise ValueError(msg)
     known_files = _files(data)
     items = data.outside(Path(name).expanduser())
     for index, path in enumerate(paths_of(items)):
         own = known_files.get(Path(path).resolve())
         if own is None:
-            # Now, before a model is loaded and others are drawn.
+            # Before the model is loaded and other images are drawn.
             with naming_unreadable(path), Image.open(path) as image:
                 image.load()
-        yield own or (path, Chosen(items, index, "asked for"))
+        yield own or (path, Chosen(items, index, "requested"))
 
 
 def _files(data: Data) -> dict[Path, tuple[str, Chosen]]:
-    """All files of the data, those to choose from last, which are taken first."""
+    """All files of the data. The images to choose from come last, so that they take precedence."""
     parts = (
-        (data.training, "asked for, one of the training pictures"),
-        (data.held_out, "asked for, one of the held-out normal pictures"),
-        (data.shown, "asked for"),
+        (data.training, "requested, a training image"),
+        (data.held_out, "requested, a held-out normal image"),
+        (data.shown, "requested"),
     )
     return {
         Path(path).resolve(): (path, Chosen(items, index, reason))
@@ -100,23 +100,23 @@ def _files(data: Data) -> dict[Path, tuple[str, Chosen]]:
     }
 
 
-def telling(model: AnomalibModule, data: Data, scores: Mapping[str, float], count: int) -> list[Chosen]:
-    """Choose telling pictures: by turns of the highest score, nearest to the threshold, and usual normal.
+def informative(model: AnomalibModule, data: Data, scores: Mapping[str, float], count: int) -> list[Chosen]:
+    """Choose informative images, alternately with the highest score, nearest to the threshold, and typical normal.
 
     Args:
-        model: A fitted model of ours.
-        data: The pictures.
-        scores: Raw scores of all that can be chosen, by path.
-        count: How many.
+        model: A fitted model of this package.
+        data: The images.
+        scores: Raw scores of all images to choose from, by path.
+        count: Number of images.
 
     Returns:
-        The pictures, fewer where there are not so many.
+        The images; fewer if there are fewer.
     """
     values = [scores[path] for path in paths_of(data.shown)]
     labels = labels_of(data.shown)
     threshold = scale_of(model, "image").raw_threshold
     border = median(values) if threshold is None else threshold
-    # What nobody has labelled is taken for what the model takes it for.
+    # Unlabelled images count as predicted.
     normal = [
         index
         for index, (value, label) in enumerate(zip(values, labels, strict=True))

@@ -1,4 +1,4 @@
-"""The view that all models have, and the table of a model's views: its own are declared in its package."""
+"""The view that all models have, and the table of a model's views, which its package declares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from anomalib_ot.drawing.views import Subject, View
 
 from .evidence import Evidence, NormalScores, draw_evidence, evidence_of
 
-# A p-value would compare what the model knows with what it does not.
-_TRAINED_ON = NormalScores(why_none="no p-value, as the model was trained on this picture")
+# A p-value would compare a training image with held-out images.
+_TRAINED_ON = NormalScores(why_none="no p-value, because the model was trained on this image")
 
 
 class ScoredSubject(Subject):
-    """A fitted model and pictures, with the scores of normal ones that tell how unusual a score is.
+    """A fitted model and images, with the scores of held-out normal images for p-values.
 
     Args:
-        model: A fitted model of ours.
-        data: The pictures.
-        normal: Scores of its normal pictures that are held out.
-        seed: Seed of what is drawn at random.
-        pixel: Pixel of a picture that a view explains, from the left and from the top, as the model sees it; by default
-            the highest of its map.
+        model: A fitted model of this package.
+        data: The images.
+        normal: Scores of the held-out normal images.
+        seed: Seed of random choices.
+        pixel: Pixel that a view explains, from the left and from the top of the model's input; by default the highest
+            pixel of the map.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ScoredSubject(Subject):
         self.normal = normal or NormalScores()
 
     def evidence(self, picture: Picture) -> Evidence:
-        """The evidence for or against a picture."""
+        """The evidence for the score of an image."""
         is_trained_on = picture.path in self.training_paths
         return evidence_of(self.model, picture, _TRAINED_ON if is_trained_on else self.normal)
 
@@ -52,8 +52,8 @@ def _draw_evidence(subject: ScoredSubject, picture: Picture) -> dict[str, Figure
 
 
 EVIDENCE = View(
-    "What the model flags and how sure that is: regions above its threshold, the anomaly map, the place of the "
-    "score among normal pictures, and how much each part of the model adds.",
+    "What the model flags, and how unusual the score is: regions above the threshold, the anomaly map, the rank of the "
+    "score among normal images, and the contribution of each part of the model.",
     _draw_evidence,
 )
 
@@ -63,8 +63,8 @@ class Views:
     """The views of a model, by name.
 
     Args:
-        of_pictures: Those of a picture, the evidence first.
-        of_model: Those of the model itself.
+        of_pictures: Views of an image, with the evidence first.
+        of_model: Views of the model.
     """
 
     of_pictures: Mapping[str, View]
@@ -72,7 +72,7 @@ class Views:
 
     @property
     def all(self) -> dict[str, View]:
-        """All of them, those of pictures first."""
+        """All views, with those of images first."""
         return {**self.of_pictures, **self.of_model}
 
 
@@ -81,18 +81,18 @@ def views_of(model: type[AnomalibModule], names: Sequence[str] | None = None) ->
 
     Args:
         model: Class of the model. Its attribute ``views`` names the package that declares its views.
-        names: Those that are wanted; by default all.
+        names: Names of the requested views; by default all.
 
     Returns:
         The views.
 
     Raises:
-        ValueError: If the model has no views, or none of a name.
+        ValueError: If the model has no views, or no view with one of the names.
     """
     package = getattr(model, "views", None)
     if not isinstance(package, str):
-        msg = f"there are no views of {model.__name__}, but of {', '.join(MODELS)}"
-        raise ValueError(msg)  # noqa: TRY004 - the type of the model is what the user asks for
+        msg = f"{model.__name__} has no views; models with views are {', '.join(MODELS)}"
+        raise ValueError(msg)  # noqa: TRY004 - the user chooses the class of the model
     declared = import_module(package)
     available = Views({"evidence": EVIDENCE, **declared.PICTURE_VIEWS}, declared.MODEL_VIEWS)
     if names is None:

@@ -1,4 +1,4 @@
-"""Views from anomalib's own command: a visualizer that also explains the most anomalous pictures."""
+"""A visualizer for anomalib's own command that also explains the most anomalous images."""
 
 import heapq
 import logging
@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 
 class ExplainingVisualizer(ImageVisualizer):
-    """Draws anomalib's picture of each prediction, and our views of the most anomalous ones.
+    """Draw anomalib's figure of each prediction, and the views of the most anomalous images.
 
-    The views lie in ``explain`` beside anomalib's ``images``, or beside ``output_dir`` (within it where that is the
-    working directory), as ``anomalib-ot explain`` writes them. A model that learns from what it scores is explained as
-    it is at the end. What cannot be drawn or written is refused before the run where that can be known.
+    The views are written to the folder ``explain`` beside anomalib's ``images``, or beside ``output_dir`` (within it if
+    that is the working directory), in the layout of ``anomalib-ot explain``. An online model is explained in its state
+    at the end of the run. Where possible, views that cannot be drawn or written are refused before the run.
 
     Args:
-        count: Number of pictures, those with the highest scores; None for all.
-        views: Names of the views, as of ``anomalib-ot explain``; by default all that can be drawn.
-        formats: Formats of the figures, of png, svg and pdf.
-        seed: Seed of what is drawn at random.
-        **settings: Those of anomalib's ``ImageVisualizer``.
+        count: Number of images, those with the highest scores; None for all.
+        views: Names of the views, as for ``anomalib-ot explain``; by default all that can be drawn.
+        formats: Formats of the figures: png, svg and pdf.
+        seed: Seed of random choices.
+        **settings: Settings of anomalib's ``ImageVisualizer``.
 
     Raises:
-        ValueError: If the count is below 1, a format unknown, or the model has no view of a name or cannot draw it.
-        FileExistsError: If something else has a name in ``explain`` that is needed, or one of anomalib's picture in the
-            given ``output_dir``, as the pictures themselves may have where they lie.
+        ValueError: If ``count`` is below 1, a format is unknown, or the model does not have a view or cannot draw it.
+        FileExistsError: If ``explain`` contains a foreign file of a name that is needed, or the given ``output_dir``
+            contains one of the name of an anomalib figure, such as the image itself.
 
     Example:
         >>> from anomalib_ot import Pradot
@@ -53,7 +53,7 @@ class ExplainingVisualizer(ImageVisualizer):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        from anomalib_ot.drawing.figures import require_formats  # noqa: PLC0415 - what draws is imported by those who draw
+        from anomalib_ot.drawing.figures import require_formats  # noqa: PLC0415 - imported only to draw
 
         require(count is None or count >= 1, "count", "at least 1, or None", count)
         require_formats(formats)
@@ -62,12 +62,12 @@ class ExplainingVisualizer(ImageVisualizer):
         self.views = views
         self.formats = formats
         self.seed = seed
-        # (score, minus the number, picture); of equal scores the first counts.
+        # (score, minus the index, image). Among equal scores the first image is kept.
         self._highest: list[tuple[float, int, Picture]] = []
         self._numbers = count_from()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse views that the model does not have, and a folder that is taken, before it runs."""
+        """Refuse unknown views and an output folder with foreign files before the run."""
         from .explanation import require_place  # noqa: PLC0415
         from .views import views_of  # noqa: PLC0415
 
@@ -76,12 +76,12 @@ class ExplainingVisualizer(ImageVisualizer):
         require_place(type(pl_module), self._folder(trainer))
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the pictures of the run before, and refuse views that cannot be drawn if they are asked for."""
+        """Discard the images of the previous run, and refuse requested views that cannot be drawn."""
         from anomalib_ot.drawing.views import Subject  # noqa: PLC0415
 
         from .explanation import lacking_views, require_place  # noqa: PLC0415
 
-        # That of the run which the checkpoint is of, by now.
+        # By now, this is the folder of the run that wrote the checkpoint.
         require_place(type(pl_module), self._folder(trainer))
         self._highest = []
         self._numbers = count_from()
@@ -99,7 +99,7 @@ class ExplainingVisualizer(ImageVisualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw anomalib's pictures, and remember the most anomalous."""
+        """Draw anomalib's figures, and record the most anomalous images."""
         from anomalib_ot.drawing.pictures import prepared_pictures  # noqa: PLC0415
 
         from .evidence import image_scores  # noqa: PLC0415
@@ -108,7 +108,7 @@ class ExplainingVisualizer(ImageVisualizer):
             self._claim_places(trainer, batch.image_path)
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         for picture in prepared_pictures(pl_module, batch):
-            # The batch's scores are clipped to [0, 1], where many may be equal.
+            # The scores of the batch are clipped to [0, 1], so that many may be equal.
             (score,) = image_scores(pl_module, [picture]).values()
             heapq.heappush(self._highest, (score, -next(self._numbers), picture))
             if self.count is not None and len(self._highest) > self.count:
@@ -130,12 +130,12 @@ class ExplainingVisualizer(ImageVisualizer):
         page, explained = write_views(subject, pictures, output, self.views, self.formats, checkpoint)
         for each in explained:
             logger.info("%s", summary(each))
-        logger.info("Views of the most anomalous pictures: %s", page)
+        logger.info("Views of the most anomalous images: %s", page)
 
     on_predict_end = on_test_end
 
     def _claim_places(self, trainer: Any, paths: Sequence[str]) -> None:
-        """Refuse to let anomalib write over what lay in a given folder, as it names its pictures after the files."""
+        """Refuse to overwrite foreign files in a given folder. anomalib names its figures after the images."""
         data = getattr(trainer, "datamodule", None)
         name, category = getattr(data, "name", None), getattr(data, "category", None)
         places = [generate_output_filename(path, str(self.output_dir), name, category, mkdir=False) for path in paths]
@@ -143,7 +143,7 @@ class ExplainingVisualizer(ImageVisualizer):
             claim(folder, *(place.name for place in places if place.parent == folder))
 
     def _folder(self, trainer: Any) -> Path:
-        """Where the views go."""
+        """Folder of the views."""
         images = Path(trainer.default_root_dir, "images") if self.output_dir is None else Path(self.output_dir)
         return images.parent / "explain"
 
@@ -154,4 +154,4 @@ def _data(trainer: Any) -> "Data":
     from .data import data_of  # noqa: PLC0415
 
     module = getattr(trainer, "datamodule", None)
-    return data_of(module) if module else Data("pictures", (), why_none="there is no data module to hold some out")
+    return data_of(module) if module else Data("images", (), why_none="no data module, so no held-out images")

@@ -1,4 +1,4 @@
-"""A comparison that is done in seconds: random weights, small pictures, few of them."""
+"""A comparison that takes seconds, with random weights and a few small images."""
 
 import pytest
 

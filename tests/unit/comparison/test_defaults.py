@@ -1,4 +1,4 @@
-"""Models named on the command line, on the backbone that anomalib-ot weights prints, with nothing else given."""
+"""Tests of models from the command line, with the backbone of anomalib-ot weights and no other settings."""
 
 import inspect
 
@@ -51,8 +51,8 @@ def test_padim_keeps_no_more_features_than_there_are(backbone):
 def test_the_report_is_told_what_was_chosen(backbone):
     (job,) = read_plan(None, ["Padim"], ["Assembly"], backbone=backbone).jobs()
     assert job.overrides == {
-        "layers": "['blocks.1', 'blocks.2', 'blocks.4'], its default on this backbone",
-        "n_features": "100, it must be told with this backbone",
+        "layers": "['blocks.1', 'blocks.2', 'blocks.4'], default on this backbone",
+        "n_features": "100, required with this backbone",
     }
 
 

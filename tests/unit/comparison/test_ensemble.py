@@ -1,4 +1,4 @@
-"""Ensembles: the mean of normalised scores and maps, as one more model."""
+"""Tests of ensembles, the mean of normalised scores and maps."""
 
 from dataclasses import replace
 

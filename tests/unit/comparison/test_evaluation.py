@@ -1,4 +1,4 @@
-"""The metrics of a comparison, against anomalib's and scikit-image's own on random maps."""
+"""Tests of the metrics against those of anomalib and scikit-image on random maps."""
 
 import json
 
@@ -81,9 +81,9 @@ def test_masks_without_a_defect_measure_nothing():
     assert not [name for name in metrics if name.startswith("pixel")]
 
 
-@pytest.mark.parametrize("label", [0, 1])
-def test_images_of_one_label(label):
-    with pytest.raises(ValueError, match="normal and anomalous test images; all 13 are of one kind"):
+@pytest.mark.parametrize(("label", "kind"), [(0, "normal"), (1, "anomalous")])
+def test_images_of_one_label(label, kind):
+    with pytest.raises(ValueError, match=f"normal and anomalous test images; all 13 are {kind}"):
         evaluate(predictions(labels=np.full(13, label)))
 
 

@@ -1,4 +1,4 @@
-"""How runs are handed out and given up; ``anomalib-ot compare`` as a whole is in the integration tests."""
+"""Tests of scheduling and stopping runs. The integration tests cover the whole command ``anomalib-ot compare``."""
 
 import errno
 import os
@@ -107,14 +107,14 @@ def test_a_comparison_stops_when_its_own_time_is_over_and_goes_on_the_next_time(
     module._check_data(three.jobs())
     records = compare(three, tmp_path, total_time_limit=0.02)
     assert (began, ended) == (["A", "B"], [True])
-    late = "not done after the 0.02 minutes that the whole comparison may take"
+    late = "not finished within the total time limit of 0.02 minutes"
     assert [record.message for record in records] == ["why", late, late]
     monkeypatch.setattr(module, "run_job", lambda job, *_: pack_record(Record(job.key, job.config, error="done")))
     assert [record.message for record in compare(three, tmp_path)] == ["done"] * 3
 
 
 class Stop(Exception):  # noqa: N818 - no error
-    """The threads of the runs are known."""
+    """Ends the comparison when the threads of the runs are known."""
 
 
 @pytest.mark.parametrize(("available", "workers", "expected"), [(4, 2, 2), (4, 1, 4), (1, 2, 1), (5, 2, 2)])

@@ -1,4 +1,4 @@
-"""One run in a process of its own: what it measures, and what is left of it when it ends too soon."""
+"""Tests of a run in a separate process: its measurements, and its files if it ends early."""
 
 import json
 import signal
@@ -18,8 +18,9 @@ from lightning.pytorch import seed_everything
 
 from anomalib_ot import Assembly
 from anomalib_ot.comparison import Plan
-from anomalib_ot.comparison.job import environment, run_job
+from anomalib_ot.comparison.environment import environment
 from anomalib_ot.comparison.record import unpack_record
+from anomalib_ot.comparison.supervision import run_job
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,7 @@ def test_a_model_that_fails_leaves_its_traceback(job, tmp_path):
 
 def test_time_limit(job, tmp_path):
     record = unpack_record(tmp_path, job.key, run_job(replace(job, time_limit=0.005)))
-    assert record.message == "not done after 0.005 minutes, the time limit"
+    assert record.message == "not finished within the time limit of 0.005 minutes"
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -120,7 +121,7 @@ def test_a_killed_process_runs_once_more(job, record, tmp_path, kill_jobs, times
     if times == 1:
         assert again.metrics == record.metrics
     else:
-        assert again.message == "killed 2 times by signal 9; is there enough memory?"
+        assert again.message == "killed 2 times by signal 9; check the available memory"
 
 
 def test_a_process_that_the_user_interrupts_does_not_run_once_more(job, tmp_path, monkeypatch):
@@ -151,7 +152,7 @@ def test_a_run_that_is_given_up_ends_at_once(job, tmp_path, monkeypatch):
             time.sleep(0.01)
         given_up.set()
         record = unpack_record(tmp_path / "runs", job.key, files.result(10))
-    assert record.message == "given up"
+    assert record.message == "stopped before its end"
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 

@@ -1,4 +1,4 @@
-"""Plans: what is shared, what a model sets itself, and what is refused before anything runs."""
+"""Tests of plans: shared settings, settings of single models, and input that is refused before any run."""
 
 import json
 from pathlib import Path
@@ -97,8 +97,8 @@ def test_a_job_survives_its_way_through_json():
         ),
         ({"data": {"own": {**FOLDER, "categories": ["a"]}}}, "own/a: .*category"),
         ({"models": {"": PADIM}}, "a label must be text, in quotation marks, not ''"),
-        ({"models": {"x" * 256: PADIM}}, "is too long for the name of a folder; rename it"),
-        ({"models": {"a": PADIM, "A": PADIM}}, "a, A would lie in the same folder"),
+        ({"models": {"x" * 256: PADIM}}, "is too long for a folder name; rename it"),
+        ({"models": {"a": PADIM, "A": PADIM}}, "a, A have the same folder"),
         ({"models": {"PaDiM": {"class_path": "Padim", "init_args": {"layers": {1}}}}}, "PaDiM.* must be text, finite"),
         ({"title": "\ud800"}, "the title.* must be text"),
         ({"models": {"PaDiM": {"class_path": "Padm"}}}, "PaDiM: .*Padm"),
@@ -118,8 +118,8 @@ def test_a_job_survives_its_way_through_json():
         ({"data": {"tray": {"class_path": "Assembly", "categories": 3}}}, "tray: categories must be a list, not 3"),
         ({"data": {"tray": {"class_path": "Padim"}}}, "tray: "),
         ({"baseline": "Padim"}, "the baseline 'Padim' is not among PaDiM, Flow"),
-        ({"models": {"a 1": PADIM, "a:1": PADIM}}, "a 1, a:1 would lie in the same folder"),
-        ({"data": {"a/b": DATA["tray"], "a-b": DATA["tray"]}}, "a/b, a-b would lie in the same folder"),
+        ({"models": {"a 1": PADIM, "a:1": PADIM}}, "a 1, a:1 have the same folder"),
+        ({"data": {"a/b": DATA["tray"], "a-b": DATA["tray"]}}, "a/b, a-b have the same folder"),
         ({"ensembles": ("PaDiM",)}, "joins the labels of two models"),
         ({"ensembles": ("PaDiM+PaDiM",)}, "joins the labels of two models"),
         ({"ensembles": ("PaDiM+Foo",)}, "no model is called Foo; there are PaDiM, Flow"),
@@ -141,8 +141,8 @@ def test_reference_with_other_columns(tmp_path):
     [
         (b"category,model,metric,value,source\n\xff,b,c,1,d\n", "cannot be read as CSV"),
         (b"category,model,metric,value,source\n" + b"a" * 200_000 + b",b,c,1,d\n", "cannot be read as CSV"),
-        (b"category,model,metric,value,source\na,b,c,1\n", "a line of more or fewer than 5 cells"),
-        (b"category,model,metric,value,source\na,b,c,1,d,e\n", "a line of more or fewer than 5 cells"),
+        (b"category,model,metric,value,source\na,b,c,1\n", "a line that does not have 5 cells"),
+        (b"category,model,metric,value,source\na,b,c,1,d,e\n", "a line that does not have 5 cells"),
     ],
 )
 def test_reference_that_is_no_table(tmp_path, content, reason):

@@ -1,4 +1,4 @@
-"""Plans of a file and of a command line, and what is refused of them."""
+"""Tests of plans from files and from the command line, with valid and invalid input."""
 
 import pytest
 import yaml
@@ -55,7 +55,7 @@ def test_relative_roots_start_from_the_given_folder(tmp_path):
 def test_file_that_is_no_plan(tmp_path, text):
     path = tmp_path / "plan.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no plan of a comparison"):
+    with pytest.raises(ValueError, match="is not a plan of a comparison"):
         read_plan(path)
 
 
@@ -185,6 +185,6 @@ def test_numbers_in_quotation_marks_are_numbers(read):
 
 def test_two_models_of_a_class_do_not_take_the_place_of_one_another():
     two = [{"class_path": "Padim", "init_args": {"n_features": n}} for n in (10, 20)]
-    with pytest.raises(ValueError, match="there are two by the name of Padim; give them labels in a plan"):
+    with pytest.raises(ValueError, match="there are two entries called Padim; give them different labels in a plan"):
         read_plan(None, two, ["Assembly"])
     assert len(read_plan(None, [two[0]] * 2, ["Assembly"]).models) == 1

@@ -1,4 +1,4 @@
-"""What is kept of a run: whole, or not at all."""
+"""Tests of the storage of runs, which are written completely or not at all."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What the report says of a few small runs."""
+"""Tests of the report of a few small runs."""
 
 import base64
 import io
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_ot.comparison.bootstrap import Difference
 from anomalib_ot.comparison.record import Key, Predictions, Record, read_records, write_record
-from anomalib_ot.comparison.report import write_report
 from anomalib_ot.comparison.report.figures import charts, histograms
 from anomalib_ot.comparison.report.gallery import pictures
 from anomalib_ot.comparison.report.groups import group_records
+from anomalib_ot.comparison.report.page import write_report
 from anomalib_ot.comparison.report.tables import ABSENT, averages, markdown, results, settings
-from anomalib_ot.comparison.statistics import Difference
 
 ODD = '<b>x</b> & "y" | z'
 KINDS = ["dent", "good", "good", "scratch"]
@@ -138,7 +138,7 @@ def block(text, caption):
 
 def test_results_are_means_with_spread_and_difference(text):
     assert block(text, "Results on screw") == [
-        "| model | image AUROC | image AUROC less that of A | image F1Max |",
+        "| model | image AUROC | image AUROC minus A | image F1Max |",
         r"| \<b\>x\</b\> \& " + r'"y" \| z (1 of 2 seeds) | 84.0 | +50.0 [50.0, 50.0] (1 of 2 seeds) | 60.0 |',
         "| A | **85.0 ± 7.1** | baseline | 70.0 ± 0.0 |",
         "| B | **85.0 ± 0.0** | +50.0 [50.0, 50.0] | **80.0 ± 0.0** |",
@@ -147,7 +147,7 @@ def test_results_are_means_with_spread_and_difference(text):
 
 def test_metrics_that_a_model_lacks_are_no_zeros(page, text):
     header, _, _, b = page.table("Results on tray")
-    assert header == ["model", "image AUROC", "image AUROC less that of A", "pixel AUROC", "pixel AUPRO"]
+    assert header == ["model", "image AUROC", "image AUROC minus A", "pixel AUROC", "pixel AUPRO"]
     assert b == ["B", "*75.0 ± 0.0", "+50.0 [50.0, 50.0]", "91.0 ± 0.0", ABSENT]
     assert "pixel" not in " ".join(block(text, "Results on screw"))
 
@@ -182,7 +182,7 @@ def test_failed_and_missing_runs_come_first(text, page):
     assert f"- {markdown(f'{name}: MemoryError: 9 | <GiB> too many')}\n" in text
     assert "Traceback" not in text
     assert f"{name}: MemoryError: 9 | <GiB> too many{TRACEBACK}" in page.text.replace("\n{", "{")
-    assert f"{ODD} on screw has results for 1 of 2 seeds; seed 1 failed or never ran" in page.text
+    assert f"{ODD} on screw has results for 1 of 2 seeds; seed 1 failed or did not run" in page.text
     assert page.text.index(TRACEBACK) < page.text.index("Results on screw")
 
 
@@ -193,7 +193,7 @@ def test_model_that_never_ran_on_a_category_has_a_row(keep):
         assert (rows[absent][0].note, rows[absent][1].text) == ("no result", ABSENT)
         assert group.missing() == [f"{absent} has no result on {group.title}"]
     (table,) = averages(group_records(run))
-    assert "no category has them all" in table.caption
+    assert "no category has results of all models" in table.caption
     assert [row[1].text for row in table.rows] == [ABSENT, ABSENT]
 
 
@@ -204,7 +204,7 @@ def test_averages_name_their_categories(records, keep, page):
         ["B", "*80.0", "*85.0", "*75.0"],
     ]
     (table,) = averages(group_records([*records, keep("tile", "A", 0, LEVEL, image_AUROC=50)]))
-    assert table.caption.endswith("average over what all of these models have: screw, tray")
+    assert table.caption.endswith("average over the categories with results of all models: screw, tray")
     assert [row[1].text for row in table.rows] == ["79.0", "77.5", "80.0"]
 
 
@@ -236,17 +236,17 @@ def test_published_averages_and_shots_stand_beside_ours(keep, runs, tmp_path):
 
 
 def test_what_was_run(text):
-    assert block(text, "Where a model departs")[1:] == ["| A | batch_size | 16 (memory) | all |"]
+    assert block(text, "Settings in which a model differs")[1:] == ["| A | batch_size | 16 (memory) | all |"]
     assert block(text, "Configuration of all runs")[1:] == ["| image_size | [8, 16] |"]
     assert "| model.class_path | B | B |" in block(text, "Configuration that differs")
     assert block(text, "Environment:")[1:] == ["| torch | 2.10 |", "| time | 2025-01-01 to 2025-01-02 |"]
-    assert "not all made in one environment" not in text
+    assert "have different environments" not in text
 
 
 def test_different_environments_are_noted(records, tmp_path):
     records[0] = replace(records[0], environment={"torch": "2.11"})
     text = write_report(records, tmp_path, "it")[0].read_text()
-    assert "not all made in one environment, so that costs may not compare: torch." in text
+    assert "have different environments, so their costs may not be comparable: torch." in text
     _, differing = settings(records, lambda record: record.environment)
     assert ["torch", "2.11", str(records[0].key)] in [[cell.text for cell in row] for row in differing.rows]
 
@@ -366,8 +366,8 @@ def test_image_that_is_gone_is_said_so(records, images, tmp_path):
     for path in images:
         open(path, "w").write("no image")  # noqa: PTH123, SIM115
     page = Page(write_report(records, tmp_path, "it")[1])
-    assert page.text.count("The picture's file cannot be read.") == 8
-    assert any(attrs.get("alt") == "true mask of scratch/3.png, outlined" for _, attrs in page.tags)
+    assert page.text.count("The image file cannot be read.") == 8
+    assert any(attrs.get("alt") == "ground-truth mask of scratch/3.png, outlined" for _, attrs in page.tags)
 
 
 def test_report_without_maps_masks_or_metrics(keep, tmp_path):
@@ -386,7 +386,7 @@ def test_few_shots_stand_apart(keep, tmp_path):
 def test_scores_that_are_not_a_number_have_no_interval(keep, tmp_path):
     run = [keep("screw", name, 0, scores, image_AUROC=80) for name, scores in (("A", LEVEL), ("B", [np.nan, 0, 0, 1]))]
     text, html = write_report(run, tmp_path, "it", "A")
-    assert "B on screw, seed 0: 1 of 4 scores are not a number; it has no interval" in text.read_text()
+    assert "B on screw, seed 0: 1 of 4 scores are NaN, so the run has no interval" in text.read_text()
     assert Page(html).table("Results on screw")[2] == ["B", "*80.0", ABSENT]
 
 
@@ -410,7 +410,7 @@ def test_different_test_sets_are_refused(keep, tmp_path):
     ("arguments", "message"),
     [
         ({"records": []}, "no runs to report on"),
-        ({"baseline": "C"}, "baseline C is none of the models; choose one of A"),
+        ({"baseline": "C"}, "baseline C is not one of the models; choose one of A"),
     ],
 )
 def test_nothing_to_report(keep, tmp_path, arguments, message):

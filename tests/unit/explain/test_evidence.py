@@ -114,7 +114,7 @@ def test_without_normal_pictures_the_p_value_is_absent_and_says_why(fitted, pict
     assert evidence.to_dict()["why_no_p_value"] == "there is no validation set"
     draw_evidence(evidence)
     alone = evidence_of(model, picture, NormalScores(image_scores(model, [picture])))
-    assert alone.why_no_p_value == "the only normal picture that was held out is this one"
+    assert alone.why_no_p_value == "this image is the only held-out normal image"
 
 
 def test_regions_are_the_connected_components_above_the_threshold(fitted, pictures):
@@ -191,13 +191,13 @@ def test_figure_says_the_shares(fitted, pictures):
     evidence = evidence_of(model, *pictures(model), NormalScores({"a": 0.1, "b": 9.0}))
     titles = [panel.get_title() for panel in draw_evidence(evidence).axes]
     assert f"layer3:\n{evidence.share('layer3'):.0%} of the score" in titles
-    assert f"1 of 2 normal pictures score as high:\np = {2 / 3:.2g}" in titles
+    assert f"1 of 2 normal images score as high:\np = {2 / 3:.2g}" in titles
 
 
 def test_the_lowest_p_value_that_so_few_good_pictures_allow_is_called_that(fitted, pictures):
     model = fitted("Foct", 0.1)
     (picture,) = pictures(model)
-    for count, says in ((1, "p ≤ 0.5, the lowest that 1 good picture allows"), (5, "p ≤ 0.17, the lowest that 5 good")):
+    for count, says in ((1, "p ≤ 0.5, the lowest that 1 good image allows"), (5, "p ≤ 0.17, the lowest that 5 good")):
         evidence = evidence_of(model, picture, NormalScores({f"good {number}": 0.0 for number in range(count)}))
         assert evidence.p_value_in_words().startswith(says)
         assert any(says in panel.get_title().replace("\n", " ") for panel in draw_evidence(evidence).axes)

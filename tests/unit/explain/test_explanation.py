@@ -67,7 +67,7 @@ def test_an_unknown_view_lists_those_there_are():
 
 
 def test_other_models_have_no_views():
-    with pytest.raises(ValueError, match="there are no views of Padim, but of Foct, Pradot, WtFlow"):
+    with pytest.raises(ValueError, match="Padim has no views; models with views are Foct, Pradot, WtFlow"):
         views_of(Padim)
 
 
@@ -88,7 +88,7 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"format": 2, "model": "MyPradot"}, "is of MyPradot, none of Foct, Pradot, WtFlow"),
+        ({"format": 2, "model": "MyPradot"}, "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow have views"),
         ({"format": 3, "model": "Pradot"}, "format 3, .* up to 2; run: pip install --upgrade anomalib-ot"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(fitted, 
 
 
 def test_the_checkpoint_of_another_model_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="is of none of Foct, Pradot, WtFlow"):
+    with pytest.raises(ValueError, match="is a checkpoint of an unknown model; only Foct, Pradot, WtFlow"):
         _class_of_checkpoint(checkpoint(torch.nn.Linear(1, 1)), None)
 
 
@@ -111,11 +111,11 @@ def test_the_checkpoint_of_another_model_is_refused(checkpoint):
         ({"model": "Padim"}, ValueError, "model must be 'Foct' or 'Pradot' or 'WtFlow', not 'Padim'"),
         ({"formats": ["gif"]}, ValueError, "each of formats must be 'png' or 'svg' or 'pdf', not 'gif'"),
         ({"views": ["flow"]}, ValueError, "Foct has no views flow; it has evidence, transport"),
-        ({"data": "Nowhere"}, ValueError, "data is neither a data module nor a picture or a folder"),
-        ({"pictures": ["c/000"]}, ValueError, "'c/000' is none of the pictures, which are named like"),
+        ({"data": "Nowhere"}, ValueError, "data must be a data module, an image or a folder"),
+        ({"pictures": ["c/000"]}, ValueError, "'c/000' is neither an image of the data, such as"),
         ({"pictures": []}, ValueError, "pictures must be at least one, or left out"),
         ({"sensitivities": {"image_sensitivity": 1.4}}, ValueError, r"image_sensitivity must be in \[0, 1\], not 1.4"),
-        ({"pictures": ["000"]}, ValueError, "'000' may be any of a/000, b/000; say which"),
+        ({"pictures": ["000"]}, ValueError, "'000' matches a/000, b/000; give one of these names"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_is_loaded(fitted, checkpoint, folder, tmp_path, changes, error, reason):
@@ -130,14 +130,14 @@ def test_a_folder_and_a_single_picture_are_data(folder):
     data = read_data(str(folder))
     assert sorted(map(name_of, paths_of(data.shown))) == ["a/000", "a/001", "b/000"]
     assert labels_of(data.shown) == [None] * 3
-    assert data.why_none == "which good pictures were held out is known of a data module alone"
+    assert data.why_none == "the held-out good images are known only for a data module"
     assert len(read_data(str(folder / "a" / "000.png")).shown) == 1
 
 
 def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, folder, tmp_path):
     subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = list(subject.prepared(subject.data.shown))
-    page, (explained,) = write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", formats=["png"])
+    page, (explained,) = write_views(subject, [(pictures[0], "requested")], tmp_path / "out", formats=["png"])
     files = {path.name for path in (tmp_path / "out" / pictures[0].name).iterdir()}
     assert files == {"evidence.json", "evidence.png", MARKER}
     assert "flow: there are no normal pictures" in page.read_text()
@@ -146,12 +146,12 @@ def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, 
     assert ", threshold 5)" in summary(explained)
     assert f"{explained.evidence.score:.4g}, threshold 0.5 (raw" in page.read_text()
     with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
-        write_views(subject, [(pictures[0], "asked for")], tmp_path / "out", ["flow"])
+        write_views(subject, [(pictures[0], "requested")], tmp_path / "out", ["flow"])
 
 
 def test_an_error_leaves_the_earlier_output_alone(fitted, folder, tmp_path, monkeypatch):
     subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
-    pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
+    pictures = [(picture, "requested") for picture in subject.prepared(subject.data.shown)]
     write_views(subject, pictures[:1], tmp_path, formats=["png"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -182,7 +182,7 @@ def test_a_folder_with_work_of_others_is_refused_before_the_model_is_loaded(fitt
 
 def test_the_folder_of_a_picture_with_notes_in_it_stays(fitted, folder, tmp_path):
     subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
-    pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
+    pictures = [(picture, "requested") for picture in subject.prepared(subject.data.shown)]
     notes = tmp_path / "out" / pictures[0][0].name / "notes.txt"
     for _ in range(2):
         write_views(subject, pictures[:1], tmp_path / "out", formats=["png"])
@@ -197,7 +197,7 @@ def test_the_folder_of_a_picture_with_notes_in_it_stays(fitted, folder, tmp_path
 def test_a_picture_takes_the_place_of_neither_the_model_nor_the_page(fitted, pictures, tmp_path, name):
     model = fitted("Pradot", 5.0)
     subject = ScoredSubject(model, Data("folder", ()))
-    named = [(replace(each, name=name), "asked for") for each in pictures(model, 2)]
+    named = [(replace(each, name=name), "requested") for each in pictures(model, 2)]
     for _ in range(2):
         page, _ = write_views(subject, named, tmp_path, ["evidence", "cells"], ["png"])
     folder = name.replace("/", "-")
@@ -219,7 +219,7 @@ def test_the_name_of_a_picture_leads_to_nowhere_else(tmp_path, monkeypatch, path
 
 def test_pictures_explained_before_stay_and_are_listed(fitted, folder, tmp_path):
     subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
-    pictures = [(picture, "asked for") for picture in subject.prepared(subject.data.shown)]
+    pictures = [(picture, "requested") for picture in subject.prepared(subject.data.shown)]
     write_views(subject, pictures[:1], tmp_path / "out", formats=["png"])
     page, _ = write_views(subject, pictures[1:2] * 2, tmp_path / "out", formats=["png"])
     first, second = pictures[0][0].name, pictures[1][0].name

@@ -9,7 +9,7 @@ from anomalib_ot.data import FewShot, FullRange
 from anomalib_ot.drawing.data import Data, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
 from anomalib_ot.explain.data import data_of
-from anomalib_ot.explain.selection import asked_for, telling
+from anomalib_ot.explain.selection import informative, requested
 from anomalib_ot.explain.views import ScoredSubject
 from anomalib_ot.models.pradot.views import MODEL_VIEWS
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def module(tmp_path):
-    """A plant's folder, split by a seed: eight pictures to learn from, one held out, one good and two bad to test."""
+    """A folder that is split by a seed: eight training images, one held out, one good and two bad test images."""
     for number in range(10):
         draw(tmp_path / "plant" / "good" / f"{number:03}.png", number)
     for number in range(2):
@@ -45,7 +45,7 @@ def test_pictures_are_found_by_name_stem_and_path(folder):
         (["b/000", "001"], ["b/000", "a/001"]),
         ([str(folder / "a" / "000.png"), "a/000"], ["a/000"]),
     ):
-        found = asked_for(data, names)
+        found = requested(data, names)
         assert [name_of(paths[each.index]) for each in found] == expected
         assert all(each.items is data.shown for each in found)
 
@@ -55,9 +55,9 @@ def test_a_picture_from_the_line_is_taken_beside_a_data_module(module, tmp_path,
     draw(tmp_path / "line" / "y.png")
     monkeypatch.chdir(tmp_path)
     for names in (["line/x.png", "line/y.png"], ["line"], [str(tmp_path / "line")], ["line/x.png", "line"]):
-        found = asked_for(data_of(module), names)
+        found = requested(data_of(module), names)
         assert [name_of(each.read().image_path) for each in found] == ["line/x", "line/y"]
-        assert {each.reason for each in found} == {"asked for"}
+        assert {each.reason for each in found} == {"requested"}
         assert found[0].read().gt_label is None
 
 
@@ -65,12 +65,12 @@ def test_a_file_of_the_data_module_is_taken_with_what_that_knows_of_it(module, t
     monkeypatch.chdir(tmp_path)
     data = data_of(module)
     for items, reason in (
-        (data.shown, "asked for"),
-        (data.held_out, "asked for, one of the held-out normal pictures"),
-        (data.training, "asked for, one of the training pictures"),
+        (data.shown, "requested"),
+        (data.held_out, "requested, a held-out normal image"),
+        (data.training, "requested, a training image"),
     ):
         path = paths_of(items)[0]
-        (chosen,) = asked_for(data, [str(Path(path).relative_to(tmp_path))])
+        (chosen,) = requested(data, [str(Path(path).relative_to(tmp_path))])
         assert chosen.reason == reason
         assert chosen.read().image_path == path
         assert chosen.read().gt_label is not None
@@ -79,9 +79,9 @@ def test_a_file_of_the_data_module_is_taken_with_what_that_knows_of_it(module, t
 def test_a_picture_that_the_model_was_trained_on_has_no_p_value(fitted, module):
     model, data = fitted("WtFlow", 5.0), data_of(module)
     subject = ScoredSubject(model, data)
-    (chosen,) = asked_for(data, [paths_of(data.training)[0]])
+    (chosen,) = requested(data, [paths_of(data.training)[0]])
     (picture,) = subject.prepared([chosen.read()])
-    assert subject.evidence(picture).p_value_in_words() == "no p-value, as the model was trained on this picture"
+    assert subject.evidence(picture).p_value_in_words() == "no p-value, because the model was trained on this image"
 
 
 def test_an_unreadable_picture_from_the_line_is_refused_by_name(module, tmp_path):
@@ -90,14 +90,14 @@ def test_an_unreadable_picture_from_the_line_is_refused_by_name(module, tmp_path
     broken.write_bytes((tmp_path / "line" / "x.png").read_bytes()[:60])
     for name in ("line/y.png", "line"):
         with pytest.raises(ValueError, match=r"cannot read .*line/y\.png: "):
-            asked_for(data_of(module), [str(tmp_path / name)])
+            requested(data_of(module), [str(tmp_path / name)])
 
 
 def test_a_name_of_neither_a_picture_nor_a_file_is_refused_with_names_that_would_do(module):
     with pytest.raises(
-        ValueError, match=r"'bad/002' is none of the pictures, .* like bad/00., .* nor a file or a folder"
+        ValueError, match=r"'bad/002' is neither an image of the data, such as .*bad/00., .* nor a file or a folder"
     ):
-        asked_for(data_of(module), ["bad/002"])
+        requested(data_of(module), ["bad/002"])
 
 
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: FewShot(data, 2)])
@@ -107,7 +107,7 @@ def test_a_picture_from_the_line_is_read_at_the_full_range_of_the_data_module(mo
     path = tmp_path / "line" / "x.png"
     path.parent.mkdir()
     Image.new("I;16", (80, 72), 2048).save(path)
-    (chosen,) = asked_for(data_of(data), [str(path)])
+    (chosen,) = requested(data_of(data), [str(path)])
     assert float(chosen.read().image.mean()) == pytest.approx(2048 / 4095)
 
 
@@ -115,9 +115,9 @@ def test_telling_pictures_are_chosen_by_turns(fitted, folder):
     model = fitted("WtFlow", 5.0)
     data = Data("folder", PredictDataset(folder))
     scores = dict(zip(paths_of(data.shown), (1.0, 4.9, 9.0), strict=True))
-    chosen = {each.index: each.reason for each in telling(model, data, scores, 3)}
-    assert chosen == {2: "highest score", 1: "nearest to the threshold", 0: "a usual normal one"}
-    assert [each.index for each in telling(model, data, scores, 9)] == [2, 1, 0]
+    chosen = {each.index: each.reason for each in informative(model, data, scores, 3)}
+    assert chosen == {2: "highest score", 1: "nearest to the threshold", 0: "a typical normal image"}
+    assert [each.index for each in informative(model, data, scores, 9)] == [2, 1, 0]
 
 
 def test_what_only_anomalous_pictures_without_masks_do_not_show_is_left_out_before_anything_is_drawn(fitted, module):

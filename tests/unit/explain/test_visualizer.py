@@ -14,7 +14,7 @@ from anomalib_ot.explain.evidence import image_scores
 
 @pytest.fixture
 def batch(tmp_path):
-    """Prepared pictures with scores that are all clipped to 1, as after normalisation."""
+    """Prepared images with scores that are all clipped to 1, as after normalisation."""
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for path in paths:
         Image.new("RGB", (80, 72)).save(path)
@@ -47,7 +47,7 @@ def test_it_explains_the_pictures_with_the_highest_scores_before_clipping(fitted
 def test_unknown_views_and_other_models_are_refused_before_the_run():
     with pytest.raises(ValueError, match="Foct has no views flow"):
         ExplainingVisualizer(views=["flow"]).setup(None, Foct.__new__(Foct), "test")
-    with pytest.raises(ValueError, match="there are no views of Padim"):
+    with pytest.raises(ValueError, match="Padim has no views"):
         ExplainingVisualizer().setup(None, Padim.__new__(Padim), "test")
     with pytest.raises(ValueError, match="count must be at least 1, or None, not 0"):
         ExplainingVisualizer(count=0)

@@ -1,4 +1,4 @@
-"""Curves and histograms, as the numbers that an SVG needs."""
+"""Data of the curves and histograms, which the page draws as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .groups import Group
 
-# The lines differ in colour and, for who cannot tell colours, in dashes.
+# Lines differ in colour and, for readers who cannot distinguish colours, in dashes.
 COLOURS = 8
 DASHES = ("none", "7 3", "2 2.5", "9 3 2 3")
 PRO_LIMIT = 0.3
@@ -23,10 +23,10 @@ class Line:
 
     Args:
         model: Label of the model.
-        value: What the legend says beside it.
+        value: Text beside the label in the legend.
         colour: Index of its colour.
         dash: Its dashes, as SVG's ``stroke-dasharray``.
-        points: Its points in the unit square, x to the right and y up, as SVG's ``points`` with y down.
+        points: Its points in the unit square, as SVG's ``points`` with y downwards.
     """
 
     model: str
@@ -52,12 +52,12 @@ class Histogram:
 
     Args:
         model: Label of the model.
-        normal: Share of the normal images in each bin, 1 for the fullest bin of both.
-        anomalous: Likewise of the anomalous images.
+        normal: Share of the normal images in each bin. Both histograms are scaled so that the highest bin is 1.
+        anomalous: Share of the anomalous images in each bin, likewise.
         low: Left end of the axis.
         high: Right end.
-        threshold: Where along the axis, from 0 to 1, the threshold is; None where it is outside.
-        outside: Number of images beyond the ends, counted in the outer bins.
+        threshold: Position of the threshold on the axis, from 0 to 1; None if it is outside.
+        outside: Number of images beyond the ends, which are counted in the outer bins.
     """
 
     model: str
@@ -70,7 +70,7 @@ class Histogram:
 
 
 def charts(group: Group) -> list[Chart]:
-    """ROC and PRO curves, the mean over a model's seeds at each false-positive rate."""
+    """ROC and PRO curves. Each is the mean over the seeds of a model at each false-positive rate."""
     kinds = (
         ("ROC", "ROC, images", "true-positive rate", 1.0, "image_AUROC"),
         ("PRO", "PRO, pixels", "overlap per region", PRO_LIMIT, "pixel_AUPRO"),
@@ -94,15 +94,15 @@ def _lines(group: Group, name: str, limit: float, area: str) -> list[Line]:
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]], limit: float) -> list[tuple[float, float]]:
-    """Mean of several curves, with the false-positive rate divided by the limit."""
+    """Mean of several curves. The false-positive rate is divided by the limit."""
     rates = np.linspace(0, limit, _POINTS)
-    # Where a curve rises straight up, interpolation takes its upper end, so the way up from 0 is put back.
+    # Interpolation takes the upper end of a vertical segment, so the lower end at 0 is added.
     mean = np.mean([np.interp(rates, curve[0], curve[1]) for curve in curves], axis=0)
     return [(0.0, min(curve[1][0] for curve in curves)), *zip((rates / limit).tolist(), mean.tolist(), strict=True)]
 
 
 def histograms(group: Group) -> list[Histogram]:
-    """Histograms of the image scores of each model's first seed."""
+    """Histograms of the image scores of the first seed of each model."""
     made = []
     for model, runs in group.runs.items():
         if runs:
@@ -114,7 +114,7 @@ def histograms(group: Group) -> list[Histogram]:
 
 
 def _histogram(model: str, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> Histogram:
-    # A few scores far out would squeeze all others into one bin.
+    # A few outliers would squeeze all other scores into one bin.
     low, high = np.percentile(scores, [_TAIL, 100 - _TAIL]).tolist()
     outside = int(((scores < low) | (scores > high)).sum())
     high = high if high > low else low + 1

@@ -1,4 +1,4 @@
-"""Test pictures with what each model makes of them."""
+"""The gallery of test images, with the maps and scores of each model."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,7 +15,6 @@ from PIL import Image, ImageChops, ImageFilter
 from scipy.stats import rankdata
 
 from anomalib_ot.comparison.record import Predictions, Record
-from anomalib_ot.comparison.statistics import name_order
 from anomalib_ot.data.reading import deep_values, naming_unreadable
 from anomalib_ot.drawing.html import data_uri
 from anomalib_ot.host.class_paths import root_of
@@ -29,13 +28,13 @@ _OUTLINE = (0, 229, 255)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model says of a picture.
+    """Prediction of a model for an image.
 
     Args:
         model: Label of the model.
-        score: Score of the picture; 0.5 is the threshold.
-        wrong: Whether the score is on the wrong side.
-        map: Its anomaly map as a data URI; empty if it makes none.
+        score: Image score; 0.5 is the threshold.
+        wrong: Whether the score is on the wrong side of the threshold.
+        map: Anomaly map as a data URI; empty if the model has no maps.
     """
 
     model: str
@@ -49,16 +48,16 @@ class Picture:
     """A row of the gallery.
 
     Args:
-        name: Its path from the root of the data.
+        name: Path of the image from the root of the data.
         kind: Kind of anomaly, or ``good``.
         group: Title of its group.
-        anomalous: Whether it is.
-        wrong: Share of the models that get it wrong.
-        disagreement: Standard deviation over the models of its rank in [0, 1].
+        anomalous: Whether the image is anomalous.
+        wrong: Share of the models that misclassify it.
+        disagreement: Standard deviation over the models of the rank of its score in [0, 1].
         image: Thumbnail as a data URI; empty if the file cannot be read.
-        truth: The same with the outline of the true mask; empty if there is none.
+        truth: Thumbnail with the outline of the ground-truth mask; empty if there is no mask.
         size: Width and height of all its thumbnails in pixels.
-        verdicts: What each model says.
+        verdicts: Prediction of each model.
     """
 
     name: str
@@ -74,14 +73,15 @@ class Picture:
 
 
 def failures_first(picture: Picture) -> tuple[float, float, str, str, str]:
-    """Sorts what most models get wrong first, then what they disagree on."""
+    """Sort key: images that most models misclassify come first, then those on which the models disagree."""
     return -picture.wrong, -picture.disagreement, picture.group, picture.kind, picture.name
 
 
 def pictures(group: Group, count: int) -> list[Picture]:
-    """At most ``count`` pictures of a group: by turns what most models get wrong and what they disagree on most.
+    """Choose at most ``count`` images of a group.
 
-    Each model is seen by its first seed. Pictures are matched by kind and file name.
+    Images that most models misclassify and images on which the models disagree most are chosen alternately. Each model
+    is represented by its first seed. Images are matched by kind and file name.
     """
     runs = [runs[0] for runs in group.runs.values() if runs]
     if not runs:
@@ -109,31 +109,31 @@ def pictures(group: Group, count: int) -> list[Picture]:
 
 
 def _roots(folder: Path | None) -> list[Path]:
-    """A folder in the ways that the paths of pictures may begin with it."""
+    """The forms of a folder with which the paths of images may begin."""
     return [] if folder is None else [folder, folder.absolute(), folder.resolve()]
 
 
 def _common_folder(images: Sequence[str]) -> Path | None:
-    """The deepest folder from which each picture has a folder in its path, where they have one in common."""
+    """The deepest common folder that is above the folder of each image; None if there is no common folder."""
     with suppress(ValueError):
         return Path(commonpath([Path(image).parent.parent for image in images]))
     return None
 
 
 def _name(image: Path, roots: Sequence[Path]) -> str:
-    """Path of a picture from the first of the roots that it lies in, else with its last folder alone."""
+    """Path of an image from the first root that contains it, or from the folder above its own folder."""
     root = next((root for root in roots if image.is_relative_to(root)), image.parent.parent)
     return image.relative_to(root).as_posix()
 
 
 def colour_scale() -> str:
-    """The scale of the maps from 0 to 1, from left to right, as a data URI."""
+    """The colour scale of the maps from 0 (left) to 1 (right), as a data URI."""
     return data_uri(_coloured(np.linspace(0, 1, 64)[None]), "PNG")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What one model's predictions hold of one picture."""
+    """The predictions of one model for one image."""
 
     image: str
     kind: str
@@ -143,12 +143,12 @@ class _Source:
 
 
 def _ordered(predictions: Predictions) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    order = name_order(predictions)
+    order = predictions.name_order()
     return predictions.scores[order], predictions.labels[order]
 
 
 def _disagreement(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Standard deviation over models (rows) of the rank of each image (columns), scaled to [0, 1]."""
+    """Standard deviation over models (rows) of the rank of each image (columns), with ranks scaled to [0, 1]."""
     ranks = rankdata(np.nan_to_num(scores, nan=-np.inf), axis=1) - 1
     return np.asarray((ranks / max(scores.shape[1] - 1, 1)).std(0))
 
@@ -161,9 +161,9 @@ def _choose(wrong: NDArray[np.float64], disagreement: NDArray[np.float64], count
 
 
 def _look(run: Record, chosen: Sequence[int]) -> list[_Source]:
-    """What a run holds of the chosen pictures; its other maps are let go again."""
+    """Predictions of a run for the chosen images. Its other maps are released."""
     predictions = replace(run).predictions
-    order = name_order(predictions)
+    order = predictions.name_order()
     return [
         _Source(
             predictions.images[index],
@@ -177,7 +177,7 @@ def _look(run: Record, chosen: Sequence[int]) -> list[_Source]:
 
 
 def _photograph(sources: Sequence[_Source]) -> tuple[tuple[int, int], str, str]:
-    """Size and thumbnails, without and with the outline of the defects, of a picture that several runs may have."""
+    """Size and thumbnails of an image, without and with the outline of the defects, from the first readable file."""
     truth = next((source.truth for source in sources if source.truth is not None and source.truth.any()), None)
     thumbnail = _thumbnail(dict.fromkeys(source.image for source in sources))
     if thumbnail:
@@ -192,7 +192,7 @@ def _photograph(sources: Sequence[_Source]) -> tuple[tuple[int, int], str, str]:
 
 def _thumbnail(paths: Iterable[str]) -> Image.Image | None:
     for path in paths:
-        # Files that are gone, cut off or no image.
+        # The file may be missing, truncated or not an image.
         with suppress(FileNotFoundError, ValueError):
             image = _opened(path)
             return image.resize(_fit(*image.size), Image.Resampling.LANCZOS)
@@ -200,7 +200,7 @@ def _thumbnail(paths: Iterable[str]) -> Image.Image | None:
 
 
 def _opened(path: str) -> Image.Image:
-    """A picture in eight bits a colour; one of more from its lowest value to its highest, whatever a camera's range."""
+    """An image with eight bits a channel. Images of more bits are stretched from their lowest to highest value."""
     found = deep_values(path)
     if found is None:
         with naming_unreadable(path), Image.open(path) as image:
@@ -216,7 +216,7 @@ def _fit(width: int, height: int) -> tuple[int, int]:
 
 
 def _outlined(thumbnail: Image.Image, truth: NDArray[np.bool_]) -> Image.Image:
-    """The picture with a bright line around the defects and a dark one around that, seen on any ground."""
+    """The thumbnail with a bright outline around the defects and a dark one around it, visible on any background."""
     mask = Image.fromarray(truth.astype(np.uint8) * 255).resize(thumbnail.size, Image.Resampling.NEAREST)
     wide, wider = (mask.filter(ImageFilter.MaxFilter(size)) for size in (3, 5))
     outlined = thumbnail.copy()

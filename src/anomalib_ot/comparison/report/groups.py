@@ -1,4 +1,4 @@
-"""Runs that can be compared with one another: those of one category and number of training images."""
+"""Groups of runs that can be compared: those of one category and one number of training images."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from anomalib_ot.comparison.bootstrap import Difference, paired_bootstrap
 from anomalib_ot.comparison.record import Key, Predictions, Record, name_of
-from anomalib_ot.comparison.statistics import Difference, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Group:
     Args:
         category: Label of the category.
         shots: Number of training images, or None for all.
-        seeds: Seeds that any model was asked for.
-        runs: For each model, its runs that ended well, by seed; none if all failed or were never begun.
+        seeds: Seeds that any model has.
+        runs: Successful runs of each model, by seed; empty if all failed or did not start.
     """
 
     category: str
@@ -33,22 +33,22 @@ class Group:
         return name_of(self.category, self.shots)
 
     def values(self, model: str, metric: str) -> list[float]:
-        """A metric of a model for the seeds that have it, in percent."""
+        """A metric of a model in percent, for the seeds that have it."""
         return [run.metrics[metric] for run in self.runs[model] if metric in run.metrics]
 
     def costs(self, model: str, cost: str) -> list[float]:
-        """A cost of a model for the seeds that have it, in its own unit."""
+        """A cost of a model in its unit, for the seeds that have it."""
         return [run.costs[cost] for run in self.runs[model] if cost in run.costs]
 
     def note(self, model: str) -> str:
-        """How many seeds a model has, where it has not all."""
+        """Number of seeds with results, if some are missing; otherwise empty."""
         done = len(self.runs[model])
         if not done:
             return "no result"
         return "" if done == len(self.seeds) else f"{done} of {len(self.seeds)} seeds"
 
     def missing(self) -> list[str]:
-        """A sentence for each model that has not all seeds."""
+        """A sentence for each model without results for all seeds."""
         lines = []
         for model, runs in self.runs.items():
             absent = sorted(set(self.seeds) - {run.key.seed for run in runs})
@@ -56,25 +56,27 @@ class Group:
                 lines.append(f"{model} has no result on {self.title}")
             elif absent:
                 seeds = f"seed{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
-                lines.append(f"{model} on {self.title} has results for {self.note(model)}; {seeds} failed or never ran")
+                lines.append(
+                    f"{model} on {self.title} has results for {self.note(model)}; {seeds} failed or did not run"
+                )
         return lines
 
     @cached_property
     def scores(self) -> dict[Key, Predictions]:
-        """Predictions of all runs without maps, which together would not fit into memory."""
+        """Predictions of all runs, without maps, which might not fit into memory together."""
         return {run.key: _scores(run) for runs in self.runs.values() for run in runs}
 
     def unscored(self) -> list[str]:
-        """A sentence for each run with scores that are not a number."""
+        """A sentence for each run with scores that are NaN."""
         counts = {key: int(np.isnan(predictions.scores).sum()) for key, predictions in self.scores.items()}
         return [
-            f"{key}: {count} of {len(self.scores[key].scores)} scores are not a number; it has no interval"
+            f"{key}: {count} of {len(self.scores[key].scores)} scores are NaN, so the run has no interval"
             for key, count in counts.items()
             if count
         ]
 
     def differences(self, baseline: str) -> dict[str, Difference]:
-        """Difference in image AUROC to the baseline for each other model, where it can be measured."""
+        """Difference in image AUROC to the baseline for each other model for which it can be computed."""
         measured = {model: self._measured(model) for model in self.runs}
         theirs = measured.get(baseline, {})
         seeds = {key.seed for key in theirs}
@@ -90,9 +92,9 @@ class Group:
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:
-    """Sort the runs into groups, in the order in which they come.
+    """Sort the runs into groups, in their order.
 
-    A model that ran on any category is expected on all with the same number of training images.
+    A model that ran on one category is expected on all categories with the same number of training images.
 
     Raises:
         ValueError: If two runs of a group were tested on different images.
@@ -118,12 +120,12 @@ def _check_test_sets(records: Sequence[Record]) -> None:
     for record in records:
         if record.test_set != records[0].test_set:
             msg = (
-                f"{records[0].key} and {record.key} were tested on different images or labels, so their figures "
-                f"cannot stand side by side; run one of them again on the other's data, or report them apart"
+                f"{records[0].key} and {record.key} were tested on different images or labels and cannot be "
+                f"compared; run one of them again on the data of the other, or report them separately"
             )
             raise ValueError(msg)
 
 
 def _scores(record: Record) -> Predictions:
-    # A copy reads the files, so that the caller's record does not keep the maps.
+    # The copy reads the files, so that the caller's record does not keep the maps in memory.
     return replace(replace(record).predictions, maps=None, truth=None)

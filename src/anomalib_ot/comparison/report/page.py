@@ -1,4 +1,4 @@
-"""Write the report of a comparison, as one page and as one text."""
+"""Write the report of a comparison, as an HTML page and as Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from .tables import Table, markdown
 REPORT_FILES = ("report.md", "report.html")
 _BASELINE = (
     "The difference to the baseline is in percentage points, averaged over the seeds that both models have. The "
-    "interval holds 95 % of 1,000 resamples of the test images, drawn within normal and anomalous images and alike for "
-    "both models; it says what other test images would change, not what other seeds would."
+    "interval contains 95 % of 1,000 bootstrap resamples of the test images. Normal and anomalous images are resampled "
+    "separately, and both models use the same resamples. The interval describes the variation over test images, not "
+    "over seeds."
 )
 
 
@@ -33,7 +34,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says, but the gallery, which only the page has."""
+    """The content of a report, without the gallery, which only the page has."""
 
     title: str
     summary: str
@@ -56,30 +57,30 @@ def write_report(
     reference: Sequence[Mapping[str, str]] = (),
     gallery: int = 24,
 ) -> tuple[Path, Path]:
-    """Write ``report.md`` and ``report.html``, which needs no other file and no network.
+    """Write ``report.md`` and ``report.html``. The page needs no other file and no network.
 
     Args:
         records: The runs, as :func:`~anomalib_ot.comparison.record.read_records` returns them.
         output: Folder to write to.
         title: Title of the report.
         baseline: Label of the model that the others are compared with, if any.
-        reference: Published numbers, with ``category``, ``model``, ``metric``, ``value`` and ``source`` each.
-        gallery: Number of test pictures to show at most for each category and number of training images.
+        reference: Published numbers. Each has ``category``, ``model``, ``metric``, ``value`` and ``source``.
+        gallery: Largest number of test images to show for each category and number of training images.
 
     Returns:
         Paths of the two files.
 
     Raises:
         ValueError: If there are no runs, if two runs of a category were tested on different images, if the baseline is
-            none of the models, or if the files of a run are cut off.
-        FileExistsError: If ``output`` holds files of these names that no comparison wrote.
+            not one of the models, or if the files of a run are truncated.
+        FileExistsError: If ``output`` contains files of these names that no comparison wrote.
     """
     if not records:
         msg = "there are no runs to report on; run the comparison first"
         raise ValueError(msg)
     models = list(dict.fromkeys(record.key.model for record in records))
     if baseline is not None and baseline not in models:
-        msg = f"the baseline {baseline} is none of the models; choose one of {', '.join(models)}"
+        msg = f"the baseline {baseline} is not one of the models; choose one of {', '.join(models)}"
         raise ValueError(msg)
     groups = group_records(records)
     report = _report(records, groups, title, baseline, reference)
@@ -136,7 +137,7 @@ def _section(group: Group, baseline: str | None) -> Section:
 
 def _warning(differing: Table) -> str:
     names = ", ".join(dict.fromkeys(row[0].text for row in differing.rows))
-    return names and f"The runs were not all made in one environment, so that costs may not compare: {names}."
+    return names and f"The runs have different environments, so their costs may not be comparable: {names}."
 
 
 def _text(report: Report) -> str:
@@ -144,7 +145,7 @@ def _text(report: Report) -> str:
     blocks = [f"# {markdown(report.title)}", markdown(report.summary)]
     if report.failures or report.incomplete:
         blocks.append("## Failed and missing runs")
-        # The tracebacks would bury the tables; they are in the page and in results.json.
+        # Tracebacks would hide the tables. They are in the page and in results.json.
         failures = [f"{failure.key}: {failure.message}" for failure in report.failures]
         blocks.append("\n".join(f"- {markdown(line)}" for line in (*failures, *report.incomplete)))
     blocks.append(report.about_baseline)
@@ -156,7 +157,7 @@ def _text(report: Report) -> str:
         blocks += ["## Published numbers", *_captioned([report.published])]
     if report.overrides:
         blocks += ["## Overrides", *_captioned([report.overrides])]
-    blocks += ["## What was run", markdown(report.warning), *_captioned(report.ran)]
+    blocks += ["## Configuration and environment", markdown(report.warning), *_captioned(report.ran)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report, alike for Markdown and HTML."""
+"""The tables of a report, shared by Markdown and HTML."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from anomalib_ot.comparison.bootstrap import Difference
 from anomalib_ot.comparison.record import Key, Record, name_of
-from anomalib_ot.comparison.statistics import Difference
 
 from .groups import Group
 
@@ -24,7 +24,7 @@ _COSTS = {
     "size_mib": "size on disk, MiB",
     "parameters": "parameters",
 }
-# Characters that Markdown would take for its own, an underscore only at the edge of a word.
+# Characters that Markdown interprets; an underscore only at the edge of a word.
 _MARKDOWN = re.compile(r"[\\`*~<>|&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 _TIME = "time"
 _NAMED = 4
@@ -32,7 +32,7 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, whether it is the best of its column, and a remark."""
+    """Text of a cell, whether it is the best of its column, and a note."""
 
     text: str
     best: bool = False
@@ -44,7 +44,7 @@ class Table:
     """A table; the first cell of each row is its header.
 
     Args:
-        caption: What it shows.
+        caption: Title of the table.
         columns: Header of each column.
         rows: Cells of each row.
         numeric: Whether all columns but the first hold numbers.
@@ -64,12 +64,12 @@ class Table:
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text on one line, with the characters of Markdown escaped."""
     return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def results(group: Group, baseline: str | None, differences: Mapping[str, Difference]) -> Table:
-    """Mean ± standard deviation of each metric over the seeds, a row for each model, the best in bold."""
+    """Mean ± standard deviation of each metric over the seeds, with a row for each model. The best is bold."""
     names = _measured(group)
     overall = [name for name in OVERALL if name in names]
     overall += [name for name in names if name not in overall and not _BY_KIND.fullmatch(name)]
@@ -77,13 +77,13 @@ def results(group: Group, baseline: str | None, differences: Mapping[str, Differ
     headers = [_label(name) for name in overall]
     if baseline is not None:
         columns.insert(1, [_difference(group, model, baseline, differences) for model in group.runs])
-        headers.insert(1, f"image AUROC less that of {baseline}")
+        headers.insert(1, f"image AUROC minus {baseline}")
     caption = f"Results on {group.title}, in percent" + _seeds(group)
     return _table(caption, ["model", *headers], _models(group), columns)
 
 
 def results_by_kind(group: Group) -> Table | None:
-    """As :func:`results` for each kind of anomaly, or None where it was not measured."""
+    """Like :func:`results`, for each kind of anomaly; None if it was not measured."""
     names = [name for name in _measured(group) if _BY_KIND.fullmatch(name)]
     if not names:
         return None
@@ -93,7 +93,7 @@ def results_by_kind(group: Group) -> Table | None:
 
 
 def averages(groups: Sequence[Group]) -> list[Table]:
-    """Image AUROC by category and its average, for each number of training images that has several categories."""
+    """Image AUROC by category and on average, for each number of training images with several categories."""
     by_shots: dict[int | None, list[Group]] = defaultdict(list)
     for group in groups:
         by_shots[group.shots].append(group)
@@ -110,13 +110,17 @@ def _average(groups: Sequence[Group]) -> Table:
     columns = [_column([mean.get(model) for model in models], _percent, max) for mean in means.values()]
     average = [fmean(means[title][model] for title in shared) if shared else None for model in models]
     columns.insert(0, _column(average, _percent, max))
-    what = f"average over what all of these models have: {', '.join(shared)}" if shared else "no category has them all"
+    what = (
+        f"average over the categories with results of all models: {', '.join(shared)}"
+        if shared
+        else "no category has results of all models"
+    )
     caption = f"Image AUROC by category, in percent, mean over seeds; {what}"
     return _table(caption, ["model", "average", *means], [Cell(model) for model in models], columns)
 
 
 def costs(group: Group) -> Table | None:
-    """Mean of each cost over the seeds, the lowest in bold, or None where nothing was measured."""
+    """Mean of each cost over the seeds, with the lowest in bold; None if nothing was measured."""
     names = {cost for model in group.runs for run in group.runs[model] for cost in run.costs}
     shown = [name for name in _COSTS if name in names]
     if not shown:
@@ -130,17 +134,17 @@ def costs(group: Group) -> Table | None:
 
 
 def published(reference: Sequence[Mapping[str, str]], groups: Sequence[Group]) -> Table:
-    """Numbers that others published, each beside what was measured here, if the model ran here."""
+    """Published numbers, beside the measured ones if the model ran in this comparison."""
     rows = []
     for row in reference:
         cells = (row["category"], row["model"], _label(row["metric"]), row["value"], _measured_here(row, groups))
         rows.append([Cell(text) for text in (*cells, row["source"])])
-    caption = "Published by others on their own data and hardware, in percent, beside what was measured here"
+    caption = "Published by others on their own data and hardware, in percent, and measured here"
     return Table(caption, ["category", "model", "metric", "published", "measured here", "source"], rows, numeric=False)
 
 
 def _measured_here(row: Mapping[str, str], groups: Sequence[Group]) -> str:
-    """The same number from our runs: of a group, or the average over all groups with as many training images."""
+    """The same number from our runs, for one group or averaged over all groups with this number of training images."""
     name, model, metric = row["category"], row["model"], row["metric"]
     averaged = [group for group in groups if name_of("average", group.shots) == name]
     if averaged:
@@ -155,7 +159,7 @@ def _values(group: Group, model: str, metric: str) -> list[float]:
 
 
 def overrides(records: Sequence[Record]) -> Table | None:
-    """Where models depart from what all share, or None if none does."""
+    """Settings in which models differ from the shared ones; None if there are none."""
     runs: dict[tuple[str, str, str], list[Key]] = defaultdict(list)
     records = [record for record in records if not record.failed]
     for record in records:
@@ -168,16 +172,19 @@ def overrides(records: Sequence[Record]) -> Table | None:
         for (model, setting, value), keys in runs.items()
     ]
     return Table(
-        "Where a model departs from what all share", ["model", "setting", "value", "runs"], rows, numeric=False
+        "Settings in which a model differs from the shared ones",
+        ["model", "setting", "value", "runs"],
+        rows,
+        numeric=False,
     )
 
 
 def settings(records: Sequence[Record], part: Callable[[Record], Mapping[str, Any]]) -> tuple[Table, Table]:
-    """What all runs share of their configuration or environment, and where they differ.
+    """Tables of the shared and of the differing values of a configuration or environment.
 
     Args:
-        records: The runs; those without this part do not count.
-        part: Takes the part from a run.
+        records: The runs. Those without this part do not count.
+        part: Returns the part of a run.
     """
     records = [record for record in records if part(record)]
     values: dict[str, dict[str, list[Key]]] = defaultdict(lambda: defaultdict(list))
@@ -211,7 +218,7 @@ def _is_time(name: str) -> bool:
 
 
 def _whose(keys: Collection[Key], everyone: Sequence[Key]) -> str:
-    """Runs in few words: by model, category, number of training images or seed where that tells them from the rest."""
+    """Short description of runs, by model, category, number of training images or seed if one identifies them."""
     if len(keys) == len(everyone):
         return "all"
     for part, prefix in (("model", ""), ("category", ""), ("shots", "shots "), ("seed", "seed ")):
@@ -262,7 +269,7 @@ def _difference(group: Group, model: str, baseline: str, differences: Mapping[st
 
 
 def _column(values: Sequence[float | None], show: Callable[[float], str], choose: Callable[..., str]) -> list[Cell]:
-    """Cells of a column; best is what equals the best at the precision shown, where there is something to compare."""
+    """Cells of a column. With two values or more, all that equal the best at the shown precision are marked."""
     texts = [ABSENT if value is None else show(value) for value in values]
     shown = [text for text in texts if text != ABSENT]
     best = choose(shown, key=lambda text: float(text.replace(",", ""))) if len(shown) > 1 else None
@@ -289,7 +296,7 @@ def _signed(value: float, plus: str = "") -> str:
 
 
 def _significant(value: float) -> str:
-    """Three significant digits, all of them before the point."""
+    """At least three significant digits, with no digit after the point from 100 on."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"  # noqa: PLR2004
 
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// n and p go to the next and to the previous section.
+// The keys n and p go to the next and the previous section.
 const sections = [...document.querySelectorAll("main > section[id]")];
 
 document.addEventListener("keydown", (event) => {

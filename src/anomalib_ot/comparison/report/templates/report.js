@@ -16,12 +16,12 @@
     }
     list.append(...items);
     const shown = items.filter((item) => !item.hidden).length;
-    document.getElementById("count").textContent = `${shown} of ${items.length} pictures`;
+    document.getElementById("count").textContent = `${shown} of ${items.length} images`;
   };
   if (form) {
     form.addEventListener("change", update);
     form.addEventListener("submit", (event) => event.preventDefault());
-    // The event comes before the values are back.
+    // The event fires before the values are reset.
     form.addEventListener("reset", () => setTimeout(update));
     form.hidden = false;
     update();

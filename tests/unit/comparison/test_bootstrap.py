@@ -1,4 +1,4 @@
-"""The paired bootstrap against a slow count of pairs."""
+"""Tests of the paired bootstrap against a slow count of pairs."""
 
 import time
 import tracemalloc
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
+from anomalib_ot.comparison.bootstrap import paired_bootstrap
 from anomalib_ot.comparison.record import Key, Predictions
-from anomalib_ot.comparison.statistics import paired_bootstrap
 
 
 def predictions(scores, labels, kinds=None):
@@ -166,7 +166,7 @@ def test_different_images_cannot_be_compared(generator, labels, change):
 def test_no_seed_in_common(generator, labels):
     ours, theirs = (random_runs(name, generator, labels) for name in "AB")
     first, second = ours.items()
-    with pytest.raises(ValueError, match=r"no seed in common between A on screw, seed 0 and B on screw, seed 1"):
+    with pytest.raises(ValueError, match=r"A on screw, seed 0 and B on screw, seed 1 have no seed in common"):
         paired_bootstrap(dict([first]), dict([list(theirs.items())[1]]))
     with pytest.raises(ValueError, match="A on screw, seed 1 and no run"):
         paired_bootstrap(dict([second]), {})
@@ -174,7 +174,7 @@ def test_no_seed_in_common(generator, labels):
 
 def test_scores_that_are_not_a_number(generator, labels):
     ours, broken = random_runs("A", generator, labels, seeds=1), runs("B", predictions(labels * np.nan, labels))
-    with pytest.raises(ValueError, match="B on screw, seed 0 has scores that are not a number"):
+    with pytest.raises(ValueError, match="B on screw, seed 0 has scores that are NaN"):
         paired_bootstrap(ours, broken)
 
 
