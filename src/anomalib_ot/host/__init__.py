@@ -10,8 +10,8 @@ These modules use internals of anomalib and Lightning, for which there is no pub
   ``strategy.checkpoint_io``.
 - ``asked_post_processing``: the frame of ``Engine.export``, which drops the model that it is given.
 
-Outside, ``export.checked`` overrides ``ExportMixin._compress_ov_model``, ``features.backbones`` listens to the logger
-``timm.models._builder``, and torch models override ``nn.Module._apply``.
+Outside, ``features.backbones`` listens to the logger ``timm.models._builder``, and torch models override
+``nn.Module._apply``.
 """
 
 from anomalib_ot.host.versions import require_versions
