@@ -148,7 +148,7 @@ def _set_aside(files: Sequence[Path], destination: Path, own: set[tuple[str, int
 
 
 def _remove_left_behind(root: Path) -> None:
-    """Remove the folders of killed exports, except folders with the only copy of a file."""
+    """Remove the folders of exports killed over a day ago, except folders with the only copy of a file."""
     for folder in root.glob(f"{_PREFIX}*"):
         is_old = time.time() - folder.stat().st_mtime > _LEFT_BEHIND
         earlier = folder.glob(f"{_EARLIER}/*/*")
