@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class CheckedExport(RunFolder):
     """Part of a Lightning model that exports it with the checks of :mod:`anomalib_ot.export.exporters`.
 
-    The export goes to the folder of the run that trained the model, unless the caller names another one.
+    The functions of that module describe arguments and errors. The methods add two things. If ``export_root`` is the
+    engine's default, the export goes to the folder of the run that trained the model. And the model is :meth:`frozen`
+    while it is exported.
     """
 
     def frozen(self) -> AbstractContextManager[None]:
@@ -28,18 +30,7 @@ class CheckedExport(RunFolder):
         return nullcontext()
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export to torch, and check the file.
-
-        Args:
-            export_root: Folder of the export. The run's folder replaces the engine's default.
-            model_file_name: Name of the file.
-
-        Returns:
-            Path of the ``.pt`` file. It is a pickle: load it only if you trust its source.
-
-        Raises:
-            ExportError: If the file differs from the model.
-        """
+        """Export to torch and check the file, see :func:`~anomalib_ot.export.exporters.export_torch`."""
         with self.frozen():
             return export_torch(cast("AnomalibModule", self), self.own_export_root(export_root), model_file_name)
 
@@ -50,22 +41,7 @@ class CheckedExport(RunFolder):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Export to ONNX, and check the file in OpenVINO.
-
-        Args:
-            export_root: Folder of the export. The run's folder replaces the engine's default.
-            model_file_name: Name of the file.
-            input_size: Height and width of the images. The default is the size that the pre-processor resizes to.
-            **kwargs: Arguments of anomalib's ``to_onnx``. ``dynamic_axes={}`` fixes the batch size at one image.
-
-        Returns:
-            Path of the ``.onnx`` file.
-
-        Raises:
-            ValueError: If ``input_size`` is missing and the pre-processor does not resize.
-            ModuleNotFoundError: If OpenVINO is not installed.
-            ExportError: If the file differs from the model.
-        """
+        """Export to ONNX and check the file, see :func:`~anomalib_ot.export.exporters.export_onnx`."""
         module, root = cast("AnomalibModule", self), self.own_export_root(export_root)
         with self.frozen():
             return export_onnx(module, root, model_file_name, input_size, **kwargs)
@@ -83,28 +59,9 @@ class CheckedExport(RunFolder):
         ov_kwargs: dict[str, Any] | None = None,
         onnx_kwargs: dict[str, Any] | None = None,
     ) -> Path:
-        """Export to OpenVINO, and check the file.
+        """Export to OpenVINO and check the files, see :func:`~anomalib_ot.export.exporters.export_openvino`.
 
-        Args:
-            export_root: Folder of the export. The run's folder replaces the engine's default.
-            model_file_name: Name of the file.
-            input_size: Height and width of the images. The default is the size that the pre-processor resizes to.
-            compression_type: ``FP16``, ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``. The default is FP32.
-            datamodule: Data module whose validation images the file is checked on. PTQ and ACQ calibrate on them.
-            metric: Metric that ACQ measures. The default is anomalib's image F1 score.
-            task: Unused.
-            max_drop: Largest fall of the metric that ACQ allows.
-            ov_kwargs: Arguments of ``openvino.convert_model``.
-            onnx_kwargs: Arguments of anomalib's ``to_onnx``, as in :meth:`to_onnx`.
-
-        Returns:
-            Path of the ``.xml`` file.
-
-        Raises:
-            ValueError: If ``input_size`` is missing and the pre-processor does not resize, or if PTQ or ACQ gets no
-                data module.
-            ModuleNotFoundError: If OpenVINO is not installed.
-            ExportError: If the file differs from the model.
+        ``task`` is unused.
         """
         del task
         module, root = cast("AnomalibModule", self), self.own_export_root(export_root)
@@ -114,10 +71,10 @@ class CheckedExport(RunFolder):
                 root,
                 model_file_name,
                 input_size,
-                compression_type,
-                datamodule,
-                metric,
-                max_drop,
-                ov_kwargs,
-                onnx_kwargs,
+                compression=compression_type,
+                datamodule=datamodule,
+                metric=metric,
+                max_drop=max_drop,
+                ov_kwargs=ov_kwargs,
+                onnx_kwargs=onnx_kwargs,
             )

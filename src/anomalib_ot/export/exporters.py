@@ -98,7 +98,7 @@ def export_onnx(
         root: Folder of the export; the file goes to ``weights/onnx`` in it.
         name: Name of the file.
         input_size: Height and width of the images. The default is the size that the pre-processor resizes to.
-        **kwargs: Arguments of anomalib's ``to_onnx``.
+        **kwargs: Arguments of anomalib's ``to_onnx``. ``dynamic_axes={}`` fixes the batch size at one image.
 
     Returns:
         Path of the ``.onnx`` file.
@@ -121,6 +121,7 @@ def export_openvino(
     root: Path | str,
     name: str = "model",
     input_size: tuple[int, int] | None = None,
+    *,
     compression: CompressionType | None = None,
     datamodule: AnomalibDataModule | None = None,
     metric: Metric | None = None,
@@ -142,7 +143,7 @@ def export_openvino(
         metric: Metric that ACQ measures. The default is anomalib's image F1 score.
         max_drop: Largest fall of the metric that ACQ allows, in [0, 1].
         ov_kwargs: Arguments of ``openvino.convert_model``.
-        onnx_kwargs: Arguments of anomalib's ``to_onnx``.
+        onnx_kwargs: Arguments of anomalib's ``to_onnx``, as in :func:`export_onnx`.
 
     Returns:
         Path of the ``.xml`` file.
