@@ -145,7 +145,7 @@ FILES = {"torch": "model.pt", "onnx": "model.onnx", "openvino": "model.xml"}
 
 
 def check_export(forked, folder, checkpoint, kind, model):
-    """Export a checkpoint by the command and compare what it says of a picture with what the model says."""
+    """Export a checkpoint by the command, and compare map and score of an image with the model's."""
     name = type(model).__name__
     arguments = ["--export_type", kind, "--ckpt_path", checkpoint, "--export_root", folder / f"{name}_{kind}"]
     if kind != "torch":
@@ -155,7 +155,7 @@ def check_export(forked, folder, checkpoint, kind, model):
 
 
 def check_exported(exported, kind, model, image):
-    """Compare what an exported file and the model say of a picture (1, 3, 128, 128)."""
+    """Compare map and score of an image (1, 3, 128, 128) by an exported file and by the model."""
     with torch.inference_mode():
         ours = model.eval()(image)
     if kind == "torch":
@@ -193,7 +193,7 @@ def test_quantized_export(trained, folder, data_arguments, forked, compression):
         check=False,
     )
     if compression == "INT8_PTQ" and "ExportError: " in output:
-        # What eight bits cost where accuracy is not controlled is the processor's: a pair of the 32 here is too much.
+        # Without accuracy control, the loss in INT8 depends on the processor. One swapped pair of the 32 is too much.
         assert re.search(r"validation set of Assembly\): the (image|pixel) AUROC falls by", output)
         assert not [*root.rglob("model.*")]
         return
@@ -201,7 +201,7 @@ def test_quantized_export(trained, folder, data_arguments, forked, compression):
     report = json.loads((root / "weights/openvino/model.parity.json").read_text())
     assert report["pictures"]["source"] == "validation set of Assembly"
     assert report["float32"]["image_AUROC"] >= report["torch"]["image_AUROC"] - 0.002
-    # Weights after the backbone in eight bits, and most of the backbone's.
+    # The weights after the backbone are in INT8, and most of the backbone's.
     assert report["bytes"]["model.bin"] < 0.4 * sum(
         each.numel() * 4 for each in Pradot.load_from_checkpoint(trained[1]).model.state_dict().values()
     )

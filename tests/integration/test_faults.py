@@ -127,7 +127,7 @@ def test_a_killed_fit_leaves_whole_checkpoints_and_resumes(name, number, data, t
 
 
 def export(folder, number):
-    """Hand over the files of an export, which hold its number."""
+    """Publish the files of an export. Each contains the export's number."""
     with staged(folder, ExportType.OPENVINO) as staging:
         weights = staging / "weights" / "openvino"
         weights.mkdir(parents=True)
@@ -138,7 +138,7 @@ def export(folder, number):
 
 
 def exported(folder):
-    """Numbers of the exports that the files are of, by name."""
+    """Number of the export that wrote each file, by file name."""
     numbers = {path.name: json.loads(path.read_text()) for path in (folder / "weights/openvino").glob("*")}
     return {name: number["number"] if isinstance(number, dict) else number for name, number in numbers.items()}
 
@@ -149,7 +149,7 @@ def whole(number):
 
 @pytest.fixture
 def break_off(monkeypatch):
-    """Breaks off the export that runs at a move of a file, once, or for good as if the process were killed."""
+    """Interrupts an export when it moves a file: once, or permanently as if the process were killed."""
 
     @contextmanager
     def breaking(moves, for_good):
@@ -164,7 +164,7 @@ def break_off(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", moving)
             if for_good:
-                # Nor is anything tidied up.
+                # A killed process cleans nothing up.
                 patch.setattr(Path, "unlink", moving)
                 patch.setattr(shutil, "rmtree", moving)
             with pytest.raises(KeyboardInterrupt):
@@ -230,7 +230,7 @@ def test_a_report_does_not_speak_for_a_file_that_was_changed_since(tmp_path):
         "model.xml": "2",
         "model.earlier-1.xml": "edited by hand",
     }
-    # Which may need the weights that were beside it.
+    # The edited graph may need its old weights.
     assert {path.name: path.read_text() for path in folder.glob("*.bin")} == {
         "model.bin": "2",
         "model.earlier-1.bin": "1",

@@ -1,4 +1,8 @@
-"""Checked export to torch, ONNX and OpenVINO."""
+"""Checked export to torch, ONNX and OpenVINO.
 
-# Executing anomalib's models registers ours, which must not happen while a module of this package is half imported.
-import anomalib.models  # noqa: F401
+A model of this package exports through the methods of :class:`~anomalib_ot.export.checked.CheckedExport`. They call the
+functions of :mod:`anomalib_ot.export.exporters`, which write, check and publish the files.
+"""
+
+# First: it executes anomalib's models and so registers ours, which must not happen in the middle of a module here.
+import anomalib_ot.host  # noqa: F401

@@ -1,4 +1,4 @@
-"""Exported graphs in OpenVINO: running them, and quantizing them where accuracy bears it."""
+"""Exported graphs in OpenVINO: run them, and compress them where accuracy permits it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.deploy import CompressionType
+from anomalib.metrics import F1Score
 from torch import Tensor
 
-from .trial_pictures import Shown, TrialPictures
+from .trial_images import TrialBatch, TrialImages
 
 if TYPE_CHECKING:
     import nncf
@@ -20,22 +22,22 @@ _BACKBONE = "feature_extractor"
 
 
 class GraphRunner:
-    """An exported graph on the CPU, with its maps and scores as they are before the post-processor clips them.
+    """An exported graph on the CPU. It returns maps and scores before the post-processor clips them.
 
     Args:
         path: An ``.xml`` or ``.onnx`` file.
-        precision: OpenVINO's settings of the precision; without any, it chooses.
-        clipped: Outputs that are clipped.
+        precision: OpenVINO's settings of the precision. If empty, OpenVINO chooses.
+        clipped: Names of the outputs that the graph clips.
 
     Attributes:
-        batch_size: Images that the graph takes at once, None for any number.
-        precision: Precision in which OpenVINO computes what is not quantized.
+        batch_size: Images per call, None for a dynamic batch.
+        precision: Precision in which OpenVINO computes operations that are not quantized.
     """
 
     def __init__(self, path: Path, precision: dict[str, str], clipped: Sequence[str]) -> None:
         import openvino  # noqa: PLC0415 - optional
 
-        # Conversion also gives what ONNX calls a clip its name in OpenVINO.
+        # Conversion also turns ONNX's operation Clip into OpenVINO's Clamp.
         model = openvino.convert_model(path) if path.suffix == ".onnx" else openvino.Core().read_model(path)
         self._indices = {name: _index(model, name) for name in ("anomaly_map", "pred_score")}
         for name in clipped:
@@ -47,7 +49,7 @@ class GraphRunner:
         self.precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
     def __call__(self, images: Tensor) -> InferenceBatch:
-        """Anomaly maps (B, 1, h, w) and scores (B,) of images (B, 3, h, w) in [0, 1]."""
+        """Return anomaly maps (B, 1, h, w) and scores (B,) of images (B, 3, h, w) in [0, 1]."""
         results = self._compiled(images.cpu().numpy()).to_tuple()
         return InferenceBatch(
             **{name: torch.from_numpy(results[index].copy()) for name, index in self._indices.items()}
@@ -59,7 +61,7 @@ def _index(model: "openvino.Model", name: str) -> int:
 
 
 def _before_clipping(output: Any) -> Any:
-    """What a graph's output is made from by clipping it, behind the choice of whether to normalise it."""
+    """The input of the operation that clips an output, found behind the switch for normalisation."""
     pending = [output.get_node()]
     while pending:
         node = pending.pop(0)
@@ -67,32 +69,67 @@ def _before_clipping(output: Any) -> Any:
             return node.input_value(0)
         if node.get_type_name() in {"Result", "Select", "Convert"}:
             pending += [each.get_source_output().get_node() for each in node.inputs()]
-    msg = f"the output {output.any_name} is not clipped as the host's post-processor does"
+    msg = (
+        f"the output {output.any_name} of the graph has no Clamp operation, expected that of anomalib's "
+        "post-processor; use anomalib's, or one with enable_normalization=False"
+    )
     raise ValueError(msg)
 
 
 def fixed_batch_size(model: "openvino.Model") -> int | None:
-    """Images that a graph takes at once, None for any number."""
+    """Images that a graph takes per call, None for a dynamic batch."""
     batch = model.input(0).partial_shape[0]
     return batch.get_length() if batch.is_static else None
 
 
-def halved(model: "openvino.Model") -> "openvino.Model":
-    """The graph with its constants in FP16."""
+def compress(
+    graph: "openvino.Model",
+    compression: CompressionType | None,
+    images: TrialImages,
+    metric: "Metric | None",
+    max_drop: float,
+) -> "openvino.Model":
+    """Compress a graph before it is saved. FP16 needs nothing here, because OpenVINO rounds while it saves.
+
+    All INT8 types store the weights after the backbone, which take most of the space, in INT8. ``INT8`` stores the
+    backbone's weights in FP16. ``INT8_PTQ`` and ``INT8_ACQ`` also run convolutions of the backbone in INT8.
+
+    Args:
+        graph: The graph, in FP32.
+        compression: Type of compression, None for FP32.
+        images: Images that PTQ and ACQ calibrate on, at the size of the graph.
+        metric: Metric that ACQ measures. The default is anomalib's image F1 score.
+        max_drop: Largest fall of the metric that ACQ allows.
+
+    Returns:
+        The compressed graph.
+    """
+    if compression in {None, CompressionType.FP16}:
+        return graph
+    graph = _compress_weights(_halved(graph))
+    if compression == CompressionType.INT8_PTQ:
+        return _quantize(graph, images)
+    if compression == CompressionType.INT8_ACQ:
+        metric = metric or F1Score(fields=["pred_label", "gt_label"])
+        return _quantize_with_accuracy_control(graph, images, metric, max_drop)
+    return graph
+
+
+def _halved(model: "openvino.Model") -> "openvino.Model":
+    """Round the constants of a graph to FP16."""
     import openvino  # noqa: PLC0415 - optional
 
-    # OpenVINO rounds constants only while it saves.
+    # OpenVINO rounds constants only while it saves a graph.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=True)
         return openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
 
 
-def compress_weights(model: "openvino.Model") -> "openvino.Model":
+def _compress_weights(model: "openvino.Model") -> "openvino.Model":
     """Store the weights after the backbone in INT8.
 
-    Those of the backbone stay as they are: few bytes are to be had there, and depthwise convolutions bear eight bits
-    badly.
+    The backbone's weights stay as they are. They take little space, and depthwise convolutions lose accuracy in INT8.
     """
     import nncf  # noqa: PLC0415 - optional
 
@@ -100,41 +137,41 @@ def compress_weights(model: "openvino.Model") -> "openvino.Model":
     return nncf.compress_weights(model, ignored_scope=nncf.IgnoredScope(names=backbone, validate=False))
 
 
-def quantize(model: "openvino.Model", pictures: TrialPictures) -> "openvino.Model":
-    """Let the backbone compute in INT8, calibrated on pictures."""
+def _quantize(model: "openvino.Model", images: TrialImages) -> "openvino.Model":
+    """Run convolutions of the backbone in INT8, calibrated on images."""
     import nncf  # noqa: PLC0415 - optional
 
-    return nncf.quantize(model, _dataset(model, pictures), **_settings(model))
+    return nncf.quantize(model, _dataset(model, images), **_settings(model))
 
 
-def quantize_with_accuracy_control(
-    model: "openvino.Model", pictures: TrialPictures, metric: "Metric", max_drop: float
+def _quantize_with_accuracy_control(
+    model: "openvino.Model", images: TrialImages, metric: "Metric", max_drop: float
 ) -> "openvino.Model":
-    """Let as much of the backbone compute in INT8 as a metric of its predictions allows.
+    """Run convolutions of the backbone in INT8, except those that reduce a metric too much.
 
     Args:
-        model: Graph with outputs ``pred_score`` and ``pred_label``.
-        pictures: What to calibrate and measure on, with labels.
-        metric: Takes an ``ImageBatch``; the higher the better.
+        model: Graph with the outputs of anomalib's ``InferenceBatch``.
+        images: Images with labels, to calibrate and to measure on.
+        metric: Metric that takes an ``ImageBatch``; higher is better.
         max_drop: Largest fall of the metric.
     """
     import nncf  # noqa: PLC0415 - optional
 
     def measure(compiled: Callable[[Any], Any], batches: Iterable[tuple[int, ...]]) -> float:
-        # The host's own does not forget the graph that was measured before.
+        # anomalib's own function keeps the counts of the graph that was measured before.
         metric.reset()
         for batch in batches:
-            shown = pictures.read(batch)
+            shown = images.read(batch)
             metric.update(_predictions(compiled(shown.images.numpy()), shown))
         return float(metric.compute())
 
-    data = _dataset(model, pictures)
-    validation = nncf.Dataset(list(_batches(model, pictures)))
+    data = _dataset(model, images)
+    validation = nncf.Dataset(list(_batches(model, images)))
     return nncf.quantize_with_accuracy_control(model, data, validation, measure, max_drop=max_drop, **_settings(model))
 
 
 def _settings(model: "openvino.Model") -> dict[str, Any]:
-    """How to quantize: scores bear eight bits neither after the backbone nor in depthwise convolutions."""
+    """Settings of NNCF: INT8 reduces accuracy after the backbone and in depthwise convolutions, so neither uses it."""
     import nncf  # noqa: PLC0415 - optional
 
     _, rest = _parts(model)
@@ -146,7 +183,7 @@ def _settings(model: "openvino.Model") -> dict[str, Any]:
 
 
 def _parts(model: "openvino.Model") -> tuple[list[str], list[str]]:
-    """Names of the operations up to the last of the backbone's weights, and of those after it."""
+    """Names of the operations up to the last of the backbone's weights, and of the operations after it."""
     weights = [
         operation
         for operation in model.get_ordered_ops()
@@ -154,7 +191,7 @@ def _parts(model: "openvino.Model") -> tuple[list[str], list[str]]:
     ]
     before: set[str] = set()
     pending = [target.get_node() for weight in weights for target in weight.output(0).get_target_inputs()]
-    # A rounded weight reaches its operation through a conversion.
+    # A conversion stands between a rounded weight and its operation.
     pending += [
         target.get_node()
         for node in pending
@@ -174,20 +211,20 @@ def _parts(model: "openvino.Model") -> tuple[list[str], list[str]]:
     return [name for name in operations if name in before], [name for name in operations if name not in before]
 
 
-def _batches(model: "openvino.Model", pictures: TrialPictures) -> Iterator[tuple[int, ...]]:
-    """Numbers of the pictures in batches that a graph takes; what does not fill a batch of fixed size is left out."""
+def _batches(model: "openvino.Model", images: TrialImages) -> Iterator[tuple[int, ...]]:
+    """Indices of the images in batches that a graph takes. An incomplete batch of a fixed size is left out."""
     size = fixed_batch_size(model) or 1
-    yield from (batch for batch in pictures.batches(size) if len(batch) == size)
+    yield from (batch for batch in images.batches(size) if len(batch) == size)
 
 
-def _dataset(model: "openvino.Model", pictures: TrialPictures) -> "nncf.Dataset":
+def _dataset(model: "openvino.Model", images: TrialImages) -> "nncf.Dataset":
     import nncf  # noqa: PLC0415 - optional
 
-    return nncf.Dataset(list(_batches(model, pictures)), lambda batch: pictures.read(batch).images.numpy())
+    return nncf.Dataset(list(_batches(model, images)), lambda batch: images.read(batch).images.numpy())
 
 
-def _predictions(outputs: Any, shown: Shown) -> ImageBatch:
-    """What a graph says of pictures, beside what is true."""
+def _predictions(outputs: Any, shown: TrialBatch) -> ImageBatch:
+    """Outputs of a graph, with the labels and masks of the images."""
     values = {
         name: torch.from_numpy(outputs[name].copy())
         for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")

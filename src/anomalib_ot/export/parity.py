@@ -1,4 +1,4 @@
-"""Whether an exported model says what the model in torch says."""
+"""Comparison of an exported model with the model in torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,65 +13,71 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
 
-from .trial_pictures import TrialPictures
+from .trial_images import TrialImages
 
-# Pictures at once, where a model takes any number: then the last few are fewer, and two sizes of batches are tried.
+# Images per batch of a dynamic graph. The last batch is usually smaller, which tries a second batch size.
 _BATCH = 4
-# Maps are kept at this share of their size, for ranks and AUROC.
+# Maps are reduced by this factor for rank correlation and AUROC.
 _REDUCTION = 4
 
 Runner = Callable[[Tensor], InferenceBatch]
 
 
 class ExportError(RuntimeError):
-    """An exported model that does not say what the model in torch says."""
+    """The exported model differs from the model in torch."""
 
 
 @dataclass(frozen=True)
 class SameValues:
-    """The same maps and scores.
+    """Tolerance for exports that must give the same maps and scores.
 
     Args:
-        largest_difference: Of maps and of scores, as a share of the range of torch's maps.
+        largest_difference: Limit for maps and for scores, as a share of the range of torch's maps.
     """
 
     largest_difference: float
 
     def broken_by(self, measured: Mapping[str, Any], reference: Mapping[str, float | None]) -> list[str]:
-        """What is out of tolerance, in words.
+        """Describe what is out of tolerance.
 
         Args:
-            measured: What :func:`compare` gives of an exported model.
+            measured: Result of :func:`compare` for the exported model.
             reference: Unused.
+
+        Returns:
+            A description of each broken limit.
         """
         del reference
         return [
             f"the largest {name.replace('_', ' ')} is {measured[name]:.1e} of the maps' range, more than "
             f"{self.largest_difference}"
             for name in ("map_difference", "score_difference")
-            # A difference that is no number is out of tolerance too.
+            # NaN is out of tolerance too.
             if not measured[name] <= self.largest_difference
         ]
 
 
 @dataclass(frozen=True)
 class SameOrder:
-    """About the same order of normal and anomalous, whatever the values.
+    """Tolerance for exports that must rank anomalies about the same, with any values.
 
     Args:
-        auroc_fall: Largest fall of the image and the pixel AUROC, where they can be computed.
-        rank_correlation: Least rank correlation of the maps' pixels, where neither can.
+        auroc_fall: Largest fall of the image and the pixel AUROC, if they can be computed.
+        rank_correlation: Smallest rank correlation of the maps' pixels, if neither can be computed.
     """
 
     auroc_fall: float = 0.002
     rank_correlation: float = 0.99
 
     def broken_by(self, measured: Mapping[str, Any], reference: Mapping[str, float | None]) -> list[str]:
-        """What is out of tolerance, in words.
+        """Describe what is out of tolerance.
 
         Args:
-            measured: What :func:`compare` gives of an exported model.
-            reference: What it gives of the model in torch.
+            measured: Result of :func:`compare` for the exported model.
+            reference: Its result for the model in torch.
+
+        Returns:
+            A description of each broken limit.
         """
         falls = {name: before - measured[name] for name, before in reference.items() if before is not None}
         if not falls and not (measured["rank_correlation"] or 0) >= self.rank_correlation:
@@ -84,41 +90,39 @@ class SameOrder:
 
 
 def compare(
-    module: AnomalibModule, runners: Mapping[str, Runner], pictures: TrialPictures, batch_size: int | None
+    module: AnomalibModule, runners: Mapping[str, Runner], images: TrialImages, batch_size: int | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Compare exported models with the model in torch.
 
-    Maps and scores are compared before the post-processor clips them to [0, 1], as what is clipped looks alike; and
-    with those of the model as anomalib's engine runs it, with the pre-processor's own way to resize.
+    The maps and scores that are compared are not yet clipped to [0, 1] by the post-processor, since clipping would hide
+    differences. The reference is the model as anomalib's engine runs it, with the pre-processor's own resizing.
 
     Args:
         module: The model, in evaluation mode.
-        runners: The exported models by name: each gives, for images (B, 3, h, w), anomaly maps and scores that are not
-            clipped but otherwise as its post-processor makes them.
-        pictures: What to run them on.
-        batch_size: Images that they take at once, None for any number.
+        runners: The exported models by name. Each returns, for images (B, 3, h, w), anomaly maps and scores that the
+            post-processor has normalised but not clipped.
+        images: Images to run them on.
+        batch_size: Images per call, None for a dynamic batch.
 
     Returns:
-        Image and pixel AUROC of the model in torch, None where there are no pictures of both kinds; and for each
-        exported model the same, the largest difference of maps and of scores as a share of the range of torch's maps
-        on these pictures or, where that is wider, on those of the model's validation, and the rank correlation of the
-        maps' pixels.
+        Image and pixel AUROC of the model in torch, None without both normal and anomalous images. For each exported
+        model: the same; the largest difference of maps and of scores as a share of the range of torch's maps, on these
+        images or in the model's validation, whichever is wider; and the rank correlation of the maps' pixels.
     """
     scale = Normalization(module.post_processor)
     reference = _Record()
     records = {name: _Record() for name in runners}
     labels: list[bool | None] = []
     masks: list[Tensor | None] = []
-    for batch in pictures.batches(batch_size or _BATCH):
-        shown = pictures.read(batch)
-        images = shown.images
-        expected = Scores.of(_run_as_engine(module, images))
+    for batch in images.batches(batch_size or _BATCH):
+        shown = images.read(batch)
+        expected = Scores.of(_run_as_engine(module, shown.images))
         reference.add(expected, expected)
-        # The last picture fills a batch of fixed size.
+        # Copies of the last image complete a batch of a fixed size.
         missing = (batch_size or len(batch)) - len(batch)
-        images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        filled = torch.cat([shown.images, shown.images[-1:].expand(missing, -1, -1, -1)])
         for name, run in runners.items():
-            records[name].add(scale.undo(Scores.of(run(images)).first(len(batch))), expected)
+            records[name].add(scale.undo(Scores.of(run(filled)).first(len(batch))), expected)
         labels += shown.labels
         masks += shown.masks
     truth = _Truth(labels, masks)
@@ -136,7 +140,7 @@ def compare(
 
 
 def run_exported_module(module: AnomalibModule) -> Runner:
-    """What a module that was loaded from an export makes of images, normalised but not clipped."""
+    """Return a function that runs a module loaded from an export, with maps and scores normalised but not clipped."""
     scale = Normalization(module.post_processor)
 
     @torch.inference_mode()
@@ -164,34 +168,34 @@ class Scores:
 
     @classmethod
     def of(cls, batch: InferenceBatch) -> "Scores":
-        """Those of a batch with maps (B, 1, h, w)."""
+        """Take them from a batch with maps (B, 1, h, w)."""
         maps, scores = (torch.as_tensor(each).float().cpu() for each in (batch.anomaly_map, batch.pred_score))
         return cls(maps.reshape(-1, *maps.shape[-2:]), scores.flatten())
 
     def first(self, count: int) -> "Scores":
-        """Those of the first images."""
+        """Return those of the first images."""
         return Scores(self.maps[:count], self.scores[:count])
 
 
 class Normalization:
-    """A post-processor's normalisation without its clipping, there and back.
+    """A post-processor's normalisation without clipping, and its inverse.
 
     Args:
-        post_processor: The host's, or None.
+        post_processor: anomalib's post-processor, or None.
     """
 
     def __init__(self, post_processor: nn.Module | None) -> None:
         self._post_processor = post_processor if getattr(post_processor, "enable_normalization", False) else None
 
     def apply(self, scores: Scores) -> Scores:
-        """Normalise."""
+        """Normalise maps and scores."""
         pixel, image = self._line("pixel"), self._line("image")
         return Scores(
             pixel.apply(scores.maps) if pixel else scores.maps, image.apply(scores.scores) if image else scores.scores
         )
 
     def undo(self, scores: Scores) -> Scores:
-        """Undo it."""
+        """Undo the normalisation."""
         pixel, image = self._line("pixel"), self._line("image")
         return Scores(
             pixel.undo(scores.maps) if pixel else scores.maps, image.undo(scores.scores) if image else scores.scores
@@ -199,27 +203,27 @@ class Normalization:
 
     @property
     def clipped(self) -> list[str]:
-        """Outputs that the post-processor normalises, and so clips."""
+        """Names of the outputs that the post-processor normalises, and therefore clips."""
         fields = {"anomaly_map": "pixel", "pred_score": "image"}
         return [output for output, field in fields.items() if self._line(field)]
 
     @property
     def width(self) -> float:
-        """Range of the maps in the model's validation, 0 where it is not known."""
+        """Range of the maps in the model's validation, 0 if unknown."""
         if self._post_processor is None:
             return 0.0
         low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
         return 0.0 if isnan(high - low) else high - low
 
     def _line(self, field: str) -> "_Line | None":
-        """How maps or scores are normalised, None where they are not."""
+        """Normalisation of maps or scores, None without normalisation."""
         if self._post_processor is None:
             return None
         low, high, threshold = (
             float(getattr(self._post_processor, f"{field}_{name}")) for name in ("min", "max", "threshold")
         )
-        # As the host: without a range nothing is normalised, without a threshold it is the middle, and a range of one
-        # value, as a single validation picture leaves it, counts as one.
+        # As in anomalib: without a range nothing is normalised, the default threshold is the middle of the range, and a
+        # range of zero, as of a single validation image, counts as 1.
         if isnan(low) or isnan(high):
             return None
         threshold = (low + high) / 2 if isnan(threshold) else threshold
@@ -229,7 +233,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class _Line:
-    """Normalisation of one output: a scale, and a shift after it."""
+    """Normalisation of one output: division by a scale, then subtraction of a shift."""
 
     scale: float
     shift: float
@@ -242,7 +246,7 @@ class _Line:
 
 
 class _Record:
-    """What a model said of all pictures, with maps reduced in size."""
+    """Maps, reduced in size, and scores of a model on all images, and its largest differences from torch."""
 
     def __init__(self) -> None:
         self.map_difference = self.score_difference = 0.0
@@ -268,7 +272,7 @@ class _Record:
 
 
 def _largest(so_far: float, difference: Tensor) -> float:
-    """The largest of all; once a difference is no number, that."""
+    """Largest absolute value so far. NaN stays NaN."""
     return float(torch.cat([torch.tensor([so_far]), difference.abs().flatten()]).max())
 
 
@@ -277,13 +281,13 @@ def _reduced(maps: Tensor) -> Tensor:
 
 
 def _rank_correlation(maps: Tensor, expected: Tensor) -> float | None:
-    """None for maps that are the same everywhere, which have no order."""
+    """Rank correlation of the pixels, None for constant maps, which have no order."""
     correlation = float(spearmanr(maps.flatten().numpy(), expected.flatten().numpy()).statistic)
     return None if isnan(correlation) else correlation
 
 
 class _Truth:
-    """Labels of the pictures and their masks; None where they are not known."""
+    """Labels and masks of the images, None if unknown."""
 
     def __init__(self, labels: list[bool | None], masks: list[Tensor | None]) -> None:
         self._labels = None if None in labels else torch.tensor(labels)
@@ -291,7 +295,7 @@ class _Truth:
         shown = [mask for mask in masks if mask is not None]
         is_known = all(mask is not None or not label for mask, label in zip(masks, labels, strict=True))
         if self._labels is not None and shown and is_known:
-            # A normal picture has no mask in some data modules, and an empty one in others.
+            # Some data modules give normal images no mask, others an empty one.
             blank = torch.zeros_like(shown[0])
             self._masks = torch.stack([blank if mask is None else mask for mask in masks]).float()
 
@@ -302,7 +306,7 @@ class _Truth:
         }
 
     def _masks_like(self, maps: Tensor) -> Tensor | None:
-        """The masks at the size of the reduced maps, which differs where a model resizes the pictures that it gets."""
+        """The masks at the size of the reduced maps. A model that resizes its input has maps of another size."""
         return None if self._masks is None else F.adaptive_max_pool2d(self._masks[:, None], maps.shape[-2:])[:, 0] > 0
 
 

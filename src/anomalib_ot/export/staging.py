@@ -1,4 +1,8 @@
-"""Exports that take the place of earlier ones whole, and of no file that another has written."""
+"""Publication of exports: all files of an export replace those of an earlier one, or none does.
+
+Files of the same names that no export of this package wrote are never replaced. They are renamed to ``NAME.earlier-1``
+and so on.
+"""
 
 import json
 import logging
@@ -15,39 +19,38 @@ from anomalib.deploy import ExportType
 logger = logging.getLogger(__name__)
 
 REPORT = ".parity.json"
-"""How the name of an export's report ends, after the name of the model."""
+"""Suffix of a report's file name, after the name of the model."""
 
 _PREFIX = ".export-"
 _EARLIER = "earlier"
-# No export takes a day: who made the folder was killed.
+# No export takes a day: the process that made an older folder was killed.
 _LEFT_BEHIND = 24 * 60 * 60
 
 
 @contextmanager
 def staged(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
-    """A folder to export into, whose files go to the export's own folder when all is well.
+    """Make a temporary folder to export into, and move its files to the export's folder if no error occurs.
 
-    Files of an earlier export of the same name are replaced; another's keep their content under a new name.
+    Files of an earlier export of the same name are replaced. Other files of the same names are renamed.
 
     Args:
         export_root: Folder of the export.
-        kind: Kind of the export, whose report is among its files.
+        kind: Type of the export. A report must be among its files.
 
     Yields:
-        The folder, to be used as the ``export_root``.
+        The temporary folder, to be used as the ``export_root``.
     """
     root = Path(export_root)
     root.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(root)
-    # Reports of exports before this one.
+    # Before this export adds its own report.
     own = _own_files(root)
     folder = Path(mkdtemp(prefix=_PREFIX, dir=root))
     earlier = folder / _EARLIER / kind.value
     try:
         yield folder
-        destination = root / "weights" / kind.value
-        destination.mkdir(parents=True, exist_ok=True)
-        files = sorted((folder / "weights" / kind.value).iterdir(), key=_place)
+        destination = weights_folder(root, kind)
+        files = sorted(weights_folder(folder, kind).iterdir(), key=_place)
         _set_aside(files, destination, own)
         _swap(files, destination, earlier)
     finally:
@@ -55,27 +58,50 @@ def staged(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def final(export_root: Path | str, staged_file: Path) -> Path:
-    """Where a staged file has gone."""
+def weights_folder(export_root: Path | str, kind: ExportType) -> Path:
+    """Make the folder of a type of export below its root, as anomalib lays it out.
+
+    Args:
+        export_root: Folder of the export.
+        kind: Type of the export.
+
+    Returns:
+        The folder ``weights/KIND``.
+    """
+    folder = Path(export_root) / "weights" / kind.value
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def published(export_root: Path | str, staged_file: Path) -> Path:
+    """Return the path of a staged file after the export.
+
+    Args:
+        export_root: Folder of the export.
+        staged_file: Path of the file in the temporary folder.
+
+    Returns:
+        Its path in the export's folder.
+    """
     return Path(export_root) / "weights" / staged_file.parent.name / staged_file.name
 
 
 def _place(path: Path) -> int:
-    """Weights come before the graph that reads them, and the report last: where there is one, the model is whole."""
+    """Order of a file: weights, then the graph that reads them, then the report, which marks a complete export."""
     return 2 if path.suffix == ".json" else int(path.suffix in {".onnx", ".xml"})
 
 
 def _swap(files: Sequence[Path], destination: Path, earlier: Path) -> None:
-    """Put files in the place of those of the same names; after an error these are back.
+    """Replace files of the same names by new ones. After an error, the old files are restored.
 
     Args:
         files: The new files, in the order of :func:`_place`.
-        destination: Folder to put them in.
-        earlier: New folder for those that were there, until all is done. A process that is killed leaves them here.
+        destination: Folder to move them to.
+        earlier: New folder that holds the old files until all are replaced. A process that is killed leaves them there.
     """
     earlier.mkdir(parents=True)
     try:
-        # Whatever breaks this off, no graph has another export's weights.
+        # In this order, an interruption never leaves a graph with another export's weights.
         for path in reversed(files):
             if (destination / path.name).exists():
                 (destination / path.name).replace(earlier / path.name)
@@ -92,7 +118,7 @@ def _swap(files: Sequence[Path], destination: Path, earlier: Path) -> None:
 
 
 def _own_files(root: Path) -> set[tuple[str, int]]:
-    """Names and sizes of files that are in a report, be it that of an export which was killed on the way."""
+    """Names and sizes of all files that a report lists, including reports of killed exports."""
     own = set()
     for path in [*root.glob(f"weights/*/*{REPORT}"), *root.glob(f"{_PREFIX}*/**/*{REPORT}")]:
         if sizes := _sizes(path):
@@ -101,7 +127,7 @@ def _own_files(root: Path) -> set[tuple[str, int]]:
 
 
 def _sizes(report: Path) -> dict[str, int]:
-    """Sizes of the files of an export by name, none where a file is no report."""
+    """Sizes of an export's files by name, empty if the file is not a report."""
     try:
         return dict(json.loads(report.read_text())["bytes"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -109,20 +135,20 @@ def _sizes(report: Path) -> dict[str, int]:
 
 
 def _set_aside(files: Sequence[Path], destination: Path, own: set[tuple[str, int]]) -> None:
-    """Rename what is in the way, unless all of it is of an export of ours: a graph keeps its weights."""
-    in_the_way = [destination / path.name for path in files if (destination / path.name).exists()]
-    if all((path.name, path.stat().st_size) in own for path in in_the_way):
+    """Rename the existing files unless reports list all of them. They stay together: a graph keeps its weights."""
+    existing = [destination / path.name for path in files if (destination / path.name).exists()]
+    if all((path.name, path.stat().st_size) in own for path in existing):
         return
     model = next(path.name.removesuffix(REPORT) for path in files if path.name.endswith(REPORT))
     number = next(number for number in count(1) if not any(destination.glob(f"{model}.earlier-{number}.*")))
-    for path in in_the_way:
+    for path in existing:
         kept = path.with_name(f"{model}.earlier-{number}{path.name.removeprefix(model)}")
         path.rename(kept)
-        logger.warning("%s is not of a checked export, and is kept as %s.", path, kept.name)
+        logger.warning("%s was not written by a checked export; it is kept as %s.", path, kept.name)
 
 
 def _remove_left_behind(root: Path) -> None:
-    """Remove the folders of exports that were killed, unless one has files that are nowhere else."""
+    """Remove the folders of exports killed over a day ago, except folders with the only copy of a file."""
     for folder in root.glob(f"{_PREFIX}*"):
         is_old = time.time() - folder.stat().st_mtime > _LEFT_BEHIND
         earlier = folder.glob(f"{_EARLIER}/*/*")

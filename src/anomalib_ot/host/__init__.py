@@ -36,7 +36,7 @@ it:
 - ``features.single_precision`` and torch models: ``nn.Module._apply``.
 - ``data``: ``_setup``, ``_create_test_split`` and ``_create_val_split`` of ``AnomalibDataModule``.
 - ``metrics``: ``_to_sync`` and ``_should_unsync`` of torchmetrics.
-- ``export``: ``ExportMixin._compress_ov_model`` and ``PreProcessor.export_transform``.
+- ``export``: ``PreProcessor.export_transform``.
 """
 
 from anomalib_ot.host.versions import require_versions

@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.export.graphs import GraphRunner
 from anomalib_ot.export.parity import Normalization, SameOrder, SameValues, Scores, compare
-from anomalib_ot.export.trial_pictures import TrialPictures, synthetic_pictures
+from anomalib_ot.export.trial_images import TrialImages, synthetic_images
 from anomalib_ot.features.extraction import FLOAT32
 
 
@@ -24,7 +24,7 @@ class Brightness(nn.Module):
 
 
 def labelled(count=8):
-    """Pictures with a bright patch in every second, over noise."""
+    """Images with a bright patch in every second, over noise."""
     noise = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)) / 2
     mask = torch.zeros(16, 16)
     mask[:8, :8] = 1
@@ -34,7 +34,7 @@ def labelled(count=8):
         )
         for index, image in enumerate(noise)
     ]
-    return TrialPictures("patches", (16, 16), items)
+    return TrialImages("patches", (16, 16), items)
 
 
 def run(change):
@@ -59,7 +59,7 @@ def test_differences_are_shares_of_the_range_of_torchs_maps():
     assert reference["pixel_AUROC"] > 0.9
 
 
-def test_maps_may_be_smaller_than_the_pictures_and_their_masks(monkeypatch):
+def test_maps_may_be_smaller_than_the_images_and_their_masks(monkeypatch):
     def halved(images):
         return run(lambda maps: maps)(F.avg_pool2d(images, 2))
 
@@ -68,7 +68,7 @@ def test_maps_may_be_smaller_than_the_pictures_and_their_masks(monkeypatch):
     assert reference["pixel_AUROC"] == measured["same"]["pixel_AUROC"] > 0.9
 
 
-def test_maps_that_are_flat_on_the_pictures_are_compared_by_the_range_in_validation(monkeypatch):
+def test_maps_that_are_flat_on_the_images_are_compared_by_the_range_in_validation(monkeypatch):
     post_processor = PostProcessor()
     post_processor.pixel_min, post_processor.pixel_max = torch.tensor(0.0), torch.tensor(4.0)
     post_processor._pixel_threshold = torch.tensor(2.0)
@@ -104,7 +104,7 @@ def test_a_batch_of_fixed_size_is_filled_and_what_fills_it_does_not_count():
 
 
 class Counting(list):
-    """Pictures that count how often they are read."""
+    """Images that count their reads."""
 
     reads = 0
 
@@ -113,17 +113,17 @@ class Counting(list):
         return super().__getitem__(index)
 
 
-def test_each_picture_is_read_once():
+def test_each_image_is_read_once():
     items = Counting(labelled().items)
-    pictures = TrialPictures("counted", (16, 16), items)
-    reference, _ = compare(Brightness(), {name: run(lambda maps: maps) for name in ("float32", "default")}, pictures, 3)
+    images = TrialImages("counted", (16, 16), items)
+    reference, _ = compare(Brightness(), {name: run(lambda maps: maps) for name in ("float32", "default")}, images, 3)
     assert items.reads == len(items)
     assert reference["pixel_AUROC"] > 0.9
 
 
 def test_without_labels_there_is_no_auroc_and_ranks_count():
-    pictures = synthetic_pictures((16, 16))
-    reference, measured = compare(Brightness(), {"noisy": run(torch.rand_like)}, pictures, None)
+    images = synthetic_images((16, 16))
+    reference, measured = compare(Brightness(), {"noisy": run(torch.rand_like)}, images, None)
     assert reference == {"image_AUROC": None, "pixel_AUROC": None}
     assert "rank correlation" in SameOrder().broken_by(measured["noisy"], reference)[0]
 
@@ -136,8 +136,8 @@ def test_same_values_refuses_what_is_too_far_or_no_number(difference):
 
 
 def test_a_map_without_numbers_is_out_of_tolerance():
-    pictures = synthetic_pictures((16, 16))
-    reference, measured = compare(Brightness(), {"broken": run(lambda maps: maps * float("nan"))}, pictures, None)
+    images = synthetic_images((16, 16))
+    reference, measured = compare(Brightness(), {"broken": run(lambda maps: maps * float("nan"))}, images, None)
     assert SameValues(1e-3).broken_by(measured["broken"], reference)
     assert SameOrder().broken_by(measured["broken"], reference)
 
@@ -149,7 +149,7 @@ def test_normalization_is_the_hosts_without_clipping():
             setattr(
                 post_processor, f"_{field}_{name}" if name == "threshold" else f"{field}_{name}", torch.tensor(value)
             )
-    raw = run(lambda maps: maps * 1.2)(synthetic_pictures((16, 16)).read(range(6)).images)
+    raw = run(lambda maps: maps * 1.2)(synthetic_images((16, 16)).read(range(6)).images)
     normalized = post_processor(raw)
     ours = Normalization(post_processor)
     assert ours.clipped == ["anomaly_map", "pred_score"]
@@ -184,14 +184,14 @@ class Clipped(nn.Module):
         return self.post_processor(InferenceBatch(anomaly_map=maps, pred_score=maps.amax((-2, -1)).flatten()))
 
 
-# Scores that happen to run from 0 to 1 about a half, and those of a single picture.
+# Scores that happen to run from 0 to 1 about a half, and those of a single image.
 @pytest.mark.parametrize(
     "post_processor",
     [fitted((0.0, 1.0, 0.5), (0.4, 0.4, 0.4)), fitted((0.4, 0.4, NAN), (0.0, 1.0, 0.5))],
     ids=["scores of one value", "maps of one value"],
 )
 def test_a_graph_is_compared_before_it_clips_whatever_its_range(post_processor, tmp_path):
-    images = synthetic_pictures((16, 16)).read(range(6)).images
+    images = synthetic_images((16, 16)).read(range(6)).images
     outputs = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
     path = tmp_path / "model.onnx"
     torch.onnx.export(

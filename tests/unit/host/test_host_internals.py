@@ -20,7 +20,6 @@ from anomalib.engine import Engine
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.models import UnknownModelError, get_model
 from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
-from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.spec import transform_to_spec
@@ -406,12 +405,6 @@ def test_to_sync_and_should_unsync_are_what_compute_syncs_with():
     metric.compute()
     assert found[0]["should_sync"] is metric._to_sync
     assert found[0]["should_unsync"] is metric._should_unsync
-
-
-def test_compress_ov_model_takes_a_graph_and_how_to_compress_it():
-    assert list(inspect.signature(ExportMixin._compress_ov_model).parameters) == [
-        *("self", "model", "compression_type", "datamodule", "metric", "task", "max_drop")
-    ]
 
 
 def test_export_transform_is_what_a_pre_processor_exports():

@@ -1,4 +1,4 @@
-"""Checked exports of small fitted models, whose graph torch makes once for all OpenVINO files."""
+"""Checked exports of small fitted models. The ONNX file of a model is written once for all OpenVINO files."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def data(root):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """Trains each model once, so that its graph is made once too."""
+    """Trains each model once, so that its ONNX file is written once too."""
     return cache(lambda name: fit(name, data, tmp_path_factory.mktemp(name)))
 
 
@@ -91,19 +91,19 @@ def pradot(trained):
 
 @pytest.fixture(scope="module")
 def graphs():
-    """Folders of what the host's exporter made, by model."""
+    """Folders of the ONNX files that the host has written, by model."""
     return {}
 
 
 @pytest.fixture
 def one_graph(graphs, monkeypatch, tmp_path_factory):
-    """Lets the host make the ONNX file of a model only once: it takes much longer than all else."""
+    """Lets the host write the ONNX file of a model only once: it takes much longer than everything else."""
 
     def to_onnx(model, export_root, _name, input_size, **arguments):
         key = (id(model), model.post_processor.enable_normalization, str(arguments))
         if key not in graphs:
             folder = tmp_path_factory.mktemp("onnx")
-            # With the model, so that no other gets its identity.
+            # Keep the model, so that no other model gets its id.
             graphs[key] = (_TO_ONNX(model, folder, "graph", input_size, **arguments).parent, model)
         destination = Path(export_root) / "weights/onnx"
         shutil.copytree(graphs[key][0], destination, dirs_exist_ok=True)
@@ -116,14 +116,14 @@ def report_of(path):
     return json.loads(path.with_name(f"{path.stem}.parity.json").read_text())
 
 
-def pictures(data):
-    """The validation pictures as a user would give them, and their labels."""
+def validation_images(data):
+    """The validation images as a user would resize them, and their labels."""
     images = torch.stack([resize(item.image, list(SIZE), antialias=True).clamp(0, 1) for item in data.val_data])
     return images, torch.tensor([int(item.gt_label) for item in data.val_data])
 
 
 def predict(path, images, folder, monkeypatch):
-    """Maps and scores that anomalib's inferencer gives, one picture at a time."""
+    """Maps and scores that anomalib's inferencer gives, one image at a time."""
     monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
     inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     results = [inferencer.predict(image.permute(1, 2, 0).numpy()) for image in images]
@@ -133,14 +133,14 @@ def predict(path, images, folder, monkeypatch):
 
 @pytest.mark.usefixtures("one_graph")
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_openvino_files_say_what_torch_says(fitted, data, compression, tmp_path, monkeypatch):
+def test_openvino_files_give_the_scores_of_torch(fitted, data, compression, tmp_path, monkeypatch):
     path = fitted.to_openvino(tmp_path, input_size=SIZE, compression_type=compression, datamodule=data)
     assert sorted(each.name for each in path.parent.iterdir()) == ["model.bin", "model.parity.json", "model.xml"]
     report = report_of(path)
     assert report["compression"] == getattr(compression, "value", "fp32")
     assert report["batch_size"] is None
     assert report["bytes"] == {name: (path.parent / name).stat().st_size for name in ("model.bin", "model.xml")}
-    images, _ = pictures(data)
+    images, _ = validation_images(data)
     maps, scores = predict(path, images, tmp_path, monkeypatch)
     with fitted.frozen(), torch.inference_mode():
         ours = fitted(images)
@@ -157,7 +157,7 @@ def test_openvino_files_say_what_torch_says(fitted, data, compression, tmp_path,
 
 @pytest.fixture
 def unclipped(pradot):
-    """A model whose files give what is compared, before any clipping."""
+    """A model whose files give unclipped maps and scores, which the report compares."""
     post_processor = pradot.post_processor
     pradot.post_processor = PostProcessor(enable_normalization=False, enable_thresholding=False)
     yield pradot
@@ -169,7 +169,7 @@ def unclipped(pradot):
 def test_the_report_holds_the_true_numbers(unclipped, data, compression, tmp_path, monkeypatch):
     path = unclipped.to_openvino(tmp_path, input_size=SIZE, compression_type=compression, datamodule=data)
     report = report_of(path)
-    images, labels = pictures(data)
+    images, labels = validation_images(data)
     maps, scores = predict(path, images, tmp_path, monkeypatch)
     with torch.inference_mode():
         ours = unclipped(images)
@@ -206,17 +206,17 @@ def test_onnx_and_torch_without_a_data_module(fitted, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def large_picture(tmp_path):
-    """A file whose details are lost or kept by how it is made small."""
+def large_image(tmp_path):
+    """An image file with details that depend on the resize method."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
 
 
 @pytest.fixture
-def predicted(unclipped, engine, large_picture):
-    """Score and map of the large picture as anomalib predicts them."""
-    (batch,) = engine().predict(unclipped, data_path=large_picture)
+def predicted(unclipped, engine, large_image):
+    """Score and map of the large image as anomalib predicts them."""
+    (batch,) = engine().predict(unclipped, data_path=large_image)
     return float(batch.pred_score), batch.anomaly_map.numpy().squeeze()
 
 
@@ -240,23 +240,23 @@ def _code_of(section):
     return re.search(rf"## {section}\n\n```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)[1]
 
 
-def test_a_torch_file_resizes_as_predict_does(unclipped, predicted, large_picture, tmp_path, monkeypatch):
+def test_a_torch_file_resizes_as_predict_does(unclipped, predicted, large_image, tmp_path, monkeypatch):
     graphs_resize_with = unclipped.pre_processor.export_transform
     path = unclipped.to_torch(tmp_path)
     assert unclipped.pre_processor.export_transform is graphs_resize_with
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
-    prediction = TorchInferencer(path, device="cpu").predict(large_picture)
+    prediction = TorchInferencer(path, device="cpu").predict(large_image)
     score, anomaly_map = predicted
     assert float(prediction.pred_score) == pytest.approx(score, abs=1e-5)
     np.testing.assert_allclose(np.squeeze(prediction.anomaly_map), anomaly_map, atol=1e-5)
 
 
-def test_the_log_says_in_a_line_what_was_found_and_where_it_is(pradot, tmp_path, caplog):
+def test_the_log_has_result_and_paths_in_one_line(pradot, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "anomalib_ot"):
         path = pradot.to_torch(tmp_path)
     lines = [record.getMessage() for record in caplog.records if "export" in record.getMessage()]
     assert len(lines) == 1
-    assert re.search(r"maps differ from torch's by at most \d\.\de-?\d+ of their range, .* on 6 pictures", lines[0])
+    assert re.search(r"maps differ from torch's by at most \d\.\de-?\d+ of their range, .* on 6 images", lines[0])
     assert str(path) in lines[0]
     assert str(path.with_name("model.parity.json")) in lines[0]
     assert "\n" not in lines[0]
@@ -264,9 +264,7 @@ def test_the_log_says_in_a_line_what_was_found_and_where_it_is(pradot, tmp_path,
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 @pytest.mark.parametrize("wanted", [False, True])
-def test_the_log_is_free_of_the_exporters_steps_unless_they_are_asked_for(
-    pradot, kind, wanted, tmp_path, caplog, monkeypatch
-):
+def test_the_log_has_the_exporters_steps_only_if_a_level_is_set(pradot, kind, wanted, tmp_path, caplog, monkeypatch):
     def export(**_):
         logging.getLogger("onnxscript.optimizer._constant_folding").info("Skipping constant folding for node")
         raise InterruptedError
@@ -280,7 +278,7 @@ def test_the_log_is_free_of_the_exporters_steps_unless_they_are_asked_for(
 
 
 def wrong(export):
-    """An exporter that gets the weights of the layers wrong."""
+    """An exporter that writes wrong weights of the layers."""
 
     def exporting(model, *arguments, **settings):
         right = model.model.weights
@@ -294,7 +292,7 @@ def wrong(export):
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
-def test_a_wrong_file_is_not_handed_over(pradot, kind, tmp_path, monkeypatch):
+def test_a_wrong_file_is_not_published(pradot, kind, tmp_path, monkeypatch):
     arguments = {} if kind == "torch" else {"input_size": SIZE}
     method = "to_torch" if kind == "torch" else "to_onnx"
     monkeypatch.setattr(ExportMixin, method, wrong(getattr(ExportMixin, method)))
@@ -330,8 +328,31 @@ def test_a_batch_of_fixed_size(pradot, data, tmp_path):
     assert list(openvino.Core().read_model(path).input(0).shape) == [1, 3, *SIZE]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"compression_type": CompressionType.INT8_PTQ}, "INT8_PTQ is calibrated on validation images, got no data"),
+        ({"compression_type": CompressionType.INT8_ACQ}, "INT8_ACQ is calibrated on validation images, got no data"),
+        (
+            {"compression_type": CompressionType.INT8_ACQ, "datamodule": True, "max_drop": 1.5},
+            re.escape("max_drop must be in [0, 1], not 1.5"),
+        ),
+        ({"compression_type": "int4"}, "'int4' is not a valid CompressionType"),
+    ],
+)
+def test_arguments_of_a_compression_are_refused_before_the_export(
+    pradot, data, arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ExportMixin, "to_onnx", lambda *_, **__: pytest.fail("the export started"))
+    if arguments.get("datamodule"):
+        arguments = {**arguments, "datamodule": data}
+    with pytest.raises(ValueError, match=message):
+        pradot.to_openvino(tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("one_graph")
-def test_quantization_is_calibrated_on_pictures_as_the_file_gets_them(pradot, data, tmp_path, monkeypatch):
+def test_quantization_is_calibrated_on_images_as_the_file_gets_them(pradot, data, tmp_path, monkeypatch):
     seen = []
 
     def quantize(model, dataset, **settings):
@@ -341,7 +362,7 @@ def test_quantization_is_calibrated_on_pictures_as_the_file_gets_them(pradot, da
 
     monkeypatch.setattr(nncf, "quantize", quantize)
     pradot.to_openvino(tmp_path, input_size=SIZE, compression_type=CompressionType.INT8_PTQ, datamodule=data)
-    images, _ = pictures(data)
+    images, _ = validation_images(data)
     assert np.allclose(np.concatenate(seen), images)
 
 
@@ -375,7 +396,7 @@ def test_an_export_does_not_teach_an_online_model(data, tmp_path, monkeypatch):
     foct = fit("Foct", data, tmp_path)
     learned = []
     monkeypatch.setattr(foct.model, "_learn", lambda *arguments: learned.append(arguments))
-    # The host tries the model on a black picture first.
+    # The host runs the model on a black image first.
     monkeypatch.setattr(torch.onnx, "export", lambda **_: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
         foct.to_onnx(tmp_path, input_size=SIZE)

@@ -1,4 +1,4 @@
-"""Pictures to try an exported model on."""
+"""Images to run an exported model on."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.data.reading import resized
 
-# Cells of the noise along each side, from coarse to fine; the amplitude falls as the number rises.
+# Cells of the noise along each side, from coarse to fine. The amplitude falls as the number rises.
 _OCTAVES = (3, 12, 48)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Some of the pictures, as they are shown to a model.
+class TrialBatch:
+    """A batch of images at the size of a model's input.
 
     Attributes:
         images: Images (B, 3, h, w).
-        labels: Whether each shows an anomaly, None where it is not known.
-        masks: Where the anomaly is, (h, w), None where it is not known.
+        labels: Whether each image is anomalous, None if unknown.
+        masks: Anomalous pixels (h, w) of each image, None if unknown.
     """
 
     images: Tensor
@@ -32,13 +32,13 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class TrialPictures:
-    """Pictures in [0, 1] at the size of a model's input, as whoever runs the exported model gives them to it.
+class TrialImages:
+    """Images in [0, 1] at the size of a model's input, resized as users of the exported model should resize them.
 
     Args:
-        source: Where they are from, in words.
+        source: Description of their source.
         size: Height and width.
-        items: The pictures before they are resized, with labels and masks where these are known.
+        items: The images before they are resized, with labels and masks if these are known.
     """
 
     source: str
@@ -48,10 +48,10 @@ class TrialPictures:
     def __len__(self) -> int:
         return len(self.items)  # type: ignore[arg-type]  # a torch dataset has a length, if not by its type
 
-    def read(self, indices: Iterable[int]) -> Shown:
-        """Some of the pictures, each of which is read once."""
+    def read(self, indices: Iterable[int]) -> TrialBatch:
+        """Read images by their indices, each once."""
         items = [self.items[index] for index in indices]
-        return Shown(
+        return TrialBatch(
             torch.stack([resized(torch.as_tensor(item.image), self.size) for item in items]),
             [None if item.gt_label is None else bool(item.gt_label) for item in items],
             [
@@ -61,21 +61,21 @@ class TrialPictures:
         )
 
     def batches(self, size: int) -> Iterator[tuple[int, ...]]:
-        """Their numbers, ``size`` at a time; the last batch may be smaller."""
+        """Yield the indices of all images, ``size`` at a time; the last batch may be smaller."""
         for start in range(0, len(self), size):
             yield tuple(range(start, min(start + size, len(self))))
 
 
-def synthetic_pictures(size: tuple[int, int], count: int = 6, seed: int = 0) -> TrialPictures:
-    """Noise of three scales, for a model that no pictures come with.
+def synthetic_images(size: tuple[int, int], count: int = 6, seed: int = 0) -> TrialImages:
+    """Make noise of three scales, for an export without a data module.
 
     Args:
         size: Height and width.
-        count: Number of pictures.
+        count: Number of images.
         seed: Seed of the noise.
 
     Returns:
-        The pictures, without labels or masks.
+        The images, without labels and masks.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = sum(
@@ -83,28 +83,31 @@ def synthetic_pictures(size: tuple[int, int], count: int = 6, seed: int = 0) -> 
         for index, cells in enumerate(_OCTAVES)
     )
     images = (torch.as_tensor(noise) / sum(1 / (1 + index) for index in range(len(_OCTAVES)))).clamp(0, 1)
-    return TrialPictures(f"synthetic noise, seed {seed}", size, [ImageItem(image=image) for image in images])
+    return TrialImages(f"synthetic noise, seed {seed}", size, [ImageItem(image=image) for image in images])
 
 
-def validation_pictures(datamodule: AnomalibDataModule, size: tuple[int, int]) -> TrialPictures:
-    """The validation set of a data module, which is set up if it is not yet.
+def validation_images(datamodule: AnomalibDataModule, size: tuple[int, int]) -> TrialImages:
+    """Return the validation set of a data module, which is set up if necessary.
 
     Args:
         datamodule: The data module.
         size: Height and width to resize to.
 
     Returns:
-        The pictures.
+        The images.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If the validation set is empty.
     """
-    # A second set-up could split the pictures anew.
+    # A second setup could change the random split.
     if not hasattr(datamodule, "val_data"):
         datamodule.prepare_data()
         datamodule.setup("fit")
     items = getattr(datamodule, "val_data", None)
     if not items:
-        msg = f"{datamodule.name} has no validation pictures to judge the export by; set val_split_mode=same_as_test"
+        msg = (
+            f"the export is checked on validation images, and {datamodule.name} has none; set "
+            "val_split_mode=same_as_test"
+        )
         raise ValueError(msg)
-    return TrialPictures(f"validation set of {datamodule.name}", size, items)
+    return TrialImages(f"validation set of {datamodule.name}", size, items)
