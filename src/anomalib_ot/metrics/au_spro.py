@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchmetrics import Metric
 
-from anomalib_ot.data.loco import image_defects
+from anomalib_ot.data.defects import image_defects
 
 # A bin is what the sign, the exponent and the first mantissa bits of a float32 have in common.
 _BITS = 20

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
-from anomalib_ot.data.loco import Defects
+from anomalib_ot.data.defects import Defects
 from anomalib_ot.metrics import AUSPRO, PROCurve
 
 KINDS = ("logical_anomalies", "structural_anomalies")
