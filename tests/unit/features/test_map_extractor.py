@@ -238,10 +238,10 @@ def test_exported_maps_are_in_the_same_order(name, layers):
 def test_an_image_size_that_a_network_cannot_take_is_named(name, layer, size, takes):
     extractor = create_extractor(name, [layer], pre_trained=False)
     with pytest.raises(
-        ValueError, match=rf"{name} cannot take images of \({size[0]}, {size[1]}\).*image_size"
+        ValueError, match=rf"{name} does not accept images of \({size[0]}, {size[1]}\).*image_size"
     ) as caught:
         extractor(torch.rand(2, 3, *size))
-    assert f"but takes {takes}" in str(caught.value)
+    assert f"but accepts {takes}" in str(caught.value)
 
 
 def test_other_failures_are_not_laid_to_the_size():
@@ -265,16 +265,16 @@ def test_too_little_memory_is_not_laid_to_the_size(monkeypatch):
 def test_what_is_no_map_is_refused_by_name(monkeypatch, wrong):
     extractor = create_extractor("test_resnet", ["layer2"], pre_trained=False)
     monkeypatch.setattr(extractor.feature_extractor, "forward", lambda _: [wrong])
-    with pytest.raises(ValueError, match=r"layer layer2 of test_resnet gives .* no maps \(B, \d+, H, W\)"):
+    with pytest.raises(ValueError, match=r"layer layer2 of test_resnet returns .* instead of maps \(B, \d+, H, W\)"):
         extractor(torch.rand(1, 3, 64, 64))
 
 
 def test_pictures_of_one_channel_are_refused_before_training(tmp_path):
     timm.models.save_for_hf(timm.create_model("test_resnet", in_chans=1), tmp_path)
-    with pytest.raises(ValueError, match="takes pictures of 1 channels, not of 3"):
+    with pytest.raises(ValueError, match="expects images with 1 channels, not 3"):
         create_extractor(f"local-dir:{tmp_path}", ["layer1"])
 
 
 def test_a_layer_without_a_name_is_not_offered():
-    with pytest.raises(ValueError, match=r"no layers \[''\]; it has \['body.layer1'"):
+    with pytest.raises(ValueError, match=r"no layers \[''\]; choose from \['body.layer1'"):
         create_extractor("tresnet_m", [""], pre_trained=False)
