@@ -118,7 +118,7 @@ def test_areas_and_curves_are_those_of_the_definition(pictures, limit):
             warnings.simplefilter("error")
             assert float(metric.compute()) == pytest.approx(sum(areas) / len(areas), abs=1e-6)
     else:
-        with pytest.warns(UserWarning, match="AU-sPRO is not defined"):
+        with pytest.warns(UserWarning, match="AU-sPRO is undefined"):
             assert metric.compute().isnan()
 
 
