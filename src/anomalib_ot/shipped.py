@@ -37,6 +37,6 @@ def shipped_file(name: str, kind: str = "") -> Path:
     files = shipped_files(kind)
     if name not in files:
         folder = shipped_folder() / kind
-        msg = f"there is no file {name}, and no shipped file {name} in {folder}; choose from {', '.join(files)}"
+        msg = f"there is no file {name}, and no shipped file of this name; choose from {', '.join(files)} in {folder}"
         raise FileNotFoundError(msg)
     return files[name]

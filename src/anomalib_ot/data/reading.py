@@ -107,9 +107,9 @@ def deep_values(path: Path | str) -> tuple[NDArray[Any], ValueRange | None] | No
         path: The file.
 
     Returns:
-        The values, (H, W) of a grey image or (H, W, 3) of a colour image, and their range: the values that are black
-        and white according to the data type, or None if the type does not define them. None instead of both for an
-        image with up to 8 bits per channel.
+        The values, (H, W) of a grey image or (H, W, 3) of a colour image, and their range. The range is the values that
+        are black and white according to the data type, or None if the type does not define them. None instead of both
+        for an image with up to 8 bits per channel.
 
     Raises:
         ValueError: If the colours cannot be read at their full depth, or the file cannot be read at all.
