@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot import FewShot, Foct
 from anomalib_ot.comparison import Predictions, evaluate
-from anomalib_ot.features.backbones import resize_and_normalize
+from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category

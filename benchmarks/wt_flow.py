@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot import WtFlow
-from anomalib_ot.features.backbones import create_extractor, resize_and_normalize
+from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import FastExtractor, FeatureMaps
+from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.host.feature_cache import TrainingFeatures, feature_loader, shuffled
 from anomalib_ot.models.wt_flow.torch_model import Score

@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from anomalib_ot.features.backbones import BackboneError
+from anomalib_ot.features.backbone_sources import BackboneError
 
 from .files import backbone, checkpoint, defects, kept_run, mask, picture
 from .folders import label, output

@@ -1,6 +1,6 @@
 """Optimal-transport anomaly detectors for anomalib.
 
-The public names are imported on first use, so that ``import anomalib_ot`` stays cheap.
+The public names are imported on first use, to keep ``import anomalib_ot`` fast.
 """
 
 __version__ = "0.1.0"
@@ -10,7 +10,7 @@ MODELS = {
     "Pradot": "anomalib_ot.models.pradot",
     "WtFlow": "anomalib_ot.models.wt_flow",
 }
-"""Each model and its package. A new model is such a package and a line here."""
+"""The package of each model. A new model needs a package and a line here."""
 
 _DATA = {"Assembly": "anomalib_ot.data", "FewShot": "anomalib_ot.data"}
 __all__ = sorted([*_DATA, *MODELS])  # noqa: PLE0605 - a list all the same
@@ -19,7 +19,7 @@ __all__ = sorted([*_DATA, *MODELS])  # noqa: PLE0605 - a list all the same
 def __getattr__(name: str) -> type:
     package = MODELS.get(name) or _DATA.get(name)
     if package:
-        from importlib import import_module  # noqa: PLC0415 - Python imports this file at every start
+        from importlib import import_module  # noqa: PLC0415 - Python imports this file at each start
 
         return getattr(import_module(package), name)
     msg = f"module {__name__!r} has no attribute {name!r}"

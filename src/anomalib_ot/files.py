@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and take the place of none but our own."""
+"""Atomic writes of files and folders that replace only what anomalib-ot wrote."""
 
 import json
 import shutil
@@ -9,29 +9,29 @@ from pathlib import Path
 from zipfile import BadZipFile
 from zlib import error as ZlibError  # noqa: N812
 
-# What reading a damaged zip archive raises, among it RuntimeError for parts that seem encrypted or packed in a new way.
+# Errors of reading a damaged zip archive. RuntimeError is for parts that seem encrypted or have an unknown compression.
 DAMAGED_ARCHIVE = (BadZipFile, EOFError, RuntimeError, ZlibError)
 
 
-# Lists, in a folder, the names of what we wrote there; nothing else in it is ours to replace.
+# Lists the files that anomalib-ot wrote to a folder; only these may be replaced.
 MARKER = ".anomalib-ot.json"
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Fill a folder that takes the place of one filled so before, once all is written; else that one stays as it was.
+    """Write a folder and replace an earlier one when all files are written; after an error the earlier one stays.
 
     Args:
-        folder: The folder's name; missing parents are made.
+        folder: Path of the folder; missing parents are created.
 
     Yields:
-        The folder to write files to, beside it.
+        A temporary folder next to it, to write files to.
 
     Raises:
-        FileExistsError: If the folder holds what was not written so.
+        FileExistsError: If the folder contains files that this function did not write.
     """
     require_ours(folder)
-    # Where the name is a link, what it leads to is replaced, not the link.
+    # If the path is a symbolic link, replace its target, not the link.
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(folder)
@@ -45,10 +45,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def claim(folder: Path, *names: str) -> None:
-    """Make a folder if it is not there, and note that files of these names in it are ours to replace.
+    """Create a folder if it is missing, and record that anomalib-ot may replace files with these names in it.
 
     Raises:
-        FileExistsError: If there is one that we did not write.
+        FileExistsError: If the folder contains one of them that anomalib-ot did not write.
     """
     require_ours(folder, *names)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,19 +57,19 @@ def claim(folder: Path, *names: str) -> None:
 
 
 def require_ours(folder: Path, *names: str) -> None:
-    """Refuse to replace what we did not write.
+    """Check that anomalib-ot wrote the files that are to be replaced.
 
     Args:
-        folder: A folder, which may be absent.
-        names: Files in it that are to be replaced; all that it holds by default.
+        folder: A folder; it may be missing.
+        names: Names of the files to replace; all of the folder's content by default.
 
     Raises:
-        FileExistsError: If there is such a thing.
+        FileExistsError: If anomalib-ot did not write one of them.
     """
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
-        msg = f"{folder} is no folder; move it away, or choose another output"
+        msg = f"{folder} is not a folder; move it, or choose another output"
         raise FileExistsError(msg)
     ours = _ours(folder)
     foreign = [
@@ -83,13 +83,13 @@ def require_ours(folder: Path, *names: str) -> None:
         more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
         msg = (
             f"{folder} holds {foreign[0]}{more}, which anomalib-ot did not write there; "
-            "move that away, or choose another output"
+            "move it away, or choose another output"
         )
         raise FileExistsError(msg)
 
 
 def _ours(folder: Path) -> set[str]:
-    """Names of what we wrote in a folder; none where that cannot be read."""
+    """Names of the files that anomalib-ot wrote to a folder; empty if the record cannot be read."""
     try:
         return {*map(str, json.loads((folder / MARKER).read_text(encoding="utf-8")))}
     except (OSError, TypeError, ValueError):
@@ -101,7 +101,7 @@ def _note(folder: Path, names: Iterable[str]) -> None:
 
 
 def _swap(folder: Path, partial: Path) -> None:
-    """Give a folder's name to another one; whatever breaks this off, the earlier one is there whole or not at all."""
+    """Rename ``partial`` to ``folder``; after an interruption, the earlier folder is complete or absent."""
     require_ours(folder)
     earlier = _beside(folder)
     with suppress(FileNotFoundError):
@@ -112,7 +112,7 @@ def _swap(folder: Path, partial: Path) -> None:
         with suppress(OSError):
             earlier.rename(folder)
         raise
-    # File by file, and not what another process may have put there since.
+    # Delete file by file: another process may have added other files.
     ours = {*_ours(earlier), MARKER}
     with suppress(OSError):
         for path in [*earlier.iterdir()]:
@@ -122,7 +122,7 @@ def _swap(folder: Path, partial: Path) -> None:
 
 
 def write_text(path: Path, content: str) -> Path:
-    """Write a file, whole or not at all; an earlier one stays until then."""
+    """Write a file atomically; an earlier file stays until the new one is complete."""
     partial = _beside(path)
     try:
         partial.write_text(content, encoding="utf-8", newline="\n")
@@ -133,5 +133,5 @@ def write_text(path: Path, content: str) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name that no other process writes to."""
+    """A hidden path in the same folder that no other process uses."""
     return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")

@@ -1,4 +1,4 @@
-"""ImageNet weights from Python packages, for machines that reach a package index but no model hub."""
+"""ImageNet weights from Python packages, for machines with access to a package index but not to a model hub."""
 
 import logging
 from contextlib import suppress
@@ -44,26 +44,25 @@ _PACKAGES = {
 
 
 def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
-    """Put the ImageNet weights of an installed package into a timm folder, once.
+    """Convert the ImageNet weights of an installed package to a timm folder, once.
 
-    A folder that is there and whole is used as it is; one of ours that is not is made anew. Several processes may call
-    this at the same time.
+    A complete folder is reused; an incomplete one is written again. Several processes may call this function at the
+    same time.
 
     Args:
-        cache_dir: Where to keep the folder, in the home directory if it begins with ``~``; by default the user's cache
-            directory.
-        architecture: timm's name of the network, ``tf_efficientnet_lite0``, ``…lite1`` or ``…lite2``.
+        cache_dir: Parent folder; ``~`` is expanded. By default the user's cache directory.
+        architecture: timm's name of the network: ``tf_efficientnet_lite0``, ``…lite1`` or ``…lite2``.
 
     Returns:
-        ``local-dir:`` and the folder's path, a ``backbone`` for any model of anomalib and a name for
+        ``local-dir:`` and the path of the folder. It is a ``backbone`` for any model of anomalib, and a name for
         ``timm.create_model``.
 
     Raises:
-        ValueError: If no package is known for the architecture, or if the path would mislead anomalib, which takes
-            every backbone with "vit" in its name for a vision transformer.
+        ValueError: If no package is known for the architecture, or if the path contains "vit": anomalib treats all
+            backbones with "vit" in their name as vision transformers.
         ModuleNotFoundError: If the package is not installed.
-        RuntimeError: If its weights are not those of the architecture.
-        FileExistsError: If the folder holds what this function did not write.
+        RuntimeError: If the packaged weights do not fit the architecture.
+        FileExistsError: If the folder contains files that this function did not write.
         OSError: If the folder cannot be written.
 
     Example:
@@ -71,18 +70,18 @@ def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "t
         >>> model = Padim(backbone=offline_backbone(), layers=["blocks.2", "blocks.4"], n_features=50)
     """
     if architecture not in _PACKAGES:
-        msg = f"no package with weights is known for {architecture!r}, only for {', '.join(_PACKAGES)}"
+        msg = f"no package with weights is known for {architecture!r}; choose from {', '.join(_PACKAGES)}"
         raise ValueError(msg)
     folder = Path(cache_dir or user_cache_dir("anomalib-ot")).expanduser().resolve() / architecture
     if "vit" in str(folder).lower():
-        msg = f"anomalib would take {folder} for a vision transformer, for the 'vit' in it; choose another cache_dir"
+        msg = f"anomalib would treat {folder} as a vision transformer because of 'vit'; choose another cache_dir"
         raise ValueError(msg)
     if not _is_whole(folder):
         require_ours(folder)
         packaged = _packaged_weights(architecture)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{architecture}-", dir=folder.parent) as temporary:
-            # A folder of its own within, since the temporary one is closed to other users.
+            # A subfolder, because other users cannot read the temporary folder itself.
             draft = Path(temporary) / architecture
             _convert(packaged, architecture, draft)
             _publish(draft, folder)
@@ -91,7 +90,7 @@ def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "t
 
 
 def _convert(source: str, architecture: str, folder: Path) -> None:
-    """Write packaged weights under timm's names, and read them back."""
+    """Write packaged weights with timm's names, and read them back to verify them."""
     import torch  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415
     from timm import create_model  # noqa: PLC0415
@@ -100,19 +99,19 @@ def _convert(source: str, architecture: str, folder: Path) -> None:
     packaged = torch.load(source, map_location="cpu", weights_only=True)
     model = create_model(architecture)
     own = model.state_dict()
-    # The package names its layers differently, but lists them in timm's order.
+    # The package uses other names for the layers, but timm's order.
     if [_signature(*item) for item in packaged.items()] != [_signature(*item) for item in own.items()]:
-        msg = f"the packaged weights do not fit timm's {architecture}: other tensors or another order"
+        msg = f"the packaged weights do not fit timm's {architecture}: the tensors or their order differ"
         raise RuntimeError(msg)
     converted = dict(zip(own, packaged.values(), strict=True))
     model.load_state_dict(converted)
     claim(folder, *_FILES, _CHECKSUMS)
     save_for_hf(model, str(folder), safe_serialization=True)
-    # safetensors leaves its file readable by its owner only, whatever the umask.
+    # safetensors makes its file readable for the owner only, regardless of the umask.
     copymode(folder / "config.json", folder / "model.safetensors")
     written = load_file(folder / "model.safetensors")
     if written.keys() != converted.keys() or not all(torch.equal(written[key], converted[key]) for key in converted):
-        msg = f"the weights of {architecture} came back changed from {folder}"
+        msg = f"the weights of {architecture} in {folder} differ from the packaged ones"
         raise RuntimeError(msg)
     (folder / _CHECKSUMS).write_text(_checksums(folder), encoding="utf-8")
 
@@ -128,12 +127,12 @@ def _packaged_weights(architecture: str) -> str:
 
 
 def _signature(name: str, tensor: "Tensor") -> tuple[str, tuple[int, ...]]:
-    """What a tensor's two names have in common (``weight``, ``running_mean``, …), and its shape."""
+    """The common part of a tensor's two names (``weight``, ``running_mean``, …), and its shape."""
     return name.rpartition(".")[2], tuple(tensor.shape)
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    """Rename the draft to its place, unless another process was faster."""
+    """Rename the draft to the folder, unless another process has done so."""
     if _is_whole(folder):
         return
     with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Checks of what a user sets."""
+"""Checks of users' settings."""
 
 import math
 from numbers import Integral, Real
@@ -8,16 +8,16 @@ _SMALLEST, _LARGEST = 1e-18, 1e18
 
 
 def require(condition: bool, name: str, allowed: object, value: object) -> None:
-    """Refuse a value out of its range.
+    """Check that a value is in range.
 
     Args:
-        condition: Whether it is within.
+        condition: Whether it is in range.
         name: Name of the argument.
-        allowed: What it may be, in words or as the possible values.
-        value: What it is.
+        allowed: Description of the allowed values, or a tuple of them.
+        value: The value.
 
     Raises:
-        ValueError: If it is not within.
+        ValueError: If it is out of range.
     """
     if not condition:
         allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
@@ -26,16 +26,16 @@ def require(condition: bool, name: str, allowed: object, value: object) -> None:
 
 
 def require_whole(least: int, name: str, value: Any, most: int | None = None) -> None:
-    """Refuse what is not a whole number in a range.
+    """Check that a value is a whole number in a range.
 
     Args:
-        least: The least that it may be.
+        least: Smallest allowed value.
         name: Name of the argument.
-        value: What it is.
-        most: The most that it may be, where something is made in that size; without end by default.
+        value: The value.
+        most: Largest allowed value, if the value determines the size of something; unlimited by default.
 
     Raises:
-        ValueError: If it is out of the range, has a fraction, or is no number.
+        ValueError: If it is out of range, is not whole, or is not a number.
     """
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     allowed = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -44,16 +44,16 @@ def require_whole(least: int, name: str, value: Any, most: int | None = None) ->
 
 
 def require_finite(condition: bool, name: str, allowed: str, value: object) -> None:
-    """Refuse a number out of a range that has no end, or whose square single precision takes for infinity or zero.
+    """Check that a number is in an unbounded range, is finite, and has a square that single precision can represent.
 
     Args:
-        condition: Whether it is within.
+        condition: Whether it is in range.
         name: Name of the argument.
-        allowed: What it may be, in words.
-        value: What it is.
+        allowed: Description of the allowed values.
+        value: The value.
 
     Raises:
-        ValueError: If it is not within, not finite, or of such a size.
+        ValueError: If it is out of range, is not finite, or its square overflows or underflows in single precision.
     """
     is_finite = isinstance(value, Real) and math.isfinite(value)
     require(condition, name, allowed, value)

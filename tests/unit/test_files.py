@@ -84,7 +84,7 @@ def test_a_marker_leads_to_no_other_folder(tmp_path):
 
 def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
     (tmp_path / "b").write_text("work of days")
-    with pytest.raises(FileExistsError, match="b is no folder"):
+    with pytest.raises(FileExistsError, match="b is not a folder"):
         fill(tmp_path / "b", "new")
     assert (tmp_path / "b").read_text() == "work of days"
 

@@ -15,7 +15,7 @@ from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, F1Max
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_roc
 
-from anomalib_ot.data.loco import defects_config
+from anomalib_ot.data.defects import defects_config
 from anomalib_ot.metrics import AUSPRO, PROCurve
 
 from .record import Curve, Predictions

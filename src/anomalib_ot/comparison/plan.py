@@ -16,7 +16,8 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 
 from anomalib_ot.data import FewShot
-from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
+from anomalib_ot.features.backbones import backbone_name
+from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.settings import require
 

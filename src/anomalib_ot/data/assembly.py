@@ -1,4 +1,4 @@
-"""A small procedural category with logical and structural anomalies, made on the spot without a download."""
+"""A small procedural category with logical and structural anomalies, generated locally without a download."""
 
 import json
 from pathlib import Path
@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
+from anomalib_ot.settings import require
+
 from .loco import MVTecLOCOAD
 from .tray import LOGICAL_ANOMALIES, STRUCTURAL_ANOMALIES, Tray
 
 DEFECTS_CONFIG: list[dict[str, Any]] = [
     {"defect_name": "swapped_part", "pixel_value": 255, "saturation_threshold": 1.0, "relative_saturation": True},
-    # Whoever finds an empty place of the size of the smallest part, a coin, has found the missing part.
+    # The area of the smallest part, a coin: an empty place of this size is enough to find a missing part.
     {"defect_name": "missing_part", "pixel_value": 254, "saturation_threshold": 1900, "relative_saturation": False},
     {"defect_name": "duplicated_part", "pixel_value": 253, "saturation_threshold": 1.0, "relative_saturation": True},
     {"defect_name": "scratch", "pixel_value": 252, "saturation_threshold": 1.0, "relative_saturation": True},
     {"defect_name": "stain", "pixel_value": 251, "saturation_threshold": 1.0, "relative_saturation": True},
     {"defect_name": "chip", "pixel_value": 250, "saturation_threshold": 1.0, "relative_saturation": True},
 ]
-"""The content of ``defects_config.json``, in the format of MVTec LOCO AD."""
+"""Content of ``defects_config.json``, in the format of MVTec LOCO AD."""
 
-# To be raised with every change to the pictures, so that no folder made before it is taken for a new one.
+# Increase with every change to the images, so that older folders are not reused.
 _VERSION = 1
 _SETTINGS_FILE = "assembly.json"
 _DEFECTS = {
@@ -36,35 +38,35 @@ _DEFECTS = {
 
 
 class Assembly(MVTecLOCOAD):
-    """A tray with nine parts: real photographs, composed into a category in the layout of MVTec LOCO AD.
+    """A tray with nine parts, composed from photographs, in the layout of MVTec LOCO AD.
 
-    The parts are cut from photographs that scikit-image ships in its wheel. Normal pictures differ in which crop
-    stands for a part, how it lies, the light and the noise. Logical anomalies are swapped, missing and duplicated
-    parts; structural ones are scratches, stains and chips. ``prepare_data`` writes the 256 x 256 RGB pictures to
-    ``root/category`` in a few seconds, the same bytes for the same settings, and later reuses them.
+    The parts are cut from the photographs in scikit-image's wheel. Normal images differ in the crop that shows a part,
+    its pose, the light and the noise. Logical anomalies are swapped, missing and duplicated parts. Structural anomalies
+    are scratches, stains and chips. ``prepare_data`` writes RGB images of 256 x 256 pixels to ``root/category``, which
+    takes a few seconds, and reuses them later. The same settings give the same bytes.
 
     Args:
         root: Folder of the categories.
         category: Name of the category's folder.
         train_batch_size: Training batch size.
         eval_batch_size: Validation and test batch size.
-        num_workers: Workers of each data loader. None by default, for so few small images are read before a worker
-            has started.
+        num_workers: Number of workers of each data loader. 0 by default: reading a few small images takes less time
+            than starting a worker.
         train_augmentations: Augmentations of the training images.
         val_augmentations: Augmentations of the validation images.
         test_augmentations: Augmentations of the test images.
-        augmentations: Augmentations of the images for which no others are given.
-        test_split_mode: How the test set is made.
-        val_split_mode: How the validation set is made. ``same_as_test``, as in anomalib's ``MVTecAD``, adapts the
-            threshold and the range of the scores to the anomalies, but by the labels of the test set, which flatters
-            F1 scores. ``from_dir`` takes the validation folder instead: as it holds normal images only, the threshold
-            becomes the highest of their scores, and anomalib clips scores far above to 1.
-        test_split_ratio: Share of the images that go into the test set, where it is split off.
-        val_split_ratio: Share of the images that go into the validation set, where it is split off.
+        augmentations: Augmentations of all images for which none of the above is given.
+        test_split_mode: How the test set is created.
+        val_split_mode: How the validation set is created. ``same_as_test``, as in anomalib's ``MVTecAD``, adapts the
+            threshold and the range of the scores to the anomalies. It uses the labels of the test set, which inflates
+            F1 scores. ``from_dir`` uses the validation folder. This folder contains normal images only, so the
+            threshold is the highest of their scores, and anomalib clips much higher scores to 1.
+        test_split_ratio: Share of the images in the test set, if it is split off.
+        val_split_ratio: Share of the images in the validation set, if it is split off.
         n_train: Number of normal training images.
         n_validation: Number of normal validation images.
         n_test: Number of test images of each kind: normal, logical and structural.
-        seed: Seed of the pictures and of random splits.
+        seed: Seed of the images and of random splits.
 
     Raises:
         ValueError: If a number of images is below 1 or the seed is negative.
@@ -116,23 +118,22 @@ class Assembly(MVTecLOCOAD):
         self._settings = {"n_train": n_train, "n_validation": n_validation, "n_test": n_test, "seed": seed}
         for name, value in self._settings.items():
             least = 0 if name == "seed" else 1
-            if value < least:
-                msg = f"{name} must be at least {least}, not {value}"
-                raise ValueError(msg)
+            require(value >= least, name, f"at least {least}", value)
 
     def prepare_data(self) -> None:
-        """Write the category, or keep the one that is there.
+        """Write the category, or reuse an existing one.
 
         Raises:
-            FileExistsError: If the folder was not made by this class with these settings.
+            FileExistsError: If this class did not write the existing folder with these settings.
         """
         folder = self.root / self.category
         settings = json.dumps({"version": _VERSION, **self._settings})
         if folder.exists():
             path = folder / _SETTINGS_FILE
-            found = path.read_text() if path.exists() else "something else"
+            found = path.read_text() if path.exists() else None
             if found != settings:
-                msg = f"{folder} was made with {found}, not {settings}: remove it or choose another root"
+                origin = f"was written with {found}, not {settings}" if found else "was not written by Assembly"
+                msg = f"{folder} {origin}: remove it or choose another root"
                 raise FileExistsError(msg)
             return
         self.root.mkdir(parents=True, exist_ok=True)
@@ -140,13 +141,13 @@ class Assembly(MVTecLOCOAD):
             unfinished = Path(scratch) / self.category
             write_category(unfinished, **self._settings)
             (unfinished / _SETTINGS_FILE).write_text(settings)
-            # Only a complete folder gets the name, unless another process was faster.
+            # Rename only a complete folder. Another process may have written the category first.
             if not folder.exists():
                 unfinished.rename(folder)
 
 
 def write_category(folder: Path, n_train: int, n_validation: int, n_test: int, seed: int) -> None:
-    """Write a category with the settings of :class:`Assembly` into a new folder."""
+    """Write a category to a new folder, with the settings of :class:`Assembly`."""
     tray = Tray(seed)
     counts = {
         "train/good": n_train,
@@ -161,7 +162,7 @@ def write_category(folder: Path, n_train: int, n_validation: int, n_test: int, s
             defects = _DEFECTS.get(images, [None])
             defect = defects[index % len(defects)]
             image, masks = tray.picture((group, index), defect)
-            # Sensor noise hardly compresses: the fastest level costs little space.
+            # Sensor noise hardly compresses, so the fastest level costs little space.
             Image.fromarray(image).save(folder / images / f"{index:03d}.png", compress_level=1)
             if defect is not None:
                 _write_masks(folder / "ground_truth" / Path(images).name / f"{index:03d}", masks, defect)

@@ -1,4 +1,4 @@
-"""A few training images of any data module."""
+"""Few training images of any data module."""
 
 from typing import Any
 
@@ -7,22 +7,24 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import read_image
 from torch.utils.data import DataLoader
 
+from anomalib_ot.settings import require
+
 from .wrapped import WrappedDataModule
 
 
 class FewShot(WrappedDataModule):
-    """Keeps ``shots`` training images of another data module, chosen by a seed; its other images are untouched.
+    """Keeps ``shots`` random training images of another data module; validation and test images do not change.
 
-    The images of fewer shots are among those of more, for the same seed.
+    With the same seed, a larger ``shots`` keeps all images of a smaller one and adds others.
 
     Args:
         datamodule: Data module to draw from.
-        shots: Number of training images to keep.
-        seed: Seed of the choice.
+        shots: Number of training images to keep, at least 1.
+        seed: Seed of the draw, at least 0.
 
     Raises:
-        ValueError: If ``shots`` is below 1 or the seed negative; on set-up, if there are fewer training images or one
-            that was drawn cannot be read.
+        ValueError: If ``shots`` is below 1 or ``seed`` is negative. On set-up, if the data module has fewer training
+            images, or a drawn image cannot be read.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -32,27 +34,23 @@ class FewShot(WrappedDataModule):
     """
 
     def __init__(self, datamodule: AnomalibDataModule, shots: int = 4, seed: int = 0) -> None:
-        if shots < 1:
-            msg = f"shots must be at least 1, not {shots}"
-            raise ValueError(msg)
-        if seed < 0:
-            msg = f"seed must be at least 0, not {seed}"
-            raise ValueError(msg)
+        require(shots >= 1, "shots", "at least 1", shots)
+        require(seed >= 0, "seed", "at least 0", seed)
         super().__init__(datamodule, seed)
         self.shots = shots
 
     @property
     def name(self) -> str:  # type: ignore[override]  # as in the base class
-        """Name of the data module drawn from, with the number of shots and the seed."""
+        """Name of the inner data module, with the number of shots and the seed."""
         return f"{self.datamodule.name}_{self.shots}shot_{self.seed}"
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Set up the data module and draw from its training images."""
+        """Set up the inner data module and draw from its training images."""
         self.datamodule.setup(_stage)
         self.derive()
 
     def derive(self) -> None:
-        """Draw from the training images that the data module has."""
+        """Draw from the training images of the inner data module."""
         train = self.datamodule.train_data
         if len(train) < self.shots:
             msg = f"shots is {self.shots}, but {self.datamodule.name} has {len(train)} training images"
@@ -67,7 +65,7 @@ class FewShot(WrappedDataModule):
                 setattr(self, part, getattr(self.datamodule, part))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """What the data module predicts."""
+        """Data loader of the inner data module for prediction."""
         return self.datamodule.predict_dataloader()
 
 

@@ -1,4 +1,4 @@
-"""Pictures of more than eight bits a channel, from any data module or folder."""
+"""Images with more than 8 bits per channel, from any data module or folder."""
 
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ from .wrapped import WrappedDataModule
 
 
 class FullRange(WrappedDataModule):
-    """Reads the pictures of another data module that have more than eight bits a channel as they are.
+    """Reads images with more than 8 bits per channel of another data module at their full range.
 
-    anomalib's data modules read all pictures as if they had eight bits: values above 255 of a grey picture of 16 bits
-    become white. Of pictures of up to eight bits nothing changes.
+    anomalib's data modules read all images as 8-bit images: in a 16-bit grey image, values above 255 become white.
+    Images with up to 8 bits per channel do not change.
 
     Args:
         datamodule: The data module, such as anomalib's ``Folder``.
-        value_range: Values that become black and white, such as ``(0, 4095)`` for a camera of 12 bits; see
+        value_range: Values that map to black and white, such as ``(0, 4095)`` for a 12-bit camera; see
             :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
-        ValueError: If the range is none, or the data module makes synthetic anomalies, which anomalib draws on
-            pictures as it reads them itself.
+        ValueError: If ``value_range`` is invalid, or the data module creates synthetic anomalies: anomalib draws them
+            on images that it reads as 8-bit images.
 
     Example:
         >>> from anomalib.data import Folder
@@ -40,33 +40,33 @@ class FullRange(WrappedDataModule):
     def __init__(self, datamodule: AnomalibDataModule, value_range: ValueRange | None = None) -> None:
         check_value_range(value_range)
         if "synthetic" in {datamodule.val_split_mode, datamodule.test_split_mode}:
-            msg = "anomalib draws synthetic anomalies on pictures as it reads them itself: take other split modes"
+            msg = "anomalib draws synthetic anomalies on images that it reads as 8-bit images: choose other split modes"
             raise ValueError(msg)
         super().__init__(datamodule)
         self.value_range = value_range
 
     @property
     def name(self) -> str:  # type: ignore[override]  # as in the base class
-        """Name of the data module."""
+        """Name of the inner data module."""
         return self.datamodule.name
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Set up the data module, and read its pictures in another way."""
+        """Set up the inner data module and read its images at their full range."""
         self.datamodule.setup(_stage)
         self.derive()
 
     def derive(self) -> None:
-        """Read the pictures that the data module has in another way."""
+        """Read the images of the inner data module at their full range."""
         for part in ("train_data", "val_data", "test_data"):
             if hasattr(self.datamodule, part):
                 setattr(self, part, FullRangeDataset(getattr(self.datamodule, part), self.value_range))
 
 
 class FullRangeDataset(AnomalibDataset):
-    """A dataset whose pictures of more than eight bits a channel are read as they are.
+    """Reads images with more than 8 bits per channel of another dataset at their full range.
 
     Args:
-        dataset: The dataset. Its augmentations become this one's.
+        dataset: The dataset. Its augmentations move to this one.
         value_range: See :func:`~anomalib_ot.data.reading.read_picture`.
     """
 
@@ -78,12 +78,12 @@ class FullRangeDataset(AnomalibDataset):
 
     @property
     def name(self) -> str:
-        """Name of the dataset."""
+        """Name of the inner dataset."""
         return self.dataset.name
 
     @property
     def samples(self) -> DataFrame:
-        """Samples of the dataset."""
+        """Samples of the inner dataset."""
         return self.dataset.samples
 
     @samples.setter
@@ -92,7 +92,7 @@ class FullRangeDataset(AnomalibDataset):
 
     @property
     def category(self) -> str | None:
-        """Category of the dataset."""
+        """Category of the inner dataset."""
         return self.dataset.category
 
     @category.setter
@@ -100,10 +100,10 @@ class FullRangeDataset(AnomalibDataset):
         self.dataset.category = category
 
     def __getitem__(self, index: int) -> ImageItem:
-        """Read an item, and its picture anew if it has more than eight bits.
+        """Read an item, and read its image again if it has more than 8 bits per channel.
 
         Raises:
-            ValueError: As :func:`~anomalib_ot.data.reading.read_picture`.
+            ValueError: In the cases of :func:`~anomalib_ot.data.reading.read_picture`.
         """
         item: Any = self.dataset[index]
         picture = read_deep_picture(item.image_path, self.value_range)
@@ -111,7 +111,7 @@ class FullRangeDataset(AnomalibDataset):
         if self.augmentations and self.task == TaskType.CLASSIFICATION:
             item.image = self.augmentations(item.image)
         elif self.augmentations:
-            # As the host, which lets none of the random numbers depend on whether there is a mask.
+            # As in anomalib, a missing mask must not change the random numbers that are drawn.
             blank = Mask(torch.zeros(item.image.shape[-2:], dtype=torch.uint8))
             item.image, mask = self.augmentations(item.image, blank if item.gt_mask is None else Mask(item.gt_mask))
             item.gt_mask = item.gt_mask if item.gt_mask is None else mask
@@ -119,20 +119,20 @@ class FullRangeDataset(AnomalibDataset):
 
 
 class FullRangePredictDataset(PredictDataset):
-    """Pictures to predict, of which those of more than eight bits a channel are read as they are.
+    """Images to predict, read at their full range if they have more than 8 bits per channel.
 
     Args:
-        path: A picture, or a folder of them.
-        transform: Applied to each picture.
-        value_range: The one that the model was trained with; see
+        path: An image or a folder of images.
+        transform: Applied to each image.
+        value_range: The range that the model was trained with; see
             :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
-        ValueError: If the range is none.
+        ValueError: If ``value_range`` is invalid.
 
     Example:
-        >>> pictures = FullRangePredictDataset("new_parts", value_range=(0, 4095))  # doctest: +SKIP
-        >>> engine.predict(model, dataset=pictures)  # doctest: +SKIP
+        >>> images = FullRangePredictDataset("new_parts", value_range=(0, 4095))  # doctest: +SKIP
+        >>> engine.predict(model, dataset=images)  # doctest: +SKIP
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class FullRangePredictDataset(PredictDataset):
         self.value_range = value_range
 
     def __getitem__(self, index: int) -> ImageItem:
-        """Read a picture.
+        """Read an image.
 
         Raises:
-            ValueError: As :func:`~anomalib_ot.data.reading.read_picture`.
+            ValueError: In the cases of :func:`~anomalib_ot.data.reading.read_picture`.
         """
         path = self.image_filenames[index]
         image = read_picture(path, self.value_range)

@@ -1,4 +1,4 @@
-"""A folder of good pictures alone, be it of one."""
+"""A folder that contains normal images only, at least one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,33 +9,33 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_ot.settings import require
 
-# As the host's Folder holds out by default.
+# The share that anomalib's Folder holds out by default.
 _SHARE = 0.2
 
 
 class GoodPictures(Folder):
-    """A folder of good pictures, some of which are held out to set the threshold.
+    """A folder of normal images. Some of them are held out to set the threshold.
 
-    anomalib's ``Folder`` fails where there are no anomalous pictures and fewer than about ten good ones. Here one is
-    enough. The held-out pictures are both validation and test set: the threshold becomes the highest of their scores,
-    and metrics of the test mean nothing, for lack of anomalous pictures. Of one picture alone nothing can be held out:
-    then the threshold is the score of the picture that was trained on, below which hardly any new one stays.
+    anomalib's ``Folder`` fails without anomalous images if there are fewer than about ten normal ones. This class needs
+    one. The held-out images are both the validation set and the test set. The threshold is the highest of their scores.
+    Test metrics are meaningless, because there are no anomalous images. A single image cannot be held out: then the
+    threshold is the score of the training image itself, and almost all new images score higher.
 
     Args:
-        root: Folder from which ``normal_dir`` is meant.
-        normal_dir: Folder of the good pictures, or several.
+        root: Root folder; ``normal_dir`` is relative to it.
+        normal_dir: Folder or folders of the normal images.
         name: Name of the data.
-        held_out: Number of pictures to hold out, drawn by the seed; by default a fifth, and at least one of two or
-            more. 0 trains on all and validates on the same.
+        held_out: Number of images to hold out, drawn at random. By default a fifth, and at least one if there are two
+            or more images. 0 trains and validates on all images.
         seed: Seed of the draw.
-        extensions: Endings of the files to take, as ``.png``; by default all that are pictures.
-        train_batch_size: Pictures in a training batch.
-        eval_batch_size: Pictures in a validation or test batch.
-        num_workers: Processes that read pictures.
-        augmentations: Applied to all pictures.
+        extensions: File extensions to include, such as ``.png``; all image files by default.
+        train_batch_size: Training batch size.
+        eval_batch_size: Validation and test batch size.
+        num_workers: Number of workers of each data loader.
+        augmentations: Augmentations of all images.
 
     Raises:
-        ValueError: If ``held_out`` is negative; on set-up, if it leaves no picture to train on.
+        ValueError: If ``held_out`` is negative. On set-up, if it leaves no training image.
 
     Example:
         >>> data = GoodPictures(root="parts", normal_dir="good")
@@ -61,7 +61,7 @@ class GoodPictures(Folder):
             name,
             normal_dir,
             root,
-            extensions=extensions,  # type: ignore[arg-type]  # the host means any number
+            extensions=extensions,  # type: ignore[arg-type]  # anomalib accepts any number
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
@@ -71,14 +71,14 @@ class GoodPictures(Folder):
         self.held_out = held_out
 
     def _create_test_split(self) -> None:
-        """Hold pictures out."""
+        """Hold images out."""
         count = len(self.train_data)
         held_out = max(round(_SHARE * count), min(count - 1, 1)) if self.held_out is None else self.held_out
-        require(held_out < count, "held_out", f"below the number of pictures, {count}", held_out)
+        require(held_out < count, "held_out", f"below the number of images, {count}", held_out)
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed or 0)).tolist()
         self.test_data = self.train_data.subsample(drawn[:held_out] or drawn)
         self.train_data = self.train_data.subsample(drawn[held_out:])
 
     def _create_val_split(self) -> None:
-        """Validate on what is held out."""
+        """Validate on the held-out images."""
         self.val_data = self.test_data.subsample(range(len(self.test_data)))

@@ -9,70 +9,44 @@ A category is a folder::
     ├── ground_truth/{logical_anomalies,structural_anomalies}/000/000.png   one mask per defect
     └── defects_config.json                                                 what the masks' pixel values mean
 
-``gt_mask`` of an item is the union of its defects. The defects one by one, which overlap and of which each saturates at
-an area of its own, are in :class:`Defects`: of an item from :meth:`LOCODataset.defects`, of an image file from
-:func:`image_defects`, of a folder in ``ground_truth`` from :func:`read_defects`.
+``gt_mask`` of an item is the union of its defects. :class:`~anomalib_ot.data.defects.Defects` holds them one by one:
+they may overlap, and each saturates at its own area. Get them from an item with :meth:`LOCODataset.defects`, from an
+image file with :func:`~anomalib_ot.data.defects.image_defects`, and from a folder in ``ground_truth`` with
+:func:`~anomalib_ot.data.defects.read_defects`.
 """
 
-import json
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.dataclasses.torch import ImageItem
-from anomalib.data.utils import Split, TestSplitMode, ValSplitMode, read_mask
+from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
-from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from .reading import (
-    ValueRange,
-    check_value_range,
-    deep_values,
-    naming_unreadable,
-    read_picture,
-)
+from .defects import Defects, image_defects, mask_folder, read_defect_masks
+from .reading import ValueRange, check_value_range, read_picture
 
 SPLIT_FOLDERS = {Split.TRAIN: "train", Split.VAL: "validation", Split.TEST: "test"}
-_HIGHEST_PIXEL_VALUE = 255
-
-
-@dataclass(frozen=True)
-class Defects:
-    """The defects of one image, none of a normal one.
-
-    Attributes:
-        masks: uint8 (defects, H, W) at the size of the image file, 1 on the defect and 0 elsewhere. They may overlap.
-        saturation: float64 (defects,), the area in pixels from which on an overlap with the defect counts as full: a
-            share of its area, rounded down, or a number of pixels, at most its area.
-    """
-
-    masks: Tensor
-    saturation: Tensor
 
 
 class LOCODataset(AnomalibDataset):
     """One split of a category in the layout of MVTec LOCO AD.
 
-    An item's ``gt_mask`` is the union of its defect masks, and its ``mask_path`` the folder that holds them.
+    An item's ``gt_mask`` is the union of its defect masks. Its ``mask_path`` is the folder of these masks.
 
     Args:
         root: Folder of the category.
         split: ``train``, ``val`` or ``test``.
         augmentations: Applied to the image and the mask together.
-        value_range: Values that become black and white in images of more than eight bits, by default all that 16 bits
-            can hold; see :func:`~anomalib_ot.data.reading.read_picture`.
+        value_range: Values that map to black and white in images with more than 8 bits per channel; the full 16-bit
+            range by default. See :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
-        FileNotFoundError: If there is no such folder, no image of the split, or no mask of an anomalous image.
-        ValueError: If the range is none.
+        FileNotFoundError: If the folder, the images of the split, or the masks of an anomalous image are missing.
+        ValueError: If ``value_range`` is invalid.
 
     Example:
         >>> dataset = LOCODataset("./datasets/MVTec_LOCO/breakfast_box", split="test")  # doctest: +SKIP
@@ -96,10 +70,11 @@ class LOCODataset(AnomalibDataset):
         self.category = Path(root).name
 
     def __getitem__(self, index: int) -> ImageItem:
-        """Read an image and its merged mask.
+        """Read an image and the union of its masks.
 
         Raises:
-            ValueError: If a file is no image, or the mask is of another size than the image; the file is named.
+            ValueError: If a file is not an image, or the masks and the image differ in size. The message names the
+                file.
         """
         sample = self.samples.iloc[index]
         image = read_picture(sample.image_path, self.value_range)
@@ -107,7 +82,7 @@ class LOCODataset(AnomalibDataset):
         if sample.mask_path:
             mask = Mask(read_defect_masks(sample.mask_path).amax(0))
             if mask.shape != image.shape[-2:]:
-                msg = f"the masks in {sample.mask_path} are not of the size of {sample.image_path}"
+                msg = f"the masks in {sample.mask_path} and the image {sample.image_path} differ in size"
                 raise ValueError(msg)
         if self.augmentations:
             image, mask = self.augmentations(image, mask)
@@ -120,11 +95,11 @@ class LOCODataset(AnomalibDataset):
         )
 
     def defects(self, index: int) -> Defects:
-        """Defects of an image, one by one; at the size of the file, whatever the augmentations.
+        """Defects of an image, one by one, at the size of the file; augmentations are not applied.
 
         Raises:
             FileNotFoundError: If the category has no ``defects_config.json``.
-            ValueError: As from :func:`image_defects`.
+            ValueError: In the cases of :func:`~anomalib_ot.data.defects.image_defects`.
         """
         return image_defects(self.samples.iloc[index].image_path)
 
@@ -137,12 +112,12 @@ def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
         split: ``train``, ``val`` or ``test``.
 
     Returns:
-        A row for each image, in the order of the file names, with the columns ``path`` (the category), ``split``,
+        One row per image, in the order of the file names, with the columns ``path`` (the category), ``split``,
         ``label`` (the image's folder), ``image_path``, ``mask_path`` (the folder of its masks, empty for a normal
         image) and ``label_index`` (0 normal, 1 anomalous).
 
     Raises:
-        FileNotFoundError: If there is no such folder, no image of the split, or no mask of an anomalous image.
+        FileNotFoundError: If the folder, the images of the split, or the masks of an anomalous image are missing.
     """
     root, split = Path(root), Split(split)
     if not root.is_dir():
@@ -158,7 +133,7 @@ def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
             "split": split.value,
             "label": [image.parent.name for image in images],
             "image_path": [str(image) for image in images],
-            "mask_path": [_mask_folder(image) for image in images],
+            "mask_path": [mask_folder(image) for image in images],
             "label_index": [int(image.parent.name != "good") for image in images],
         }
     )
@@ -166,189 +141,33 @@ def make_dataset(root: Path | str, split: Split | str) -> pd.DataFrame:
     return samples
 
 
-def image_defects(image: Path | str) -> Defects:
-    """Read the defects of an image, found by its place in the category.
-
-    Args:
-        image: The image's file.
-
-    Returns:
-        Its defects; those of a normal image have masks (0, H, W).
-
-    Raises:
-        FileNotFoundError: If an anomalous image has no masks, or the category no ``defects_config.json``.
-        ValueError: If a normal image cannot be read, or as from :func:`read_defects`.
-    """
-    folder = _mask_folder(Path(image))
-    if folder:
-        return read_defects(folder)
-    with naming_unreadable(image), Image.open(image) as opened:
-        width, height = opened.size
-    return Defects(torch.zeros(0, height, width, dtype=torch.uint8), torch.zeros(0, dtype=torch.float64))
-
-
-def read_defects(folder: Path | str) -> Defects:
-    """Read the defects of one anomalous image.
-
-    Args:
-        folder: The image's folder in ``ground_truth``.
-
-    Returns:
-        One defect for each file. What its pixel value means is in the category's
-        ``defects_config.json``.
-
-    Raises:
-        FileNotFoundError: If there is no such configuration, or no mask in the folder.
-        ValueError: If the configuration is not as expected, a file is no image, the masks differ in size, or a mask
-            has no defect, several pixel values or one that the configuration does not know.
-    """
-    config = defects_config(folder)
-    if not config.is_file():
-        msg = f"there is no {config}, which says at what area each defect saturates"
-        raise FileNotFoundError(msg)
-    saturations = _read_saturations(config, config.stat().st_mtime_ns)
-    areas = []
-    levels = _read_levels(folder)
-    for path, mask in zip(_mask_files(folder), levels, strict=True):
-        values = _pixel_values(path, mask)
-        if len(values) != 1 or values[0] not in saturations:
-            msg = f"{path} must hold one of the pixel values {sorted(saturations)} of {config} beside 0, not {values}"
-            raise ValueError(msg)
-        areas.append(saturations[values[0]].area(int(mask.count_nonzero())))
-    return Defects((levels > 0).byte(), torch.tensor(areas, dtype=torch.float64))
-
-
-def defects_config(path: Path | str) -> Path:
-    """Where a category says what its masks mean, for one of its images or folders of masks; it may not be there."""
-    return Path(path).parent.parent.parent / "defects_config.json"
-
-
-def read_defect_masks(folder: Path | str) -> Tensor:
-    """Read the masks of one anomalous image, for which no ``defects_config.json`` is needed.
-
-    Args:
-        folder: The image's folder in ``ground_truth``.
-
-    Returns:
-        uint8 tensor (defects, H, W), 1 on the defect and 0 elsewhere.
-
-    Raises:
-        FileNotFoundError: If there is no mask in the folder.
-        ValueError: If a file is no image, or the masks differ in size.
-    """
-    return (_read_levels(folder) > 0).byte()
-
-
-def _mask_files(folder: Path | str) -> list[Path]:
-    return sorted(Path(folder).glob("*.png"))
-
-
-def _mask_folder(image: Path) -> str:
-    if image.parent.name == "good":
-        return ""
-    # Not parents[2], which a path of fewer folders lacks.
-    folder = image.parent.parent.parent / "ground_truth" / image.parent.name / image.stem
-    if not _mask_files(folder):
-        msg = f"the anomalous image {image} has no masks {folder}/*.png"
-        raise FileNotFoundError(msg)
-    return str(folder)
-
-
-def _read_levels(folder: Path | str) -> Tensor:
-    """Pixel values uint8 (defects, H, W) of the masks in a folder."""
-    masks = [_read_mask(path) for path in _mask_files(folder)]
-    if not masks:
-        msg = f"there are no masks {folder}/*.png"
-        raise FileNotFoundError(msg)
-    if len({mask.shape for mask in masks}) > 1:
-        msg = f"the masks in {folder} differ in size"
-        raise ValueError(msg)
-    return torch.stack([torch.from_numpy(mask) for mask in masks])
-
-
-def _read_mask(path: Path) -> Any:
-    with naming_unreadable(path):
-        return read_mask(path, as_tensor=False)
-
-
-def _pixel_values(path: Path, levels: Tensor) -> list[int]:
-    """Values of a mask but 0, as they are in the file: as it is read, those above 255 have become 255."""
-    deep = deep_values(path)
-    values = levels if deep is None else torch.from_numpy(deep[0].astype(np.int64))
-    return values[values > 0].unique().tolist()
-
-
-@dataclass(frozen=True)
-class _Saturation:
-    """When an overlap with a kind of defect is enough: a share of its area, or a number of pixels."""
-
-    threshold: float
-    is_relative: bool
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.is_relative, bool) or not 0 < self.threshold <= (
-            1 if self.is_relative else float("inf")
-        ):
-            msg = f"saturation_threshold {self.threshold!r} with relative_saturation {self.is_relative!r}"
-            raise ValueError(msg)
-
-    def area(self, defect: int) -> float:
-        """Saturation area in pixels of a defect of so many pixels."""
-        # Rounded down as in MVTec's evaluation, where a share below a pixel would divide by zero.
-        return max(1, int(self.threshold * defect)) if self.is_relative else min(self.threshold, defect)
-
-
-@lru_cache
-def _read_saturations(config: Path, _modified: int) -> dict[int, _Saturation]:
-    """Saturation by pixel value; cached until the file is modified."""
-    try:
-        return _saturations(json.loads(config.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
-        msg = (
-            f"{config} must list defects by a pixel_value from 1 to {_HIGHEST_PIXEL_VALUE} each, with a positive "
-            f"saturation_threshold, at most 1 where relative_saturation is true, but holds: {error!r}"
-        )
-        raise ValueError(msg) from error
-
-
-def _saturations(entries: list[dict[str, Any]]) -> dict[int, _Saturation]:
-    saturations: dict[int, _Saturation] = {}
-    for entry in entries:
-        value = entry["pixel_value"]
-        if value in saturations or value not in range(1, _HIGHEST_PIXEL_VALUE + 1):
-            msg = f"pixel_value {value!r}"
-            raise ValueError(msg)
-        saturations[value] = _Saturation(entry["saturation_threshold"], entry["relative_saturation"])
-    return saturations
-
-
 class MVTecLOCOAD(AnomalibDataModule):
     """A category in the layout of MVTec LOCO AD.
 
-    Unlike anomalib's ``MVTecLOCO`` it works with pandas 3 and with any category.
+    Unlike anomalib's ``MVTecLOCO``, it works with pandas 3 and with any category.
 
     Args:
         root: Folder of the categories.
         category: Name of the category's folder.
         train_batch_size: Training batch size.
         eval_batch_size: Validation and test batch size.
-        num_workers: Workers of each data loader.
+        num_workers: Number of workers of each data loader.
         train_augmentations: Augmentations of the training images.
         val_augmentations: Augmentations of the validation images.
         test_augmentations: Augmentations of the test images.
-        augmentations: Augmentations of the images for which no others are given.
-        test_split_mode: How the test set is made.
-        val_split_mode: How the validation set is made. ``from_dir`` takes the validation folder. As it holds normal
-            images only, the threshold becomes the highest of their scores, and anomalib clips scores far above to 1.
-            ``same_as_test`` adapts the threshold to the anomalies, but by the labels of the test set.
-        test_split_ratio: Share of the images that go into the test set, where it is split off.
-        val_split_ratio: Share of the images that go into the validation set, where it is split off.
+        augmentations: Augmentations of all images for which none of the above is given.
+        test_split_mode: How the test set is created.
+        val_split_mode: How the validation set is created. ``from_dir`` uses the validation folder. This folder contains
+            normal images only, so the threshold is the highest of their scores, and anomalib clips much higher scores
+            to 1. ``same_as_test`` adapts the threshold to the anomalies, but uses the labels of the test set.
+        test_split_ratio: Share of the images in the test set, if it is split off.
+        val_split_ratio: Share of the images in the validation set, if it is split off.
         seed: Seed of random splits.
-        value_range: Values that become black and white in images of more than eight bits, by default all that 16 bits
-            can hold; see :func:`~anomalib_ot.data.reading.read_picture`.
+        value_range: Values that map to black and white in images with more than 8 bits per channel; the full 16-bit
+            range by default. See :func:`~anomalib_ot.data.reading.read_picture`.
 
     Raises:
-        ValueError: If the range is none.
+        ValueError: If ``value_range`` is invalid.
 
     Example:
         >>> datamodule = MVTecLOCOAD(root="./datasets/MVTec_LOCO", category="breakfast_box")  # doctest: +SKIP

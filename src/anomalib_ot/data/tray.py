@@ -1,7 +1,7 @@
-"""Pictures of a tray of parts, composed from the photographs that scikit-image ships in its wheel.
+"""Images of a tray of parts, composed from the photographs in scikit-image's wheel.
 
-Each of nine compartments holds one part. On a normal tray every compartment holds the right part; a logical anomaly
-puts whole, flawless parts where they do not belong or leaves one out; a structural anomaly damages one part.
+Each of nine compartments contains one part. On a normal tray, every compartment contains the right part. A logical
+anomaly puts intact parts in the wrong compartments or leaves one out. A structural anomaly damages one part.
 """
 
 from collections.abc import Sequence
@@ -17,34 +17,34 @@ Box = tuple[float, float, float, float]
 Array = NDArray[np.floating]
 
 SIZE = 256
-"""Height and width of a picture, in pixels."""
+"""Height and width of an image, in pixels."""
 
 _CENTRES = [(row, column) for row in (48, 128, 208) for column in (48, 128, 208)]
 _HALF_COMPARTMENT = 37
-# A compartment with the walls around it, which holds a part and its shadow.
+# A compartment with the walls around it: large enough for a part and its shadow.
 _HALF_WINDOW = 46
-# Shapes are drawn this many times larger and then reduced, which smooths their edges.
+# Shapes are drawn larger by this factor and then reduced, to smooth their edges.
 _OVERSAMPLING = 4
-# A pixel belongs to the part that covers more of it than this.
+# A pixel belongs to a part that covers a larger share of it than this.
 _COVERED = 0.5
-# Below this level, of 255, a scratch shows better bright than dark.
+# On parts below this mean level, of 255, a bright scratch is more visible than a dark one.
 _DARK_LEVEL = 110
-# Damage covering less of a pixel than this is left out, so that a mask holds exactly the pixels that change.
+# Damage that covers a smaller share of a pixel is left out, so that a mask contains exactly the pixels that change.
 _LEAST_COVERAGE = 0.1
 
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of part, and the crops of a photograph that may stand for it.
+    """A kind of part, and the crops of a photograph that show it.
 
     Attributes:
         photograph: Name of the photograph in ``skimage.data``.
         crops: Row, column and radius of each interchangeable crop, in pixels of the photograph.
-        size: Side of the part, in pixels of the picture.
+        size: Side of the part, in pixels of the image.
         turn: Largest rotation, in degrees.
-        outline: Ellipses whose union is the part, as boxes (left, top, right, bottom) in units of the crop; none for
+        outline: Ellipses whose union is the part, as boxes (left, top, right, bottom) in units of the crop; empty for
             a square tile.
-        tint: Colours given to the black and the white of a grey photograph.
+        tint: Colours that replace black and white in a grey photograph.
     """
 
     photograph: str
@@ -99,12 +99,12 @@ LAYOUT = ("coin", "cup", "turf", "gravel", "cat", "coin", "brick", "tissue", "ba
 
 @dataclass(frozen=True)
 class Placement:
-    """A part and how it lies in its compartment.
+    """A part and its pose in a compartment.
 
     Attributes:
         part: Key into ``PARTS``.
-        crop: Which of the part's crops.
-        shift: Rows and columns off the compartment's centre, in pixels.
+        crop: Index of the part's crop.
+        shift: Offset from the compartment's centre in rows and columns, in pixels.
         angle: Rotation, in degrees.
         gain: Brightness relative to the photograph.
     """
@@ -117,14 +117,14 @@ class Placement:
 
 
 Placements = dict[int, Placement]
-"""What lies in each compartment; an empty one is left out."""
+"""The part in each compartment; empty compartments are left out."""
 
 
 class Tray:
-    """Draws normal and anomalous pictures of the tray.
+    """Draws normal and anomalous images of the tray.
 
     Args:
-        seed: Seed of every picture, at least 0.
+        seed: Seed of all images, at least 0.
 
     Example:
         >>> tray = Tray(seed=0)
@@ -141,19 +141,19 @@ class Tray:
     def picture(
         self, key: Sequence[int], defect: str | None = None
     ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
-        """Draw one picture.
+        """Draw one image.
 
-        The normal picture of a key is the twin of its anomalous ones: they differ in nothing but the defect.
+        The normal and the anomalous images of a key differ in the defect only.
 
         Args:
-            key: Non-negative integers that tell this picture from the others of the seed.
-            defect: Key into ``LOGICAL_ANOMALIES`` or ``STRUCTURAL_ANOMALIES``; ``None`` for a normal picture.
+            key: Non-negative integers that identify the image among those of the seed.
+            defect: Key into ``LOGICAL_ANOMALIES`` or ``STRUCTURAL_ANOMALIES``; ``None`` for a normal image.
 
         Returns:
-            The RGB image (256, 256, 3), and one mask (256, 256) for each place that the defect concerns.
+            The RGB image (256, 256, 3), and one mask (256, 256) for each place that the defect affects.
 
         Raises:
-            ValueError: If there is no such defect.
+            ValueError: If the defect is unknown.
         """
         layout, camera, damage = (
             np.random.default_rng(seed) for seed in np.random.SeedSequence([self.seed, *key]).spawn(3)
@@ -164,7 +164,7 @@ class Tray:
         if defect in LOGICAL_ANOMALIES:
             changed, compartments = LOGICAL_ANOMALIES[defect](placements, damage)
             scene, changed_outlines = self._compose(changed)
-            # What lies in the wrong place, or what should lie in the empty one.
+            # The part in the wrong place, or the part that is missing.
             masks = [changed_outlines.get(i, outlines[i]) > _COVERED for i in compartments]
         elif defect in STRUCTURAL_ANOMALIES:
             outline = outlines[int(damage.integers(len(LAYOUT)))]
@@ -173,7 +173,7 @@ class Tray:
             scene = _overlay(scene, coverage, colour)
             masks = [coverage > 0]
         elif defect is not None:
-            msg = f"there is no defect {defect!r}, only {', '.join([*LOGICAL_ANOMALIES, *STRUCTURAL_ANOMALIES])}"
+            msg = f"unknown defect {defect!r}; choose from {', '.join([*LOGICAL_ANOMALIES, *STRUCTURAL_ANOMALIES])}"
             raise ValueError(msg)
         return _expose(scene, camera), masks
 
@@ -194,7 +194,7 @@ class Tray:
         return scene, outlines
 
     def _layer(self, placement: Placement) -> Image.Image:
-        """The part as it lies in its window, RGBA."""
+        """The part in its pose within the window, RGBA."""
         image = self._cut_outs[placement.part][placement.crop]
         image = image.rotate(placement.angle, Image.Resampling.BICUBIC, expand=True)
         layer = Image.new("RGBA", (2 * _HALF_WINDOW, 2 * _HALF_WINDOW))
@@ -204,7 +204,7 @@ class Tray:
 
 
 def _empty_tray() -> Array:
-    """A wooden tray with nine compartments lined with felt; light falls in from the upper left."""
+    """A wooden tray with nine compartments lined with felt, lit from the upper left."""
     walls = Image.new("L", (SIZE, SIZE), 255)
     for row, column in _CENTRES:
         box = (column - _HALF_COMPARTMENT, row - _HALF_COMPARTMENT, column + _HALF_COMPARTMENT, row + _HALF_COMPARTMENT)
@@ -229,7 +229,7 @@ def _lay(part: str, rng: Generator) -> Placement:
 
 
 def _expose(scene: Array, rng: Generator) -> NDArray[np.uint8]:
-    """Photograph the scene: uneven light of a random strength, and sensor noise."""
+    """Photograph the scene, with uneven light of random strength and sensor noise."""
     ramp = np.linspace(-1, 1, SIZE)
     light = rng.uniform(0.92, 1.08) + rng.uniform(-0.08, 0.08) * ramp + rng.uniform(-0.08, 0.08) * ramp[:, None]
     image = scene * light[..., None] + rng.normal(0, 3, scene.shape)
@@ -248,7 +248,7 @@ def _remove_part(placements: Placements, rng: Generator) -> tuple[Placements, li
 
 
 def _duplicate_part(placements: Placements, rng: Generator) -> tuple[Placements, list[int]]:
-    """Lay a second part of one kind where a part of another kind belongs."""
+    """Put a second part of one kind where a part of another kind belongs."""
     i, j = _compartments_of_two_kinds(rng)
     return placements | {i: _lay(LAYOUT[j], rng)}, [i]
 
@@ -259,7 +259,7 @@ def _compartments_of_two_kinds(rng: Generator) -> tuple[int, int]:
 
 
 def _scratch(scene: Array, outline: Array, rng: Generator) -> tuple[Array, Array]:
-    """A slightly bent line across the part, dark on a bright part and bright on a dark one."""
+    """A slightly bent line across the part: dark on a bright part, bright on a dark one."""
     direction = rng.uniform(0, np.pi)
     along = np.array([np.cos(direction), np.sin(direction)])
     across = np.array([-along[1], along[0]])
@@ -274,7 +274,7 @@ def _scratch(scene: Array, outline: Array, rng: Generator) -> tuple[Array, Array
 
 
 def _stain(_scene: Array, outline: Array, rng: Generator) -> tuple[Array, Array]:
-    """A blot of violet ink that lets the part shine through."""
+    """A translucent blot of violet ink."""
     image = Image.new("L", (SIZE, SIZE))
     for x, y in _middle(outline, rng) + rng.normal(0, 3.5, (6, 2)):
         width, height = rng.uniform(3, 6.5, 2)
@@ -283,7 +283,7 @@ def _stain(_scene: Array, outline: Array, rng: Generator) -> tuple[Array, Array]
 
 
 def _chip(_scene: Array, outline: Array, rng: Generator) -> tuple[Array, Array]:
-    """A dark gap where a piece has broken out of the edge."""
+    """A dark gap where a piece has broken off the edge."""
     edge = np.argwhere((outline > 0) & (outline < 1))
     row, column = edge[rng.integers(len(edge))]
     angles = np.linspace(0, 2 * np.pi, 11)[:-1]
@@ -307,7 +307,7 @@ def _overlay(scene: Array, coverage: Array, colour: Array) -> Array:
     return scene + coverage[..., None] * (colour - scene)
 
 
-# From the normal placements to the anomalous ones and the compartments concerned.
+# Each maps the normal placements to the anomalous ones and the affected compartments.
 LOGICAL_ANOMALIES = {"swapped_part": _swap_parts, "missing_part": _remove_part, "duplicated_part": _duplicate_part}
-# From the scene and the outline of the part to the coverage (256, 256) by the damage, in [0, 1], and its colour (3,).
+# Each maps the scene and the outline of the part to the damage: its coverage (256, 256) in [0, 1] and its colour (3,).
 STRUCTURAL_ANOMALIES = {"scratch": _scratch, "stain": _stain, "chip": _chip}

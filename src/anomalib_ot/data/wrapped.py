@@ -1,4 +1,4 @@
-"""What data modules that are made from another one have in common."""
+"""Base class of data modules that wrap another data module."""
 
 from abc import abstractmethod
 from copy import deepcopy
@@ -7,15 +7,15 @@ from anomalib.data import AnomalibDataModule
 
 
 class WrappedDataModule(AnomalibDataModule):
-    """A data module that changes what another one gives, with its batches, augmentations and splits.
+    """A data module that derives its sets from another one and keeps its batch sizes, augmentations and splits.
 
     Args:
-        datamodule: The other one, of which a copy is kept.
-        seed: Seed of what is drawn from it; its own by default.
+        datamodule: The inner data module. A copy of it is kept.
+        seed: Random seed; the inner data module's seed by default.
     """
 
     def __init__(self, datamodule: AnomalibDataModule, seed: int | None = None) -> None:
-        # A set-up of its own, so that others made from the same data module find it as it was.
+        # Set-up changes the data module, and others may wrap it too.
         self.datamodule = deepcopy(datamodule)
         super().__init__(
             train_batch_size=datamodule.train_batch_size,
@@ -33,7 +33,7 @@ class WrappedDataModule(AnomalibDataModule):
 
     @property
     def category(self) -> str:
-        """Category of the other data module."""
+        """Category of the inner data module."""
         return self.datamodule.category
 
     @category.setter
@@ -42,14 +42,14 @@ class WrappedDataModule(AnomalibDataModule):
 
     @abstractmethod
     def derive(self) -> None:
-        """Make the training, validation and test sets from those that the other data module has now."""
+        """Create the training, validation and test sets from the current ones of the inner data module."""
 
     def prepare_data(self) -> None:
-        """Let the other data module prepare its data."""
+        """Prepare the data of the inner data module."""
         self.datamodule.prepare_data()
 
     def _create_test_split(self) -> None:
-        """Nothing: the other data module has split its images."""
+        """Do nothing: the inner data module has split its images."""
 
     def _create_val_split(self) -> None:
-        """Nothing: the other data module has split its images."""
+        """Do nothing: the inner data module has split its images."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from anomalib_ot.features.backbones import denormalize
+from anomalib_ot.features.preprocessing import denormalize
 
 Extent = tuple[float, float, float, float]
 

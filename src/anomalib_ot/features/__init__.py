@@ -1,4 +1,4 @@
-"""From pixels to whitened feature maps: backbones and their weights, extraction, storage, and the anomaly map."""
+"""Features of images: backbones and their weights, extraction, storage, whitening, and the anomaly map."""
 
-# Executing anomalib's models registers ours, which must not happen while a module of this package is half imported.
+# Importing anomalib's models registers ours, which must not happen while a module of this package is partly imported.
 import anomalib.models  # noqa: F401

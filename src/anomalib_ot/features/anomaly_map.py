@@ -1,4 +1,4 @@
-"""From the scores of cells to an anomaly map."""
+"""Anomaly maps from the score maps of layers."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -13,22 +13,25 @@ from anomalib_ot.settings import require
 
 from .extraction import full_precision, is_exporting
 
-# Wider than any picture.
+# Wider than any image.
 _WIDEST = 10_000
 
 
 class AnomalyMapGenerator(nn.Module):
-    """Upsamples the score map of each layer to the image and adds them up (PRADOT, section 3.2).
+    """Upsamples the score map of each layer to the size of the image and adds the maps (PRADOT, section 3.2).
 
-    Bilinear upsampling and a Gaussian are linear and act on rows and columns one after the other. So a map is its
-    scores between two matrices, one for the rows and one for the columns, with far less work than the convolution with
-    a Gaussian of two dimensions.
+    Bilinear upsampling and a Gaussian filter are linear and separable. The map of a layer is therefore a product of
+    three matrices: one for the rows, the scores, and one for the columns. This takes far less work than a convolution
+    with a two-dimensional Gaussian.
 
     Args:
-        smoothing: Standard deviation of a Gaussian over the result, in pixels, as PatchCore has it; 0 for none, as in
+        smoothing: Standard deviation of a Gaussian filter over the map, in pixels, as in PatchCore; 0 for none, as in
             PRADOT.
-        align_corners: Whether the corner cells lie on the corners of the image, as in the authors' code, rather than
-            half a cell inside it, where a strided convolution puts them.
+        align_corners: Whether the centres of the corner cells are at the corners of the image, as in the authors' code.
+            Otherwise they are half a cell inside, where a strided convolution puts them.
+
+    Raises:
+        ValueError: If ``smoothing`` is out of range.
     """
 
     def __init__(self, smoothing: float = 0.0, align_corners: bool = False) -> None:
@@ -41,31 +44,31 @@ class AnomalyMapGenerator(nn.Module):
         self.blur = GaussianBlur2d(smoothing, kernel_size=size) if smoothing else nn.Identity()
 
     def check_size(self, image_size: tuple[int, int] | torch.Size) -> None:
-        """Refuse pictures that are smaller than the Gaussian, which is mirrored at their edges.
+        """Check that images are not smaller than the Gaussian kernel, because the filter pads by reflection.
 
         Args:
             image_size: Height and width, in pixels.
 
         Raises:
-            ValueError: If they are.
+            ValueError: If they are smaller.
         """
         height, width = image_size
         fits = compute_kernel_size(self.smoothing) // 2 < min(height, width)
         limit = (min(height, width) - 0.5) / 4
-        require(fits, "smoothing", f"below {limit:g} pixels for pictures of {height} x {width}", self.smoothing)
+        require(fits, "smoothing", f"below {limit:g} pixels for images of {height} x {width}", self.smoothing)
 
     def forward(self, scores: Sequence[Tensor], image_size: tuple[int, int] | torch.Size) -> Tensor:
         """Compute the anomaly map.
 
         Args:
-            scores: Score map (B, 1, H, W) of each layer, already multiplied by its weight.
+            scores: Score map (B, 1, H, W) of each layer, multiplied by the layer's weight.
             image_size: Height and width of the map, in pixels.
 
         Returns:
             ``(B, 1, *image_size)``.
 
         Raises:
-            ValueError: As :meth:`check_size`.
+            ValueError: As in :meth:`check_size`.
         """
         if not is_exporting():
             self.check_size(image_size)
@@ -78,7 +81,7 @@ class AnomalyMapGenerator(nn.Module):
             return reduce(torch.add, maps)
 
     def _matrix(self, cells: int, pixels: int, like: Tensor) -> Tensor:
-        """What upsampling and smoothing make of each cell along one dimension, (pixels, cells)."""
+        """Upsampling and smoothing along one dimension, as a matrix (pixels, cells)."""
         each = torch.eye(cells, dtype=like.dtype, device=like.device)[None, None]
         rows = F.interpolate(each, size=(pixels, cells), mode="bilinear", align_corners=self.align_corners)
         return self.blur(rows)[0, 0]

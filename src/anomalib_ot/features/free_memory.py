@@ -1,4 +1,4 @@
-"""Main memory that is left to this process, in a container or outside: psutil knows the machine, but no container."""
+"""Free main memory of this process, in a container too: psutil reports the memory of the machine only."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import psutil
 
 
 class _Files(NamedTuple):
-    """Names of what a control group says of its memory.
+    """Names of the files in which a control group reports its memory.
 
     Attributes:
-        limits: Files of the limits in bytes; of a limit that is not set they say ``max`` or more than there is.
-        usage: File of the bytes in use, with the page cache.
-        cache: Lines of ``memory.stat`` for the page cache, which the system takes back when it needs to.
+        limits: Files of the limits in bytes. A limit that is not set is ``max`` or larger than the memory.
+        usage: File of the bytes in use, including the page cache.
+        cache: Lines of ``memory.stat`` for the page cache, which the system can reclaim.
     """
 
     limits: tuple[str, ...]
@@ -26,12 +26,12 @@ _SECOND = _Files(("memory.max", "memory.high"), "memory.current", ("inactive_fil
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Free main memory: the least that the machine and each control group around this process leave.
+    """Free main memory: the minimum over the machine and all control groups of this process.
 
     Page cache counts as free.
 
     Args:
-        root: Folder in which ``proc`` and ``sys`` are.
+        root: Folder that contains ``proc`` and ``sys``.
 
     Returns:
         Bytes, at least 0.
@@ -40,7 +40,7 @@ def free_memory(root: Path = Path("/")) -> int:
 
 
 def _free_of_groups(root: Path) -> Iterator[int]:
-    """What each control group with a limit leaves, from this process's own up to the one that the container sees."""
+    """Free bytes of each control group with a limit, from this process's group up to the container's root group."""
     for line in _text(root / "proc" / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         mount = root / "sys" / "fs" / "cgroup"
@@ -66,7 +66,7 @@ def _free_of_group(folder: Path, files: _Files) -> Iterator[int]:
 
 
 def _text(path: Path) -> str:
-    """Content of a file, nothing where there is none to be read."""
+    """Content of a file, empty if it cannot be read."""
     try:
         return path.read_text(encoding="ascii")
     except OSError:
@@ -78,6 +78,6 @@ def _number(text: str) -> int | None:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """The numbers of a file that has a name and a number in each line."""
+    """Numbers by name, from a file with a name and a number per line."""
     rows = (line.split() for line in _text(path).splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

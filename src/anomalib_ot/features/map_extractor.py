@@ -1,4 +1,4 @@
-"""Feature maps in one order of axes, whatever a network's own, or an error that says what the network can take."""
+"""Feature maps (B, D, H, W) from all networks of timm, or an error that states the input that a network accepts."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,8 +18,8 @@ from .extraction import is_exporting
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
 
-# Held while hooks leave maps with their network, where those of another thread would take their place. Not one for each
-# network, as a lock can be neither copied nor written to a file.
+# Held while timm's hooks store the maps in their network, where another thread would overwrite them. There is one lock
+# for all networks, because a lock of each network could be neither copied nor written to a file.
 _hooks_at_work = Lock()
 
 
@@ -27,28 +27,28 @@ def layers_of(network: nn.Module) -> list[str]:
     """Names of the layers of timm's feature extractor, in the order of the network.
 
     Args:
-        network: What ``timm.create_model`` makes with ``features_only``.
+        network: Result of ``timm.create_model`` with ``features_only``.
 
     Returns:
-        The names, at the indices by which timm takes the layers.
+        The names; their positions are timm's indices of the layers.
     """
     return [info["module"] for info in cast("FeatureInfo", network.feature_info).info]
 
 
 class MapExtractor(TimmFeatureExtractor):
-    """anomalib's extractor for every network of timm, with maps (B, D, H, W) from all of them.
+    """anomalib's extractor, extended to maps (B, D, H, W) from all networks of timm.
 
-    anomalib passes on the maps of Swin, MambaOut and Sequencer as (B, H, W, D), and takes every network with "vit" in
-    its name for a plain vision transformer, such as MaxViT or a ResNet in a folder ``invitations``.
+    anomalib returns the maps of Swin, MambaOut and Sequencer as (B, H, W, D). It treats all networks with "vit" in
+    their name as plain vision transformers, for example MaxViT, or a ResNet in a folder ``invitations``.
 
     Args:
         backbone: timm's name of the network.
         layers: Names of timm's feature modules, in the order of the network.
-        network: The same network as timm's feature extractor, with any weights: it tells what the name does not.
+        network: The same network as timm's feature extractor, with any weights; it identifies the architecture.
         pre_trained: Whether to load the pre-trained weights.
     """
 
-    # Whether its weights are yet to be fetched or loaded.
+    # Whether the weights must still be downloaded or loaded.
     awaits_weights = False
 
     def __init__(self, backbone: str, layers: Sequence[str], network: nn.Module, pre_trained: bool) -> None:
@@ -61,7 +61,7 @@ class MapExtractor(TimmFeatureExtractor):
         self._has_channels_last = order == "NHWC"
 
     def _create_by_kind(self, backbone: str, layers: Sequence[str], network: nn.Module, pre_trained: bool) -> None:
-        """What anomalib makes of a network without "vit" in its name."""
+        """Create the network as anomalib creates one without "vit" in its name."""
         self.backbone, self.layers = backbone, list(layers)
         self.requires_grad, self.output_fmt, self.return_class_token, self.norm = False, "NCHW", False, False
         self._uses_intermediates = False
@@ -76,13 +76,13 @@ class MapExtractor(TimmFeatureExtractor):
         """Extract the features of images.
 
         Args:
-            inputs: (B, 3, h, w), pre-processed.
+            inputs: Pre-processed images (B, 3, h, w).
 
         Returns:
             Feature map (B, D, H, W) of each layer.
 
         Raises:
-            ValueError: If the network cannot take images of this size, or gives no maps.
+            ValueError: If the network does not accept images of this size, or its features are not maps.
         """
         if is_exporting():
             return self._maps(inputs)
@@ -95,14 +95,15 @@ class MapExtractor(TimmFeatureExtractor):
             if size == own or not self._takes(inputs.new_zeros(1, inputs.shape[1], *own)):
                 raise
             msg = (
-                f"{self.backbone} cannot take images of {size} pixels, but takes {own}; set image_size to these, or "
-                f"choose another backbone ({str(error) or type(error).__name__})"
+                f"{self.backbone} does not accept images of {size} pixels, but accepts {own}; set image_size to "
+                f"{own}, or choose another backbone ({str(error) or type(error).__name__})"
             )
             raise ValueError(msg) from error
         for (layer, maps), channels in zip(features.items(), self.out_dims, strict=True):
             if maps.ndim != 4 or maps.shape[1] != channels:  # noqa: PLR2004
                 msg = (
-                    f"layer {layer} of {self.backbone} gives {tuple(maps.shape)}, no maps (B, {channels}, H, W); "
+                    f"layer {layer} of {self.backbone} returns {tuple(maps.shape)} instead of maps "
+                    f"(B, {channels}, H, W); "
                     "choose another layer or backbone"
                 )
                 raise ValueError(msg)
@@ -119,6 +120,6 @@ class MapExtractor(TimmFeatureExtractor):
     def _takes(self, images: Tensor) -> bool:
         try:
             self._maps(images)
-        except Exception:  # noqa: BLE001 - a network may fail anywhere, and in any way
+        except Exception:  # noqa: BLE001 - networks raise errors of any type
             return False
         return True

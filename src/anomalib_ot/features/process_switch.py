@@ -1,4 +1,4 @@
-"""Settings of the whole process that several threads switch."""
+"""Settings of the whole process that several threads change."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -8,13 +8,14 @@ Undo = Callable[[], None]
 
 
 class ProcessSwitch:
-    """A context that switches a setting of the whole process as long as any thread is within.
+    """A context that changes a setting of the whole process while at least one thread is inside.
 
-    The first thread that needs it switches the setting, the last one to leave switches it back: a thread that leaves
-    earlier would take the setting from the others, and one that comes later would keep the switched one for the usual.
+    The first thread to enter changes the setting, and the last one to leave restores it. If each thread changed and
+    restored it, a thread that leaves early would reset the setting for the others, and a thread that enters late would
+    restore the changed value.
 
     Args:
-        switch: Switches the setting and returns what undoes that; None where there is nothing to switch.
+        switch: Changes the setting and returns a function that undoes the change, or None if no change is needed.
 
     Example:
         >>> values = ["usual"]
@@ -37,7 +38,7 @@ class ProcessSwitch:
 
     def __enter__(self) -> None:
         with self._lock:
-            # Someone may have changed the setting since the first thread came.
+            # The setting may have been changed since the first thread entered.
             if self._undo is None:
                 self._undo = self._switch()
             self._within += 1

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its backbone, so that loading it needs neither the backbone's folder nor a network."""
+"""Records of backbones in checkpoints, so that loading one needs neither the backbone's folder nor a connection."""
 
 import json
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from .backbones import backbone_name
 
 
 def record_backbone(backbone: str | Path) -> dict[str, Any]:
-    """Record which network a backbone is.
+    """Record the architecture of a backbone.
 
     Args:
-        backbone: As for :func:`create_extractor`, which accepts it.
+        backbone: A backbone that :func:`~anomalib_ot.features.backbones.create_extractor` accepts.
 
     Returns:
-        Plain data, with ``name``, which is the backbone, and ``config``, what its folder or repository says of the
-        network; None for a network that timm knows by its name.
+        Plain data with ``name``, the backbone, and ``config``, the network's configuration from its folder or
+        repository; None for a network in timm's registry.
     """
     backbone = backbone_name(backbone)
     source, name = parse_model_name(backbone)
@@ -38,10 +38,10 @@ def recorded_backbone(record: dict[str, Any]) -> Iterator[str]:
     """Make a recorded backbone available, without weights.
 
     Args:
-        record: What :func:`record_backbone` returned.
+        record: Result of :func:`record_backbone`.
 
     Yields:
-        A backbone for ``pre_trained=False``; it exists within the context only.
+        A backbone for ``pre_trained=False``, valid within the context only.
     """
     if record["config"] is None:
         yield record["name"]

@@ -1,4 +1,4 @@
-"""Where the features of a training set are kept: on the device, in memory, or in a temporary folder on disk."""
+"""Storage for the features of a training set: on the device, in main memory, or in a temporary folder on disk."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ class FeatureDataset(Dataset):
 
     Args:
         features: Feature map (N, C, H, W) of each layer.
-        folder: Temporary folder that holds them, removed with the data set.
+        folder: Temporary folder of the maps, removed with the dataset.
     """
 
     def __init__(self, features: FeatureMaps, folder: tempfile.TemporaryDirectory | None = None) -> None:
@@ -38,7 +38,7 @@ class FeatureDataset(Dataset):
         return {layer: maps[index] for layer, maps in self.features.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> FeatureMaps:
-        """Feature maps of a whole batch, (B, C, H, W) for each layer, in one read."""
+        """Feature maps (B, C, H, W) of each layer for a batch, in one read."""
         return self[indices]
 
 
@@ -50,22 +50,22 @@ def allocate(
     device: torch.device,
     processes: int = 1,
 ) -> FeatureDataset:
-    """Memory for the features of a training set.
+    """Allocate storage for the features of a training set.
 
     Args:
-        features: Feature map (B, C, H, W) of each layer, of some of the images.
+        features: Feature map (B, C, H, W) of each layer, for some of the images.
         count: Number of images, N.
-        place: Where to keep them, not ``none``; ``auto`` takes the device, the memory or the disk, the first in which
-            they need at most ``budget`` of what is free.
+        place: Where to store them, not ``none``. ``auto`` selects the first of device, main memory and disk in which
+            they need at most ``budget`` of the free memory; the disk has no limit.
         budget: Fraction of the free device or main memory that ``auto`` may use, in (0, 1].
-        device: Where the model is.
-        processes: Those on this machine that each keep all features in its main memory.
+        device: Device of the model.
+        processes: Number of processes on this machine that each store all features in main memory.
 
     Returns:
-        Maps (N, C, H, W) of each layer, float32, with arbitrary entries.
+        Uninitialised maps (N, C, H, W) of each layer, float32.
 
     Raises:
-        OSError: If there is no room on the disk.
+        OSError: If the disk has too little space.
     """
     shapes = {layer: (count, *maps.shape[1:]) for layer, maps in features.items()}
     size = 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
@@ -84,7 +84,7 @@ def allocate(
 
 
 def _map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A tensor in a file, for which the disk has set space aside: to run out of it later would end the process."""
+    """A tensor in a file whose disk space is reserved: running out of space later would kill the process."""
     size = torch.Size(shape).numel()
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -92,8 +92,8 @@ def _map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
                 os.posix_fallocate(file.fileno(), 0, 4 * size)
             except OSError as error:
                 msg = (
-                    f"no room on disk for {4 * size / 1e6:.1f} MB of features ({error.strerror}); free some, set "
-                    "TMPDIR to another disk, or give feature_cache=none"
+                    f"no space on disk for {4 * size / 1e6:.1f} MB of features ({error.strerror}); free some space, "
+                    "set TMPDIR to a folder on another disk, or set feature_cache=none"
                 )
                 raise OSError(error.errno, msg, str(path)) from error
     return torch.from_file(str(path), shared=True, size=size).view(shape)

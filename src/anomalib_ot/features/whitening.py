@@ -1,4 +1,4 @@
-"""Local whitening of feature maps: directions in which normal images vary count less, place by place."""
+"""Local whitening of feature maps: at each cell, directions in which normal images vary get less weight."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,27 +14,28 @@ from .extraction import full_precision
 
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):
-    """Linear map of each cell's feature by the inverse square root of the covariance at this cell.
+    """Multiplies the feature of each cell by the inverse square root of the covariance at this cell.
 
-    PaDiM (Defard et al., 2021, arXiv 2011.08785) measures deviations at a cell by the covariance there. This brings the
-    same knowledge to any model that compares features by cosine: between whitened features, the cosine is that of the
-    inner product zᵀ Σ⁻¹ z′. Features are then not centred, so that a cosine near the mean stays well defined; centred,
-    normal features have zero mean and about unit variance, and their squared norm is PaDiM's squared score.
+    PaDiM (Defard et al., 2021, arXiv 2011.08785) measures deviations at a cell by the covariance at this cell.
+    Whitening makes this covariance available to any model that compares features by cosine: the cosine between whitened
+    features is that of the inner product zᵀ Σ⁻¹ z′. Features are not centred for this purpose, so that the cosine near
+    the mean stays well defined. If they are centred, normal features have zero mean and about unit variance, and their
+    squared norm is PaDiM's squared score.
 
-    The covariance at a cell is estimated from one feature of each image, too few to be sure of. It is mixed with the
-    covariance pooled over all cells, which counts as much as D or a share of D more images (the mean of the posterior
-    under an inverse-Wishart prior), and a share of the mean variance is added to each direction. Features of more than
-    ``max_channels`` channels are first projected to so many random orthonormal directions, the same in each run, as
-    PaDiM keeps a random part of them.
+    The covariance at a cell is estimated from one feature of each image, which are few samples. It is therefore mixed
+    with the covariance pooled over all cells, which counts as ``prior`` · D additional images (the posterior mean under
+    an inverse-Wishart prior). A share of the mean variance is added to each direction. Features with more than
+    ``max_channels`` channels are first projected to ``max_channels`` random orthonormal directions, the same in each
+    run; PaDiM similarly keeps a random subset of the channels.
 
     Args:
         max_channels: Largest number of channels to keep, at least 1.
         shrinkage: Share of the mean variance that is added to each direction, at least 0.
-        prior: Share of D images that the pooled covariance counts as, at least 0.
+        prior: Number of images that the pooled covariance counts as, as a share of D, at least 0.
         centred: Whether to subtract the mean at each cell.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> maps = torch.randn(32, 4, 3, 3) * torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 4, 1, 1)
@@ -64,7 +65,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self.shrinkage = shrinkage
         self.prior = prior
         self.centred = centred
-        # (E, D), (H, W, E, E) and, if centred, (H, W, 1, E), known once fitted.
+        # (E, D), (H, W, E, E) and, if centred, (H, W, 1, E); empty until fitted.
         self.register_buffer("projection", torch.empty(0, dtype=torch.float32))
         self.register_buffer("matrices", torch.empty(0, dtype=torch.float32))
         self.register_buffer("mean", torch.empty(0, dtype=torch.float32), persistent=centred)
@@ -72,30 +73,30 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there are covariances, from training or a checkpoint."""
+        """Whether there are covariances, from training or from a checkpoint."""
         return self.matrices.numel() > 0
 
     @torch.no_grad()
     def update(self, maps: Tensor) -> None:
-        """Count in the feature maps (B, D, H, W) of some training images, all of one size."""
+        """Add the feature maps (B, D, H, W) of a batch of training images; all batches have the same H and W."""
         if self._moments is None:
             self._choose_directions(maps)
         with full_precision(maps):
             cells = self._project(maps).permute(2, 0, 1).double()
         if self._moments is None:
-            # Moments about the first batch's mean do not cancel as those about zero would.
+            # Moments about the first batch's mean avoid the cancellation of moments about zero.
             self._moments = _Moments(maps.shape[-2:], cells.mean(1, keepdim=True))
         self._moments.add(cells)
 
     @torch.no_grad()
     def compute(self) -> None:
-        """Estimate the covariances from all that was counted in.
+        """Estimate the covariances from all batches.
 
         Raises:
-            RuntimeError: If there was nothing.
+            RuntimeError: If there was no batch.
         """
         if self._moments is None:
-            msg = "there are no features to whiten by: call update first"
+            msg = "there are no features to estimate the whitening from: call update first"
             raise RuntimeError(msg)
         local = self._moments.covariance()
         count, prior = self._moments.count, self.prior * local.shape[-1]
@@ -103,7 +104,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             values, vectors = torch.linalg.eigh((count * local + prior * local.mean(0)) / (count + prior))
         values = values.clamp(min=0)
         floor = self.shrinkage * values.mean(1, keepdim=True)
-        # Images that are all alike leave nothing to whiten.
+        # If all images are equal, all variances are 0 and the features stay as they are.
         scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
         self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, self._moments.grid)
         if self.centred:
@@ -114,7 +115,8 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         """Whiten feature maps.
 
         Args:
-            maps: (B, D, H, W). A map of another size than in training takes the nearest cell's mean and covariance.
+            maps: (B, D, H, W). In a map of another size than in training, each cell uses the mean and covariance of the
+                nearest cell.
 
         Returns:
             (B, E, H, W) in float32.
@@ -131,7 +133,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             if self.centred:
                 projected = projected - nearest_cells(self.mean, height, width).flatten(0, 2).mT
             matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
-            # The matrices are symmetric. OpenVINO reads them faster from the left, where it does not pack them as
+            # The matrices are symmetric. OpenVINO is faster with them on the left, where it does not pack them as
             # weights.
             return (matrices @ projected.permute(2, 1, 0)).permute(2, 1, 0).unflatten(2, (height, width))
 
@@ -150,15 +152,15 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 
 
 def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
-    """What the nearest cell has, for a map of another size.
+    """Resample a grid to another size, with the value of the nearest cell.
 
     Args:
         grid: (H, W, ...).
-        height: Rows of the map.
-        width: Columns of the map.
+        height: Number of rows of the result.
+        width: Number of columns of the result.
 
     Returns:
-        (height, width, ...); ``grid`` itself where it is of this size.
+        (height, width, ...); ``grid`` itself if it has this size.
     """
     if grid.shape[:2] == (height, width):
         return grid
@@ -174,8 +176,8 @@ _THREADS = Lock()
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep LAPACK on one thread: on many small matrices several spend their time waiting for one another."""
-    # The number is the process's: two that train at once would restore one another's.
+    """Run LAPACK on one thread: on many small matrices, several threads mostly wait for each other."""
+    # The number of threads is a setting of the process: two trainings at once would restore each other's value.
     with _THREADS:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -196,7 +198,7 @@ class _Moments:
         self.outer = (shift.mT @ shift).zero_()
 
     def add(self, cells: Tensor) -> None:
-        """Count in the cells (H·W, B, E) of B images."""
+        """Add the cells (H·W, B, E) of B images."""
         deviations = cells - self.shift
         self.total += deviations.sum(1, keepdim=True)
         self.outer.baddbmm_(deviations.mT, deviations)

@@ -1,4 +1,4 @@
-"""Metrics of anomaly maps against defects of which each counts alike."""
+"""Metrics of anomaly maps in which all defects have equal weight."""
 
 from .au_spro import AUSPRO, PROCurve
 

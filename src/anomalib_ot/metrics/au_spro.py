@@ -1,14 +1,14 @@
-"""Saturated per-region overlap, in memory that does not grow with the number of images.
+"""Saturated per-region overlap, with constant memory for any number of images.
 
 The saturated per-region overlap (Bergmann et al., 2022, https://doi.org/10.1007/s11263-022-01578-9) of a prediction P
 with a defect A that saturates at an area s is sPRO = ``min(|A ∩ P| / s, 1)``. With s the area of A it is the per-region
-overlap, PRO (Bergmann et al., 2021, https://doi.org/10.1007/s11263-020-01400-4). P holds the pixels that score at least
-a threshold. As the threshold falls, the mean over all defects rises, and so does the false-positive rate, the share of
-defect-free pixels in P.
+overlap, PRO (Bergmann et al., 2021, https://doi.org/10.1007/s11263-020-01400-4). P contains the pixels that score at
+least a threshold. As the threshold falls, the mean over all defects rises, and so does the false-positive rate, the
+share of defect-free pixels in P.
 
-Every pixel thus adds to one of the two at its own score: a defect-free pixel to the rate; of a defect, each of the s
-pixels that score highest 1 / s to the overlap, and the others nothing. Histograms of both over the scores are all that
-the curve needs.
+Each pixel therefore contributes at its own score. A defect-free pixel adds to the rate. In a defect, each of the s
+pixels with the highest scores adds 1 / s to the overlap, and the other pixels add nothing. The curve needs only the
+histograms of both contributions over the scores.
 """
 
 import warnings
@@ -25,26 +25,26 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchmetrics import Metric
 
-from anomalib_ot.data.loco import image_defects
+from anomalib_ot.data.defects import image_defects
 
-# A bin is what the sign, the exponent and the first mantissa bits of a float32 have in common.
+# A bin contains the float32 numbers with the same sign, exponent and first mantissa bits.
 _BITS = 20
 _DROPPED_BITS = 32 - _BITS
 _MAGNITUDE = 2**31 - 1
-# The full overlap with one defect. Whole numbers add up to the same in any order, on any device, in any process.
+# The full overlap with one defect. Sums of integers do not depend on the order, the device or the process.
 _UNIT = 2**36
 
 
 class _OverlapHistograms(Metric):
     """Histograms of defect-free pixels and of overlaps over the scores, for one or several kinds of anomalies.
 
-    Scores are rounded towards zero to 12 significant bits, at most 1 part in 2048: the bins are those of the first 20
-    bits of a float32. A kind takes 16 MiB and the normal images 8 MiB, and the same again for the zeros to reset to.
+    A bin is the first 20 bits of a float32: scores are rounded towards zero to 12 significant bits, by at most 1 part
+    in 2048. Each kind takes 16 MiB and the normal images take 8 MiB. The zeros for ``reset`` take the same again.
 
     Args:
         kinds: Number of kinds.
         fpr_limit: Largest false-positive rate of interest, above 0 and at most 1.
-        **kwargs: Of torchmetrics' ``Metric``.
+        **kwargs: Arguments of torchmetrics' ``Metric``.
 
     Raises:
         ValueError: If the limit is out of range.
@@ -61,20 +61,20 @@ class _OverlapHistograms(Metric):
             msg = f"fpr_limit must be above 0 and at most 1, not {fpr_limit}"
             raise ValueError(msg)
         self.fpr_limit = fpr_limit
-        # Pixels (kinds + 1, bins) of the images of each kind and, in the last row, of the normal ones.
+        # Pixels (kinds + 1, bins) of the images of each kind; the last row is for the normal images.
         self.add_state("defect_free", torch.zeros(kinds + 1, 2**_BITS, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("overlap", torch.zeros(kinds, 2**_BITS, dtype=torch.int64), dist_reduce_fx="sum")
 
-    # Else states that the test loop reset, in inference mode, could not be updated outside it.
+    # The test loop resets states in inference mode, and these can be updated in inference mode only.
     @torch.inference_mode()
     def _count(self, scores: Tensor, defects: Sequence[Tensor], saturation: Sequence[float], kind: int) -> None:
-        """Count in an image.
+        """Add an image.
 
         Args:
             scores: Floating-point tensor (H, W), or of any other shape.
-            defects: Indices of each defect's pixels into the flattened scores; none in a normal image.
-            saturation: Area in pixels at which each defect saturates, at most its own.
-            kind: The kind of the image, or -1 if it is normal.
+            defects: Indices of each defect's pixels into the flattened scores; empty for a normal image.
+            saturation: Area in pixels at which each defect saturates, at most its own area.
+            kind: Index of the image's kind, or -1 for a normal image.
 
         Raises:
             ValueError: If a score is not finite.
@@ -102,13 +102,13 @@ class _OverlapHistograms(Metric):
         return rate / rate[-1], overlap / overlap[-1]
 
     def _area(self, kind: int) -> Tensor:
-        """Scalar in float32: the area under the curve of a kind up to the limit, divided by it; NaN without a curve."""
+        """Area under the curve of a kind up to the limit, divided by it: a float32 scalar; NaN without a curve."""
         curve = self._curve(kind)
         area = torch.nan if curve is None else _mean_overlap(*curve, self.fpr_limit)
         return torch.as_tensor(area, dtype=torch.float32, device=self.overlap.device)
 
     def _all_processes(self) -> AbstractContextManager[None]:
-        """Sums of the states over all processes, as within ``compute``."""
+        """Context in which the states are summed over all processes, as in ``compute``."""
         return self.sync_context(self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync)
 
 
@@ -130,15 +130,16 @@ class _AUSPRO(_OverlapHistograms):
         self.kinds = tuple(kinds)
 
     def update(self, anomaly_map: Tensor, image_path: Sequence[str]) -> None:
-        """Count in a batch.
+        """Add a batch.
 
         Args:
-            anomaly_map: Floating-point tensor (B, H, W), higher where more anomalous.
-            image_path: The B files of the images.
+            anomaly_map: Floating-point tensor (B, H, W); higher scores are more anomalous.
+            image_path: Paths of the B image files.
 
         Raises:
             FileNotFoundError: If a mask or the category's ``defects_config.json`` is missing.
-            ValueError: If a score is not finite, an image is in the folder of no kind, or a mask is invalid.
+            ValueError: If a score is not finite, the folder of an image is neither ``good`` nor a kind, or a mask is
+                invalid.
         """
         for scores, path in zip(anomaly_map, image_path, strict=True):
             kind = -1 if Path(path).parent.name == "good" else self._index(Path(path).parent.name)
@@ -147,14 +148,14 @@ class _AUSPRO(_OverlapHistograms):
             self._count(_resize(scores, defects.masks.shape[-2:]), pixels, defects.saturation.tolist(), kind)
 
     def compute(self) -> Tensor:
-        """Mean over the kinds that have defects, a scalar; NaN with a warning if none has."""
+        """Mean over the kinds that have defects, a scalar; NaN and a warning if no kind has any."""
         mean = torch.stack([self._area(kind) for kind in range(len(self.kinds))]).nanmean()
         if mean.isnan():
-            warnings.warn("there is no defect, or no pixel without one: AU-sPRO is not defined", stacklevel=2)
+            warnings.warn("there is no defect, or no defect-free pixel: AU-sPRO is undefined", stacklevel=2)
         return mean
 
     def per_kind(self) -> dict[str, Tensor]:
-        """Scalar by kind; NaN for a kind without defects."""
+        """AU-sPRO of each kind, a scalar; NaN for a kind without defects."""
         with self._all_processes():
             return {name: self._area(kind) for kind, name in enumerate(self.kinds)}
 
@@ -165,46 +166,48 @@ class _AUSPRO(_OverlapHistograms):
             kind: One of ``kinds``.
 
         Returns:
-            False-positive rates and the mean sPRO at each, (points,) in float64, both from 0 to 1 and not falling.
+            False-positive rates and the mean sPRO at each rate, (points,) in float64. Both are from 0 to 1 and do not
+            decrease.
 
         Raises:
-            ValueError: If there is no such kind, or it has no defect.
+            ValueError: If the kind is unknown or has no defect.
         """
         index = self._index(kind)
         with self._all_processes():
             curve = self._curve(index)
         if curve is None:
-            msg = f"there is no curve of {kind}: update with its defects, and images with defect-free pixels"
+            msg = f"there is no curve of {kind}: call update with its defects, and with defect-free pixels"
             raise ValueError(msg)
         return curve
 
     def _index(self, kind: str) -> int:
         if kind not in self.kinds:
-            msg = f"{kind!r} is neither 'good' nor among the kinds {list(self.kinds)}"
+            msg = f"{kind!r} is neither 'good' nor one of the kinds {list(self.kinds)}"
             raise ValueError(msg)
         return self.kinds.index(kind)
 
 
 class AUSPRO(AnomalibMetric, _AUSPRO):  # type: ignore[misc]
-    """Area under the saturated per-region overlap over the false-positive rate, the measure of MVTec LOCO AD.
+    """Area under the saturated per-region overlap over the false-positive rate, the metric of MVTec LOCO AD.
 
-    The area up to ``fpr_limit``, divided by it, for each kind of anomalies and their mean. As in MVTec's evaluation,
-    each mask file is one defect, however many parts it has; the false-positive rate of a kind is that over the normal
-    images and those of the kind; and anomaly maps are resized (bilinear) to the size of the image files.
+    The metric is the area up to ``fpr_limit``, divided by ``fpr_limit``: the mean over the kinds of anomalies. As in
+    MVTec's evaluation, each mask file is one defect, even if it has several connected components. The false-positive
+    rate of a kind is computed over the normal images and the images of this kind. Anomaly maps are resized (bilinear)
+    to the size of the image files.
 
-    Masks are found by the images' paths, as anomalib drops ``mask_path`` from a batch that starts with a normal image,
-    and ``gt_mask`` holds the union of the defects, in the size that the pre-processor makes.
+    Masks are located by the paths of the images. anomalib drops ``mask_path`` from a batch that starts with a normal
+    image, and ``gt_mask`` is the union of the defects, at the size after pre-processing.
 
-    Whatever the number of images, two kinds take 80 MiB. Scores are rounded to 12 significant bits for it. So those
-    within 1 part in 2048 of one another may count as equal, and no large constant should be added to all of them.
+    Two kinds take 80 MiB for any number of images, because scores are rounded to 12 significant bits. Scores within
+    1 part in 2048 of each other may therefore count as equal. Do not add a large constant to all scores.
 
     Args:
         fields: Fields of the batch to read, ``("anomaly_map", "image_path")`` by default.
-        prefix: Put before the metric's name.
-        strict: Whether a batch without these fields is an error.
+        prefix: Prefix of the metric's name.
+        strict: Whether a batch without these fields raises an error.
         fpr_limit: Largest false-positive rate, above 0 and at most 1.
         kinds: Folders of anomalous images in the category, as in :mod:`anomalib_ot.data.loco`.
-        **kwargs: Of torchmetrics' ``Metric``.
+        **kwargs: Arguments of torchmetrics' ``Metric``.
 
     Raises:
         ValueError: If the limit is out of range, or kinds are missing or repeated.
@@ -220,14 +223,14 @@ class AUSPRO(AnomalibMetric, _AUSPRO):  # type: ignore[misc]
 class PROCurve(_OverlapHistograms):
     """Per-region overlap over the false-positive rate.
 
-    The regions are the connected components of the masks, as for anomalib's ``AUPRO``, which keeps all maps and leaves
-    out a defect that covers its whole image. Here the scores are rounded to 12 significant bits and 48 MiB hold any
-    number of images.
+    The regions are the connected components of the masks, as in anomalib's ``AUPRO``. ``AUPRO`` stores all maps and
+    ignores a defect that covers its whole image. This class takes 48 MiB for any number of images, because it rounds
+    scores to 12 significant bits.
 
     Args:
         fpr_limit: Largest false-positive rate, above 0 and at most 1.
         points: Number of rates from 0 to the limit, at least 2.
-        **kwargs: Of torchmetrics' ``Metric``.
+        **kwargs: Arguments of torchmetrics' ``Metric``.
 
     Raises:
         ValueError: If the limit or the number of points is out of range.
@@ -252,59 +255,60 @@ class PROCurve(_OverlapHistograms):
         self.points = points
 
     def update(self, anomaly_map: Tensor, gt_mask: Tensor) -> None:
-        """Count in a batch.
+        """Add a batch.
 
         Args:
-            anomaly_map: Floating-point tensor (B, H, W), higher where more anomalous.
-            gt_mask: (B, H, W), not zero on defects.
+            anomaly_map: Floating-point tensor (B, H, W); higher scores are more anomalous.
+            gt_mask: (B, H, W), nonzero on defects.
 
         Raises:
             ValueError: If the shapes differ or a score is not finite.
         """
         if anomaly_map.shape != gt_mask.shape:
-            msg = f"maps {tuple(anomaly_map.shape)} and masks {tuple(gt_mask.shape)} must be of one shape"
+            msg = f"maps {tuple(anomaly_map.shape)} and masks {tuple(gt_mask.shape)} must have the same shape"
             raise ValueError(msg)
         for scores, mask in zip(anomaly_map, gt_mask, strict=True):
-            # Not anomalib's components, which lack one that covers the whole image.
+            # anomalib's connected components omit a component that covers the whole image.
             labels = torch.from_numpy(label((mask != 0).cpu().numpy(), connectivity=2))
             regions = [pixels.to(scores.device) for pixels in _regions(labels)]
             self._count(scores, regions, [len(pixels) for pixels in regions], 0)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """False-positive rates and the mean overlap at each, (points,) in float32; NaN if there is no defect."""
+        """False-positive rates and the mean overlap at each rate, (points,) in float32; NaN without a defect."""
         curve = self._curve(0)
         rates = torch.linspace(0, self.fpr_limit, self.points, dtype=torch.float64, device=self.overlap.device)
         overlap = torch.full_like(rates, torch.nan) if curve is None else _at(*curve, rates)
         return rates.float(), overlap.float()
 
     def area(self) -> Tensor:
-        """Area under the whole curve, not only its points, up to the limit and divided by it; NaN without a defect."""
+        """Area under the exact curve up to the limit, divided by the limit; NaN without a defect."""
         with self._all_processes():
             return self._area(0)
 
 
 def _bins(scores: Tensor) -> Tensor:
-    """Bin int64 of each score, higher for a higher score.
+    """Bin of each score, int64, in the order of the scores.
 
-    Bits of non-negative floats, read as integers, are in the floats' order, those of negative ones in the reverse.
+    The bits of non-negative floats, read as integers, have the order of the floats; those of negative floats have the
+    reverse order.
     """
     if not scores.isfinite().all():
-        msg = "the scores must be finite: an anomaly map holds NaN or infinity"
+        msg = "the scores must be finite: an anomaly map contains NaN or infinity"
         raise ValueError(msg)
-    # Adding 0 makes -0 a 0.
+    # Adding 0 turns -0 into 0.
     bits = (scores.float() + 0.0).view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ _MAGNITUDE, bits)
     return (ordered >> _DROPPED_BITS).long() + (1 << (_BITS - 1))
 
 
 def _shares(area: float, count: int) -> Tensor:
-    """What each of the first ``count`` pixels of a defect adds to its overlap, as a whole number of units."""
+    """Contribution of each of the first ``count`` pixels of a defect to its overlap, in units of 1 / ``_UNIT``."""
     overlap = torch.arange(count + 1, dtype=torch.float64).clamp(max=area) / area
     return (_UNIT * overlap).round().long().diff()
 
 
 def _regions(labels: Tensor) -> Sequence[Tensor]:
-    """Indices of the pixels of each region into the flattened labels, in which 0 is none."""
+    """Indices of each region's pixels into the flattened labels; label 0 is the background."""
     pixels = labels.flatten().nonzero()[:, 0]
     names, order = labels.flatten()[pixels].sort(stable=True)
     regions: Sequence[Tensor] = pixels[order].split(names.unique_consecutive(return_counts=True)[1].tolist())
@@ -312,23 +316,23 @@ def _regions(labels: Tensor) -> Sequence[Tensor]:
 
 
 def _resize(scores: Tensor, size: torch.Size) -> Tensor:
-    """Map (H, W) at a size in pixels."""
+    """Resize a map (H, W) to a size in pixels."""
     if scores.shape == size:
         return scores
     return interpolate(scores[None, None].float(), tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _at(rate: Tensor, overlap: Tensor, points: Tensor) -> Tensor:
-    """Overlap at some rates from 0 to 1, by linear interpolation; where it jumps, its upper value."""
+    """Overlap at given rates from 0 to 1, by linear interpolation; the upper value where it jumps."""
     right = torch.searchsorted(rate, points, right=True).clamp(max=len(rate) - 1)
     left = right - 1
-    # At the end of the curve nothing may be left to interpolate over.
+    # At the end of the curve, the interval may be empty.
     weight = ((points - rate[left]) / (rate[right] - rate[left])).nan_to_num(1.0)
     return overlap[left].lerp(overlap[right], weight)
 
 
 def _mean_overlap(rate: Tensor, overlap: Tensor, limit: float) -> Tensor:
-    """Mean overlap over the rates from 0 to a limit, by the trapezoidal rule."""
+    """Mean overlap over the rates from 0 to ``limit``, by the trapezoidal rule."""
     end = rate.new_tensor([limit])
     inside = int(torch.searchsorted(rate, end, right=True))
     overlap = torch.cat([overlap[:inside], _at(rate, overlap, end)])

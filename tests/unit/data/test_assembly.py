@@ -111,7 +111,7 @@ def test_logical_defect_changes_only_the_places_of_its_masks(tray, defect, index
 
 
 def test_unknown_defect(tray):
-    with pytest.raises(ValueError, match=r"there is no defect 'rust', only swapped_part, .*chip"):
+    with pytest.raises(ValueError, match=r"unknown defect 'rust'; choose from swapped_part, .*chip"):
         tray.picture((0, 0), "rust")
 
 
@@ -150,14 +150,14 @@ def test_pictures_are_reused(root, monkeypatch):
 
 def test_pictures_of_other_settings_are_refused(root):
     before = contents(root)
-    with pytest.raises(FileExistsError, match=r'tray was made with .*"seed": 0.*, not .*"seed": 5.*: remove it'):
+    with pytest.raises(FileExistsError, match=r'tray was written with .*"seed": 0.*, not .*"seed": 5.*: remove it'):
         Assembly(root, **SMALL, seed=5).prepare_data()
     assert contents(root) == before
 
 
 def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / "tray").mkdir()
-    with pytest.raises(FileExistsError, match="tray was made with something else, not"):
+    with pytest.raises(FileExistsError, match="tray was not written by Assembly: remove it"):
         Assembly(tmp_path, **SMALL).prepare_data()
 
 

@@ -35,7 +35,7 @@ def test_without_held_out_pictures_it_validates_on_what_it_trains_on(tmp_path, c
 
 
 def test_more_held_out_than_there_are(tmp_path):
-    with pytest.raises(ValueError, match="held_out must be below the number of pictures, 2, not 2"):
+    with pytest.raises(ValueError, match="held_out must be below the number of images, 2, not 2"):
         ready(tmp_path, 2, held_out=2)
     with pytest.raises(ValueError, match="held_out must be at least 0"):
         GoodPictures(tmp_path, "good", held_out=-1)

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import Resize
 
 from anomalib_ot.data import LOCODataset, MVTecLOCOAD, image_defects, read_defects
-from anomalib_ot.data.loco import read_defect_masks
+from anomalib_ot.data.defects import read_defect_masks
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "tray"
 
@@ -115,7 +115,7 @@ def test_masks_of_another_size(category):
     with pytest.raises(ValueError, match=r"the masks in .*007 differ in size"):
         LOCODataset(category, "test")[1]
     (folder / "001.png").unlink()
-    with pytest.raises(ValueError, match=r"the masks in .*007 are not of the size of .*007.png"):
+    with pytest.raises(ValueError, match=r"the masks in .*007 and the image .*007.png differ in size"):
         LOCODataset(category, "test")[1]
 
 
@@ -167,7 +167,7 @@ def test_configuration_is_read_again_when_it_changes(category):
 
 def test_missing_configuration(category):
     dataset = LOCODataset(category, "test")
-    with pytest.raises(FileNotFoundError, match=r"there is no .*bottle/defects_config.json, which says at what area"):
+    with pytest.raises(FileNotFoundError, match=r"bottle/defects_config.json is missing: it gives the area"):
         dataset.defects(1)
 
 
@@ -187,7 +187,7 @@ def test_missing_configuration(category):
 def test_invalid_configuration(category, entries):
     configure(category, *entries)
     with pytest.raises(
-        ValueError, match=r"bottle/defects_config.json must list defects by a pixel_value from 1 to 255"
+        ValueError, match=r"bottle/defects_config.json must list defects, each with its own pixel_value from 1 to 255"
     ):
         LOCODataset(category, "test").defects(1)
 
@@ -208,7 +208,7 @@ def test_a_mask_holds_one_known_pixel_value(category, levels, found):
     folder = category / "ground_truth" / "logical_anomalies" / "007"
     (folder / "001.png").unlink()
     save(folder / "000.png", np.array(levels))
-    expected = rf"007/000.png must hold one of the pixel values \[251, 252\] of .*config.json beside 0, not {found}"
+    expected = rf"007/000.png must contain exactly one .* besides 0, from \[251, 252\] of .*config.json, not {found}"
     with pytest.raises(ValueError, match=expected):
         read_defects(folder)
 

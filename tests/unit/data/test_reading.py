@@ -120,10 +120,10 @@ def test_floating_point_numbers_from_0_to_1_need_no_range(kind, tmp_path):
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        (np.array([[-3, 0.5, 255]], np.float32), r"holds numbers from -3 to 255"),
-        (np.array([[np.nan, 0.5]], np.float32), r"holds numbers from nan"),
-        (np.array([[0, 70000]], np.int32), r"holds 32-bit integers"),
-        (np.array([[-500, 500]], np.int16), r"holds 32-bit integers"),
+        (np.array([[-3, 0.5, 255]], np.float32), r"contains numbers from -3 to 255"),
+        (np.array([[np.nan, 0.5]], np.float32), r"contains numbers from nan"),
+        (np.array([[0, 70000]], np.int32), r"contains 32-bit integers"),
+        (np.array([[-500, 500]], np.int16), r"contains 32-bit integers"),
     ],
 )
 def test_numbers_that_do_not_say_what_is_white_are_refused_by_name(values, why, tmp_path):
@@ -192,7 +192,7 @@ def test_so_are_colours_of_sixteen_bits(kind, is_turned, tmp_path):
 @pytest.mark.parametrize("value_range", [(0, 0), (4095, 0), (0, float("inf")), (float("nan"), 1)])
 def test_a_range_that_is_none_is_refused(value_range, tmp_path):
     Image.fromarray(VALUES).save(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match=r"value_range must be two finite numbers, the lower first, not"):
+    with pytest.raises(ValueError, match=r"value_range must be two finite numbers, the lower one first, not"):
         read_picture(tmp_path / "grey.png", value_range)
 
 

@@ -15,13 +15,9 @@ from skimage import data
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 
 from anomalib_ot import Foct, Pradot, WtFlow
-from anomalib_ot.features.backbones import (
-    BackboneError,
-    _check_hub,
-    create_extractor,
-    normalization,
-    resize_and_normalize,
-)
+from anomalib_ot.features.backbone_sources import BackboneError, check_hub
+from anomalib_ot.features.backbones import create_extractor
+from anomalib_ot.features.preprocessing import normalization, resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
 LAYERS = ["blocks.2", "blocks.4"]
@@ -218,7 +214,7 @@ class TestCreateExtractor:
     def test_local_folder_whose_configuration_is_of_no_network(self, cache_dir, change):
         path = cache_dir / "tf_efficientnet_lite0" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-        with pytest.raises(ValueError, match=rf"timm cannot make a network of .*{path.parent.name}.*config\.json"):
+        with pytest.raises(ValueError, match=rf"timm cannot create a network from .*{path.parent.name}.*config\.json"):
             create_extractor(f"local-dir:{path.parent}", LAYERS, pre_trained=False)
 
     def test_local_folder_with_the_name_of_a_vision_transformer(self, backbone, cache_dir):
@@ -243,7 +239,7 @@ class TestCreateExtractor:
         "use", [lambda backbone: create_extractor(backbone, LAYERS), normalization, Foct, Pradot, WtFlow]
     )
     def test_a_network_itself_is_refused_by_name(self, use):
-        with pytest.raises(TypeError, match=r"not ResNet; .*save_for_hf, and give local-dir:PATH"):
+        with pytest.raises(TypeError, match=r"not ResNet; .*save_for_hf, and set backbone to local-dir:PATH"):
             use(timm.create_model("test_resnet"))
 
     @pytest.mark.usefixtures("no_hub")
@@ -261,7 +257,7 @@ class TestCreateExtractor:
     @pytest.mark.usefixtures("no_hub")
     def test_fetched_weights_need_no_hub(self, tmp_path):
         (tmp_path / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots").mkdir(parents=True)
-        _check_hub("timm/resnet18.a1_in1k@main")
+        check_hub("timm/resnet18.a1_in1k@main")
 
     def test_network_without_pre_trained_weights(self):
         with pytest.raises(BackboneError, match="no pre-trained weights for 'efficientnet_cc_b0_4e'"):

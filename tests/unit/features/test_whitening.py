@@ -88,7 +88,7 @@ def test_state_dict_round_trip(maps, centred):
 def test_use_before_fitting_is_refused(maps):
     with pytest.raises(RuntimeError, match="cannot be whitened yet"):
         LocalWhitening()(maps)
-    with pytest.raises(RuntimeError, match="no features to whiten by"):
+    with pytest.raises(RuntimeError, match="no features to estimate the whitening from"):
         LocalWhitening().compute()
 
 

@@ -221,6 +221,8 @@ def test_batches_and_order_change_nothing(maps, paths):
 
 
 def share(rank, folder, maps, paths):
+    # The threads of this process do not exist in a forked one.
+    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     # Unequal shares, and only the second process sees structural anomalies.
     part = [slice(0, 5), slice(5, None)][rank]
@@ -233,7 +235,8 @@ def share(rank, folder, maps, paths):
 
 
 def test_two_processes_find_what_one_finds(tmp_path, maps, paths):
-    multiprocessing.spawn(share, (tmp_path, maps, paths), nprocs=2)
+    # Spawned processes would import anomalib again.
+    multiprocessing.start_processes(share, (tmp_path, maps, paths), nprocs=2, start_method="fork")
     alone = updated(maps, paths)
     for rank in range(2):
         logical, per_kind, mean, structural = torch.load(tmp_path / f"{rank}.pt")
@@ -323,13 +326,13 @@ def test_mean_is_over_the_kinds_with_defects(maps, paths):
     assert areas[STRUCTURAL].isnan()
     assert metric.compute() == areas[LOGICAL] == updated(maps, paths).per_kind()[LOGICAL]
     assert metric.compute() == updated(maps[:7], paths[:7], kinds=[LOGICAL]).compute()
-    with pytest.raises(ValueError, match="there is no curve of structural_anomalies: update with its defects"):
+    with pytest.raises(ValueError, match="there is no curve of structural_anomalies: call update with its defects"):
         metric.curve(STRUCTURAL)
 
 
 def test_without_defects_it_is_not_a_number(maps, paths):
     metric = updated(maps[:3], paths[:3])
-    with pytest.warns(UserWarning, match="there is no defect, or no pixel without one: AU-sPRO is not defined"):
+    with pytest.warns(UserWarning, match="there is no defect, or no defect-free pixel: AU-sPRO is undefined"):
         assert metric.compute().isnan()
     curve = PROCurve()
     curve.update(torch.rand(1, 4, 4), torch.zeros(1, 4, 4))
@@ -367,7 +370,7 @@ def test_bins_are_ordered():
 @pytest.mark.parametrize("score", [torch.nan, torch.inf, -torch.inf])
 def test_scores_must_be_finite(maps, paths, score):
     maps[5, 2, 3] = score
-    with pytest.raises(ValueError, match="the scores must be finite: an anomaly map holds NaN or infinity"):
+    with pytest.raises(ValueError, match="the scores must be finite: an anomaly map contains NaN or infinity"):
         updated(maps, paths)
 
 
@@ -378,7 +381,7 @@ def test_each_map_needs_its_file(maps, paths):
 
 
 def test_unknown_kind(maps, paths):
-    with pytest.raises(ValueError, match=r"'structural_anomalies' is neither 'good' nor among the kinds \['logical"):
+    with pytest.raises(ValueError, match=r"'structural_anomalies' is neither 'good' nor one of the kinds \['logical"):
         updated(maps, paths, kinds=[LOGICAL])
     with pytest.raises(ValueError, match="'scratch' is neither"):
         updated(maps, paths).curve("scratch")
@@ -393,5 +396,5 @@ def test_invalid_settings():
             AUSPRO(kinds=kinds)
     with pytest.raises(ValueError, match="points must be at least 2, not 1"):
         PROCurve(points=1)
-    with pytest.raises(ValueError, match=r"maps \(1, 4, 4\) and masks \(1, 4, 5\) must be of one shape"):
+    with pytest.raises(ValueError, match=r"maps \(1, 4, 4\) and masks \(1, 4, 5\) must have the same shape"):
         PROCurve().update(torch.rand(1, 4, 4), torch.zeros(1, 4, 5))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
-from anomalib_ot.data.loco import Defects
+from anomalib_ot.data.defects import Defects
 from anomalib_ot.metrics import AUSPRO, PROCurve
 
 KINDS = ("logical_anomalies", "structural_anomalies")
@@ -118,7 +118,7 @@ def test_areas_and_curves_are_those_of_the_definition(pictures, limit):
             warnings.simplefilter("error")
             assert float(metric.compute()) == pytest.approx(sum(areas) / len(areas), abs=1e-6)
     else:
-        with pytest.warns(UserWarning, match="AU-sPRO is not defined"):
+        with pytest.warns(UserWarning, match="AU-sPRO is undefined"):
             assert metric.compute().isnan()
 
 

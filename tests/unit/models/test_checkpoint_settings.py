@@ -19,7 +19,7 @@ from timm.models import save_for_hf
 from torchvision.transforms.v2 import Compose, Normalize, RandomInvert, Resize
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
-from anomalib_ot.features.backbones import BackboneError
+from anomalib_ot.features.backbone_sources import BackboneError
 
 COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 SIZE = (64, 64)

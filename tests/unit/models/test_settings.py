@@ -124,7 +124,7 @@ def test_a_number_that_single_precision_does_not_know_is_refused(kind, name, val
         make(kind, **{name: value})
 
 
-TOO_SMOOTH = r"smoothing must be below 15.875 pixels for pictures of 64 x 64, not 100"
+TOO_SMOOTH = r"smoothing must be below 15.875 pixels for images of 64 x 64, not 100"
 SMALL = {"image_size": (64, 64), "smoothing": 100.0, "visualizer": False}
 
 
@@ -140,5 +140,5 @@ def test_a_smoothing_that_is_too_wide_for_a_smaller_picture_is_refused():
     generator = AnomalyMapGenerator(15.8)
     scores = [torch.rand(1, 1, 8, 8)]
     assert generator(scores, (64, 64)).isfinite().all()
-    with pytest.raises(ValueError, match=r"smoothing must be below 7.875 pixels for pictures of 64 x 32, not 15.8"):
+    with pytest.raises(ValueError, match=r"smoothing must be below 7.875 pixels for images of 64 x 32, not 15.8"):
         generator(scores, (64, 32))

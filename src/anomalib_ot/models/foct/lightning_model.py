@@ -23,7 +23,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbones import backbone_name, denormalize, resize_and_normalize
+from anomalib_ot.features.backbones import backbone_name
+from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
 from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.host.feature_cache import check_finite
 from anomalib_ot.host.finishing import validate_now

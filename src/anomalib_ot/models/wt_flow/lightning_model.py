@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
+from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction
+from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.host.feature_cache import FeatureBatch, user_seed

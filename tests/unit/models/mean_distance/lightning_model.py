@@ -5,7 +5,8 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from torch import cat, zeros
 
 from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbones import backbone_name, resize_and_normalize
+from anomalib_ot.features.backbones import backbone_name
+from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
