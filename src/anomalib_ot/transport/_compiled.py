@@ -20,8 +20,7 @@ from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._exponents import LEVELS
-from ._kernels import TINY
+from ._precision import LEVELS, TINY
 
 logger = logging.getLogger(__name__)
 

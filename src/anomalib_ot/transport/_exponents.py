@@ -14,8 +14,6 @@ from ._workspace import Workspace
 # Rows of a kept matrix that are taken at once: enough for torch's threads, which go on spinning for a while after each
 # of its operations, not to matter.
 _ROWS = 4096
-# Largest of the whole numbers that a rounded matrix is made of, and their negative the least.
-LEVELS = 32767
 
 
 class Rounding(NamedTuple):

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ._exponents import Exponents
+from ._precision import TINY
 from ._workspace import Workspace
 from .costs import Cost
 
-# Below this a float32 sum counts as underflowed.
-TINY = 1e-30
 # A dense entry below exp(_NEGLIGIBLE) cannot be told from zero next to the largest of its row, which is one.
 _NEGLIGIBLE = -60.0
 _SPARSE_ENTRIES = 2**20

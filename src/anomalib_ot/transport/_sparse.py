@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._compiled import FAST, FINITE, LANES, Floats, Integers, Numbers, compiled, over_rows, run
 from ._exponents import Exponents
-from ._kernels import TINY
+from ._precision import TINY
 from ._workspace import Workspace
 from .costs import row_blocks
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ._arguments import require_floats, require_vectors
-from ._exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from ._exponents import Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from ._precision import LEVELS
 from ._processes import Processes
 from ._workspace import Workspace
 

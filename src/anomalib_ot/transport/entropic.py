@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ._arguments import require_floats, require_tensors
-from ._kernels import TINY, DenseKernel, Kernel, make_kernel
+from ._kernels import DenseKernel, Kernel, make_kernel
+from ._precision import TINY
 from ._processes import Processes
 from ._workspace import Workspace
 from .costs import Cost, DenseCost
