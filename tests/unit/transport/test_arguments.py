@@ -54,7 +54,10 @@ def call(request):
 def test_an_array_is_refused_as_no_tensor(call):
     name, function, right = call
     function(right)
-    with pytest.raises(TypeError, match=rf"^{name} must be a tensor, not numpy\.ndarray; torch\.as_tensor makes one"):
+    with pytest.raises(
+        TypeError,
+        match=rf"^{name} must be a tensor, not numpy\.ndarray; convert an array or a list with torch\.as_tensor",
+    ):
         function(right.numpy())
     with pytest.raises(TypeError, match=rf"^{name} must be a tensor, not list"):
         function(right.tolist())

@@ -159,7 +159,7 @@ def test_rounded_similarities_do_not_serve_where_epsilon_is_small(problem):
 
 
 def test_memory_below_one_block_is_refused(problem):
-    with pytest.raises(ValueError, match="100 bytes of memory for transport do not hold one block of 4"):
+    with pytest.raises(ValueError, match="memory for transport is 100 bytes, but one block needs 4"):
         solve(problem, 100)
     with pytest.raises(ValueError, match="must be positive, not 0 bytes"):
         Workspace(0)
