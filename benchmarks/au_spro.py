@@ -1,9 +1,9 @@
-"""PRO and AU-sPRO from histograms against implementations that keep all maps, in one run: time, memory, values.
+"""PRO and AU-sPRO from histograms compared with implementations that store all maps: time, memory and values.
 
-Run as ``python -m benchmarks.au_spro``, with ``--root DATA`` for a category in the layout of MVTec LOCO AD besides the
-made-up maps. The references are anomalib's ``AUPRO``, for ``PROCurve`` with the same regions, and a plain exact sPRO
-that sorts all scores, for ``AUSPRO``. Each runs in a process of its own. The time is that of the metric alone; making
-and reading maps is not in it, reading masks for sPRO is. The memory is what the metric adds to the process at its peak.
+Run as ``python -m benchmarks.au_spro``, with ``--root DATA`` to add a category in the layout of MVTec LOCO AD to the
+synthetic maps. The references are anomalib's ``AUPRO`` for ``PROCurve``, with the same regions, and an exact sPRO that
+sorts all scores for ``AUSPRO``. Each runs in a separate process. The time is that of the metric only. It includes
+reading masks for sPRO, but not making or reading maps. The memory is what the metric adds to the process at its peak.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +32,12 @@ KINDS = ("logical_anomalies", "structural_anomalies")
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps that are made one at a time, each from its number and the seed alone.
+    """Maps that are made one at a time; each depends only on its index and the seed.
 
     Attributes:
-        count: Number of made-up maps.
-        size: Height and width of these.
-        category: Category whose test images get maps instead.
+        count: Number of synthetic maps.
+        size: Height and width of the synthetic maps.
+        category: Folder of a category whose test images get maps instead.
         seed: Seed of the maps.
     """
 
@@ -47,7 +47,7 @@ class Maps:
     seed: int
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Batches of one image; every second made-up map has two defects."""
+        """Batches of one image; every second synthetic map has two defects."""
         for number, (mask, path) in enumerate(self._masks() if self.category is None else self._images(self.category)):
             noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(self.seed + number))
             scores = interpolate(noise, mask.shape, mode="bicubic")[0] + mask * noise.std()
@@ -71,14 +71,14 @@ class Maps:
 
 
 class SortedSPRO:
-    """Exact sPRO: all scores are kept, and sorted at the end."""
+    """Exact sPRO, which stores all scores and sorts them at the end."""
 
     def __init__(self) -> None:
         self.scores: dict[str, list[Tensor]] = {kind: [] for kind in ("good", *KINDS)}
         self.overlaps: dict[str, list[Tensor]] = {kind: [] for kind in ("good", *KINDS)}
 
     def update(self, batch: ImageBatch) -> None:
-        """Keep the scores of an image, and what each pixel adds to the overlap: -1 on defect-free pixels."""
+        """Store the scores of an image and each pixel's contribution to the overlap, -1 for defect-free pixels."""
         path = Path(batch.image_path[0])
         defects, scores = image_defects(path), batch.anomaly_map[0].flatten()
         shares = torch.zeros(len(scores), dtype=torch.float64)
@@ -90,7 +90,7 @@ class SortedSPRO:
         self.overlaps[path.parent.name].append(shares)
 
     def compute(self) -> float:
-        """Mean area over the kinds."""
+        """Mean area over the kinds of anomalies."""
         return sum(self._area(kind) for kind in KINDS) / len(KINDS)
 
     def _area(self, kind: str) -> float:
@@ -101,7 +101,7 @@ class SortedSPRO:
         last = torch.cat([scores.diff() != 0, torch.ones(1, dtype=torch.bool)])
         curve = torch.stack([(shares < 0).double(), shares.clamp(min=0)]).cumsum(1)[:, last]
         rate, overlap = curve / curve[:, -1:]
-        # The curve starts at the origin; the part of a step beyond the limit is cut off.
+        # The curve starts at the origin, and the part of a step beyond the limit is cut off.
         rate, overlap = (torch.cat([torch.zeros(1, dtype=torch.float64), values]) for values in (rate, overlap))
         inside = int((rate <= LIMIT).sum())
         weight = (LIMIT - rate[inside - 1]) / (rate[inside] - rate[inside - 1])
@@ -117,7 +117,7 @@ class AreaOfPROCurve:
         self.curve = PROCurve(LIMIT)
 
     def update(self, batch: ImageBatch) -> None:
-        """Count in a batch."""
+        """Add a batch."""
         self.curve.update(batch.anomaly_map, batch.gt_mask)
 
     def compute(self) -> Tensor:
@@ -134,21 +134,21 @@ def main(
     threads: int = 2,
     seed: int = 0,
 ) -> None:
-    """Print a line for each implementation and its ratios to the reference's.
+    """Print a line for each implementation, and the ratios to the reference.
 
     Args:
-        maps: Numbers of made-up maps.
-        size: Height and width of these.
-        reference_maps: Largest number of maps for the references, which keep them all.
-        root: Folder of the categories; none for made-up maps only.
-        category: Category there, in the layout of MVTec LOCO AD.
-        threads: Threads of torch.
+        maps: Numbers of synthetic maps.
+        size: Height and width of the synthetic maps.
+        reference_maps: Largest number of maps for the references, which store all maps.
+        root: Folder of the categories; by default only synthetic maps are used.
+        category: Category in this folder, in the layout of MVTec LOCO AD.
+        threads: Number of threads for torch.
         seed: Seed of the maps.
     """
     packages = versions("anomalib-ot", "anomalib", "torch")
     print(f"{packages}, {threads} threads, seed {seed}, FPR up to {LIMIT}")
     for count in maps:
-        print(f"{count} made-up maps of {size[0]} x {size[1]}")
+        print(f"{count} synthetic maps of {size[0]} x {size[1]}")
         source = Maps(count, size, None, seed)
         compare([aupro, pro_curve] if count <= reference_maps else [pro_curve], source, threads)
     if root is not None:
@@ -162,27 +162,27 @@ Metric = AUPRO | AUSPRO | AreaOfPROCurve | SortedSPRO
 
 
 def aupro() -> Metric:
-    """Anomalib's metric."""
+    """The AUPRO of anomalib."""
     return AUPRO(fields=("anomaly_map", "gt_mask"), fpr_limit=LIMIT)
 
 
 def pro_curve() -> Metric:
-    """The PRO curve."""
+    """The area under our PRO curve."""
     return AreaOfPROCurve()
 
 
 def sorted_spro() -> Metric:
-    """The exact sPRO."""
+    """The exact AU-sPRO."""
     return SortedSPRO()
 
 
 def au_spro() -> Metric:
-    """AU-sPRO."""
+    """Our AU-sPRO."""
     return AUSPRO(fpr_limit=LIMIT)
 
 
 def compare(create: Sequence[Callable[[], Metric]], source: Maps, threads: int) -> None:
-    """Print area, time and memory of our implementation, after those of a reference if there is one."""
+    """Print area, time and memory of each metric, and the ratios of a reference to ours if there are two."""
     rows = []
     for function in create:
         with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
@@ -196,7 +196,7 @@ def compare(create: Sequence[Callable[[], Metric]], source: Maps, threads: int) 
 
 def measured(create: Callable[[], Metric], source: Maps) -> tuple[float, float, float]:
     """Area, time in seconds and added memory in GB of a metric."""
-    # What making a map takes is not the metric's.
+    # The memory for making a map does not count.
     next(iter(source))
     before = peak_memory()
     metric = create()

@@ -1,7 +1,8 @@
-"""What Pradot's compression costs and saves: prototypes, image AUROC and time in OpenVINO at several tolerances.
+"""Effect of Pradot's compression on prototypes, image AUROC and OpenVINO latency, at several tolerances.
 
-Run as ``python -m benchmarks.compression --root DATA``, with DATA as for ``configs/compare/real.yaml`` and nothing else
-on the machine. The model is fitted once to a category; copies of it are then compressed, calibrated, tested and timed.
+Run as ``python -m benchmarks.compression --root DATA`` on an otherwise idle machine, with DATA as for
+``configs/compare/real.yaml``. The model is fitted once per category. Copies are compressed, calibrated, tested and
+timed.
 """
 
 import warnings
@@ -27,7 +28,7 @@ from .latency import QUIETLY, backbone_file, compiled, fit, of_one, times_in_tur
 from .side_by_side import IMAGE_SIZE, LAYERS, models
 from .versions import versions
 
-# As in training.
+# The batch size of training.
 BATCH = 32
 
 
@@ -42,17 +43,17 @@ def main(
     """Print a line for each category and tolerance.
 
     Args:
-        root: Where the real categories lie.
-        categories: Which to run.
+        root: Folder of the real categories.
+        categories: Categories to run.
         tolerances: Values of ``compress_tolerance``.
-        per_cell: Prototypes a cell on the finer and on the coarser layer, before compression.
-        threads: Threads of torch and OpenVINO.
-        seed: Seed of everything random.
+        per_cell: Prototypes per cell on the finer and on the coarser layer, before compression.
+        threads: Number of threads for torch and OpenVINO.
+        seed: Random seed.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     packages = versions("anomalib-ot", "anomalib", "torch", "openvino")
-    print(f"{packages}, {threads} threads, {per_cell} prototypes a cell, seed {seed}")
+    print(f"{packages}, {threads} threads, {per_cell} prototypes per cell, seed {seed}")
     folder, backbone = Path(mkdtemp()), offline_backbone()
     alone = compiled(
         of_one(backbone_file(create_extractor(backbone, LAYERS), folder / "alone.onnx")), threads, **FLOAT32
@@ -78,7 +79,7 @@ def main(
 
 
 def uncompressed(build: Callable[[], AnomalibModule]) -> AnomalibModule:
-    """Pradot that keeps all prototypes."""
+    """Build a Pradot that is not compressed or calibrated during the fit."""
     pradot = build()
     pradot.compress = pradot.calibrate = False
     return pradot
@@ -95,7 +96,7 @@ def features_of(pradot: Pradot, items: Iterable) -> tuple[list[dict[str, Tensor]
 
 @torch.inference_mode()
 def detection(pradot: Pradot, features: list[dict[str, Tensor]], labels: Tensor) -> float:
-    """Image AUROC in percent, of features in place of images."""
+    """Image AUROC in percent, from features instead of images."""
     scores = []
     for batch in features:
         pradot.model.extract = lambda _, batch=batch: batch

@@ -1,8 +1,8 @@
-"""Conditional transport as the paper has it against ours: time and memory of a query, and what it does to the scores.
+"""Conditional transport of the paper compared with ours: time and memory per query, and image AUROC.
 
 Run as ``python -m benchmarks.conditional``. The literal form builds the tensor of all squared differences, fits the
-navigator anew to each query for 100 steps at a learning rate of 1e-4 and takes all features. The same in the factored
-form gives the same scores (the tests compare gradients), so that it stands for the literal one in the AUROC.
+navigator to each query for 100 steps at a learning rate of 1e-4, and uses all features. The factored form gives the
+same scores (the tests compare gradients), so its AUROC stands for that of the literal form.
 """
 
 import resource
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class LiteralNavigator(Navigator):
-    """The navigator from all squared differences, as two linear layers."""
+    """The navigator as two linear layers on all squared differences."""
 
     def forward(self, memory: Tensor, query: Tensor) -> Tensor:
         """d_φ of all pairs, (M, N)."""
@@ -47,8 +47,8 @@ def main(shots: int = 1, seed: int = 0, literal_queries: int = 2, threads: int =
     Args:
         shots: Number of support images.
         seed: Seed of the draw.
-        literal_queries: Queries to time the literal form on.
-        threads: Threads of torch.
+        literal_queries: Number of queries to time the literal form on.
+        threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
     backbone = offline_backbone()
@@ -71,17 +71,17 @@ def main(shots: int = 1, seed: int = 0, literal_queries: int = 2, threads: int =
 
 
 def timed(score: Callable[[Tensor], Tensor], features: list[Tensor]) -> tuple[Tensor, float]:
-    """Maps of all features, and the mean seconds for one."""
+    """Maps of all features, and the mean seconds per map."""
     start = time.perf_counter()
     maps = torch.stack([score(each) for each in features])
     return maps, (time.perf_counter() - start) / len(features)
 
 
 def row(name: str, seconds: float, auroc: float | None) -> str:
-    """A line of the table, with the largest memory that the process has taken so far."""
+    """A line of the table, with the peak memory of the process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     shown = "" if auroc is None else f"image {AUROC.__name__} {auroc:.1f}, "
-    return f"{name:16} {shown}{seconds:.3f} s a query without the backbone, peak {peak:.2f} GiB"
+    return f"{name:16} {shown}{seconds:.3f} s per query without the backbone, peak {peak:.2f} GiB"
 
 
 if __name__ == "__main__":

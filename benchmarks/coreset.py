@@ -1,8 +1,8 @@
-"""What anomalib's PatchCore takes with a coreset too large to be selected here: a part is timed, the whole follows.
+"""Time of anomalib's PatchCore with a coreset that is too large to select here, extrapolated from a part.
 
-Run as ``python -m benchmarks.coreset --root DATA``, with nothing else on the machine. A selection is a pass over all
-features, each as long as the others, so that the time of all follows from that of some. Scoring takes the same time
-with any features in the memory bank: it is measured with random ones of the training set.
+Run as ``python -m benchmarks.coreset --root DATA``, on an otherwise idle machine. Each selection is one pass over all
+features and takes the same time, so the time of all selections follows from that of some. The time of scoring does not
+depend on which features are in the memory bank, so it is measured with random features of the training set.
 """
 
 from pathlib import Path
@@ -26,14 +26,14 @@ from .versions import versions
 def main(
     root: Path | None = None, category: str = "screw", selections: int = 100, threads: int = 2, seed: int = 0
 ) -> None:
-    """Print what extraction, selection and scoring take.
+    """Print the times of extraction, selection and scoring.
 
     Args:
         root: Folder of the real categories.
-        category: Category whose training pictures to take.
-        selections: Selections to time.
-        threads: Threads of torch.
-        seed: Seed of everything random.
+        category: Category of the training images.
+        selections: Number of selections to time.
+        threads: Number of threads for torch.
+        seed: Random seed.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def main(
     sampler = KCenterGreedy(torch.vstack(model.model.embedding_store), model.coreset_sampling_ratio)
     model.model.embedding_store.clear()
     count = sampler.n_observations
-    print(f"{category}: {len(data.train_data)} pictures, {count} features, extracted in {extraction:.0f} s")
+    print(f"{category}: {len(data.train_data)} images, {count} features, extracted in {extraction:.0f} s")
     size = sampler.coreset_size
     _, first = timed(lambda: select(sampler, 1))
     _, more = timed(lambda: select(sampler, 1 + selections))
@@ -52,19 +52,19 @@ def main(
     whole = first + (size - 1) * each
     print(f"a selection takes {1000 * each:.0f} ms, {size} of them {whole / 60:.0f} min; peak {peak_memory():.1f} GB")
     model.model.memory_bank = sampler.embedding[torch.randperm(count)[:size]]
-    print(f"scoring a picture takes {1000 * seconds_per_image(model, torch.device('cpu')):.0f} ms")
+    print(f"scoring an image takes {1000 * seconds_per_image(model, torch.device('cpu')):.0f} ms")
 
 
 @torch.no_grad()
 def extract(model: Patchcore, batches: DataLoader) -> None:
-    """Let the model collect the features of the training pictures."""
+    """Let the model collect the features of the training images."""
     model.train()
     for batch in batches:
         model.model(model.pre_processor.transform(batch.image))
 
 
 def select(sampler: KCenterGreedy, count: int) -> None:
-    """Select so many features from nothing, projecting all of them first."""
+    """Select ``count`` features from an empty coreset, including the projection of all features."""
     sampler.coreset_size = count
     sampler.select_coreset_idxs()
 

@@ -1,6 +1,6 @@
-"""The main job on an embedded category: train, compare, look, export, run the exported model.
+"""The main workflow on the embedded category: train, compare, draw, export, run the exported model.
 
-Run as ``make demo`` or ``python -m benchmarks.demo``. Needs no network and no pictures of one's own.
+Run as ``make demo`` or ``python -m benchmarks.demo``. It needs no network and no data.
 """
 
 import logging
@@ -29,11 +29,11 @@ NAMES = ("Pradot", "WtFlow", "PaDiM")
 
 
 def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
-    """Train the models on the embedded category and show what they find.
+    """Train the models on the embedded category, and draw their maps.
 
     Args:
-        output: Folder for the pictures and the exported model.
-        seed: Seed of everything random.
+        output: Folder of the figure and the exported model.
+        seed: Random seed.
     """
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -41,10 +41,10 @@ def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
     data = Assembly(output / "data")
 
     print("Training Pradot, WtFlow and PaDiM on a tray of nine parts.", flush=True)
-    # A quarter of the benchmark's prototypes: a demonstration should not take long.
+    # A quarter of the benchmark's prototypes, so that the demonstration is short.
     build = models(offline_backbone(), prototypes_per_cell=(1, 4))
     fitted: dict[str, AnomalibModule] = {}
-    print(f"\n{'':8}{'image AUROC':>12}{'pixel AUROC':>12}{'AUPRO':>8}{'fit':>8}{'an image':>10}")
+    print(f"\n{'':8}{'image AUROC':>12}{'pixel AUROC':>12}{'AUPRO':>8}{'fit':>8}{'per image':>10}")
     for name in NAMES:
         fitted[name], result = measure(build[name], data, seed)
         print(
@@ -66,12 +66,12 @@ def main(output: Path = Path("results/demo"), seed: int = 0) -> None:
 
 
 def draw(items: list[ImageItem], fitted: dict[str, AnomalibModule], path: Path) -> Path:
-    """Save a picture with a row for each image: the image, its true mask, and each model's map.
+    """Save a figure with a row for each image: the image, its true mask and each model's map.
 
     Args:
         items: Test images.
         fitted: Models by name.
-        path: Where to save.
+        path: File of the figure.
 
     Returns:
         The path.
@@ -85,7 +85,7 @@ def draw(items: list[ImageItem], fitted: dict[str, AnomalibModule], path: Path) 
         row[0].imshow(item.image.permute(1, 2, 0))
         row[0].set_ylabel(Path(item.image_path).parent.name.split("_")[0])
         row[1].imshow(item.gt_mask, cmap="gray", vmin=0, vmax=1)
-        # One colour scale for all pictures of a model, so that normal ones look normal.
+        # One colour scale for all maps of a model, so that those of normal images look normal.
         for axis, each in zip(row[2:], maps.values(), strict=True):
             axis.imshow(each[index, 0], cmap="inferno", vmin=each.min(), vmax=each.max())
     for axis in axes.flat:
@@ -105,7 +105,7 @@ def score(model: AnomalibModule, item: ImageItem) -> torch.Tensor:
 def drift(model: AnomalibModule, exported: Path, items: list[ImageItem]) -> float:
     """Largest difference between the maps of a model and of its exported file, as a fraction of the maps' range."""
     inferencer = OpenVINOInferencer(exported, device="CPU", config=FLOAT32)
-    # The inferencer takes anything above one for bytes, and resizing overshoots one by a rounding error.
+    # The inferencer treats values above one as bytes, and resizing can exceed one by a rounding error.
     images = [item.image.clamp(0, 1) for item in items]
     with torch.inference_mode():
         ours = np.stack([model.eval()(image[None]).anomaly_map[0, 0].numpy() for image in images])

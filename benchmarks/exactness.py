@@ -1,14 +1,14 @@
-"""What the engine's short cuts change: against a dense solver, and in the number of solves.
+"""Effect of the solver's approximations on transport cost and image AUROC, compared with a dense solver.
 
 Run as ``python -m benchmarks.exactness --root DATA``, with DATA as for ``configs/compare/real.yaml``. Prototypes of one
-layer and one α are trained on the same batches in two schedules, the paper's (a random start, η = 0.95 throughout) and
-the default (a start at features, a lower η in the first steps), each with
+layer and one α are trained on the same batches with two schedules: that of the paper (random start, η = 0.95) and the
+default (start at features, lower η in the first steps). Each schedule is run with
 
-- POT's log-domain solver on the dense cost matrix in float64, 100 iterations from nothing;
-- this engine with 100 iterations a step, from the potentials of the step before;
-- this engine stopping at the default marginal error.
+- POT's log-domain solver on the dense cost matrix in float64, with 100 iterations from a cold start;
+- our solver with 100 iterations per step, from the potentials of the previous step;
+- our solver, stopping at the default marginal error.
 
-The sizes are such that the reference ends: one prototype a cell, batches of 16.
+The sizes are small enough for the reference: one prototype per cell and batches of 16.
 """
 
 import time
@@ -52,11 +52,11 @@ def main(
     Args:
         root: Folder of the categories.
         categories: Categories to run.
-        images: Largest number of training images.
-        epochs: Passes over them; after ten, less than 2 % of the start is left at η = 0.95.
+        images: Maximum number of training images.
+        epochs: Passes over the training images. After ten, the start contributes less than 2 % at η = 0.95.
         alpha: Weight of the spatial cost.
-        threads: Threads of torch.
-        seed: Seed of everything random.
+        threads: Number of threads for torch.
+        seed: Random seed.
     """
     torch.set_num_threads(threads)
     schedules = {"paper": {"initialisation": "normal", "ema_warm_up": False}, "default": {}}
@@ -79,13 +79,13 @@ def main(
                 scores = prototypes(test).flatten(1).amax(1)
             auroc = 100 * float(binary_auroc(scores, labels))
             print(f"  {schedule:8}{solver:24}cost {final:.5f}, image AUROC {auroc:.1f}, {seconds:.0f} s")
-            # Transport cost by the number of solves.
+            # Transport cost after 1, 2, 4, … steps.
             curve = ", ".join(f"{2**k}: {costs[2**k - 1]:.4f}" for k in range(len(costs).bit_length()))
             print(f"{'':34}{curve}", flush=True)
 
 
 def features_of(data: AnomalibDataModule, images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Whitened features of training and test images, and the labels of the latter."""
+    """Whitened features of training and test images, and the labels of the test images."""
     normal = [data.train_data[index] for index in range(min(images, len(data.train_data)))]
     tested = list(data.test_data)
     train, test = (layer_features(items, LAYER, IMAGE_SIZE) for items in (normal, tested))
@@ -94,7 +94,7 @@ def features_of(data: AnomalibDataModule, images: int) -> tuple[Tensor, Tensor, 
 
 
 def fit(prototypes: Prototypes, train: Tensor, step: Step, epochs: int, seed: int) -> list[float]:
-    """Transport cost of each step, over batches that depend on the seed alone."""
+    """Transport cost of each step; the batches depend only on the seed."""
     generator = torch.Generator().manual_seed(seed)
     prototypes.initialise(train[:BATCH])
     batches = (part for _ in range(epochs) for part in torch.randperm(len(train), generator=generator).split(BATCH))
@@ -102,13 +102,13 @@ def fit(prototypes: Prototypes, train: Tensor, step: Step, epochs: int, seed: in
 
 
 def engine_step(prototypes: Prototypes, features: Tensor) -> float:
-    """A step as in training."""
+    """A step of training."""
     return prototypes.update(features).transport_cost()
 
 
 @torch.no_grad()
 def dense_step(prototypes: Prototypes, features: Tensor) -> float:
-    """A step of the paper by POT, on the whole cost matrix."""
+    """A step of the paper with POT's solver, on the dense cost matrix."""
     grid = grid_coordinates(*features.shape[-2:])
     embeddings = features.permute(0, 2, 3, 1).flatten(0, 2)
     settings = prototypes.settings

@@ -1,9 +1,9 @@
-"""Size against accuracy of exported models.
+"""Size and accuracy of exported models.
 
-Run as ``python -m benchmarks.export`` for the embedded category, with ``--root DATA --categories "[tray]"`` for a real
-one, with DATA as for ``configs/compare/real.yaml``. Models are fitted, then exported to OpenVINO through the host's
-engine in each compression; accuracy and differences are those of the report that each export leaves. The graph that
-torch makes is the same for all of a model's files, and made once.
+Run as ``python -m benchmarks.export`` for the embedded category, or with ``--root DATA --categories "[tray]"`` for a
+real one, with DATA as for ``configs/compare/real.yaml``. Models are fitted and then exported to OpenVINO by anomalib's
+engine with each compression. Accuracies and differences come from the report of each export. All files of a model share
+one graph, which torch makes once.
 """
 
 import json
@@ -61,9 +61,9 @@ def main(
         root: Folder of the real categories.
         categories: Categories to run.
         names: Models to run.
-        output: File of all lines so far.
-        threads: Threads of torch.
-        seed: Seed of everything random.
+        output: CSV file to add the results to.
+        threads: Number of threads for torch.
+        seed: Random seed.
     """
     torch.set_num_threads(threads)
     with appended(output, COLUMNS) as add:
@@ -78,7 +78,7 @@ def main(
 
 
 def fit(name: str, data: AnomalibDataModule, seed: int) -> AnomalibModule:
-    """A model fitted to a category; Foct to a few of its pictures."""
+    """Fit a model to a category, Foct to a few of its images."""
     seed_everything(seed, workers=True, verbose=False)
     model = models(offline_backbone())[name]()
     with TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def fit(name: str, data: AnomalibDataModule, seed: int) -> AnomalibModule:
 def line(
     model: AnomalibModule, data: AnomalibDataModule, compression: CompressionType | None, folder: Path
 ) -> dict[str, str]:
-    """Export a model and read the report."""
+    """Export a model and read the report of the export."""
     name = getattr(compression, "value", "fp32")
     try:
         path = Engine(logger=False, default_root_dir=folder).export(
@@ -120,14 +120,14 @@ def line(
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The lines as a table."""
+    """The lines as a Markdown table."""
     lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 @contextmanager
 def one_graph() -> Iterator[None]:
-    """Let the host's exporter run once, and give what it made again."""
+    """Run anomalib's ONNX export once, and return copies of its files after that."""
     export = ExportMixin.to_onnx
     with TemporaryDirectory() as kept:
 

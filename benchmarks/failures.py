@@ -1,7 +1,7 @@
-"""Where the models fail on the embedded category, as a picture for each model card.
+"""Failures of the models on the embedded category, as a figure for each model card.
 
-Run as ``python -m benchmarks.failures``; needs no network. A failure is an anomalous picture that scores lower than
-normal ones, or a normal one that scores higher than anomalous ones; shown are those that lose to most.
+Run as ``python -m benchmarks.failures``; it needs no network. A failure is an anomalous image with a lower score than a
+normal one, or a normal image with a higher score than an anomalous one. The figures show the worst failures.
 """
 
 import logging
@@ -25,31 +25,31 @@ from .side_by_side import models, parts
 
 NAMES = {"Pradot": "pradot", "Foct": "foct", "WtFlow": "wt_flow"}
 SHOTS = 4
-# Missed anomalies and false alarms that are shown.
+# Number of missed anomalies and false alarms to show.
 MISSED, FALSE = 3, 1
-# A picture of the model cards is looked at, not measured: 256 colours and so many pixels do.
+# Width in pixels of a figure in the model cards, which has 256 colours.
 WIDTH = 900
 FOCT_SIZE = (336, 336)
 
 
 def main(
-    names: list[str] = list(NAMES),  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    names: list[str] = list(NAMES),  # noqa: B006 - jsonargparse shows the default, and nothing changes it
     output: Path = Path("docs"),
     root: Path = Path("results/failures"),
     seed: int = 0,
 ) -> None:
-    """Train the models and draw the pictures on which they are wrong.
+    """Train the models and draw their failures.
 
     Args:
         names: Models to run.
-        output: Folder of the pictures.
+        output: Folder of the figures.
         root: Folder of the category.
-        seed: Seed of everything random.
+        seed: Random seed.
     """
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = offline_backbone()
-    # Foct at the size of its own, where its results are measured.
+    # Foct has a different image size, that of its results.
     foct = {**parts(backbone), "pre_processor": Foct.configure_pre_processor(FOCT_SIZE, backbone)}
     build = {**models(backbone), "Foct": lambda: Foct(layers=("blocks.2", "blocks.4"), **foct)}
     for name in names:
@@ -60,16 +60,16 @@ def main(
 
 
 def draw(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int, path: Path) -> str:
-    """Train a model, draw its failures, and say how many there are.
+    """Train a model, draw its failures, and count them.
 
     Args:
-        build: Makes the model.
+        build: Creates the model.
         data: Images to fit and test on.
-        seed: Seed of everything random.
-        path: The PNG to write.
+        seed: Random seed.
+        path: PNG file to write.
 
     Returns:
-        The image AUROC, and how many anomalous pictures score below how many normal ones.
+        A text with the image AUROC and the number of anomalous images that score below a normal one.
     """
     model, result = measure(build, data, seed)
     pictures = list(pictures_of(model, data.test_data))
@@ -77,7 +77,7 @@ def draw(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: in
     anomalous = torch.tensor([bool(picture.label) for picture in pictures])
     missed, false = failures(scores, anomalous)
     shown = [*missed[:MISSED], *false[:FALSE]]
-    # What is as bright as anything normal is as bright as can be.
+    # The colour scale ends at the highest score of a normal image.
     limits = (float(maps.min()), float(scores[~anomalous].max()))
     figure, rows = new_figure(2, len(shown), 2.2)
     for column, index in enumerate(shown):
@@ -89,25 +89,25 @@ def draw(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: in
         show_map(rows[1][column], maps[index], limits=limits)
     save(figure, path.with_suffix(""), ["png"])
     _shrink(path)
-    return f"image AUROC {result['image_AUROC']:.1f}, {len(missed)} anomalous pictures score below a normal one"
+    return f"image AUROC {result['image_AUROC']:.1f}, {len(missed)} anomalous images score below a normal one"
 
 
 @torch.inference_mode()
 def score(model: AnomalibModule, pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image scores (N,) and maps (N, h, w) of the pictures."""
+    """Image scores (N,) and maps (N, h, w)."""
     outputs = [model.model.eval()(picture.prepared[None]) for picture in pictures]
     return torch.cat([each.pred_score for each in outputs]), torch.cat([each.anomaly_map[:, 0] for each in outputs])
 
 
 def failures(scores: torch.Tensor, anomalous: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Anomalous pictures below a normal one, lowest first, and normal ones above an anomalous one, highest first.
+    """Find anomalous images that score below a normal one, and normal images that score above an anomalous one.
 
     Args:
         scores: Image scores, (N,).
-        anomalous: Which pictures show an anomaly, Boolean (N,).
+        anomalous: Which images show an anomaly, Boolean (N,).
 
     Returns:
-        Indices of both.
+        Indices of the former, lowest score first, and of the latter, highest score first.
     """
     order = scores.argsort().tolist()
     missed = [index for index in order if anomalous[index] and scores[index] < scores[~anomalous].max()]

@@ -1,4 +1,4 @@
-"""Features as Pradot trains on them, without a model around them."""
+"""The features that Pradot trains on, without the model."""
 
 from collections.abc import Iterable
 

@@ -1,8 +1,8 @@
-"""Foct's ablation beside PatchCore, with few training images, on categories of real images.
+"""Ablation of Foct compared with PatchCore, with few training images, on categories of real images.
 
-Run as ``python -m benchmarks.few_shot --root DATA``, with DATA as for ``configs/compare/real.yaml``; the embedded
-category needs none. The features of the test images are extracted once for all models, shots and draws, which makes
-hundreds of runs affordable; ``anomalib-ot compare`` goes through the host's engine instead.
+Run as ``python -m benchmarks.few_shot --root DATA``, with DATA as for ``configs/compare/real.yaml``. The embedded
+category needs no DATA. The features of the test images are extracted once for all models, shots and draws, so that
+hundreds of runs are possible. ``anomalib-ot compare`` uses anomalib's engine instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,10 +30,10 @@ from .side_by_side import LAYERS
 from .versions import versions
 
 IMAGE_SIZE = (336, 336)
-# The pixels' AUROC is that of maps and masks at a quarter of the size.
+# Pixel metrics use maps and masks at a quarter of the size.
 REDUCED = (84, 84)
 
-# Each adds to the one before; ours come first, then the paper's.
+# Each variant adds to the one before. Our parts come first, then those of the paper.
 VARIANTS: dict[str, dict[str, Any]] = {
     "nearest": {"measure": "nearest", "foreground": "none", "rotations": 1, "position_weight": 0.0},
     "+ views, positions": {"measure": "nearest", "foreground": "none"},
@@ -50,7 +50,7 @@ Scorer = Callable[[Tensor], Tensor]
 def main(
     root: Path | None = None,
     output: Path = Path("results/few_shot_ablation.csv"),
-    categories: list[str] = list(CATEGORIES),  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    categories: list[str] = list(CATEGORIES),  # noqa: B006 - jsonargparse shows the default, and nothing changes it
     models: list[str] = ["PatchCore 10 %", *VARIANTS],  # noqa: B006
     shots: list[int] = [1, 2, 4],  # noqa: B006
     seeds: int = 5,
@@ -65,9 +65,9 @@ def main(
         categories: Categories to run.
         models: Models to run.
         shots: Numbers of training images.
-        seeds: Number of draws for each.
-        every: Take every so many-th test image, where all would take too long.
-        settings: Further settings of Foct, in all its variants.
+        seeds: Number of draws per number of training images.
+        every: Use every n-th test image only, if all would take too long.
+        settings: Further settings for all variants of Foct.
     """
     packages = versions("anomalib-ot", "anomalib", "torch")
     print(f"{packages}, every {every} test images, {settings}", flush=True)
@@ -106,7 +106,7 @@ def test_set(
 def scorers(
     data: AnomalibDataModule, models: list[str], shots: list[int], seeds: int, backbone: str, settings: dict[str, Any]
 ) -> Iterator[tuple[int, int, str, Scorer]]:
-    """Each model fitted to each draw: what makes a map (1, h, w) of features (1, D, H, W)."""
+    """Fit each model to each draw, as a function from features (1, D, H, W) to a map (1, h, w)."""
     for k in shots:
         for seed in range(seeds):
             images = support_images(data, k, seed, backbone, IMAGE_SIZE)
@@ -121,7 +121,7 @@ def scorers(
 def support_images(
     data: AnomalibDataModule, shots: int, seed: int, backbone: str, image_size: tuple[int, int]
 ) -> Tensor:
-    """The training images of a draw, pre-processed, (K, 3, h, w)."""
+    """The pre-processed training images of a draw, (K, 3, h, w)."""
     few = FewShot(data, shots, seed)
     few.setup()
     transform = resize_and_normalize(image_size, backbone).transform
@@ -129,21 +129,21 @@ def support_images(
 
 
 def foct(model: Foct, images: Tensor) -> Scorer:
-    """Foct fitted to support images, on features in place of images."""
+    """Foct fitted to support images, called with features instead of images."""
     network = model.model.eval()
     network.fit(images, foreground=model.foreground)
     blank = torch.empty_like(images[:1])
 
     @torch.inference_mode()
     def score(features: Tensor) -> Tensor:
-        network.extract = lambda images: features  # noqa: ARG005 - the features are there already
+        network.extract = lambda images: features  # noqa: ARG005 - the features are given
         return network(blank).anomaly_map[0]
 
     return score
 
 
 def patchcore(backbone: str, images: Tensor) -> Scorer:
-    """PatchCore with a coreset of a tenth, on features in place of images."""
+    """PatchCore with a coreset of 10 %, called with features instead of images."""
     network = PatchcoreModel(LAYERS, backbone).train()
     network.feature_extractor.eval()
     network(images)
@@ -159,7 +159,7 @@ def patchcore(backbone: str, images: Tensor) -> Scorer:
 
 
 def metrics(maps: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
-    """Metrics in percent of maps (N, 1, h, w); the highest value of a map is its image's score."""
+    """Metrics of maps (N, 1, h, w), in percent; the maximum of a map is the image score."""
     names = [str(index) for index in range(len(maps))]
     predictions = Predictions(
         images=names,
@@ -173,7 +173,7 @@ def metrics(maps: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Mean ± standard deviation over the draws, a line for each category, number of shots and model."""
+    """Mean ± standard deviation over the draws, in one line per category, number of shots and model."""
     draws = pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
     groups = draws.groupby(["category", "shots", "model"], sort=False)[list(METRICS)]
     mean, spread = (values.map("{:.1f}".format) for values in (groups.mean(), groups.std()))

@@ -1,6 +1,6 @@
-"""What WtFlow's scores cost, beside the backbone and FastFlow, and its coupling in training.
+"""Latency of WtFlow's scores compared with the backbone and FastFlow, and the time of its coupling in training.
 
-Run as ``python -m benchmarks.flow_speed``, on the embedded category, with nothing else on the machine.
+Run as ``python -m benchmarks.flow_speed``, on an otherwise idle machine. It uses the embedded category.
 """
 
 import time
@@ -31,8 +31,8 @@ def main(threads: int = 2, seed: int = 0, steps: int = 200) -> None:
     """Print three tables.
 
     Args:
-        threads: Threads of torch.
-        seed: Seed of everything random.
+        threads: Number of threads for torch.
+        seed: Random seed.
         steps: Training steps.
     """
     torch.set_num_threads(threads)
@@ -56,10 +56,10 @@ def main(threads: int = 2, seed: int = 0, steps: int = 200) -> None:
 
 
 class Stopwatch(Callback):
-    """Image AUROC of the averaged weights after some steps, with the seconds of training alone.
+    """Image AUROC of the averaged weights every 25 steps, with the seconds of training only.
 
     Args:
-        auroc: Measures it.
+        auroc: Measures the image AUROC.
     """
 
     def __init__(self, auroc: Callable[[], float]) -> None:
@@ -68,11 +68,11 @@ class Stopwatch(Callback):
         self.seconds = 0.0
 
     def on_train_batch_start(self, *_: object) -> None:
-        """Start the watch."""
+        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Stop the watch, and measure every 25 steps."""
+        """Stop the clock, and measure every 25 steps."""
         self.seconds += time.perf_counter() - self.start
         if trainer.global_step % 25 == 0:
             self.seen.append((trainer.global_step, self.seconds, self.auroc()))
@@ -80,7 +80,7 @@ class Stopwatch(Callback):
 
 
 def coupling(model: OnFeatures, step: float) -> None:
-    """Time of worst couplings of positions as a share of a training step, and what a greedy one loses."""
+    """Time of a training step and of worst couplings of positions, and the gap of greedy ones."""
     with torch.no_grad():
         data = model.model.embed({LAYER: model.features[LAYER][: model.batch_size]})[0]
     noise = torch.randn_like(data)
@@ -97,8 +97,8 @@ def coupling(model: OnFeatures, step: float) -> None:
 
 
 def latency(model: OnFeatures, backbone: str, train: dict[str, Tensor]) -> None:
-    """Milliseconds of a picture, whole and without the backbone, in torch and in OpenVINO."""
-    print("network: torch, OpenVINO, ms a picture (without its backbone)")
+    """Milliseconds per image, with and without the backbone, in torch and in OpenVINO."""
+    print("network: torch, OpenVINO, ms per image (without its backbone)")
     image = torch.rand(1, 3, *IMAGE_SIZE)
     alone: dict[tuple[str, ...], tuple[float, float]] = {}
     for name, layers, network in networks(model, backbone, train):
@@ -112,7 +112,7 @@ def latency(model: OnFeatures, backbone: str, train: dict[str, Tensor]) -> None:
 def networks(
     model: OnFeatures, backbone: str, train: dict[str, Tensor]
 ) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:
-    """Name, layers and network, from images to the anomaly map, of each model."""
+    """Name, layers and network (from images to the anomaly map) of each model."""
     for score in SCORES:
         model.model.score = score
         yield f"WtFlow, {score}", (LAYER,), Maps(model.model)
@@ -122,14 +122,14 @@ def networks(
 
 
 class Maps(nn.Module):
-    """A network that returns its anomaly map alone."""
+    """A network that returns only its anomaly map."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, 1, h, w)."""
+        """Map images (B, 3, h, w) to anomaly maps (B, 1, h, w)."""
         return self.network(images).anomaly_map
 
 
@@ -141,7 +141,7 @@ class Listed(nn.Module):
         self.extractor = extractor
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, h, w) to a feature map (B, D, H, W) of each layer."""
+        """Map images (B, 3, h, w) to a feature map (B, D, H, W) for each layer."""
         return list(self.extractor(images).values())
 
 

@@ -1,9 +1,9 @@
-"""Mutated pictures, settings, plans, labels, checkpoints, folders and runs, fed to whatever reads or replaces them.
+"""Fuzz the readers and writers of images, settings, plans, labels, checkpoints, folders and runs.
 
-Run as ``python -m benchmarks.fuzz --minutes 60``, on Linux. Each case has a result or is refused in words: by an error
-that a user is meant to read, which names the file where one is to blame. All else is a finding, among it what ends the
-process, hangs, takes too much memory, or loses a file of others; ``--target picture --case 1234`` with the same seed
-repeats one. Cases run in another process, which is started anew after one that ended it.
+Run as ``python -m benchmarks.fuzz --minutes 60``, on Linux. Each case must give a result or an error message for users,
+which names the file if a file is the cause. Everything else is a finding, including cases that end the process, hang,
+use too much memory or lose a file of the user. ``--target picture --case 1234`` with the same seed repeats a case.
+Cases run in a separate process, which is started again after a case that ends it.
 """
 
 import random
@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 
 from .fuzzing.worker import TARGETS, Worker
 
-# How often each is tried; a case of the slowest takes seconds.
+# Relative frequency of the targets; a case of the slowest ones takes seconds.
 WEIGHTS = {"picture": 30, "mask": 15, "defects": 20, "checkpoint": 10, "host_config": 1, "plan": 6, "fit": 1}
 
 
@@ -27,13 +27,13 @@ def main(
     target: str | None = None,
     case: int | None = None,
 ) -> None:
-    """Print each kind of finding when it is first met, and all counts at the end; exit with 1 if there are any.
+    """Print the first finding of each kind, and all counts at the end; exit with 1 if there are findings.
 
     Args:
-        minutes: How long to try.
-        seed: Seed of everything random.
-        target: Try this alone.
-        case: Try this case alone, and print its traceback.
+        minutes: Duration of the run.
+        seed: Random seed.
+        target: Run this target only.
+        case: Run this case of the target only, and print its traceback.
     """
     counts: Counter[tuple[str, str]] = Counter()
     findings: Counter[str] = Counter()

@@ -1,8 +1,8 @@
-"""How time and memory of a training step grow with images, prototypes and resolution, as a plot.
+"""Growth of time and memory of a training step with images, prototypes and resolution, as a plot.
 
-Run as ``python -m benchmarks.growth``, on Linux. Each point is a process of its own: the most memory that it held less
-what it held before the first step. The slope is that of a line through the points on logarithmic axes: 1 is
-proportional.
+Run as ``python -m benchmarks.growth``, on Linux. Each point is measured in a separate process. The memory is the peak
+minus the memory before the first step. The slope is that of a line through the points on logarithmic axes, so that 1
+means proportional growth.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +25,7 @@ from anomalib_ot.transport import Workspace
 from .transport import Problem, Steps, make_problem, timed
 from .watch import watched
 
-# Batch, prototypes a cell, pixels; one of them grows at a time.
+# Batch size, prototypes per cell and pixels; one of them varies at a time.
 BASE = {"images in a batch": 32, "prototypes a cell": 8, "pixels a side": 224}
 SERIES = {
     "images in a batch": (16, 32, 64, 128),
@@ -41,9 +41,9 @@ def main(output: Path = Path("docs/growth.png"), threads: int = 2, seed: int = 0
     """Measure, print and draw.
 
     Args:
-        output: Picture to write.
-        threads: Threads of torch.
-        seed: Seed of all that is random.
+        output: Figure to write.
+        threads: Number of threads for torch.
+        seed: Random seed.
     """
     mpl.use("Agg")
     figure, axes = plt.subplots(1, len(SERIES), figsize=(12, 3.6))
@@ -65,7 +65,7 @@ def main(output: Path = Path("docs/growth.png"), threads: int = 2, seed: int = 0
 
 
 def measure(sizes: dict[str, int], threads: int, seed: int) -> tuple[float, float]:
-    """Mean seconds of a warm step, and GB, in a fresh process that never extracted features."""
+    """Mean seconds of a warm step, and memory in GB, in a new process that has not extracted features."""
     batch, per_cell, pixels = sizes.values()
     torch.manual_seed(seed)
     problem = make_problem("pictures", pixels // STRIDE, STRIDE, CHANNELS, batch, per_cell)
@@ -85,7 +85,7 @@ def _measure(path: Path, threads: int) -> tuple[float, float]:
 
 
 def resident() -> float:
-    """Memory of this process at the moment, in GB; Linux only."""
+    """Resident memory of this process, in GB; Linux only."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize() / 1e9
 
 

@@ -1,8 +1,8 @@
-"""A picture of 8,000 x 6,000 pixels at its full size, through anomalib's tiler.
+"""An image of 8,000 x 6,000 pixels at its full size, with anomalib's tiler.
 
-Run as ``python -m benchmarks.large``, on Linux. Each model is fitted to two such pictures and scores a third with a
-white square, in a process of its own. What is normal is known cell by cell, of which there are 187,500 at stride 16, so
-few channels are whitened and prototypes have a coarser grid.
+Run as ``python -m benchmarks.large``, on Linux. Each model is fitted to two such images and scores a third one with a
+white square, in a separate process. The models store statistics for each cell, and there are 187,500 cells at stride
+16. Few channels are therefore whitened, and the grid of the prototypes is coarser.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +30,7 @@ HEIGHT, WIDTH, TILE = 6000, 8000, 1000
 # Top, left and side of the defect.
 DEFECT = (2600, 5200, 160)
 LAYER = ["blocks.4"]
-# What keeps memory in bounds with so many cells.
+# Settings that limit the memory with this number of cells.
 FRUGAL: dict[str, tuple[type, dict[str, Any]]] = {
     "Pradot": (Pradot, {"prototypes_per_cell": 0.01, "whitened_channels": 16, "epochs": 2, "batch_size": 1}),
     "WtFlow": (WtFlow, {"whitened_channels": 16, "training_steps": 20, "batch_size": 1}),
@@ -39,12 +39,12 @@ FRUGAL: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 def main(names: tuple[str, ...] = tuple(FRUGAL), threads: int = 2, seed: int = 0) -> None:
-    """Print what fitting and scoring take, and where the highest pixel is.
+    """Print time and memory of fitting and scoring, and the position of the highest pixel.
 
     Args:
         names: Models to run.
-        threads: Threads of torch.
-        seed: Seed of everything random.
+        threads: Number of threads for torch.
+        seed: Random seed.
     """
     with TemporaryDirectory() as folder:
         draw(Path(folder), seed)
@@ -54,7 +54,7 @@ def main(names: tuple[str, ...] = tuple(FRUGAL), threads: int = 2, seed: int = 0
 
 
 def draw(root: Path, seed: int) -> None:
-    """Write two good pictures to train on, one to test and one with a defect."""
+    """Write two normal images for training, one for testing and one with a defect."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 160, (60, 80, 3), dtype=np.uint8))
     part = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -69,7 +69,7 @@ def draw(root: Path, seed: int) -> None:
 
 
 def run(name: str, root: Path, threads: int, seed: int) -> str:
-    """Fit a model, score the picture with the defect, and say what it took."""
+    """Fit a model, score the image with the defect, and return time and memory as text."""
     torch.set_num_threads(threads)
     seed_everything(seed, workers=True, verbose=False)
     kind, frugal = FRUGAL[name]
@@ -85,7 +85,7 @@ def run(name: str, root: Path, threads: int, seed: int) -> str:
     top, left, side = DEFECT
     where = "in" if top <= row < top + side and left <= column < left + side else "outside"
     return (
-        f"{name}: fitted in {fitted:.0f} s, scored in {scored:.0f} s, {peak_memory():.1f} GB at most; "
+        f"{name}: fitted in {fitted:.0f} s, scored in {scored:.0f} s, {peak_memory():.1f} GB peak; "
         f"the highest pixel is {where} the defect"
     )
 

@@ -1,7 +1,7 @@
-"""What scoring a picture takes, in each runtime, of our models beside the host's and the backbone alone.
+"""Latency per image in each runtime, of our models, models of anomalib and the backbone only.
 
-Run as ``python -m benchmarks.latency``, with nothing else on the machine. All models are fitted on the embedded
-category, with one backbone and one size, and timed whole, with their pre- and post-processing. The backbone alone is
+Run as ``python -m benchmarks.latency``, on an otherwise idle machine. All models are fitted to the embedded category
+with the same backbone and image size. Their times include pre- and post-processing. The time of the backbone is that of
 the same network up to the same layers, in the same runtime.
 """
 
@@ -37,7 +37,7 @@ from anomalib_ot.offline import offline_backbone
 from .side_by_side import IMAGE_SIZE, models
 from .versions import versions
 
-# Of OpenVINO: the exported file, which takes batches of any size, and the same for one picture at a time.
+# OpenVINO: the exported file, which accepts batches of any size, and the same model for one image at a time.
 OPEN, ONE, DEFAULT, INT8 = (
     f"OpenVINO, {kind}" for kind in ("any batch", "batch of 1", "batch of 1, default precision", "batch of 1, INT8")
 )
@@ -45,7 +45,7 @@ FORMS = ("torch", "torch.compile", "ONNX Runtime", OPEN, ONE, DEFAULT, INT8)
 QUIETLY = {"verbose": False}
 STREAMS = (1, 2)
 PICTURES, WARM_UP = 200, 20
-# Training pictures of Foct.
+# Training images of Foct.
 SHOTS = 4
 
 Scoring = dict[str, Callable[[], object]]
@@ -62,17 +62,17 @@ def main(
     """Print tables of latencies and of throughputs.
 
     Args:
-        per_cell: Pradot's prototypes a cell on the finer and on the coarser layer, before compression.
-        images: Pictures to fit on.
-        threads: Threads of each runtime.
-        seed: Seed of everything random.
+        per_cell: Pradot's prototypes per cell on the finer and on the coarser layer, before compression.
+        images: Number of training images.
+        threads: Number of threads for each runtime.
+        seed: Random seed.
         names: Models to time.
-        forms: Forms to time them in; compiling by torch takes minutes.
+        forms: Runtimes and forms to time; ``torch.compile`` takes minutes.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     packages = versions("anomalib", "torch", "onnxruntime", "openvino", "nncf")
-    print(f"{packages}, {threads} threads, {images} pictures, seed {seed}")
+    print(f"{packages}, {threads} threads, {images} images, seed {seed}")
     folder, backbone = Path(mkdtemp()), offline_backbone()
     whole = Assembly(folder / "data", n_train=images)
     builds = models(backbone, per_cell)
@@ -84,8 +84,8 @@ def main(
         extractor = create_extractor(backbone, tuple(model.model.feature_extractor.layers))
         alone = backbone_file(extractor, folder / f"{name}.onnx")
         floor = scoring(lambda images, extractor=extractor: extract_by_parts(extractor, images), alone, threads, forms)
-        # The host's PatchCore exports for batches of any size cannot be read for one picture.
         is_ours = isinstance(model, CheckedExport)
+        # Of anomalib's models, PatchCore exported for batches of any size cannot be read for one image.
         onnx_kwargs = QUIETLY if is_ours else QUIETLY | {"dynamic_axes": {}}
         exported = model.to_openvino(folder / name, input_size=IMAGE_SIZE, onnx_kwargs=onnx_kwargs)
         ours = scoring(model, exported, threads, forms)
@@ -95,23 +95,24 @@ def main(
             onnx = model.to_onnx(folder / name, input_size=IMAGE_SIZE, **onnx_kwargs)
             ours["ONNX Runtime"] = in_onnx(onnx, threads)
             floor["ONNX Runtime"] = in_onnx(alone, threads)
-        # The host's PaDiM in eight bits crashes OpenVINO.
+        # Of anomalib's models, PaDiM in INT8 crashes OpenVINO.
         if INT8 in forms and is_ours:
             try:
-                small = model.to_openvino(
-                    folder / name, "int8", IMAGE_SIZE, CompressionType.INT8_PTQ, data, onnx_kwargs=onnx_kwargs
-                )
-                # What runs in eight bits is compared with the same model in single precision.
-                ours[INT8], floor[INT8] = (compiled(of_one(path), threads, **FLOAT32) for path in (small, exported))
+                ours[INT8], floor[INT8] = in_int8(model, exported, data, threads)
             except ExportError as error:
                 refused.append(f"{name}, {INT8}: {error}")
         for form in (form for form in ours if form in forms):
             print(latency_row(name, form, floor[form], ours[form]), flush=True)
         rates.append(rate_row(name, of_one(alone), of_one(exported), threads))
-    print(f"\n| model | {' | '.join(f'{count} streams' for count in STREAMS)} | backbone |")
-    print("| --- | --- | --- | --- |\n" + "\n".join(rates))
-    print(f"\nPictures a second, single precision. {INT8}: the ratio is to the same model in single precision.")
+    print_rates(rates)
     print("\n".join(refused))
+
+
+def print_rates(rows: list[str]) -> None:
+    """Print the table of throughputs."""
+    print(f"\n| model | {' | '.join(f'{count} streams' for count in STREAMS)} | backbone |")
+    print("| --- | --- | --- | --- |\n" + "\n".join(rows))
+    print(f"\nImages per second, single precision. {INT8}: the ratio is to the same model in single precision.")
 
 
 def fit(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int, folder: Path) -> AnomalibModule:
@@ -124,7 +125,7 @@ def fit(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int
 
 def backbone_file(extractor: nn.Module, path: Path) -> Path:
     """The extractor alone as an ONNX file for batches of any size."""
-    # An example of one would fix the batch at one.
+    # An example with one image would fix the batch size at one.
     example = torch.from_numpy(picture()).repeat(2, 1, 1, 1)
     batch = {0: torch.export.Dim("batch")}
     torch.onnx.export(extractor, (example,), path, dynamo=True, dynamic_shapes=(batch,), verbose=False)
@@ -132,7 +133,7 @@ def backbone_file(extractor: nn.Module, path: Path) -> Path:
 
 
 def scoring(eager: Callable[[torch.Tensor], Any], exported: Path, threads: int, forms: tuple[str, ...]) -> Scoring:
-    """Scoring one picture in torch and OpenVINO."""
+    """Functions that score one image in torch and OpenVINO."""
     image = picture()
 
     def in_torch(function: Callable[[torch.Tensor], Any]) -> Callable[[], object]:
@@ -148,7 +149,7 @@ def scoring(eager: Callable[[torch.Tensor], Any], exported: Path, threads: int, 
 
 
 def in_onnx(path: Path, threads: int) -> Callable[[], object]:
-    """Scoring one picture by an ONNX file."""
+    """A function that scores one image with ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -156,22 +157,33 @@ def in_onnx(path: Path, threads: int) -> Callable[[], object]:
     return lambda: session.run(None, image)
 
 
+def in_int8(
+    model: CheckedExport, exported: Path, data: AnomalibDataModule, threads: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Functions that score one image in INT8, and with the same model in single precision."""
+    small = model.to_openvino(
+        exported.parent / "int8", "int8", IMAGE_SIZE, CompressionType.INT8_PTQ, data, onnx_kwargs=QUIETLY
+    )
+    in_eight_bits, in_single = (compiled(of_one(path), threads, **FLOAT32) for path in (small, exported))
+    return in_eight_bits, in_single
+
+
 def compiled(model: Model, threads: int, **settings: str) -> Callable[[], object]:
-    """Scoring one picture by OpenVINO."""
+    """A function that scores one image with OpenVINO."""
     settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
     network, image = openvino.Core().compile_model(model, "CPU", settings), picture()
     return lambda: network(image)
 
 
 def of_one(path: Path) -> Model:
-    """An exported model for one picture at a time."""
+    """An exported model for one image at a time."""
     one = openvino.Core().read_model(path)
     one.reshape([1, 3, *IMAGE_SIZE])
     return one
 
 
 def latency_row(name: str, form: str, alone: Callable[[], object], whole: Callable[[], object]) -> str:
-    """What the whole model takes beside the backbone."""
+    """Row of a model's latency and that of its backbone."""
     median, worst, floor = times_in_turns(alone, whole)
     return f"| {name} | {form} | {median:.1f} | {worst:.1f} | {floor:.1f} | {median / floor:.2f} |"
 
@@ -179,7 +191,7 @@ def latency_row(name: str, form: str, alone: Callable[[], object], whole: Callab
 def times_in_turns(alone: Callable[[], object], whole: Callable[[], object]) -> tuple[float, float, float]:
     """Median and 99th percentile of the whole model, and median of the backbone, in ms.
 
-    They are timed in turns, as the machine's speed drifts.
+    Their calls alternate, because the speed of the machine drifts.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(PICTURES + WARM_UP):
@@ -192,13 +204,13 @@ def times_in_turns(alone: Callable[[], object], whole: Callable[[], object]) -> 
 
 
 def rate_row(name: str, alone: Model, whole: Model, threads: int) -> str:
-    """Pictures a second with so many at a time, and of the backbone with the most."""
+    """Row of a model's images per second for each number of streams, and the backbone's for the largest."""
     rates = [rate(whole, threads, streams) for streams in STREAMS]
     return f"| {name} | {' | '.join(f'{each:.0f}' for each in rates)} | {rate(alone, threads, STREAMS[-1]):.0f} |"
 
 
 def rate(model: Model, threads: int, streams: int) -> float:
-    """Pictures a second with so many at a time, in single precision."""
+    """Images per second with a number of streams, in single precision."""
     settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
     queue = AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings | FLOAT32), streams)
     for count in (WARM_UP, PICTURES):
@@ -211,7 +223,7 @@ def rate(model: Model, threads: int, streams: int) -> float:
 
 @cache
 def picture() -> np.ndarray:
-    """A random picture (1, 3, h, w) in [0, 1]."""
+    """A random image (1, 3, h, w) in [0, 1]."""
     return np.random.default_rng(0).random((1, 3, *IMAGE_SIZE), dtype=np.float32)
 
 

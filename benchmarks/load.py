@@ -1,12 +1,12 @@
-"""Time and memory of fitting and predicting, by the number of pictures.
+"""Time and memory of fitting and predicting for different numbers of images.
 
-Run as ``python -m benchmarks.load``, on Linux. Each fit and each prediction is a process of its own. What grows with
-the number of pictures should be the feature cache alone, within its budget, and with ``--feature_cache disk`` or
-``none`` nothing. Memory is what is resident and no file's, and with pages of files: those of a cache on disk stay
-resident as long as nobody else needs the room.
+Run as ``python -m benchmarks.load``, on Linux. Each fit and each prediction runs in a separate process. Only the
+feature cache should grow with the number of images, up to its budget; with ``--feature_cache disk`` or ``none``,
+nothing should. Memory is reported without and with the pages of files. Pages of a cache on disk stay resident as long
+as no other process needs the memory.
 
-``anomalib predict`` keeps every picture with its map and mask until it ends, unless given ``--return_predictions
-false``. The first number of pictures is predicted both ways.
+``anomalib predict`` keeps every image with its map and mask until it ends, unless ``--return_predictions false`` is
+set. The first number of images is predicted both ways.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from .watch import watched
 Name = Literal["Pradot", "Foct", "WtFlow"]
 BATCH = 32
 TEST = 8
-# Foct has no cache: it is fitted to so many pictures, whatever their number.
+# Foct has no cache and is always fitted to this number of images.
 SHOTS = 4
 
 
@@ -48,29 +48,29 @@ def main(
     threads: int = 2,
     seed: int = 0,
 ) -> None:
-    """Print seconds and memory of each number of pictures.
+    """Print seconds and memory for each number of images.
 
     Args:
-        model: Model to fit; Pradot for two epochs with one prototype a cell, WtFlow for fifty steps.
-        pictures: Numbers of pictures, both to fit and to predict.
-        size: Height and width of the pictures, in pixels.
+        model: Model to fit. Pradot trains for two epochs with one prototype per cell, WtFlow for fifty steps.
+        pictures: Numbers of images to fit and to predict.
+        size: Height and width of the images, in pixels.
         image_size: Height and width that the model resizes them to.
         feature_cache: Where the model keeps features.
-        threads: Threads of torch.
-        seed: Seed of everything random.
+        threads: Number of threads for torch.
+        seed: Random seed.
     """
     for count in pictures:
         with TemporaryDirectory() as folder:
             root = Path(folder)
             draw(root, count, size, seed)
-            report(f"{model} fits {count} pictures", fit, root, model, image_size, feature_cache, threads, seed)
-            report(f"{model} predicts {count} pictures", predict, root, model, threads)
+            report(f"{model} fits {count} images", fit, root, model, image_size, feature_cache, threads, seed)
+            report(f"{model} predicts {count} images", predict, root, model, threads)
             if count == pictures[0]:
-                report(f"{model} predicts {count} pictures and keeps all", predict_and_keep, root, model, threads)
+                report(f"{model} predicts {count} images and keeps all", predict_and_keep, root, model, threads)
 
 
 def draw(root: Path, count: int, size: int, seed: int) -> None:
-    """Write pictures of one part in changing light, ``count`` to train on, and a few to test."""
+    """Write images of one part under varying light: ``count`` for training and a few for testing."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     part = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
@@ -85,7 +85,7 @@ def draw(root: Path, count: int, size: int, seed: int) -> None:
 
 
 def drawn(root: Path, batch: int) -> Folder:
-    """The pictures in ``good``, ``good_test`` and ``bad``, in batches of this size."""
+    """The images in ``good``, ``good_test`` and ``bad``, in batches of a size."""
     return Folder(
         "drawn",
         root=root,
@@ -100,18 +100,18 @@ def drawn(root: Path, batch: int) -> Folder:
 
 
 def report(name: str, work: Callable[..., None], *arguments: Any) -> None:
-    """Do something in a process of its own and print what it took."""
+    """Call a function in a separate process, and print its time and memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         seconds, before, highest, resident = pool.submit(_measured, work, *arguments).result()
     print(
-        f"{name}: {seconds:.0f} s, {highest:.2f} GB in memory, {before:.2f} GB of it before, "
+        f"{name}: {seconds:.0f} s, peak {highest:.2f} GB, of which {before:.2f} GB before the call, "
         f"{resident:.2f} GB with pages of files",
         flush=True,
     )
 
 
 def fit(root: Path, name: Name, image_size: int, feature_cache: CachePlace, threads: int, seed: int) -> None:
-    """Fit a model and leave its checkpoint."""
+    """Fit a model and save its checkpoint."""
     torch.set_num_threads(threads)
     seed_everything(seed, workers=True, verbose=False)
     shared = {
@@ -134,12 +134,12 @@ def fit(root: Path, name: Name, image_size: int, feature_cache: CachePlace, thre
 
 
 def predict(root: Path, name: Name, threads: int) -> None:
-    """Predict all training pictures in batches and let go of each."""
+    """Predict all training images in batches, and discard each result."""
     _predict(root, name, threads, keep=False)
 
 
 def predict_and_keep(root: Path, name: Name, threads: int) -> None:
-    """Predict all training pictures in batches and keep all results to the end, as the host does by default."""
+    """Predict all training images in batches, and keep all results until the end, the default of anomalib."""
     _predict(root, name, threads, keep=True)
 
 
@@ -154,14 +154,14 @@ def _predict(root: Path, name: Name, threads: int, *, keep: bool) -> None:
 
 
 def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, float, float, float]:
-    """Seconds; GB of its own before and at most, and with pages of files at most."""
+    """Seconds; GB without pages of files before and at the peak; GB with pages of files at the peak."""
     with watched(_own_memory, 0.02) as readings:
         _, seconds = timed(lambda: work(*arguments))
     return seconds, readings[0], max(readings), peak_memory()
 
 
 def _own_memory() -> float:
-    """Resident memory of this process that is no file's, in GB."""
+    """Resident memory of this process without pages of files, in GB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e9
 

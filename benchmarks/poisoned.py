@@ -1,8 +1,8 @@
-"""What streams of mostly bad parts do to Foct's online memory, measured on more pictures than a test can afford.
+"""Effect of streams with many anomalous parts on Foct's online memory, on more images than a test can use.
 
-Run as ``python -m benchmarks.poisoned``. Each stream is drawn from the test images of an embedded category with many of
-them, which are then all scored by the memory as the stream left it: before its last query, when the memory is full, and
-after it, when it was compressed.
+Run as ``python -m benchmarks.poisoned``. Each stream is drawn from the test images of an embedded category with many
+test images. All test images are then scored with the memory after the stream: before its last query, when the memory is
+full, and after it, when the memory has been compressed.
 """
 
 from itertools import product
@@ -34,7 +34,7 @@ def main(
     image_size: tuple[int, int] = IMAGE_SIZE,
     threads: int = 2,
 ) -> None:
-    """Print a line for each support set and stream: by how much image AUROC changed.
+    """Print the change of image AUROC for each support set and stream.
 
     Args:
         queries: Length of a stream.
@@ -42,8 +42,8 @@ def main(
         shots: Number of support images.
         supports: Number of support sets.
         images: Test images of each kind: normal, logical and structural.
-        image_size: Height and width that they are resized to.
-        threads: Threads of torch.
+        image_size: Height and width that the images are resized to.
+        threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
     packages = versions("anomalib-ot", "anomalib", "torch")
@@ -57,7 +57,7 @@ def main(
     lowest = 0.0
     for seed in range(supports):
         seed_everything(seed, verbose=False)
-        # No part of this category is turned, and turned views would take most of the time.
+        # No part of this category is rotated, and rotated views would take most of the time.
         model = Foct(backbone, LAYERS, online=True, query_steps=5, rotations=1)
         score = foct(model, support_images(data, shots, seed, backbone, image_size))
         before, scores = detection(model, score, features, labels)
@@ -73,11 +73,11 @@ def main(
             print(
                 f"| {seed} | {share:.0%} | {order} | {before:.1f} | {changes[0]:+.1f} | {changes[1]:+.1f} |", flush=True
             )
-    print(f"The most that a stream took away: {-lowest:.1f} points of image AUROC")
+    print(f"Largest loss by a stream: {-lowest:.1f} points of image AUROC")
 
 
 def detection(model: Foct, score: Scorer, features: list[Tensor], labels: Tensor) -> tuple[float, Tensor]:
-    """Image AUROC of test images in percent, which teach nothing, and their scores (N,)."""
+    """Image AUROC of test images in percent, with a frozen memory, and their scores (N,)."""
     with model.frozen():
         scores = torch.stack([score(each[None].float()).amax() for each in features])
     return 100 * float(binary_auroc(scores, labels.long())), scores

@@ -1,8 +1,8 @@
-"""The tables of the comparison of the models, from the runs kept in ``benchmarks/results``.
+"""The tables of the model comparison, from the runs in ``benchmarks/results``.
 
-Run as ``python -m benchmarks.readme_tables``. The files there are the ``results.csv`` of ``anomalib-ot compare`` for
-``configs/compare/real.yaml``; ``docs/results.md`` has the commands. README shows the image metrics and
-``docs/results.md`` the pixel metrics. A test compares both pages with what this prints.
+Run as ``python -m benchmarks.readme_tables``. The files in that folder are the ``results.csv`` of ``anomalib-ot
+compare`` for ``configs/compare/real.yaml``; ``docs/results.md`` lists the commands. README shows the image metrics and
+``docs/results.md`` the pixel metrics. A test compares both pages with these tables.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from anomalib_ot.comparison.report.tables import Cell, Table
 
 _RESULTS = Path(__file__).with_name("results")
 _SEEDS = 3
-# As the runs call them, and as the tables do.
+# Names in the runs, and names in the tables.
 _CATEGORIES = {
     "tray": "tray",
     "screw": "screw",
@@ -40,14 +40,14 @@ _PIXEL = {"pixel_AUROC": "AUROC", "pixel_AUPRO": "AUPRO", "pixel_AUSPRO": "AU-sP
 
 
 def read_runs() -> pd.DataFrame:
-    """The metrics of all finished runs, a row for each category, model and seed."""
+    """The metrics of all finished runs, in one row per category, model and seed."""
     runs = pd.concat([pd.read_csv(path) for path in sorted(_RESULTS.glob("*.csv"))])
     runs = runs[runs["error"].isna()]
     return runs.assign(category=runs["category"].map(_CATEGORIES), model=runs["model"].map(_MODELS))
 
 
 def image_table(runs: pd.DataFrame) -> Table:
-    """Image AUROC ± standard deviation over the seeds, and its mean where a model ran on all categories."""
+    """Image AUROC ± standard deviation over the seeds, and the mean for models that ran on all categories."""
     scores = runs.groupby(["model", "category"])["image_AUROC"].agg(["mean", "std", "count"])
     means = _arranged(scores["mean"])
 
@@ -55,12 +55,12 @@ def image_table(runs: pd.DataFrame) -> Table:
         _, deviation, count = scores.loc[(model, category)]
         return f" ± {deviation:.1f}" if count > 1 else "", "" if count == _SEEDS else f"{count:.0f}"
 
-    # The mean of the categories is one only where none is missing.
+    # There is no mean if a category is missing.
     return _table("Image AUROC", means.assign(mean=means.mean(axis=1, skipna=False)), spread)
 
 
 def pixel_table(runs: pd.DataFrame) -> Table:
-    """Metrics of the pixels, each the mean over the seeds; screw has no masks."""
+    """Pixel metrics, each the mean over the seeds; screw has no masks."""
     means = runs.groupby(["model", "category"])[list(_PIXEL)].mean()
     columns = {
         f"{category}, {name}": table[category]
@@ -85,7 +85,7 @@ def _ordered(models: Iterable[str]) -> list[str]:
 def _table(
     caption: str, means: pd.DataFrame, spread: Callable[[str, str], tuple[str, str]] = lambda _model, _column: ("", "")
 ) -> Table:
-    """A table of means, the best of each column in bold, with what ``spread`` adds to a mean and remarks on it."""
+    """A table of means with the best of each column in bold; ``spread`` gives a suffix and a remark for each mean."""
     best = means.round(1).max()
     table = Table(caption, ["model", *means])
     for model, values in means.iterrows():
@@ -101,7 +101,7 @@ def _table(
 
 
 def tables() -> dict[str, str]:
-    """The tables in Markdown, by the page that shows each."""
+    """The tables in Markdown, by page."""
     runs = read_runs()
     return {"README.md": image_table(runs).markdown(), "docs/results.md": pixel_table(runs).markdown()}
 

@@ -1,8 +1,8 @@
-"""How well restored pictures tell anomalies: Pradot's own score, the restoration's, and the mean of both.
+"""Detection by restored images: the score of Pradot, the score of the restoration, and the mean of both.
 
 Run as ``python -m benchmarks.restoration`` for the embedded category, or with ``--category tray --root DATA`` for a
-real one, DATA as for ``configs/compare/real.yaml``, whose Pradot it is. Each cell of a test picture is replaced by the
-training patch of its prototype, and the mean absolute difference takes the place of its cost.
+real one, with DATA as for ``configs/compare/real.yaml``. Each cell of a test image is replaced by the training patch of
+its prototype, and the mean absolute difference replaces the cost of the cell.
 """
 
 from pathlib import Path
@@ -36,8 +36,8 @@ def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, thre
     Args:
         category: One of ``benchmarks.categories.CATEGORIES``.
         root: Folder of the real categories.
-        seed: Seed of everything random.
-        threads: Threads of torch.
+        seed: Random seed.
+        threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
     packages = versions("anomalib-ot", "anomalib", "torch")
@@ -51,7 +51,7 @@ def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, thre
 
 
 def fitted(data: AnomalibDataModule, seed: int) -> Pradot:
-    """Pradot fitted to a category."""
+    """Fit Pradot to a category."""
     seed_everything(seed, workers=True, verbose=False)
     model = models(offline_backbone())["Pradot"]()
     with TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def fitted(data: AnomalibDataModule, seed: int) -> Pradot:
 
 @torch.inference_mode()
 def maps_of(model: Pradot, data: AnomalibDataModule) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Maps (N, 1, h, w) of the test pictures by the name of the score, their labels (N,) and masks."""
+    """Maps (N, 1, h, w) of the test images for each score, their labels (N,) and masks (N, h, w)."""
     nearest = nearest_patches(model.model, pictures_of(model, track(data.train_data, "Finding patches")))
     maps: dict[str, list[Tensor]] = {"Pradot": [], "restoration": []}
     labels, masks = [], []
@@ -73,7 +73,7 @@ def maps_of(model: Pradot, data: AnomalibDataModule) -> tuple[dict[str, Tensor],
         mask = torch.zeros(1, *REDUCED) if picture.mask is None else picture.mask[None].float()
         masks.append(F.adaptive_max_pool2d(mask, REDUCED)[0].bool())
     stacked = {name: torch.stack(each) for name, each in maps.items()}
-    # Each counts as much, by the mean score of all test pictures.
+    # The mean image score over all test images scales both maps to equal weight.
     stacked["mean of both"] = sum(each / each.amax((1, 2, 3)).mean() / 2 for each in stacked.values())
     return stacked, torch.tensor(labels), torch.stack(masks)
 

@@ -1,4 +1,4 @@
-"""Results of long runs, kept as they come."""
+"""Results of long runs, saved one by one."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -8,14 +8,14 @@ from pathlib import Path
 
 @contextmanager
 def appended(output: Path, columns: Sequence[str]) -> Iterator[Callable[[dict[str, str]], None]]:
-    """Add rows to a CSV file and print them, each at once.
+    """Append rows to a CSV file and print them, each as soon as it is added.
 
     Args:
-        output: The file, made with its header where there is none.
-        columns: Its columns; what a row lacks stays empty.
+        output: The file; created with a header if it does not exist.
+        columns: Its columns; missing values stay empty.
 
     Yields:
-        What takes a row.
+        A function that adds a row.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     is_new = not output.exists()

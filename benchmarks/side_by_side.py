@@ -1,4 +1,4 @@
-"""The models of the demonstration and the timings, with the same backbone, size and metrics."""
+"""The models of the demonstration and the timings, with the same backbone, image size and metrics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ LAYERS = ("blocks.2", "blocks.4")
 
 
 def parts(backbone: str) -> dict[str, Any]:
-    """Arguments that each model shares: one backbone, its own statistics, one size, the same metrics."""
+    """Arguments that all models share: the backbone, its normalisation, the image size and the metrics."""
     return {
         "backbone": backbone,
         "pre_processor": pre_processor(backbone),
@@ -31,17 +31,17 @@ def parts(backbone: str) -> dict[str, Any]:
 
 
 def pre_processor(backbone: str) -> PreProcessor:
-    """Resize to ``IMAGE_SIZE`` and normalise as the backbone asks."""
+    """Resize to ``IMAGE_SIZE`` and normalise for the backbone."""
     return Pradot.configure_pre_processor(IMAGE_SIZE, backbone)
 
 
 def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dict[str, Callable[[], AnomalibModule]]:
-    """The models compared, by name, on EfficientNet-Lite0's layers.
+    """Functions that create the models, by name, on layers of EfficientNet-Lite0.
 
     Args:
-        backbone: The backbone of all of them.
-        prototypes_per_cell: Pradot's prototypes on the finer and on the coarser layer. The paper's 16 on both, with its
-            batch of 64, take four times as long.
+        backbone: The backbone of all models.
+        prototypes_per_cell: Pradot's prototypes on the finer and on the coarser layer. The 16 on both layers and the
+            batches of 64 of the paper take four times as long.
     """
     return {
         "Pradot": lambda: Pradot(

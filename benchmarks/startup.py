@@ -1,6 +1,6 @@
-"""Cost of the import hook to a Python process that does not import anomalib.
+"""Cost of the import hook for a Python process that does not import anomalib.
 
-Run as ``python -m benchmarks.startup``. Starts the interpreter with and without the hook in turn.
+Run as ``python -m benchmarks.startup``. It starts the interpreter with and without the hook alternately.
 """
 
 import os
@@ -13,15 +13,15 @@ from statistics import median
 import anomalib_ot
 
 SOURCE = Path(anomalib_ot.__file__).parents[1]
-# Without site packages nothing of the environment runs the hook; site imports os at every start.
+# Without site packages, the environment does not run the hook. os is imported because site imports it at each start.
 WITHOUT = f"import os, sys; sys.path.insert(0, {str(SOURCE)!r})"
-# As after an installation, which compiles the package.
+# Allow bytecode files, because an installation compiles the package.
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 WITH = f"{WITHOUT}; import anomalib_ot._autoload; anomalib_ot._autoload.install()"
 
 
 def seconds(code: str) -> float:
-    """Wall time of a fresh interpreter without site packages that runs some code."""
+    """Wall time of a new interpreter without site packages that runs some code."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-S", "-c", code], env=COMPILED, check=True)  # noqa: S603 - our own code
     return time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""A long stream of queries, some of them anomalous, through Foct online: AUROC, memory and time, and what it leaves.
+"""A long stream of queries, some of them anomalous, through online Foct: AUROC, memory and time.
 
-Run as ``python -m benchmarks.stream``. The queries are drawn with repetition from the embedded category's test images.
-At its end the whole test set is scored by what the stream has left of the memory, and by the memory before it.
+Run as ``python -m benchmarks.stream``. The queries are drawn with replacement from the test images of the embedded
+category. At the end, the whole test set is scored with the memory after the stream and with the memory before it.
 """
 
 import resource
@@ -17,7 +17,7 @@ from anomalib_ot import Foct
 from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category
-from .few_shot import IMAGE_SIZE, foct, metrics, support_images, test_set
+from .few_shot import IMAGE_SIZE, Scorer, foct, metrics, support_images, test_set
 from .side_by_side import LAYERS
 
 Order = Literal["mixed", "repeated", "worst_first"]
@@ -32,24 +32,25 @@ def main(
     seed: int = 0,
     threads: int = 2,
 ) -> None:
-    """Print a line for each block of queries, and one for what they leave.
+    """Print a line for each block of queries, and one for the test set after the stream.
 
     Args:
         queries: Length of the stream.
         share: Share of the queries that are anomalous.
-        order: ``mixed``; ``repeated``, mixed with one image for all anomalous queries, that with the lowest score of
-            the memory before the stream; or ``worst_first``, the anomalous ones before the others, by rising score.
+        order: ``mixed`` is a random order. ``repeated`` is mixed too, but all anomalous queries are the same image,
+            that with the lowest score before the stream. ``worst_first`` has the anomalous queries before the others,
+            by increasing score.
         shots: Number of support images.
-        block: Queries in a line.
+        block: Number of queries per line.
         seed: Seed of the draws.
-        threads: Threads of torch.
+        threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
     backbone = offline_backbone()
     data = open_category(EMBEDDED)
     features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
     images = support_images(data, shots, seed, backbone, IMAGE_SIZE)
-    scorers = {}
+    scorers: dict[bool, tuple[Foct, Scorer]] = {}
     for online in (True, False):
         seed_everything(seed, verbose=False)
         model = Foct(backbone, LAYERS, online=online, query_steps=5 if online else 0)
@@ -58,19 +59,8 @@ def main(
     stream = draw(labels, before.flatten(1).amax(1), queries, share, order, seed)
     for first in range(0, queries, block):
         part = stream[first : first + block]
-        found = {}
-        for online, (_, score) in scorers.items():
-            start = time.perf_counter()
-            maps = torch.stack([score(features[i][None].float()) for i in part])
-            # A block of one kind has none.
-            auroc = metrics(maps, labels[part], masks[part]).get("image_AUROC", float("nan"))
-            found[online] = (auroc, 1000 * (time.perf_counter() - start) / len(part))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"queries {first} to {first + len(part)}: image AUROC {found[True][0]:.1f} online, {found[False][0]:.1f} "
-            f"not; {found[True][1]:.0f} ms a query online; {len(scorers[True][0].model.episodic.features)} features "
-            f"remembered; peak {peak:.2f} GiB",
-            flush=True,
+            f"queries {first} to {first + len(part)}: {block_line(part, scorers, features, labels, masks)}", flush=True
         )
     online, score = scorers[True]
     with online.frozen():
@@ -81,8 +71,26 @@ def main(
     )
 
 
+def block_line(
+    part: list[int], scorers: dict[bool, tuple[Foct, Scorer]], features: list[Tensor], labels: Tensor, masks: Tensor
+) -> str:
+    """Image AUROC, time and memory of a block of queries, given by the indices of their images."""
+    found = {}
+    for online, (_, score) in scorers.items():
+        start = time.perf_counter()
+        maps = torch.stack([score(features[index][None].float()) for index in part])
+        # Without both labels in a block, there is no AUROC.
+        auroc = metrics(maps, labels[part], masks[part]).get("image_AUROC", float("nan"))
+        found[online] = (auroc, 1000 * (time.perf_counter() - start) / len(part))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return (
+        f"image AUROC {found[True][0]:.1f} online, {found[False][0]:.1f} offline; {found[True][1]:.0f} ms per query "
+        f"online; {len(scorers[True][0].model.episodic.features)} episodic features; peak {peak:.2f} GiB"
+    )
+
+
 def draw(labels: Tensor, scores: Tensor, queries: int, share: float, order: Order, seed: int) -> list[int]:
-    """Numbers of the queries' images, from the labels (N,) and scores (N,) of all."""
+    """Indices of the images to query, from the labels (N,) and scores (N,) of all images."""
     generator = torch.Generator().manual_seed(seed)
     count = round(share * queries)
     bad, good = (

@@ -1,13 +1,15 @@
-"""One training step of Pradot's transport against two solvers of POT, in one run.
+"""One training step of Pradot's transport compared with two solvers of POT.
 
-Run as ``python -m benchmarks.transport``. The paper's sizes: batch 64, 16 prototypes a cell, ε = 0.01, at most 100
-iterations. The features are those of the embedded category's pictures (EfficientNet-Lite0, whitened as in training),
-rotated into as many channels as asked for, which changes no cosine; or, as the worst case, random ones, of which no
-kernel entry can be left out. The references solve the same cost matrix, as float32 tensors of torch: ``sinkhorn_log``,
-the solver of the paper's code, in the log domain; and the plain ``sinkhorn``, the fastest alternative, which needs an
-exp(−M / ε) that does not underflow. The plain one is timed whole, with and without forming the matrix. The other is
-timed over a few iterations and its time for 100 is extrapolated, as it is linear in them; forming the matrix is in our
-time, not in its.
+Run as ``python -m benchmarks.transport``. The sizes are those of the paper: batches of 64, 16 prototypes per cell,
+ε = 0.01, at most 100 iterations. The features come from images of the embedded category (EfficientNet-Lite0, whitened
+as in training) and are rotated into the requested number of channels, which changes no cosine. As the worst case, they
+are random, and no kernel entry can be omitted.
+
+The references solve the same cost matrix as float32 tensors of torch. ``sinkhorn_log``, the solver of the paper's code,
+works in the log domain. The plain ``sinkhorn`` is the fastest alternative, but exp(−M / ε) must not underflow. All
+iterations of the plain solver are timed, with and without forming the matrix. ``sinkhorn_log`` is timed over a few
+iterations, and its time for 100 is extrapolated, because it is linear in the iterations. Our time includes forming the
+matrix, that of ``sinkhorn_log`` does not.
 """
 
 import resource
@@ -45,7 +47,7 @@ class Problem:
     coordinates: Tensor
 
     def to(self, device: str) -> "Problem":
-        """The problem on a device; a copy of what moves."""
+        """The problem on a device, with a copy of the prototypes, which move."""
         features, prototypes, grid, coordinates = (
             part.to(device) for part in (self.features, self.prototypes, self.grid, self.coordinates)
         )
@@ -72,23 +74,23 @@ def main(
     device: str = "cpu",
     precision: Literal["highest", "high", "medium"] = "highest",
 ) -> None:
-    """Print the time of a step, its ratio to those of the references, and the peak of memory.
+    """Print the time of a step, the ratios of the references to it, and the peak memory.
 
     Args:
-        stride: Stride of the feature maps of pictures of 224 px.
+        stride: Stride of the feature maps of images of 224 px.
         channels: Channels of the features.
-        batch: Pictures in a step.
-        per_cell: Prototypes in a cell.
+        batch: Number of images in a step.
+        per_cell: Prototypes per cell.
         alpha: Weight of the spatial cost.
-        source: Features of pictures, or random ones.
-        reference_iterations: Iterations of ``sinkhorn_log`` to time; 0 leaves out both references, where their matrix
-            does not fit.
-        memory: GiB that the solver may use.
-        threads: Threads of torch.
-        seed: Seed of all that is random.
-        device: Where to solve, both ours and the references: ``cpu`` or ``cuda``.
-        precision: What ``torch.set_float32_matmul_precision`` allows: ``medium`` forms products in bfloat16 where the
-            processor has it. Models are trained in full precision all the same.
+        source: Features of images (``pictures``) or random features.
+        reference_iterations: Iterations of ``sinkhorn_log`` to time; 0 skips both references, for example if their
+            matrix does not fit.
+        memory: Memory for the solver in GiB.
+        threads: Number of threads for torch.
+        seed: Random seed.
+        device: Device for our solver and the references: ``cpu`` or ``cuda``.
+        precision: Argument of ``torch.set_float32_matmul_precision``: ``medium`` computes products in bfloat16 if the
+            processor supports it. Models are trained in full precision regardless of this setting.
     """
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
@@ -97,7 +99,8 @@ def main(
     rows, columns = len(problem.features), len(problem.prototypes)
     where = f"{threads} threads" if device == "cpu" else torch.cuda.get_device_name()
     print(f"cost matrix {rows} x {columns}, {channels} channels of {source}, {where}, seed {seed}")
-    # The loops are compiled on first use, and kept on disk; a few pictures do. A device prepares for each size anew.
+    # The first use compiles the loops and caches them on disk, for which a few images are enough. A GPU prepares for
+    # each size separately.
     part = replace(problem, features=problem.features[: 4 * rows // batch]) if device == "cpu" else problem
     _, compiled = timed(lambda: Steps(part.to(device), alpha, Workspace(memory * 2**30)).take(0.0))
     print(f"first use: {compiled:.1f} s")
@@ -120,7 +123,7 @@ def time_references(problem: Problem, alpha: float, cold: float, warm: float, lo
     Args:
         problem: Features and prototypes.
         alpha: Weight of the spatial cost.
-        cold: Seconds of our step from nothing.
+        cold: Seconds of our step from a cold start.
         warm: Seconds of our warm step.
         log_iterations: Iterations of ``sinkhorn_log`` to time.
     """
@@ -149,7 +152,7 @@ def time_references(problem: Problem, alpha: float, cold: float, warm: float, lo
     _, more = timed(lambda: reference("sinkhorn_log", 1 + log_iterations))
     an_iteration = (more - first) / log_iterations
     whole = first + (ITERATIONS - 1) * an_iteration
-    print(f"POT sinkhorn_log: {an_iteration:.2g} s an iteration, {whole:.3g} s for {ITERATIONS}")
+    print(f"POT sinkhorn_log: {an_iteration:.2g} s per iteration, {whole:.3g} s for {ITERATIONS}")
     print(f"ratio, same iterations: {whole / cold:.0f}; warm start and early stop: {whole / warm:.0f}")
 
 
@@ -169,7 +172,7 @@ class Steps:
         self._potential: Tensor | None = None
 
     def take(self, tolerance: float) -> TransportPlan:
-        """Solve down to a marginal error and move the prototypes by a twentieth, as the paper does."""
+        """Solve to a marginal error, and move the prototypes by a twentieth as in the paper."""
         cost = self.problem.cost(self.alpha, self.workspace)
         plan = sinkhorn(cost, EPSILON, ITERATIONS, tolerance, self._potential, workspace=self.workspace, warn=False)
         self.problem.prototypes.lerp_(plan.barycentres(self.problem.features), 0.05)
@@ -178,33 +181,33 @@ class Steps:
 
 
 def make_problem(source: Source, side: int, stride: int, channels: int, batch: int, per_cell: int) -> Problem:
-    """Features of a batch and prototypes that start at features of other pictures.
+    """Features of a batch, and prototypes that start at features of other images.
 
     Args:
-        source: Where the features come from.
+        source: Source of the features.
         side: Height and width of the feature map.
-        stride: Pixels for a cell, 8 or 16.
+        stride: Pixels per cell, 8 or 16.
         channels: Channels of the features.
-        batch: Pictures in the batch.
-        per_cell: Prototypes in a cell.
+        batch: Number of images in the batch.
+        per_cell: Prototypes per cell.
 
     Returns:
         The problem.
     """
     grid = grid_coordinates(side, side)
     if source == "random":
-        # A common feature at each cell and some noise, not negative, as after a ReLU.
+        # A common feature at each cell plus noise, nonnegative as after a ReLU.
         common = torch.rand(1, side * side, channels)
         maps = (common + 0.5 * torch.randn(batch + per_cell, side * side, channels)).relu_()
     else:
         maps = picture_features(batch + per_cell, side * stride, LAYERS[stride]).flatten(2).mT
-        # Columns of an orthogonal matrix: lengths and angles stay.
+        # Multiplying by columns of an orthogonal matrix preserves lengths and angles.
         maps = maps @ torch.linalg.qr(torch.randn(max(channels, maps.shape[2]), maps.shape[2])).Q.T
     return Problem(maps[:batch].flatten(0, 1), maps[batch:].flatten(0, 1).clone(), grid, grid.repeat(per_cell, 1))
 
 
 def picture_features(count: int, size: int, layer: str) -> Tensor:
-    """Whitened features (count, D, H, W) of normal pictures of the embedded category at a size in pixels."""
+    """Whitened features (count, D, H, W) of normal images of the embedded category at a size in pixels."""
     data = Assembly(Path("results/benchmark") / str(count), n_train=count)
     data.prepare_data()
     data.setup()
@@ -213,14 +216,14 @@ def picture_features(count: int, size: int, layer: str) -> Tensor:
 
 
 def peak_memory(device: str = "cpu") -> float:
-    """Largest resident memory of this process so far, or what it took of a device at most, in GB."""
+    """Peak resident memory of this process, or its peak memory on a GPU, in GB."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """Result of a function and its wall time in seconds, until the device is done."""
+    """Result of a function and its wall time in seconds, including pending work of the GPU."""
     start = time.perf_counter()
     result = function()
     if torch.cuda.is_initialized():

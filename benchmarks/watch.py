@@ -1,4 +1,4 @@
-"""Readings of memory while something runs."""
+"""Memory readings while other code runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 @contextmanager
 def watched(memory: Callable[[], float], every: float) -> Iterator[list[float]]:
-    """Readings of a process's memory, one before and then one every so many seconds, while the context lasts."""
+    """List of memory readings: one at the start, then one every ``every`` seconds while the context is active."""
     readings, done = [memory()], Event()
 
     def watch() -> None:

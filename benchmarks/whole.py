@@ -1,7 +1,7 @@
-"""The whole four-part model of the paper on features of ResNet-50's shape, extraction included.
+"""The whole four-part model of the paper on features of the shape of ResNet-50, including extraction.
 
-Run as ``python -m benchmarks.whole``. Pradot with its defaults: two layers, two α, 16 prototypes a cell, batches of 64.
-The weights are random, as only the shape matters here.
+Run as ``python -m benchmarks.whole``. Pradot has its defaults: two layers, two α, 16 prototypes per cell, batches of
+64. The weights are random, because only the shapes matter.
 """
 
 import time
@@ -20,13 +20,13 @@ from .transport import peak_memory
 
 
 def main(images: int = 320, threads: int = 2, seed: int = 0, accelerator: Literal["cpu", "cuda"] = "cpu") -> None:
-    """Print the seconds of a fit and its peak of memory.
+    """Print the seconds and the peak memory of a fit.
 
     Args:
-        images: Training pictures.
-        threads: Threads of torch.
-        seed: Seed of everything random.
-        accelerator: Where to train.
+        images: Number of training images.
+        threads: Number of threads for torch.
+        seed: Random seed.
+        accelerator: Device to train on.
     """
     torch.set_num_threads(threads)
     seed_everything(seed, workers=True, verbose=False)
@@ -41,7 +41,7 @@ def main(images: int = 320, threads: int = 2, seed: int = 0, accelerator: Litera
     _, prototypes = next(model.model.by_layer())
     where = f"{threads} threads" if accelerator == "cpu" else torch.cuda.get_device_name()
     print(
-        f"{images} pictures, {int(prototypes.steps)} steps of four solves, {where}, seed {seed}: {seconds:.0f} s, "
+        f"{images} images, {int(prototypes.steps)} steps of four solves, {where}, seed {seed}: {seconds:.0f} s, "
         f"peak {peak_memory(accelerator):.1f} GB, {model.model.count} prototypes after compression"
     )
 

@@ -1,8 +1,8 @@
-"""WtFlow's couplings, scopes and scores beside models of anomalib, on categories of real images.
+"""WtFlow's couplings, scopes and scores compared with models of anomalib, on categories of real images.
 
-Run as ``python -m benchmarks.wt_flow --root DATA``, with DATA as for ``configs/compare/real.yaml``; the embedded
-category needs none. The features of all images are extracted once, which makes dozens of trainings affordable;
-``anomalib-ot compare`` goes through the host's engine instead.
+Run as ``python -m benchmarks.wt_flow --root DATA``, with DATA as for ``configs/compare/real.yaml``. The embedded
+category needs no DATA. The features of all images are extracted once, so that dozens of trainings are possible.
+``anomalib-ot compare`` uses anomalib's engine instead.
 """
 
 import time
@@ -41,9 +41,9 @@ from .versions import versions
 IMAGE_SIZE = (256, 256)
 LAYER = "blocks.4"
 LAYERS = ("blocks.1", "blocks.2", LAYER)
-# Maps and masks at a quarter of the size count for the pixels' metrics.
+# Pixel metrics use maps and masks at a quarter of the size.
 REDUCED = (64, 64)
-# Of the other flows, as many as WtFlow's by default.
+# The other flows train with WtFlow's defaults.
 STEPS, BATCH_SIZE = 200, 16
 SCORES: tuple[Score, ...] = get_args(Score)
 
@@ -62,7 +62,7 @@ COLUMNS = ("category", "model", "score", "seed", "image_AUROC", "pixel_AUROC", "
 def main(
     root: Path | None = None,
     output: Path = Path("results/wt_flow.csv"),
-    categories: list[str] = list(CATEGORIES),  # noqa: B006 - jsonargparse shows the default, nothing changes it
+    categories: list[str] = list(CATEGORIES),  # noqa: B006 - jsonargparse shows the default, and nothing changes it
     models: list[str] = [*VARIANTS, "no flow", "FastFlow", "PatchFlow", "PaDiM", "PatchCore 1 %"],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     every: int = 1,
@@ -76,10 +76,10 @@ def main(
         output: CSV file to add the results to.
         categories: Categories to run.
         models: Models to run.
-        seeds: Seeds of everything random.
-        every: Take every so many-th test image, where all would take too long.
-        threads: Threads of torch.
-        settings: Further settings of WtFlow, in all its variants.
+        seeds: Random seeds.
+        every: Use every n-th test image only, if all would take too long.
+        threads: Number of threads for torch.
+        settings: Further settings for all variants of WtFlow.
     """
     torch.set_num_threads(threads)
     packages = versions("anomalib-ot", "anomalib", "torch", "lightning")
@@ -127,12 +127,12 @@ def cached(items: Iterable[ImageItem], backbone: str) -> tuple[FeatureMaps, Tens
 
 
 class OnFeatures(WtFlow):
-    """WtFlow on features that are there already."""
+    """WtFlow trained on given features."""
 
     features: FeatureMaps
 
     def extract_training_features(self, extractor: nn.Module) -> None:
-        """Take them as they are."""
+        """Use the given features."""
         del extractor
         dataset = FeatureDataset({LAYER: self.features[LAYER]})
         self.training_features = TrainingFeatures(feature_loader(dataset, self.batch_size))
@@ -144,7 +144,7 @@ class OnFeatures(WtFlow):
 def wt_flow(
     train: FeatureMaps, test: FeatureMaps, backbone: str, settings: dict[str, Any]
 ) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """Each score's name, maps (N, 1, h, w) and image scores (N,), and when the fit ended."""
+    """For each score: its name, maps (N, 1, h, w), image scores (N,) and the time when the fit ended."""
     model = OnFeatures(backbone, [LAYER], **settings)
     model.features = train
     trainer(model).fit(model, feature_loader(FeatureDataset(train), 1))
@@ -156,7 +156,7 @@ def wt_flow(
 
 
 def trainer(model: WtFlow, **arguments: Any) -> Trainer:
-    """A trainer on the CPU, as the model wants it, that leaves nothing behind."""
+    """A trainer on the CPU with the model's arguments, which writes no files."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return Trainer(**model.trainer_arguments, **quiet, accelerator="cpu", enable_model_summary=False, **arguments)
 
@@ -166,7 +166,7 @@ def in_parts(network: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
     """Reduced maps (N, 1, h, w) and image scores (N,) of WtFlow's network."""
     maps, scores = [], []
     for part in features.split(16):
-        network.extract = lambda images, part=part: {LAYER: part}  # noqa: ARG005 - the features are there already
+        network.extract = lambda images, part=part: {LAYER: part}  # noqa: ARG005 - the features are given
         result = network(torch.empty(len(part), 3, *IMAGE_SIZE))
         maps.append(F.adaptive_avg_pool2d(result.anomaly_map, REDUCED))
         scores.append(result.pred_score)
@@ -174,12 +174,12 @@ def in_parts(network: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Given(nn.Module):
-    """Stands where a model has its backbone and hands over features that are there already."""
+    """Replaces the backbone of a model and returns given features."""
 
     features: Any
 
     def forward(self, images: Tensor) -> Any:
-        """Hand over the features."""
+        """Return the features."""
         del images
         return self.features
 
@@ -197,7 +197,7 @@ def score_all(model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Tensor]
 
 
 def on_features(model: nn.Module, features: Any) -> Any:
-    """What a model of anomalib makes of features in place of images."""
+    """Output of a model of anomalib for features instead of images."""
     model.feature_extractor.features = features
     first = next(iter(features.values())) if isinstance(features, dict) else features[0]
     return model(torch.empty(len(first), 3, *IMAGE_SIZE))
@@ -210,7 +210,7 @@ def batches_of(features: FeatureMaps, layers: Sequence[str] = LAYERS, size: int 
 
 
 def no_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """The density of whitened features where they are, without a flow: what there is to gain; as :func:`wt_flow`."""
+    """The density of whitened features without a flow, a baseline for the flows; as :func:`wt_flow`."""
     network = WtFlow(backbone, [LAYER]).model.eval()
     network.fit_normalization([train])
     network.euler_steps = 0
@@ -229,7 +229,7 @@ def padim(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tupl
 
 
 def patchcore(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """PatchCore on two layers with a coreset of a hundredth; as :func:`wt_flow`."""
+    """PatchCore on two layers with a coreset of 1 %; as :func:`wt_flow`."""
     model = PatchcoreModel(LAYERS[1:], backbone).train()
     model.feature_extractor = Given()
     for batch in batches_of(train, LAYERS[1:]):
@@ -240,7 +240,7 @@ def patchcore(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[
 
 
 def fast_flow_model(channels: Sequence[int], sizes: Sequence[int]) -> FastflowModel:
-    """FastFlow of anomalib with its default settings, which take ResNet-18 alone, on features of other shapes."""
+    """FastFlow of anomalib with its defaults, adapted from the shapes of ResNet-18 to those of other features."""
     model = FastflowModel(IMAGE_SIZE, "resnet18", pre_trained=False)
     model.feature_extractor = Given()
     model.norms = nn.ModuleList(nn.LayerNorm([c, s, s]) for c, s in zip(channels, sizes, strict=True))
@@ -252,7 +252,7 @@ def fast_flow_model(channels: Sequence[int], sizes: Sequence[int]) -> FastflowMo
 
 
 def train_flow(model: nn.Module, loss: nn.Module, batches: Callable[[Tensor], Any], count: int, decay: float) -> None:
-    """Train a normalizing flow as its Lightning model does, on as many of ``count`` images as WtFlow takes."""
+    """Train a normalizing flow like its Lightning model, on batches drawn from ``count`` images."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=decay)
     model.train()
     for _ in range(STEPS):
@@ -301,7 +301,7 @@ OTHERS = {
 
 
 def metrics(maps: Tensor, scores: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
-    """Image AUROC, and pixel AUROC and AUPRO where there are masks, in percent."""
+    """Image AUROC, and pixel AUROC and AUPRO if there are masks, in percent."""
     low, high = maps.min(), maps.max()
     batch = ImageBatch(
         image=torch.empty(len(maps), 3, *REDUCED),

@@ -1,1 +1,1 @@
-"""What :mod:`benchmarks.fuzz` feeds to whatever reads it, and how it tells a finding."""
+"""Inputs of :mod:`benchmarks.fuzz`, and the classification of outcomes."""

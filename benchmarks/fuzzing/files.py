@@ -1,4 +1,4 @@
-"""Files whose bytes or content are others than when they were written."""
+"""Files with changed bytes or content."""
 
 import io
 import json
@@ -26,13 +26,13 @@ from anomalib_ot.host.image_check import blank_images, clipped_images
 from .mutation import Changed, altered, changed_text, mutated
 from .samples import MODELS, PICTURES, SIZE
 
-# All modes of pixels that Pillow knows, and formats that hold more than eight bits, or several of the modes.
+# All pixel modes of Pillow, and formats with more than eight bits or with several modes.
 MODES = Image.MODES
 FORMATS = ("PNG", "TIFF", "PPM", "BMP", "WEBP", "JPEG", "GIF", "TGA", "JPEG2000", "PCX", "SGI", "IM", "ICO", "DDS")
 
 
 def picture(generator: random.Random, samples: Changed) -> None:
-    """A picture of any kind, as training, few-shot, test and new picture, and read at its full depth."""
+    """An image of any kind, read for training, few-shot training, testing and prediction, and at its full depth."""
     good = samples.root / "tray" / "train" / "good" / "000.png"
     content = _picture(generator, samples.root)
     samples.write(good, mutated(generator, content) if generator.random() < 0.7 else content)  # noqa: PLR2004
@@ -46,7 +46,7 @@ def picture(generator: random.Random, samples: Changed) -> None:
     elif how == 2:  # noqa: PLR2004
         image_defects(good)
     elif how == 3:  # noqa: PLR2004
-        # A range is named instead.
+        # The error names the range instead.
         samples.blamed = () if value_range else samples.blamed
         _check_picture(read_picture(good, value_range), good)
     elif how == 4:  # noqa: PLR2004
@@ -65,7 +65,7 @@ def picture(generator: random.Random, samples: Changed) -> None:
 
 @contextmanager
 def _read_by_host() -> Iterator[None]:
-    """What the host's reader raises, and whether it names the file, is not ours."""
+    """Accept any error of anomalib's reader, whether it names the file or not."""
     try:
         yield
     except Exception as error:
@@ -74,7 +74,7 @@ def _read_by_host() -> Iterator[None]:
 
 
 def _check_picture(image: Tensor, path: Path) -> None:
-    """Look whether it is a picture, and at it as a model does before it learns from it."""
+    """Check the shape and range of an image, and run the checks of training on it."""
     assert image.shape[0] == 3, image.shape  # noqa: S101, PLR2004
     assert bool(((image >= 0) & (image <= 1)).all()), "values beyond black and white"  # noqa: S101
     blank_images(image[None])
@@ -82,7 +82,7 @@ def _check_picture(image: Tensor, path: Path) -> None:
 
 
 def _picture(generator: random.Random, folder: Path) -> bytes:
-    """A picture of one of the formats, of eight bits or of any other depth and kind of pixels."""
+    """An image in one of the formats, with 8-bit or other pixels."""
     if generator.random() < 0.3:  # noqa: PLR2004
         return (folder / f"plain.{generator.choice(PICTURES).lower()}").read_bytes()
     size = generator.choice(((64, 64), (64, 64), (1, 64), (64, 1), (1, 1)))
@@ -92,7 +92,7 @@ def _picture(generator: random.Random, folder: Path) -> bytes:
         pixels = numbers.integers(0, 2**16, (*size, channels), dtype=np.uint16)
         return cv2.imencode(generator.choice((".png", ".tiff")), pixels)[1].tobytes()
     file = io.BytesIO()
-    # Not each format has each mode.
+    # Some formats do not support some modes.
     with suppress(KeyError, OSError, ValueError):
         _of_mode(numbers, generator.choice(MODES), size).save(file, generator.choice(FORMATS))
         return file.getvalue()
@@ -132,10 +132,10 @@ def mask(generator: random.Random, samples: Changed) -> None:
 
 
 def defects(generator: random.Random, samples: Changed) -> None:
-    """What masks mean."""
+    """The configuration of defects."""
     path = samples.root / "tray" / "defects_config.json"
     samples.write(path, changed_text(generator, json.loads(path.read_text()), json.dumps))
-    # Cached by the time of the last change, which two cases may share.
+    # The cache uses the modification time, which two cases may share.
     os.utime(path, ns=(generator.getrandbits(60), generator.getrandbits(60)))
     for folder in (samples.root / "tray" / "ground_truth").glob("*/*"):
         found = read_defects(folder)
@@ -143,7 +143,7 @@ def defects(generator: random.Random, samples: Changed) -> None:
 
 
 def checkpoint(generator: random.Random, samples: Changed) -> None:
-    """A checkpoint, whose bytes or content have changed."""
+    """A checkpoint with changed bytes or content."""
     name = generator.choice([*MODELS])
     path = samples.root / f"{name}.ckpt"
     if generator.random() < 0.4:  # noqa: PLR2004
@@ -151,7 +151,7 @@ def checkpoint(generator: random.Random, samples: Changed) -> None:
         file = io.BytesIO()
         torch.save(_altered_checkpoint(generator, content), file)
         samples.write(path, file.getvalue())
-        # A setting may be named instead. What was learned has no shape that could be known to be wrong.
+        # The error may name a setting instead. Learned tensors of a wrong shape cannot always be recognised.
         samples.blamed = ()
         MODELS[name][0].load_from_checkpoint(path)
         return
@@ -205,7 +205,7 @@ def backbone(generator: random.Random, samples: Changed) -> None:
 
 
 def kept_run(generator: random.Random, samples: Changed) -> None:
-    """A run that a comparison has kept."""
+    """A saved run of a comparison."""
     runs = samples.root / "runs"
     path = generator.choice(sorted(path for path in runs.rglob("*") if path.is_file()))
     folder = str(path.parent)

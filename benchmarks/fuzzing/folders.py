@@ -1,4 +1,4 @@
-"""Folders that hold the work of others, and names that lead to them."""
+"""Folders that contain files of the user, and names that could lead to them."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from anomalib_ot.offline import offline_backbone
 from .mutation import Changed
 from .samples import METRICS, kept_predictions
 
-# Of what labels and names of pictures are made here.
+# Parts of labels and image names.
 PARTS = (
     *(".", "..", "/", "\\", ":", "C:", "~", "%2e", " ", "\n", "\t", "\0", "*", "?", '"', "<", ">", "|", "+", "$HOME"),
     *("con", "NUL", "com1.txt", "é", "e\u0301", "\u202e", "\ufeff", "字", "\U0001f9ff", "a", "A", "x" * 300, "{}", "-"),
@@ -25,7 +25,7 @@ PARTS = (
 
 
 def label(generator: random.Random, samples: Changed) -> None:
-    """Labels of models and data, and a picture's name, which must not lead out of the output folder."""
+    """Labels of models and data and an image name, which must not lead out of the output folder."""
     words = ["".join(generator.choices(PARTS, k=generator.choice((1, 1, 2, 3, 5)))) for _ in range(4)]
     first, second, data, category = words
     picture = Path(name_of(f"{samples.root}/{first}/{second}.png".replace("\0", "")))
@@ -53,12 +53,12 @@ def label(generator: random.Random, samples: Changed) -> None:
 
 
 def output(generator: random.Random, samples: Changed) -> None:
-    """A folder to write to that holds files of others, none of which may be lost."""
+    """An output folder that contains files of the user, none of which may be lost."""
     folder = samples.root / "outputs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for _ in range(generator.choice((0, 1, 1))):
-        # What an earlier run of ours has left.
+        # The files of an earlier run.
         _write(generator.choice(WRITERS), folder, samples)
     _put(generator, folder)
     others = _contents(folder)
@@ -81,7 +81,7 @@ NAMES = (
 
 
 def _put(generator: random.Random, folder: Path) -> None:
-    """Put files of others, and links and folders of all sorts, into a folder."""
+    """Put files of the user, links and folders into a folder."""
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     (elsewhere / "kept.txt").write_text("work of days")
@@ -104,7 +104,7 @@ def _put(generator: random.Random, folder: Path) -> None:
 
 
 def _contents(folder: Path) -> dict[Path, str]:
-    """Files that are not ours, and what is in them."""
+    """Files of the user and their content."""
     found = [*folder.rglob("*"), *(folder.parent / "elsewhere").rglob("*")]
     return {path: content for path in found if (content := _content(path)) == "work of days"}
 
@@ -138,7 +138,7 @@ def _write(how: str, folder: Path, samples: Changed) -> None:
 
 
 def _compare(folder: Path) -> None:
-    """A comparison whose runs say what one here says."""
+    """A comparison whose runs return the sample predictions."""
     plan = Plan(
         {"Pradot": {"class_path": "Pradot"}, "Padim": {"class_path": "Padim"}},
         {"tray": {"class_path": "Assembly"}},

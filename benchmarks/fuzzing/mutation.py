@@ -1,11 +1,11 @@
-"""Bytes and values that are not what they were."""
+"""Changes of bytes and values."""
 
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What no setting expects.
+# Values that no setting expects.
 STRANGE = (
     *(None, True, False, 0, 1, -1, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf")),
     *("", "x", "é\0", "../..", "Padim", [], {}, [[]], [1, "b"], {"a": 1}, {"class_path": "Pradot"}),
@@ -13,11 +13,11 @@ STRANGE = (
 
 
 class Changed:
-    """The samples, one of which is not what it was.
+    """The samples, with one of them changed.
 
     Attributes:
-        root: Their folder.
-        blamed: Names of which an error has to hold one.
+        root: Folder of the samples.
+        blamed: An error must contain one of these names.
     """
 
     def __init__(self, root: Path, generator: random.Random) -> None:
@@ -27,7 +27,7 @@ class Changed:
         self._originals: dict[Path, bytes] = {}
 
     def write(self, path: Path, content: bytes, *blamed: str) -> None:
-        """Change a sample, until :meth:`restore`; an error has to name it, by its own name if not others."""
+        """Change a sample until :meth:`restore`; an error must contain one of ``blamed``, by default its file name."""
         self._originals[path] = path.read_bytes()
         path.write_bytes(content)
         self.blamed = blamed or (path.name,)
@@ -37,13 +37,13 @@ class Changed:
         self.write(path, mutated(self._generator, path.read_bytes()), *blamed)
 
     def restore(self) -> None:
-        """Let all samples be what they were."""
+        """Restore all samples."""
         for path, content in self._originals.items():
             path.write_bytes(content)
 
 
 def mutated(generator: random.Random, content: bytes) -> bytes:
-    """Bytes with some of them changed, left out, put in or cut off, most often near one of the ends."""
+    """Change, remove, insert or cut off bytes, most often near one of the ends."""
     changed = bytearray(content)
     for _ in range(generator.choice((1, 1, 2, 4, 16))):
         place = int(generator.random() ** generator.choice((1, 3)) * len(changed))
@@ -61,7 +61,7 @@ def mutated(generator: random.Random, content: bytes) -> bytes:
 
 
 def altered(generator: random.Random, value: Any, times: int = 1) -> Any:
-    """Nested lists and dictionaries in which a value, or a key, is another one or gone."""
+    """Replace or remove values or keys in nested lists and dictionaries."""
     for _ in range(times):
         value = _altered(generator, value)
     return value
@@ -90,6 +90,6 @@ def _altered(generator: random.Random, value: Any) -> Any:
 
 
 def changed_text(generator: random.Random, content: Any, dump: Callable[[Any], str]) -> bytes:
-    """A configuration in which values, or bytes, are others."""
+    """A configuration with changed values or bytes."""
     text = dump(altered(generator, content, generator.choice((0, 1, 1, 2)))).encode()
     return mutated(generator, text) if generator.random() < 0.3 else text  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""What is mutated: data, checkpoints, a backbone, a kept run."""
+"""Samples to mutate: data, checkpoints, a backbone and a saved run."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from anomalib_ot.comparison import Key, Predictions, Record
 from anomalib_ot.comparison.record import write_record
 
 SIZE = 32
-# Each has a layer alone, so that checkpoints are small.
+# One layer only, so that checkpoints are small.
 MODEL = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False, "image_size": (SIZE, SIZE)}
 MODELS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "Pradot": (Pradot, {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 1, "batch_size": 4}),
@@ -26,7 +26,7 @@ METRICS = {"image_AUROC": 99.0}
 
 
 def make_samples(folder: Path) -> None:
-    """Write what is mutated, unless it is there, and make it whole if it is."""
+    """Write the samples, or restore them if they exist."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for kind in PICTURES:
         Image.fromarray(noise).save(folder / f"plain.{kind.lower()}", kind)
@@ -58,7 +58,7 @@ def make_samples(folder: Path) -> None:
 
 
 def kept_predictions() -> Predictions:
-    """What a run says of four images."""
+    """Predictions of a run for four images."""
     scores = np.linspace(0, 1, 4, dtype=np.float32)
     return Predictions(
         [f"{index}.png" for index in range(4)],

@@ -1,4 +1,4 @@
-"""Settings, plans and command lines that no one should write, but that someone will."""
+"""Invalid and unusual settings, plans and command lines."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from .mutation import STRANGE, Changed, altered, changed_text, mutated
 from .samples import MODEL, MODELS, SIZE
 
 FILES = {"WtFlow": "wt_flow"}
-# What a command line may set beside the file.
+# Overrides on a command line.
 OVERRIDES: dict[str, tuple[Any, ...]] = {
     "models": (["Pradot"], ["Pradot", "Padim"], [], [{"class_path": "Padim"}], [{}], [{"class_path": None}], ["x"]),
     "data": (["Assembly"], ["tray"], [], [{"class_path": "MVTecAD", "init_args": None}], [{}], ["Pradot"], ["x"]),
@@ -38,7 +38,7 @@ OVERRIDES: dict[str, tuple[Any, ...]] = {
     "baseline": ("Pradot", "x", ""),
     "ensembles": (["Pradot+Padim"], ["+"], ["Pradot"], [""], []),
 }
-# Settings that make a model large or slow, which need not be refused.
+# Settings that make a model large or slow but are valid.
 COSTLY = {
     *("epochs", "training_steps", "support_steps", "query_steps", "euler_steps", "patience", "rotations", "depth"),
     *("sinkhorn_iterations", "mismatch_draws", "prototypes_per_cell", "navigator_hidden", "width", "batch_size"),
@@ -48,7 +48,7 @@ MODERATE = 9
 
 
 class Reached(Exception):  # noqa: N818 - no error
-    """The command would now do its work."""
+    """The command has accepted its arguments and would start its work."""
 
 
 def plan(generator: random.Random, samples: Changed) -> None:
@@ -61,10 +61,10 @@ def plan(generator: random.Random, samples: Changed) -> None:
     is_changed = generator.random() < 0.5  # noqa: PLR2004
     text = changed_text(generator, content, yaml.safe_dump) if is_changed else yaml.safe_dump(content).encode()
     samples.write(path, text)
-    # Settings are named as well as the file.
+    # The error may name a setting instead of the file.
     samples.blamed = ()
     chosen = generator.sample([*OVERRIDES], generator.choice((0, 1, 1, 2, 3)))
-    # The first of each is right.
+    # The first of each is valid.
     overrides: dict[str, Any] = {name: generator.choice(OVERRIDES[name][: generator.choice((1, 9))]) for name in chosen}
     read = read_plan(path, **overrides)
     read.published()
@@ -73,7 +73,7 @@ def plan(generator: random.Random, samples: Changed) -> None:
 
 
 def _another_form(generator: random.Random, content: dict[str, Any]) -> dict[str, Any]:
-    """A plan with a key in a form that YAML allows, and that may not be what was meant."""
+    """A plan with one key in another form, valid in YAML but possibly wrong."""
     key = generator.choice(("models", "data", generator.choice([*content]), "ensembles", "baseline", "reference"))
     value = content.get(key)
     forms: list[Any] = [None, [], {}, "Assembly", ["Assembly"], {"a": "Assembly"}, {"a": None}, {None: "a"}, [None]]
@@ -106,7 +106,7 @@ def settings(generator: random.Random, samples: Changed) -> None:
 
 def _model_settings(generator: random.Random, name: str) -> Any:
     wanted = altered(generator, _defaults(name), generator.choice((1, 1, 1, 2)))
-    # Whether a hub can be reached is not what is tried here.
+    # Access to a hub is not part of the test.
     return {**wanted, "pre_trained": False} if isinstance(wanted, dict) else wanted
 
 
@@ -117,7 +117,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def fit(generator: random.Random, samples: Changed) -> None:
-    """A model with a number that is or is not in range: one that is taken has to be fitted, and to judge."""
+    """A model with a number in or out of its range. A model that accepts it must be able to train and predict."""
     name = generator.choice([*MODELS])
     kind, own = MODELS[name]
     defaults = _defaults(name)
@@ -141,7 +141,7 @@ def _whole(value: float) -> bool:
 
 
 def host_config(generator: random.Random, samples: Changed) -> None:
-    """A configuration for the host's command."""
+    """A configuration for anomalib's command."""
     name = generator.choice([*MODELS])
     path = samples.root / "config.yaml"
     content = {
@@ -154,7 +154,7 @@ def host_config(generator: random.Random, samples: Changed) -> None:
 
 
 def arguments(generator: random.Random, samples: Changed) -> None:
-    """A command line of ours, up to where the work begins."""
+    """An ``anomalib-ot`` command line, up to the start of its work."""
     line = {
         "compare": {
             "plan": "quick",

@@ -1,4 +1,4 @@
-"""Cases in a process of their own, and what comes of each."""
+"""Cases in a separate process, and their outcomes."""
 
 import io
 import logging
@@ -25,7 +25,7 @@ from .mutation import Changed
 from .samples import make_samples
 from .settings import Reached, arguments, fit, host_config, plan, settings
 
-# Errors for a user to read; the reader of pictures is the host's, with Pillow's errors.
+# Errors for users; anomalib's image reader raises those of Pillow.
 PLAIN = (
     *(ArgumentError, BackboneError, Image.DecompressionBombError, MisconfigurationException),
     *(OSError, SyntaxError, ValueError),
@@ -42,11 +42,11 @@ TARGETS: dict[str, Callable[[random.Random, Changed], None]] = {
 
 
 class Worker:
-    """Runs cases in a process of its own, which it starts anew when one has ended it.
+    """Runs cases in a separate process, which it starts again after a case that ends it.
 
     Args:
-        folder: Where its samples are.
-        seed: Seed of everything random.
+        folder: Folder of the samples.
+        seed: Random seed.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -64,7 +64,7 @@ class Worker:
         self._process.join()
 
     def run(self, target: str, case: int) -> tuple[str, str]:
-        """``result``, ``refused`` or ``finding``, and of the latter what it is."""
+        """The outcome ``result``, ``refused`` or ``finding``, and a description of a finding."""
         self._connection.send((target, f"{self._seed} {target} {case}"))
         detail = f"- no answer within {SECONDS} s"
         try:
@@ -84,7 +84,7 @@ class Worker:
         self._process = self._context.Process(target=_serve, args=(theirs, self._folder), daemon=True)
         self._process.start()
         theirs.close()
-        # Its imports take long where the machine is busy.
+        # The imports take long on a busy machine.
         self._connection.recv()
 
 
@@ -109,7 +109,7 @@ def _silenced() -> Iterator[io.StringIO]:
 
 
 def _try(target: str, generator: random.Random, folder: Path, said: io.StringIO) -> tuple[str, str]:
-    """The outcome of a case: ``result``, ``refused`` or ``finding``, with what it says."""
+    """The outcome of a case, ``result``, ``refused`` or ``finding``, and its message."""
     samples = Changed(folder, generator)
     try:
         TARGETS[target](generator, samples)
@@ -120,7 +120,7 @@ def _try(target: str, generator: random.Random, folder: Path, said: io.StringIO)
         if words.strip() and (not samples.blamed or any(name in words for name in samples.blamed)):
             return "refused", words
         return "finding", _described(error, "names no file: ")
-    except BaseException as error:  # noqa: BLE001 - whatever else there is, is a finding
+    except BaseException as error:  # noqa: BLE001 - any other exception is a finding
         return "finding", _described(error)
     finally:
         samples.restore()

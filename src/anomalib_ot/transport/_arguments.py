@@ -1,35 +1,35 @@
-"""Checks of the tensors that a caller gives."""
+"""Checks of tensor arguments."""
 
 import torch
 from torch import Tensor
 
 
 def require_tensors(**given: object) -> None:
-    """Refuse what is no tensor.
+    """Check that all arguments are tensors.
 
     Args:
-        **given: The arguments by their names.
+        **given: The arguments by name.
 
     Raises:
-        TypeError: If one is no tensor.
+        TypeError: If an argument is not a tensor.
     """
     for name, value in given.items():
         if not isinstance(value, Tensor):
             kind = type(value)
             named = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-            msg = f"{name} must be a tensor, not {named}; torch.as_tensor makes one of an array or a list"
+            msg = f"{name} must be a tensor, not {named}; convert an array or a list with torch.as_tensor"
             raise TypeError(msg)
 
 
 def require_floats(**given: object) -> None:
-    """Refuse what is no tensor of floating-point numbers.
+    """Check that all arguments are tensors of floating-point numbers.
 
     Args:
-        **given: The arguments by their names.
+        **given: The arguments by name.
 
     Raises:
-        TypeError: If one is no tensor.
-        ValueError: If one has entries of another type.
+        TypeError: If an argument is not a tensor.
+        ValueError: If a tensor has another data type.
     """
     require_tensors(**given)
     for name, value in given.items():
@@ -39,18 +39,18 @@ def require_floats(**given: object) -> None:
 
 
 def require_vectors(**given: object) -> None:
-    """Refuse what are no tensors (..., N, D) with one D.
+    """Check that all arguments are tensors (..., N, D) of floating-point numbers with the same D.
 
     Args:
-        **given: The arguments by their names.
+        **given: The arguments by name.
 
     Raises:
-        TypeError: If one is no tensor.
-        ValueError: If one has entries of another type or fewer than two dimensions, or the sizes differ.
+        TypeError: If an argument is not a tensor.
+        ValueError: If a tensor has another data type or fewer than two dimensions, or if the D differ.
     """
     require_floats(**given)
     if torch.jit.is_tracing():
-        # Sizes are tensors then, and to compare them would become a part of the graph.
+        # Sizes are tensors while tracing, and comparing them would add to the graph.
         return
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():

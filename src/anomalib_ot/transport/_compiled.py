@@ -1,7 +1,7 @@
-"""Loops over a kernel's rows on a processor, compiled by Numba and shared by threads.
+"""Loops over the rows of a kernel, compiled by Numba and run in several threads on the CPU.
 
-This module and :mod:`~anomalib_ot.transport._sparse` are imported when a problem is first solved, and Numba with them:
-whoever only scores does without.
+This module and :mod:`~anomalib_ot.transport._sparse` import Numba. They are imported at the first solve, so that
+scoring does not load Numba.
 """
 
 import logging
@@ -20,21 +20,20 @@ from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._exponents import LEVELS
-from ._kernels import TINY
+from ._precision import LEVELS, TINY
 
 logger = logging.getLogger(__name__)
 
-# Reductions may be reordered, so that they use vector instructions; NaN and infinity keep their meaning.
+# Reductions may be reordered, which allows vector instructions. NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
-# For loops that look for the largest of finite numbers: with NaN in mind they would not use vector instructions.
+# For loops that find the maximum of finite numbers: if NaN were possible, they could not use vector instructions.
 FINITE = FAST | {"nnan"}
-# A loop that looks for the largest keeps so many at a time, as one alone would have it wait for each comparison.
+# Running maxima of a loop that finds a maximum. With only one, each comparison would wait for the one before.
 LANES = 64
-# Rows that a loop takes together, so that the scalings and the sums of the columns are read once for all of them.
+# Rows that a loop processes together, so that it reads the scalings and the sums of the columns once for all of them.
 _TOGETHER = 4
 
-# What compiled loops take. Numba reads no annotations: it compiles a loop for each type of entries that it meets.
+# Arguments of compiled loops. Numba ignores annotations and compiles a loop for each data type that it is called with.
 Floats = NDArray[np.float32]
 Integers = NDArray[np.integer[Any]]
 Numbers = Floats | Integers
@@ -42,66 +41,66 @@ Numbers = Floats | Integers
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Threads for the loops, which let go of the interpreter's lock; Numba's own do not survive a fork."""
+    """Threads for the loops, which release the interpreter's lock. Numba's own threads do not survive a fork."""
     return ThreadPoolExecutor(thread_name_prefix="sinkhorn")
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has none of its parent's threads.
+    # A forked process does not have its parent's threads.
     os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 class _Cache(FunctionCache):
-    """Numba's code on disk, without which things go on where it cannot be read or written: on a full disk, say."""
+    """Numba's cache on disk, ignored if it cannot be read or written, for example on a full disk."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The code for these types, None if there is none."""
+        """The compiled code for a signature, or None if the cache does not have it."""
         try:
             return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-        except Exception:  # noqa: BLE001 - a damaged file fails anywhere in pickle
-            # A damaged index would stop the next entry too.
+        except Exception:  # noqa: BLE001 - a damaged file can raise anything in pickle
+            # A damaged index would also prevent saving the next entry.
             with suppress(OSError):
                 self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code for these types."""
+        """Save the compiled code for a signature."""
         with suppress(OSError):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., None]], Any]:
-    """Decorator that compiles a loop on its first call, and keeps the code on disk where there is a place for it.
+    """Decorator that compiles a loop on its first call, and caches the code on disk if a folder can be written to.
 
-    Numba's own ``cache=True`` raises where there is none: on an installation that may not be written to, by a user
-    without a home.
+    Numba's own ``cache=True`` raises without such a folder, for example in a read-only installation for a user without
+    a home directory.
 
     Args:
-        fastmath: What LLVM may assume of floating-point numbers.
+        fastmath: Assumptions about floating-point numbers that LLVM may make.
     """
 
     def decorate(function: Callable[..., None]) -> Any:
         dispatcher: Any = njit(nogil=True, fastmath=set(fastmath))(function)
         try:
-            # What Numba's enable_caching sets.
+            # The attribute that Numba's enable_caching sets.
             dispatcher._cache = _Cache(function)  # noqa: SLF001
         except RuntimeError:
-            _tell_there_is_no_place()
+            _log_missing_cache()
         return dispatcher
 
     return decorate
 
 
 @cache
-def _tell_there_is_no_place() -> None:
+def _log_missing_cache() -> None:
     logger.info(
-        "Numba finds no place to keep compiled code in: each process compiles it anew, which takes some seconds. Set "
-        "NUMBA_CACHE_DIR to a folder that may be written to."
+        "Numba found no writable folder for compiled code, so each process compiles it again, which takes some "
+        "seconds. Set NUMBA_CACHE_DIR to a writable folder."
     )
 
 
 def run(function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-    """Call a compiled function in one thread for each tuple of arguments."""
+    """Call a compiled function with each tuple of arguments, each in its own thread."""
     if len(arguments) == 1:
         function(*arguments[0])
         return
@@ -110,15 +109,15 @@ def run(function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> 
 
 
 def scale_dense_rows(matrix: Tensor, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaling u = a / Kv and Kᵀu in one pass over a dense kernel, while a few of its rows are near.
+    """Scaling u = a / Kv and Kᵀu in one pass over a dense kernel, a few rows at a time while they are in the cache.
 
     Args:
-        matrix: K, (N, P), float32, on the processor.
+        matrix: K, (N, P), float32, on the CPU.
         v: (P,), float32.
         row_weights: a, (N,), float32.
 
     Returns:
-        u, (N,), and Kᵀu, (P,), both float32. They depend on the number of threads by rounding.
+        u, (N,), and Kᵀu, (P,), both float32. Their rounding errors depend on the number of threads.
     """
     u = torch.empty_like(row_weights)
     bounds = np.linspace(0, len(matrix) // _TOGETHER, torch.get_num_threads() + 1).astype(int) * _TOGETHER
@@ -130,27 +129,27 @@ def scale_dense_rows(matrix: Tensor, v: Tensor, row_weights: Tensor) -> tuple[Te
 
 
 def over_rows(function: Callable[..., None], count: int, *arguments: Tensor | float) -> None:
-    """Call a compiled function on a range of rows in each thread."""
+    """Call a compiled function on one range of rows per thread."""
     bounds = np.linspace(0, count, torch.get_num_threads() + 1).astype(int)
     arrays = [each.numpy() if isinstance(each, Tensor) else each for each in arguments]
     run(function, [(start, stop, *arrays) for start, stop in pairwise(bounds)])
 
 
 def round_rows(block: Tensor, rounded: Tensor, middles: Tensor, steps: Tensor) -> None:
-    """Round the entries of a matrix to one of 65,535 values between the least and the largest of their row.
+    """Round each entry of a matrix to one of 65,535 values between the minimum and the maximum of its row.
 
     Args:
         block: (N, P), float32, finite.
-        rounded: Where to put r, (N, P), int16: an entry is its row's middle plus r of its steps, up to half a step.
-        middles: Where to put the middles (N,), float32.
-        steps: Where to put the steps (N,), float32.
+        rounded: Output r, (N, P), int16. An entry is its row's middle plus r of its row's steps, up to half a step.
+        middles: Output, the middles (N,), float32.
+        steps: Output, the steps (N,), float32.
     """
     over_rows(_round_rows, len(block), block, rounded, middles, steps)
 
 
 @compiled(FAST)
 def _scale_dense_rows(first: int, stop: int, entries: Numbers, v: Floats, a: Floats, u: Floats, sums: Floats) -> None:
-    """The scaling u = a / Kv, and add Kᵀu, of the rows of K from first to stop."""
+    """Compute u = a / Kv and add Kᵀu, for the rows of K from first to stop."""
     tiny = np.float32(TINY)
     whole = stop - (stop - first) % _TOGETHER
     for i in range(first, whole, _TOGETHER):

@@ -1,4 +1,4 @@
-"""Exponents (g − M) / ε of the Sinkhorn kernel, of a cost that is affine in a matrix at hand or in a product."""
+"""Exponents (g − M) / ε of the Sinkhorn kernel, for costs that are affine in a stored matrix or in a product."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,15 +11,13 @@ from torch import Tensor
 
 from ._workspace import Workspace
 
-# Rows of a kept matrix that are taken at once: enough for torch's threads, which go on spinning for a while after each
-# of its operations, not to matter.
+# Rows of a stored matrix in one block. Large blocks make the time negligible in which torch's threads keep spinning
+# after each operation.
 _ROWS = 4096
-# Largest of the whole numbers that a rounded matrix is made of, and their negative the least.
-LEVELS = 32767
 
 
 class Rounding(NamedTuple):
-    """What the whole numbers of a rounded matrix mean, S_ij = middles_i + steps_i · matrix_ij.
+    """Affine map from the integers of a rounded matrix to S_ij = middles_i + steps_i · matrix_ij.
 
     Attributes:
         middles: (N,).
@@ -32,12 +30,12 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """A matrix S (N, P) that is kept, as it is or rounded.
+    """A stored matrix S (N, P), exact or rounded.
 
     Attributes:
-        matrix: The matrix; whole numbers where it is rounded.
-        rounding: What these mean, or None.
-        workspace: Where its memory is from, or None.
+        matrix: S, or the integers of a rounded S.
+        rounding: The map from these integers to S, or None if S is exact.
+        workspace: The workspace that its memory comes from, or None.
     """
 
     matrix: Tensor
@@ -52,7 +50,7 @@ class AffineRows:
     Attributes:
         matrix: (n, P).
         offsets: (C, P).
-        first: Row of the offsets that the first row takes.
+        first: Row of the offsets for the first row.
         slopes: (n,).
         shifts: (n,).
         unit: Positive.
@@ -70,9 +68,9 @@ class Exponents(ABC):
     """Rows of (g − M) / ε = unit · (offsets + slope · S).
 
     Args:
-        offsets: (C, P). Row i takes row i mod C; the rows of a block are consecutive ones.
+        offsets: (C, P). Row i uses row i mod C; the rows of a block are consecutive.
         slope: Factor of S.
-        unit: Factor of all, positive.
+        unit: Common factor, positive.
     """
 
     def __init__(self, offsets: Tensor, slope: float, unit: float = 1.0) -> None:
@@ -87,19 +85,19 @@ class Exponents(ABC):
 
     @abstractmethod
     def affine(self, rows: slice) -> AffineRows:
-        """The exponents of a block as a function of what is at hand, valid until the next call."""
+        """The exponents of a block as an affine function of a matrix, valid until the next call."""
 
     @property
     def are_finite(self) -> bool:
-        """Whether offsets and slope are finite, and with them all exponents but for an overflow."""
+        """Whether offsets and slope are finite; then all exponents are, unless one overflows."""
         return math.isfinite(self._slope * self._unit) and bool(self._offsets.isfinite().all())
 
     def slices(self, blocks: Sequence[slice]) -> Sequence[slice]:
-        """Slices of rows for :meth:`affine`, from the slices of rows that a block is to have."""
+        """Slices of rows for :meth:`affine`, from the slices of rows for calls."""
         return blocks
 
     def bytes_in(self, _workspace: Workspace) -> int:
-        """Bytes of a workspace that S takes."""
+        """Bytes of a workspace that S occupies."""
         return 0
 
     def _first(self, rows: slice) -> int:
@@ -119,13 +117,13 @@ class Exponents(ABC):
 
 
 class StoredExponents(Exponents):
-    """Exponents of a matrix that is kept.
+    """Exponents of a stored matrix.
 
     Args:
         stored: S.
         offsets: See :class:`Exponents`.
-        slope: Likewise.
-        unit: Likewise.
+        slope: See :class:`Exponents`.
+        unit: See :class:`Exponents`.
     """
 
     def __init__(self, stored: Stored, offsets: Tensor, slope: float, unit: float = 1.0) -> None:
@@ -144,16 +142,16 @@ class StoredExponents(Exponents):
         return out if self._unit == 1 else out.mul_(self._unit)
 
     def slices(self, blocks: Sequence[slice]) -> Sequence[slice]:
-        """Larger slices, as nothing is made for them; see :class:`Exponents`."""
+        """Larger slices, because :meth:`affine` allocates no block; see :class:`Exponents`."""
         last = blocks[-1].stop if blocks else 0
         return [slice(start, min(start + _ROWS, last)) for start in range(0, last, _ROWS)]
 
     def bytes_in(self, workspace: Workspace) -> int:
-        """Bytes of a workspace that S takes."""
+        """Bytes of a workspace that S occupies."""
         return self._stored.matrix.nbytes if self._stored.workspace is workspace else 0
 
     def affine(self, rows: slice) -> AffineRows:
-        """The exponents of a block by the matrix; see :class:`Exponents`."""
+        """The exponents of a block as a function of S; see :class:`Exponents`."""
         stored = self._stored
         if stored.rounding is None:
             slopes = self._offsets.new_full((rows.stop - rows.start,), self._slope)
@@ -164,7 +162,7 @@ class StoredExponents(Exponents):
 
 
 class ProductExponents(Exponents):
-    """Exponents of a product that is formed block by block, on each use.
+    """Exponents of a product that is computed block by block, on each use.
 
     Args:
         left: A of S = A Bᵀ, (N, D).
@@ -184,7 +182,7 @@ class ProductExponents(Exponents):
         return torch.addmm(self._offsets_of(rows), self._left[rows], self._right.T, alpha=self._slope, out=out)
 
     def affine(self, rows: slice) -> AffineRows:
-        """The exponents of a block by themselves; see :class:`Exponents`."""
+        """The exponents of a block, as a function of themselves; see :class:`Exponents`."""
         block = self(rows)
         return AffineRows(
             block, torch.zeros_like(block[:1]), 0, block.new_ones(len(block)), block.new_zeros(len(block)), 1

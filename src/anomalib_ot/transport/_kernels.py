@@ -1,4 +1,4 @@
-"""Storage of the Sinkhorn kernel K = exp((f + g − M) / ε): sparse, dense, or not at all."""
+"""Storage of the Sinkhorn kernel K = exp((f + g − M) / ε): sparse, dense, or not stored."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,22 +10,23 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ._exponents import Exponents
+from ._precision import TINY
 from ._workspace import Workspace
 from .costs import Cost
 
-# Below this a float32 sum counts as underflowed.
-TINY = 1e-30
-# A dense entry below exp(_NEGLIGIBLE) cannot be told from zero next to the largest of its row, which is one.
+# A dense entry below exp(_NEGLIGIBLE) is indistinguishable from zero beside the largest of its row, which is one.
 _NEGLIGIBLE = -60.0
+# Smallest matrix for which a sparse kernel is tried.
 _SPARSE_ENTRIES = 2**20
 
 
 class Kernel(Protocol):
-    """A kernel K (N, P) whose rows have one as their largest entry, and the products that the solver needs.
+    """A kernel K (N, P) whose largest entry in each row is one, and the products that the solver needs.
 
     Attributes:
-        widest: Largest log of the ratio of two column scalings for which the kernel serves; beyond, make it anew.
-        left_out: Bound of the entries that are zero only because they are small.
+        widest: Largest log ratio of two column scalings for which the kernel is valid. Beyond it, build the kernel
+            again.
+        left_out: Upper bound of the entries that are set to zero.
     """
 
     widest: float
@@ -47,28 +48,28 @@ class Kernel(Protocol):
 def make_kernel(
     cost: Cost, g: Tensor, epsilon: float, workspace: Workspace, error: float, allowance: float
 ) -> tuple[Kernel, Tensor]:
-    """Kernel of a cost matrix, in the cheapest form that its entries and the memory allow.
+    """Build the kernel of a cost matrix in the cheapest form that its entries and the memory allow.
 
-    - Sparse, where few of the entries matter; see :func:`anomalib_ot.transport._sparse.make_sparse`. Processors without
-      graphics only.
-    - Dense, in four bytes an entry (eight in double precision).
+    - Sparse, if few of the entries matter; see :func:`anomalib_ot.transport._sparse.make_sparse`. On the CPU only.
+    - Dense, with four bytes per entry (eight in double precision).
     - Not stored; each pass computes it.
 
-    At Pradot's defaults all kernels are sparse, with 1 to 5 % of the entries; docs/results.md has the table.
+    With Pradot's defaults all kernels are sparse, with 1 to 5 % of the entries; see the table in docs/results.md.
 
     Args:
         cost: M, (N, P).
         g: Potential of the columns, (P,).
         epsilon: Regularisation ε.
-        workspace: Memory to put it into.
-        error: Share of a marginal that a sparse kernel may leave out.
-        allowance: By how much the logs of the column scalings may differ for it to serve; the less, the fewer entries.
+        workspace: Memory for the kernel.
+        error: Share of a marginal that a sparse kernel may omit.
+        allowance: Largest difference of the logs of the column scalings for which a sparse kernel must be valid. The
+            smaller it is, the fewer entries the kernel needs.
 
     Returns:
         The kernel, and the potential f = min_j (M_ij − g_j) of the rows, (N,).
 
     Raises:
-        ValueError: If the workspace does not even hold a block.
+        ValueError: If the workspace cannot hold one block of rows.
     """
     exponents = cost.exponents(g, epsilon)
     blocks = list(cost.blocks())
@@ -76,15 +77,15 @@ def make_kernel(
     block = max((rows.stop - rows.start for rows in blocks), default=0) * cost.shape[1] * g.element_size()
     if workspace.memory < block:
         msg = (
-            f"{workspace.memory:.0f} bytes of memory for transport do not hold one block of {block} bytes; "
-            "give it more (transport_memory)"
+            f"the memory for transport is {workspace.memory:.0f} bytes, but one block needs {block} bytes; "
+            "increase transport_memory"
         )
         raise ValueError(msg)
     entries = cost.shape.numel()
     highest = g.new_empty(cost.shape[0])
     kernel: Kernel | None = None
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
-        from ._sparse import make_sparse  # noqa: PLC0415 - brings Numba, which scoring does without
+        from ._sparse import make_sparse  # noqa: PLC0415 - imports Numba, which scoring does not need
 
         kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance)
     if kernel is None and entries * g.element_size() <= workspace.memory - exponents.bytes_in(workspace):
@@ -97,7 +98,7 @@ def make_kernel(
 
 
 class _BlockedKernel(ABC):
-    """Products over dense blocks of rows, wherever these come from; see :class:`Kernel`."""
+    """Products over dense blocks of rows, which a subclass provides; see :class:`Kernel`."""
 
     widest = -_NEGLIGIBLE - 20
     left_out = math.exp(_NEGLIGIBLE)
@@ -137,11 +138,11 @@ class _BlockedKernel(ABC):
 
 
 class DenseKernel(_BlockedKernel):
-    """All entries, in memory.
+    """A kernel with all entries in memory.
 
     Args:
         matrix: K, (N, P).
-        blocks: Slices of rows to work on.
+        blocks: Slices of rows for blocked products.
     """
 
     def __init__(self, matrix: Tensor, blocks: Sequence[slice]) -> None:
@@ -151,7 +152,7 @@ class DenseKernel(_BlockedKernel):
     def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Scaling u = a / Kv, and Kᵀu."""
         if self._matrix.device.type == "cpu" and self._matrix.dtype == torch.float32:
-            from ._compiled import scale_dense_rows  # noqa: PLC0415 - likewise
+            from ._compiled import scale_dense_rows  # noqa: PLC0415 - imports Numba
 
             return scale_dense_rows(self._matrix, v, row_weights)
         return super().scale_rows(v, row_weights)
@@ -161,11 +162,11 @@ class DenseKernel(_BlockedKernel):
 
 
 class RecomputedKernel(_BlockedKernel):
-    """No entries, but the way to compute them.
+    """A kernel that is not stored; each pass computes its entries.
 
     Args:
         exponents: Maps a slice of rows to the rows of (g − M) / ε.
-        blocks: Slices of rows that it takes.
+        blocks: Slices of rows to compute at once.
         highest: Largest exponent of each row, (N,).
         columns: P.
     """
@@ -180,7 +181,7 @@ class RecomputedKernel(_BlockedKernel):
 
 
 def _make_dense(exponents: Exponents, blocks: Sequence[slice], highest: Tensor, store: Tensor) -> DenseKernel:
-    """The dense kernel in ``store``, and the largest exponent of each row into ``highest``."""
+    """Write the kernel to ``store`` and the largest exponent of each row to ``highest``."""
     for rows in blocks:
         block = exponents(rows)
         torch.amax(block, 1, out=highest[rows])
@@ -189,11 +190,11 @@ def _make_dense(exponents: Exponents, blocks: Sequence[slice], highest: Tensor, 
 
 
 def _times_log(entries: Tensor) -> Tensor:
-    """Entries times their logarithm; as ``torch.xlogy``, but in vector instructions."""
+    """Entries times their logarithm, as ``torch.xlogy`` but with vector instructions."""
     return entries.clamp(min=TINY).log_().mul_(entries)
 
 
 def _exponentials(exponents: Tensor, highest: Tensor, out: Tensor | None = None) -> Tensor:
-    """Exponentials of a block, which is overwritten, relative to the largest of its row."""
+    """Exponentials of a block relative to the largest of each row. Overwrites the block."""
     F.threshold(exponents.sub_(highest[:, None]), _NEGLIGIBLE, -math.inf, inplace=True)
     return torch.exp(exponents, out=exponents if out is None else out)

@@ -1,4 +1,4 @@
-"""The sparse Sinkhorn kernel of a processor: loops over its entries, compiled by Numba and shared by threads."""
+"""The sparse Sinkhorn kernel for the CPU: loops over its entries, compiled by Numba and run in several threads."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,26 +9,28 @@ from torch import Tensor
 
 from ._compiled import FAST, FINITE, LANES, Floats, Integers, Numbers, compiled, over_rows, run
 from ._exponents import Exponents
-from ._kernels import TINY
+from ._precision import TINY
 from ._workspace import Workspace
 from .costs import row_blocks
 
-# Beyond this share of entries, a sparse kernel is slower than a dense one.
+# With more than this share of the entries, a sparse kernel is slower than a dense one.
 _SPARSE = 0.2
 _BYTES_OF_ENTRY = 8
 
 
 class SparseKernel:
-    """The entries that matter, as a compressed sparse row matrix; see :class:`anomalib_ot.transport._kernels.Kernel`.
+    """A kernel as a compressed sparse row matrix, without its smallest entries.
+
+    It implements :class:`anomalib_ot.transport._kernels.Kernel`.
 
     Args:
-        offsets: Where the entries of each row start and the last ones end, (N + 1,).
+        offsets: Index of the first entry of each row, and the number of entries, (N + 1,).
         columns: Column of each entry.
         values: The entries.
         width: P.
-        widest: Largest log of the ratio of two column scalings for which the entries that it lacks are small.
-        left_out: Bound of these entries.
-        error: Share of a column that a projection may leave out.
+        widest: Largest log ratio of two column scalings for which the omitted entries are negligible.
+        left_out: Upper bound of the omitted entries.
+        error: Share of a column that a projection may omit.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class SparseKernel:
     def project(self, u: Tensor, points: Tensor) -> Tensor:
         """Kᵀ diag(u) points, (P, D) for points (N, D), without the smallest entries of each column.
 
-        All N that a column could have are together no larger a share of it than ``error``.
+        The omitted entries of a column are together at most the share ``error`` of its sum.
         """
         floor = self.column_sums(u).mul_(self._error / len(u))
         arrays = (u.numpy(), floor.numpy(), points.contiguous().numpy())
@@ -78,7 +80,7 @@ class SparseKernel:
             yield part, block
 
     def _summed(self, shape: tuple[int, ...], add: Callable[..., None], *arguments: np.ndarray) -> Tensor:
-        """Sum over the threads of what ``add`` adds up for a part of the rows."""
+        """Call ``add`` on a part of the rows in each thread, and sum the results."""
         sums = self._values.new_zeros(len(self._parts), *shape)
         run(
             add,
@@ -96,24 +98,24 @@ def make_sparse(
     error: float,
     allowance: float,
 ) -> SparseKernel | None:
-    """The sparse kernel of a matrix of exponents, unless too many of its entries matter.
+    """Build the sparse kernel of a matrix of exponents, unless too many of its entries matter.
 
-    An entry below exp(−θ) of its row's largest is left out. With θ = log(P / δ) + w, what is left out of a row is at
-    most a share P exp(−θ) max v / min v ≤ δ of its sum, and no larger a share of a column's marginal 1/P, while
-    log max v / min v ≤ w.
+    Entries below exp(−θ) times the largest of their row are omitted. Let θ = log(P / δ) + w. As long as
+    log max v / min v ≤ w, the omitted entries are at most a share P exp(−θ) max v / min v ≤ δ of the sum of a row, and
+    at most the same share of a column's marginal 1/P.
 
     Args:
         exponents: Maps a slice of rows to the rows of (g − M) / ε.
-        blocks: Slices of rows that it takes.
+        blocks: Slices of rows to compute at once.
         shape: (N, P).
-        highest: Largest exponent of each row (N,), to be filled in.
-        workspace: Memory to put it into.
-        error: δ, the share of a marginal that may be left out.
+        highest: Output, the largest exponent of each row (N,).
+        workspace: Memory for the kernel.
+        error: δ, the share of a marginal that may be omitted.
         allowance: w, by how much the logs of the column scalings may differ.
 
     Returns:
-        The kernel, or None where exponents are not finite, or it would have more than a fifth of the entries, or more
-        than the memory holds.
+        The kernel, or None if an exponent is not finite, or if the kernel would have more than a fifth of the entries
+        or would not fit the memory.
     """
     if not exponents.are_finite:
         return None
@@ -131,7 +133,8 @@ def make_sparse(
         over_rows(_count, len(tops), *parts, tops, here[1:])
         here.cumsum_(0)
         end = int(here[-1])
-        # A sixteenth of the matrix tells how dense it is. Where an entry is not kept, the next one takes its place.
+        # After a sixteenth of the matrix, its density is known. The entries need room for one more, because the loop
+        # writes each entry before it decides whether to keep it.
         sample = 16 * index >= len(blocks) and end > _SPARSE * rows.stop * shape[1]
         if end + 1 > most or sample:
             return None
@@ -149,7 +152,7 @@ def _shares(offsets: Tensor) -> list[tuple[int, int]]:
     return list(zip([0, *bounds], [*bounds, len(offsets) - 1], strict=True))
 
 
-# The loops run over views of a row, and columns are unsigned: then Numba does not look for negative indices.
+# The loops run over views of a row, and columns are unsigned, so that Numba does not check for negative indices.
 
 
 @compiled(FINITE)
@@ -164,7 +167,7 @@ def _count(
     highest: Floats,
     counts: Integers,
 ) -> None:
-    """Largest entry of each row of offsets + slopes · matrix, and number of entries below it by at most the margin."""
+    """Maximum of each row of offsets + slopes · matrix, and the number of entries within the margin below it."""
     lanes = np.empty(LANES, np.float32)
     for i in range(start, stop):
         row, offset, slope = matrix[i], offsets[(first + i) % len(offsets)], slopes[i]
@@ -196,7 +199,7 @@ def _gather(
     columns: Integers,
     values: Floats,
 ) -> None:
-    """These entries' columns, and by how much they lie below the highest."""
+    """Columns of the entries that :func:`_count` counts, and their differences to the maximum of the row."""
     for i in range(start, stop):
         row, offset, slope, top = matrix[i], offsets[(first + i) % len(offsets)], slopes[i], highest[i]
         lowest = top - np.float32(margin)
@@ -205,7 +208,8 @@ def _gather(
         for j in range(len(row)):
             if k == len(kept):
                 break
-            # Written in any case, as a branch that cannot be foretold costs more; the next one takes the place.
+            # Every entry is written, because a branch that cannot be predicted costs more. The next entry overwrites
+            # one that is not kept.
             entry = offset[j] + slope * np.float32(row[j])
             where[k] = j
             kept[k] = entry - top
@@ -216,7 +220,7 @@ def _gather(
 def _add_columns(
     first: int, stop: int, offsets: Integers, columns: Integers, values: Floats, u: Floats, sums: Floats
 ) -> None:
-    """Add Kᵀu."""
+    """Add Kᵀu to the sums."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
         for k in range(len(row)):
@@ -235,7 +239,7 @@ def _scale_rows(
     u: Floats,
     sums: Floats,
 ) -> None:
-    """The scaling u = a / Kv, and add Kᵀu while the row is near."""
+    """Compute u = a / Kv, and add Kᵀu while the row is in the cache."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
         total = np.float32(0)
@@ -259,7 +263,7 @@ def _add_points(
     points: Floats,
     sums: Floats,
 ) -> None:
-    """Add Kᵀ diag(u) points, from the entries of Kᵀ diag(u) that are at least the floor of their column."""
+    """Add Kᵀ diag(u) points to the sums, without the entries of diag(u) K below the floor of their column."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
         point = points[i]
@@ -275,7 +279,7 @@ def _add_points(
 def _add_entropy(
     first: int, stop: int, offsets: Integers, columns: Integers, values: Floats, u: Floats, v: Floats, sums: Floats
 ) -> None:
-    """Add Σ u K log(K) v."""
+    """Add Σ u K log(K) v to the sum."""
     for i in range(first, stop):
         row, where = values[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
         total = np.float32(0)

@@ -1,15 +1,15 @@
-"""Memory of the solver."""
+"""Memory that the solver reuses."""
 
 import torch
 from torch import Tensor
 
 
 class Workspace:
-    """Memory for kernels and similarities, which one solve leaves to the next: fresh pages cost more than they seem.
+    """Memory for kernels and similarities, reused from one solve to the next because new pages are slow to map.
 
     Args:
-        memory: Bytes that the kernel and the similarities of one problem may take together. The sums and products work
-            on blocks of a few megabytes beside it.
+        memory: Upper bound, in bytes, of the kernel and the similarities of one problem together. Sums and products
+            need blocks of a few megabytes in addition.
 
     Raises:
         ValueError: If the memory is not positive.
@@ -23,17 +23,17 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A matrix with arbitrary entries, in the memory of the last one of this name if that is large enough."""
+        """An uninitialised tensor, in the memory of the last one of this name if that is large enough."""
         size = shape.numel() * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size or buffer.device != device:
-            # The old one goes first, so that both need not fit.
+            # Release the old buffer first, so that both need not fit at once.
             buffer = self._buffers[name] = torch.empty(0)
             buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8, device=device)
         return buffer[:size].view(dtype).view(shape)
 
     def clear(self) -> None:
-        """Give the memory back; the next solve takes it anew."""
+        """Release the memory; the next solve allocates it again."""
         self._buffers = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Workspace":

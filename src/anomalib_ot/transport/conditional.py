@@ -1,4 +1,4 @@
-"""Conditional transport between the features of a query and of a memory, with a learned navigator.
+"""Conditional transport between the features of a query and those of a memory, with a learned navigator.
 
 For memory features m_1 … m_N, query features q_1 … q_M and costs c_ij between them, the navigators are
 
@@ -21,18 +21,18 @@ NavigatorStart = Literal["metric", "random"]
 
 
 class Navigator(nn.Module):
-    """The pairwise function d_φ(m, q) = v · relu(W (m − q)² + b), the square taken in each channel.
+    """The pairwise function d_φ(m, q) = v · relu(W (m − q)² + b), with the square in each channel.
 
-    (m − q)² is never formed: W_h · (m − q)² = W_h · m² + W_h · q² − 2 (W_h ∘ q) · m is one product of matrices for each
-    hidden unit h, and only M x N numbers exist at a time where the literal form needs M x N x C.
+    (m − q)² is never computed: W_h · (m − q)² = W_h · m² + W_h · q² − 2 (W_h ∘ q) · m is one matrix product for each
+    hidden unit h. It needs memory for M x N numbers, the literal form for M x N x C.
 
     Args:
         channels: C, of the features.
         hidden: H, hidden units.
-        start: ``metric`` starts at ``d_φ = |m − q|² / temperature``, where the navigators already send to what is near;
-            ``random`` at the usual random weights of linear layers, as in the paper.
+        start: ``metric`` starts at ``d_φ = |m − q|² / temperature``, where the navigators already prefer near features;
+            ``random`` starts at the usual random weights of linear layers, as in the paper.
         temperature: Temperature of the start ``metric``, in units of c².
-        generator: What to draw the weights from; torch's own of the process if left out.
+        generator: Source of the random weights; torch's default generator by default.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -62,7 +62,7 @@ class Navigator(nn.Module):
         if start not in get_args(NavigatorStart):
             msg = f"start must be one of {', '.join(get_args(NavigatorStart))}, not {start!r}"
             raise ValueError(msg)
-        # The bias of the last layer would leave the softmaxes as they are.
+        # There is no bias in the last layer, because the softmaxes do not depend on it.
         self.weight = nn.Parameter(_linear_start((hidden, channels), channels, generator))
         self.bias = nn.Parameter(_linear_start((hidden,), channels, generator))
         self.out = nn.Parameter(_linear_start((hidden,), hidden, generator))
@@ -85,7 +85,7 @@ class Navigator(nn.Module):
         require_vectors(memory=memory, query=query)
         memory_part = memory.square() @ self.weight.mT
         query_part = query.square() @ self.weight.mT + self.bias
-        # The squares and the bias come in as two more channels.
+        # Two more channels add the squares and the bias.
         left, right = torch.ones_like(query[..., :1]), torch.ones_like(memory[..., :1])
         total: Tensor | None = None
         for h, (weight, out) in enumerate(zip(self.weight, self.out, strict=True)):
@@ -98,7 +98,7 @@ class Navigator(nn.Module):
 
 
 def _linear_start(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> Tensor:
-    """Weights as those of ``nn.Linear`` start, which takes no generator."""
+    """Initial weights like those of ``nn.Linear``, which accepts no generator."""
     bound = 1 / math.sqrt(inputs)
     device = generator.device if generator else None
     drawn = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
@@ -125,20 +125,20 @@ class ConditionalPlan(NamedTuple):
 
 
 def euclidean_cost(memory: Tensor, query: Tensor) -> Tensor:
-    """Euclidean distance of all pairs, by one product of matrices.
+    """Euclidean distance of all pairs, by one matrix product.
 
     Args:
         memory: (..., N, C).
         query: (..., M, C).
 
     Returns:
-        (..., M, N). Distances far smaller than the norms lose digits, unless the features are centred.
+        (..., M, N). Distances much smaller than the norms lose digits; centre the features to avoid this.
     """
     return squared_distance(memory, query).clamp(min=0).sqrt()
 
 
 def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
-    """Squared Euclidean distance of all pairs, up to rounding errors, which may leave it just below 0.
+    """Squared Euclidean distance of all pairs. Rounding errors may make it slightly negative.
 
     Args:
         memory: (..., N, C).
@@ -148,7 +148,7 @@ def squared_distance(memory: Tensor, query: Tensor) -> Tensor:
         (..., M, N).
     """
     require_vectors(memory=memory, query=query)
-    # The squares come in as two more channels of the one product.
+    # Two more channels of the product add the squares.
     queries = torch.cat([-2 * query, query.square().sum(-1, keepdim=True), torch.ones_like(query[..., :1])], -1)
     memories = torch.cat([memory, torch.ones_like(memory[..., :1]), memory.square().sum(-1, keepdim=True)], -1)
     return queries @ memories.mT
@@ -161,10 +161,10 @@ def conditional_plan(pairwise: Tensor) -> ConditionalPlan:
 
 
 class NavigatorFit(NamedTuple):
-    """How a navigator was fitted.
+    """Course of a fit.
 
     Attributes:
-        steps: Steps taken.
+        steps: Number of steps.
         objective: Objective before each step.
     """
 
@@ -187,38 +187,26 @@ def fit_navigator(
     """Minimise the transport objective, eq. 4, over φ by Adam, in place.
 
     Args:
-        navigator: Starts where it stands; fitting it to one query after another is a warm start.
+        navigator: The fit starts at its weights. Fitting it to one query after another is a warm start.
         memory: (N, C).
         query: (M, C).
         rho: ρ, weight of the forward part, in [0, 1].
-        learning_rate: Of Adam.
-        steps: Largest number of steps.
-        features: Fit to a sample of so many features of each side; None for all.
-        tolerance: Relative change of the objective from step to step at which it has settled; 0 takes all steps.
+        learning_rate: Learning rate of Adam.
+        steps: Maximum number of steps.
+        features: Number of features of each side to sample and fit to; None uses all.
+        tolerance: Stop when the relative change of the objective in one step is below this; 0 runs all steps.
         seed: Seed of the sample.
 
     Returns:
-        The steps taken and the objective.
+        The number of steps and the objective.
 
     Raises:
-        TypeError: If a side is no tensor.
-        ValueError: If an argument is out of its range, a side has no features, or a feature is not finite.
+        TypeError: If memory or query is not a tensor.
+        ValueError: If an argument is out of its range, memory or query has no features, or a feature is not finite.
     """
-    if not 0 <= rho <= 1:
-        msg = f"rho must be in [0, 1], not {rho}"
-        raise ValueError(msg)
-    if steps < 0 or not learning_rate > 0:
-        msg = f"steps must be at least 0 and learning_rate positive, not {steps} and {learning_rate}"
-        raise ValueError(msg)
-    if features is not None and features < 1:
-        msg = f"features must be at least 1 or None, not {features}"
-        raise ValueError(msg)
-    require_vectors(memory=memory, query=query)
-    if not (len(memory) and len(query) and memory.isfinite().all() and query.isfinite().all()):
-        msg = "the features of the memory and of the query must be finite, and at least one of each"
-        raise ValueError(msg)
+    _check_fit(memory, query, rho, learning_rate, steps, features)
     objective: list[float] = []
-    # Scoring runs in inference mode, whose tensors cannot take part in a gradient: samples are copies.
+    # Scoring runs in inference mode, whose tensors cannot take part in a gradient, so samples are copies.
     with torch.inference_mode(mode=False), torch.enable_grad():
         generator = torch.Generator().manual_seed(seed)
         memory, query = _sample(memory, features, generator), _sample(query, features, generator)
@@ -239,8 +227,27 @@ def fit_navigator(
     return NavigatorFit(len(objective), objective)
 
 
+def _check_fit(
+    memory: Tensor, query: Tensor, rho: float, learning_rate: float, steps: int, features: int | None
+) -> None:
+    """Check the arguments of :func:`fit_navigator`."""
+    if not 0 <= rho <= 1:
+        msg = f"rho must be in [0, 1], not {rho}"
+        raise ValueError(msg)
+    if steps < 0 or not learning_rate > 0:
+        msg = f"steps must be at least 0 and learning_rate positive, not {steps} and {learning_rate}"
+        raise ValueError(msg)
+    if features is not None and features < 1:
+        msg = f"features must be at least 1 or None, not {features}"
+        raise ValueError(msg)
+    require_vectors(memory=memory, query=query)
+    if not (len(memory) and len(query) and memory.isfinite().all() and query.isfinite().all()):
+        msg = "memory and query must each have at least one feature, and all features must be finite"
+        raise ValueError(msg)
+
+
 def _sample(features: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
-    """So many rows, without repetition, or a copy of all where there are not more."""
+    """A random sample of rows without replacement, or a copy of all rows if there are not more."""
     if count is None or count >= features.shape[0]:
         return features.clone()
     rows = torch.randperm(features.shape[0], generator=generator)[:count]

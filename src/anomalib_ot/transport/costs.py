@@ -9,20 +9,21 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ._arguments import require_floats, require_vectors
-from ._exponents import LEVELS, Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from ._exponents import Exponents, ProductExponents, Rounding, Stored, StoredExponents
+from ._precision import LEVELS
 from ._processes import Processes
 from ._workspace import Workspace
 
 SpatialCost = Literal["squared", "euclidean"]
 
 _BLOCK_ENTRIES = 2**20
-# Cosine distances below so many roundings cannot be told from zero.
+# Cosine distances below this many rounding errors are indistinguishable from zero.
 _ROUNDINGS = 16
-# Bytes for each entry that rounded similarities need, with a sparse kernel beside them.
+# Bytes per entry of rounded similarities together with a sparse kernel.
 _BYTES_ROUNDED = 3
-# Rows to round at once: enough for torch's threads, which go on spinning for a while after a product, not to matter.
+# Rows to round at once. Large blocks make the time negligible in which torch's threads keep spinning after a product.
 _ROWS = 1024
-# By how much rounding changes a cost at most, of 1, and the share of ε that it may be.
+# Largest change of a cost by rounding, for costs up to 1, and the largest share of ε that this may be.
 _ROUNDED = 2**-17
 _SHARE_OF_EPSILON = 1 / 500
 
@@ -33,7 +34,7 @@ def grid_coordinates(height: int, width: int, *, device: torch.device | None = N
     Args:
         height: Number of rows.
         width: Number of columns.
-        device: Where to put the result.
+        device: Device of the result.
 
     Returns:
         Float32 tensor (height·width, 2), rows first, in [0, 1].
@@ -58,7 +59,7 @@ def feature_cost(features: Tensor, prototypes: Tensor) -> Tensor:
         (..., N, P), in [0, 2]; 1 where either vector is zero.
 
     Raises:
-        TypeError: If an argument is no tensor.
+        TypeError: If an argument is not a tensor.
         ValueError: If the feature sizes differ.
 
     Example:
@@ -82,8 +83,8 @@ def spatial_cost(coords: Tensor, prototype_coords: Tensor, kind: SpatialCost = "
         (..., N, P), in [0, 2] for ``squared`` and [0, √2] for ``euclidean``.
 
     Raises:
-        TypeError: If the coordinates are no tensors.
-        ValueError: If ``kind`` is neither.
+        TypeError: If the coordinates are not tensors.
+        ValueError: If ``kind`` is not one of the two.
     """
     require_vectors(coords=coords, prototype_coords=prototype_coords)
     if kind == "euclidean":
@@ -95,7 +96,7 @@ def spatial_cost(coords: Tensor, prototype_coords: Tensor, kind: SpatialCost = "
 
 
 class Cost(Protocol):
-    """A cost matrix M that hands out its rows a block at a time.
+    """A cost matrix M that computes blocks of its rows on request.
 
     Attributes:
         shape: (N, P).
@@ -107,21 +108,21 @@ class Cost(Protocol):
         """Rows of M, (len(rows), P)."""
 
     def blocks(self) -> Iterator[slice]:
-        """Consecutive slices of rows, each small enough to stay in a processor's cache."""
+        """Consecutive slices of rows, each small enough for the cache of a CPU."""
 
     def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
-        """The way to rows of (g − M) / ε; g is (P,)."""
+        """Rows of (g − M) / ε, for a potential g (P,)."""
 
 
 class DenseCost:
-    """A cost matrix that is at hand.
+    """A cost matrix given as a tensor.
 
     Args:
         matrix: M, (N, P), finite.
 
     Raises:
-        TypeError: If it is no tensor.
-        ValueError: If it is no matrix, is empty, or has NaN or infinite entries.
+        TypeError: If the matrix is not a tensor.
+        ValueError: If the tensor is not a matrix, is empty, or has NaN or infinite entries.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -144,15 +145,15 @@ class DenseCost:
         return row_blocks(self.shape, self.shape[0], self._matrix.device)
 
     def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
-        """The way to rows of (g − M) / ε; see :class:`Cost`."""
+        """Rows of (g − M) / ε; see :class:`Cost`."""
         return StoredExponents(Stored(self._matrix), potential[None], -1.0, 1 / epsilon)
 
 
 class FusedCost:
     """Cost matrix of the transport from the features of a batch to the prototypes, PRADOT's eq. 3, row by row.
 
-    M = (1 − α) M_feat / max M_feat + α M_struct / max M_struct, the maxima taken over the whole batch. The matrix is
-    never held. M_struct is the same for all images, so it is computed once, for one image.
+    M = (1 − α) M_feat / max M_feat + α M_struct / max M_struct, with the maxima over the whole batch. The matrix is
+    never stored. M_struct is the same for all images and is computed once, for one image.
 
     Args:
         features: (B·N, D), the N cells of B images, image after image.
@@ -162,17 +163,17 @@ class FusedCost:
         alpha: Weight of the spatial term, in [0, 1].
         kind: See :func:`spatial_cost`.
         processes: Processes that hold further images of the batch.
-        workspace: Memory to keep the similarities in, where they and the kernel fit: as they are, or, on a processor,
-            rounded to 16 bits. This changes a cost by at most 2⁻¹⁷, and serves where that is no more than a 500th of ε.
-            Else, or without a workspace, similarities are computed anew on each use.
+        workspace: Memory for the similarities, if they and the kernel fit. They are stored exactly or, on the CPU,
+            rounded to 16 bits. Rounding changes a cost by at most 2⁻¹⁷, and rounded similarities are used only if this
+            is at most ε / 500. Otherwise, or without a workspace, similarities are computed again on each use.
 
     Attributes:
         shape: (B·N, P).
 
     Raises:
-        TypeError: If an argument is no tensor where one is due.
-        ValueError: If there are no features or prototypes, their sizes differ, they are not finite, the features are
-            not whole images, there is not one coordinate for each prototype, or α is out of its range.
+        TypeError: If features, prototypes or coordinates are not tensors.
+        ValueError: If there are no features or no prototypes, their sizes differ, they are not finite, the features are
+            not whole images, the number of prototypes and of their coordinates differ, or α is out of its range.
 
     Example:
         >>> corners = grid_coordinates(1, 2)
@@ -191,38 +192,21 @@ class FusedCost:
         processes: Processes | None = None,
         workspace: Workspace | None = None,
     ) -> None:
-        require_vectors(features=features, prototypes=prototypes)
-        require_vectors(coords=coords, prototype_coords=prototype_coords)
-        for name, matrix in (("features", features), ("prototypes", prototypes), ("coords", coords)):
-            if matrix.ndim != 2:  # noqa: PLR2004 - a matrix has two dimensions
-                msg = f"{name} must be a matrix, not of shape {tuple(matrix.shape)}"
-                raise ValueError(msg)
+        processes = processes or Processes()
+        _check(features, prototypes, coords, prototype_coords, alpha, processes)
         self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self.cells = coords.shape[0]
-        processes = processes or Processes()
-        if not self.shape[1] or not processes.total(self.shape[0], features.device):
-            msg = f"there is nothing to transport from {self.shape[0]} features to {self.shape[1]} prototypes"
-            raise ValueError(msg)
-        if not self.cells or features.shape[0] % self.cells:
-            msg = f"{features.shape[0]} features are not whole images of {self.cells} cells"
-            raise ValueError(msg)
-        if len(prototype_coords) != self.shape[1]:
-            msg = f"{self.shape[1]} prototypes cannot have {len(prototype_coords)} coordinates"
-            raise ValueError(msg)
-        if not 0 <= alpha <= 1:
-            msg = f"alpha must be in [0, 1], not {alpha}"
-            raise ValueError(msg)
         self._features = F.normalize(features, dim=-1)
         self._prototypes = F.normalize(prototypes, dim=-1)
         self._stored = self._store(workspace) if workspace else None
         farthest = 1 - float(processes.min(self._lowest_similarity()))
         if not math.isfinite(farthest):
-            msg = "features and prototypes must be finite, but some are NaN or infinite"
+            msg = "features and prototypes must be finite, but some entries are NaN or infinite"
             raise ValueError(msg)
-        # A term that is zero, up to rounding, is left as it is: a single prototype cell say, or equal features.
+        # A term that is zero up to rounding is not scaled: that of a single prototype cell, or of equal features.
         rounding = _ROUNDINGS * torch.finfo(features.dtype).eps
         self._scale = (1 - alpha) / (farthest if farthest > rounding else 1.0)
-        # The part of the cost that does not depend on the features, for the cells of one image: (N, P), or (1, 1).
+        # The part of the cost that does not depend on the features, for the cells of one image: (N, P) or (1, 1).
         self._offsets = torch.full((1, 1), self._scale, device=features.device, dtype=features.dtype)
         if alpha > 0:
             space = spatial_cost(coords, prototype_coords, kind)
@@ -239,7 +223,7 @@ class FusedCost:
         return row_blocks(self.shape, self.cells, self._features.device)
 
     def exponents(self, potential: Tensor, epsilon: float) -> Exponents:
-        """The way to rows of (g − M) / ε; see :class:`Cost`."""
+        """Rows of (g − M) / ε; see :class:`Cost`."""
         offsets = (potential - self._offsets).div_(epsilon)
         if len(offsets) > 1:
             offsets = offsets.repeat(max(1, _block_rows(self.shape, self._features.device) // self.cells), 1)
@@ -250,7 +234,7 @@ class FusedCost:
         return ProductExponents(self._features, self._prototypes, offsets, slope)
 
     def _store(self, workspace: Workspace) -> Stored | None:
-        """Memory for the similarities, as far as there is any."""
+        """Memory for the similarities in the best form that fits, or None."""
         like, entries = self._features, self.shape.numel()
         if 2 * entries * like.element_size() <= workspace.memory:
             matrix = workspace.take("similarities", self.shape, like.dtype, like.device)
@@ -261,7 +245,7 @@ class FusedCost:
         return None
 
     def _lowest_similarity(self) -> Tensor:
-        """Least similarity of a feature and a prototype, NaN where some are not finite; all are stored if wanted."""
+        """Smallest similarity of a feature and a prototype, NaN if some are not finite; stores all if they fit."""
         lowest = self._features.new_tensor(math.inf)
         stored = self._stored
         if stored and stored.rounding:
@@ -275,10 +259,10 @@ class FusedCost:
         return lowest
 
     def _round_similarities(self, matrix: Tensor, rounding: Rounding) -> Tensor:
-        """Store all similarities rounded, and return the least, NaN where some are not finite."""
+        """Store all similarities rounded, and return the smallest, NaN if some are not finite."""
         if not (self._features.isfinite().all() and self._prototypes.isfinite().all()):
             return self._features.new_tensor(math.nan)
-        from ._compiled import round_rows  # noqa: PLC0415 - brings Numba, which scoring does without
+        from ._compiled import round_rows  # noqa: PLC0415 - imports Numba, which scoring does not need
 
         middles, steps = rounding
         scratch = self._features.new_empty(min(_ROWS, len(matrix)), len(self._prototypes))
@@ -286,18 +270,18 @@ class FusedCost:
             rows = slice(start, min(start + _ROWS, len(matrix)))
             block = torch.mm(self._features[rows], self._prototypes.T, out=scratch[: rows.stop - start])
             round_rows(block, matrix[rows], middles[rows], steps[rows])
-        # Each row's least is kept, up to rounding.
+        # The minimum of each row is exact up to float32 rounding.
         lowest = torch.addcmul(middles, steps, steps.new_tensor(-LEVELS))
         return lowest.amin() if len(lowest) else lowest.new_tensor(math.inf)
 
 
 def row_blocks(shape: torch.Size, cells: int, device: torch.device) -> Iterator[slice]:
-    """Slices of consecutive rows of a matrix (N, P), each small enough to stay in a processor's cache.
+    """Slices of consecutive rows of a matrix (N, P), each small enough for the cache of a CPU.
 
     Args:
         shape: (N, P).
         cells: Rows of one image; a block has whole images or a part of one.
-        device: Where the matrix is; graphics processors get larger blocks.
+        device: Device of the matrix; blocks are larger on a GPU.
     """
     count = _block_rows(shape, device)
     if count >= cells:
@@ -307,6 +291,31 @@ def row_blocks(shape: torch.Size, cells: int, device: torch.device) -> Iterator[
     for image in range(0, shape[0], cells):
         end = image + cells
         yield from (slice(start, min(start + count, end)) for start in range(image, end, count))
+
+
+def _check(
+    features: Tensor, prototypes: Tensor, coords: Tensor, prototype_coords: Tensor, alpha: float, processes: Processes
+) -> None:
+    """Check the arguments of :class:`FusedCost`."""
+    require_vectors(features=features, prototypes=prototypes)
+    require_vectors(coords=coords, prototype_coords=prototype_coords)
+    for name, matrix in (("features", features), ("prototypes", prototypes), ("coords", coords)):
+        if matrix.ndim != 2:  # noqa: PLR2004 - a matrix has two dimensions
+            msg = f"{name} must be a matrix, not of shape {tuple(matrix.shape)}"
+            raise ValueError(msg)
+    rows, columns, cells = len(features), len(prototypes), len(coords)
+    if not columns or not processes.total(rows, features.device):
+        msg = f"there is nothing to transport from {rows} features to {columns} prototypes"
+        raise ValueError(msg)
+    if not cells or rows % cells:
+        msg = f"{rows} features are not whole images of {cells} cells"
+        raise ValueError(msg)
+    if len(prototype_coords) != columns:
+        msg = f"{columns} prototypes cannot have {len(prototype_coords)} coordinates"
+        raise ValueError(msg)
+    if not 0 <= alpha <= 1:
+        msg = f"alpha must be in [0, 1], not {alpha}"
+        raise ValueError(msg)
 
 
 def _block_rows(shape: torch.Size, device: torch.device) -> int:

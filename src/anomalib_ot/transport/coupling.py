@@ -1,12 +1,12 @@
-"""Couplings: which noise goes with which data in flow matching.
+"""Couplings: the pairing of noise and data in flow matching.
 
-A coupling is an object that is called with a batch of data and one of noise and returns the noise in the order of its
-partners. Flow matching then regresses the velocity between partners and does not know how they were chosen.
+A coupling is an object that is called with a batch of data and a batch of noise and returns the noise in the order of
+its partners. Flow matching then regresses the velocity between partners, whichever coupling paired them.
 
 For data x_1 … x_N and noise z_1 … z_N the *optimal* coupling is the permutation σ that minimises
 ``Σ_i |x_i − z_σ(i)|²`` (optimal-transport flow matching: Tong et al., 2024, arXiv 2302.00482; Pooladian et al., 2023,
-arXiv 2304.14772), and the *worst* one maximises it (WT-Flow: Li et al., 2025, arXiv 2508.05461). Both depend on the
-inner products ⟨x_i, z_j⟩ alone.
+arXiv 2304.14772), and the *worst* one maximises it (WT-Flow: Li et al., 2025, arXiv 2508.05461). Both depend only on
+the inner products ⟨x_i, z_j⟩.
 """
 
 import math
@@ -24,12 +24,12 @@ CouplingName = Literal["independent", "optimal", "worst"]
 Scope = Literal["positions", "maps"]
 Solver = Literal["auto", "exact", "greedy"]
 
-# Points of a block that is not given, at most. Eight times as many make partners a quarter more alike or unalike, and
-# take ten times as long.
+# Largest default block size, in points. Blocks of eight times as many points make partners a quarter more similar or
+# dissimilar, and take ten times as long.
 _BLOCK = 128
-# Steps of POT's network simplex that are enough for any block.
+# Step limit for POT's network simplex, enough for any block.
 _PIVOTS = 10**7
-# Points of a block up to which the Hungarian method is faster than the greedy one on the CPU.
+# Largest block, in points, for which the Hungarian method is faster than the greedy one on the CPU.
 _EXACT = 1024
 
 
@@ -42,24 +42,24 @@ class Coupling(Protocol):
         Args:
             data: (B, C, H, W).
             noise: (B, C, H, W).
-            generator: Source of what is random, on the tensors' device; torch's own by default.
+            generator: Source of randomness, on the tensors' device; torch's default generator by default.
 
         Returns:
-            (B, C, H, W), the noise that goes with each of the data.
+            (B, C, H, W), the noise paired with each of the data.
         """
         ...
 
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse batches of a shape (B, C, H, W) that it cannot pair.
+        """Check that batches of shape (B, C, H, W) can be paired.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: If they cannot.
         """
         ...
 
 
 class IndependentCoupling:
-    """Leaves data and noise as they were drawn.
+    """Leaves data and noise in the order in which they were drawn.
 
     Example:
         >>> data, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
@@ -68,24 +68,25 @@ class IndependentCoupling:
     """
 
     def __call__(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The noise as it is."""
+        """Return the noise unchanged."""
         del data, generator
         return noise
 
     def check(self, shape: Sequence[int]) -> None:
-        """Any batch will do."""
+        """Accept batches of any shape."""
 
 
 class OptimalCoupling:
-    """Pairs data and noise at the least transport cost, within blocks drawn at random.
+    """Pairs data and noise at minimum transport cost, within random blocks.
 
     Args:
-        scope: Assign the cells of all maps of a batch, ``positions``, or ``maps`` as wholes.
-        block_size: Points of a block, a divisor of those of a batch; the time of an assignment grows with its square
-            (``greedy``) or cube (``exact``). 0 takes the batch as one block, None the largest divisor up to 128.
-        solver: ``exact`` is the Hungarian method, on the CPU; ``greedy`` joins pairs that are each other's best until
-            none is left, on the tensors' device without waiting for it; ``auto`` is exact for blocks of up to 1024
-            points on the CPU.
+        scope: Points to assign: ``positions`` are the cells of all maps of a batch, ``maps`` are whole maps.
+        block_size: Number of points in a block, a divisor of the number of points in a batch. The time of an assignment
+            grows with its square (``greedy``) or cube (``exact``). 0 uses the batch as one block, None the largest
+            divisor up to 128.
+        solver: ``exact`` is the Hungarian method, on the CPU. ``greedy`` joins pairs that are each other's best until
+            none is left, on the tensors' device and without synchronising with it. ``auto`` is exact for blocks of up
+            to 1024 points on the CPU, and greedy otherwise.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -117,14 +118,15 @@ class OptimalCoupling:
         Args:
             data: (B, C, H, W).
             noise: (B, C, H, W).
-            generator: Source of what is random, on the tensors' device; torch's own by default.
+            generator: Source of randomness, on the tensors' device; torch's default generator by default.
 
         Returns:
-            (B, C, H, W), the noise that goes with each of the data.
+            (B, C, H, W), the noise paired with each of the data.
 
         Raises:
-            TypeError: If one is no tensor.
-            ValueError: If the shapes differ or are others, or the block size does not divide the number of points.
+            TypeError: If data or noise is not a tensor.
+            ValueError: If the shapes differ or do not have four dimensions, or if the block size does not divide the
+                number of points.
         """
         points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
@@ -138,25 +140,25 @@ class OptimalCoupling:
 
     @torch.no_grad()
     def gap(self, data: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> float:
-        """How far the solver stays behind the exact assignment within the same blocks, as POT's ``ot.emd2`` finds it.
+        """Relative gap between the solver and the exact assignment of POT's ``ot.emd2``, within the same blocks.
 
         Args:
             data: (B, C, H, W).
             noise: (B, C, H, W).
-            generator: As in a call.
+            generator: Source of randomness, as in a call.
 
         Returns:
-            1 − ⟨data, noise⟩ of the solver over that of the exact assignment, in sum; 0 where the solver is exact.
+            1 − the ratio of the sum of ⟨data, noise⟩ to that of the exact assignment; 0 if the solver is exact.
         """
         points, partners = self._pair_of_points(data, noise)
         blocks = self._blocks(points, generator)
         gains = self._gains(points[blocks], partners[blocks])
         ours, best = float(gains.gather(2, self._assign(gains)[..., None]).double().sum()), _highest_gain(gains)
-        # Where the exact assignment gains nothing, zero maps say, there is nothing to stay behind.
+        # If the exact assignment gains nothing, as for maps of zeros, there is no gap.
         return 1 - ours / best if best else 0.0
 
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse batches whose points the block size does not divide.
+        """Check that the block size divides the number of points in a batch.
 
         Args:
             shape: (B, C, H, W).
@@ -178,7 +180,7 @@ class OptimalCoupling:
     def _pair_of_points(self, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         require_floats(data=data, noise=noise)
         for name, maps in (("data", data), ("noise", noise)):
-            if maps.ndim != 4:  # noqa: PLR2004 - those below
+            if maps.ndim != 4:  # noqa: PLR2004 - the dimensions in the message
                 msg = f"{name} must be of shape (B, C, H, W), not {tuple(maps.shape)}"
                 raise ValueError(msg)
         points, partners = self._points(data), self._points(noise)
@@ -188,7 +190,7 @@ class OptimalCoupling:
         return points, partners
 
     def _points(self, maps: Tensor) -> Tensor:
-        """What is assigned, (N, D)."""
+        """The points to assign, (N, D)."""
         return maps.flatten(1) if self.scope == "maps" else maps.permute(0, 2, 3, 1).flatten(0, 2)
 
     def _blocks(self, points: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -200,12 +202,12 @@ class OptimalCoupling:
         return torch.randperm(count, generator=generator, device=points.device).view(-1, size)
 
     def _gains(self, points: Tensor, partners: Tensor) -> Tensor:
-        """What pairing each with each is worth, (K, n, n), in single precision even where autocast is on."""
+        """Gain of each pair, (K, n, n), in single precision even under autocast."""
         with torch.autocast(points.device.type, enabled=False):
             return self._sign * points.float() @ partners.float().mT
 
     def _assign(self, gains: Tensor) -> Tensor:
-        """Partner of each point within its block, (K, n), for gains (K, n, n)."""
+        """Index of the partner of each point within its block, (K, n), for gains (K, n, n)."""
         is_exact = self.solver == "exact" or (
             self.solver == "auto" and gains.device.type == "cpu" and gains.shape[-1] <= _EXACT
         )
@@ -213,10 +215,10 @@ class OptimalCoupling:
 
 
 class WorstCoupling(OptimalCoupling):
-    """Pairs data and noise at the greatest transport cost, within blocks drawn at random (WT-Flow).
+    """Pairs data and noise at maximum transport cost, within random blocks (WT-Flow).
 
-    In high dimension all noise is about equally long, so the worst partner is the one that points most against the
-    data. Arguments and errors are those of :class:`OptimalCoupling`.
+    In high dimensions all noise vectors have about the same norm, so the worst partner is the one that points most in
+    the opposite direction. Arguments and errors are those of :class:`OptimalCoupling`.
 
     Example:
         >>> data = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
@@ -234,7 +236,7 @@ def create_coupling(
     block_size: int | None = None,
     solver: Solver = "auto",
 ) -> Coupling:
-    """Create a coupling by its name.
+    """Create a coupling by name.
 
     Args:
         name: ``independent``, ``optimal`` or ``worst``.
@@ -256,23 +258,23 @@ def create_coupling(
         msg = f"coupling must be one of {', '.join(get_args(CouplingName))}, not {name!r}"
         raise ValueError(msg)
     if name == "independent":
-        # What would be refused with another name is not passed over in silence.
+        # Invalid arguments are errors with this name too, although it does not use them.
         _check(scope, block_size, solver)
         return IndependentCoupling()
     return {"optimal": OptimalCoupling, "worst": WorstCoupling}[name](scope, block_size, solver)
 
 
 def _highest_gain(gains: Tensor) -> float:
-    """Greatest sum of gains (K, n, n) that any assignment has, by code that shares nothing with the solvers."""
-    import ot  # noqa: PLC0415 - takes seconds, and only checks need it
+    """Maximum sum of gains (K, n, n) over all assignments, by code independent of the solvers."""
+    import ot  # noqa: PLC0415 - takes seconds, and only checks use it
 
     blocks = -gains.double().cpu().numpy()
     return -len(blocks[0]) * sum(float(ot.emd2([], [], block, numItermax=_PIVOTS)) for block in blocks)
 
 
 def _exact_assignment(gains: Tensor) -> Tensor:
-    """Column of each row at the greatest sum of gains, (K, n) for gains (K, n, n)."""
-    # SciPy finds what ot.emd finds, in half the time for blocks of 128 to 1024 and less for smaller ones.
+    """Column of each row at the maximum sum of gains, (K, n) for gains (K, n, n)."""
+    # SciPy gives the same assignment as ot.emd, in half the time for blocks of 128 to 1024 and less for smaller ones.
     columns = [torch.from_numpy(linear_sum_assignment(block, maximize=True)[1]) for block in gains.cpu().numpy()]
     return torch.stack(columns).to(gains.device)
 
@@ -280,8 +282,8 @@ def _exact_assignment(gains: Tensor) -> Tensor:
 def _greedy_assignment(gains: Tensor) -> Tensor:
     """Column of each row by joining rows and columns that are each other's best, (K, n) for gains (K, n, n).
 
-    In as many rounds as are enough for nearly all; what is left is joined in order. Without a decision that needs the
-    values, so that a device is never waited for.
+    The number of rounds is fixed and enough for nearly all; the remaining ones are joined in order. No decision depends
+    on values, so the function never synchronises with the device.
     """
     _, size, _ = gains.shape
     free = gains.clone()
@@ -294,7 +296,7 @@ def _greedy_assignment(gains: Tensor) -> Tensor:
         join = (row.gather(1, column) == torch.arange(size, device=gains.device)) & ~is_joined
         columns = torch.where(join, column, columns)
         is_joined = is_joined | join
-        # Whole numbers, as CUDA does not scatter truth values.
+        # Integers, because CUDA does not scatter Boolean values.
         is_taken = is_taken | torch.zeros_like(columns).scatter_reduce(1, column, join.long(), "amax").bool()
         free.masked_fill_(is_joined[:, :, None] | is_taken[:, None, :], -torch.inf)
     rows_left, columns_left = (flags.int().argsort(dim=1, stable=True) for flags in (is_joined, is_taken))

@@ -1,4 +1,4 @@
-"""Entropic optimal transport (Cuturi, 2013), stabilised and screened as by Schmitzer (2019, arXiv 1610.06519)."""
+"""Entropic optimal transport (Cuturi, 2013), stabilised and screened as in Schmitzer (2019, arXiv 1610.06519)."""
 
 import math
 import warnings
@@ -9,32 +9,34 @@ import torch
 from torch import Tensor
 
 from ._arguments import require_floats, require_tensors
-from ._kernels import TINY, DenseKernel, Kernel, make_kernel
+from ._kernels import DenseKernel, Kernel, make_kernel
+from ._precision import TINY
 from ._processes import Processes
 from ._workspace import Workspace
 from .costs import Cost, DenseCost
 
 Method = Literal["stabilized", "reference"]
 
-# Scalings beyond exp(±_ABSORB) move into the potentials.
+# Scalings beyond exp(±_ABSORB) are absorbed into the potentials.
 _ABSORB = 40.0
+# Largest relative difference of the sums of both marginals.
 _SAME_MASS = 1e-4
-# Share of a marginal that a sparse kernel may leave out where all iterations are wanted.
+# Share of a marginal that a sparse kernel may omit if the tolerance is 0.
 _LEFT_OUT = 1e-4
-# Logs of column scalings seldom come to differ by more; where they do, a sparse kernel is made for twice as much.
+# Logs of column scalings seldom differ by more. If they do, a sparse kernel is built again for twice as much.
 _ALLOWANCE = 2.0
 
 
 class NotConvergedWarning(UserWarning):
-    """The iterations ended before the marginals were met."""
+    """The iterations ended before the marginal error reached the tolerance."""
 
 
 @dataclass(frozen=True)
 class TransportPlan:
-    """An entropic transport plan T = diag(u) K diag(v), kept as its factors.
+    """An entropic transport plan T = diag(u) K diag(v), stored as its factors.
 
-    It is valid until the workspace that it was solved in is used again. Where processes share the problem, each has its
-    own rows, and the methods that return something of the columns or of the whole must be called by all of them.
+    It is valid until its workspace is used again. If several processes solve the problem, each has its own rows. All of
+    them must call the methods that return a result for the columns or for the whole plan.
 
     Attributes:
         kernel: K (N, P) = exp((f + g − M) / ε).
@@ -46,8 +48,8 @@ class TransportPlan:
         column_weights: b, (P,), the marginal of the columns.
         column_sums: v Kᵀu, (P,), of the plan over all processes.
         epsilon: Regularisation ε.
-        iterations: Sinkhorn iterations done.
-        marginal_error: L1 distance between the plan's column sums and b; the rows' is zero.
+        iterations: Number of Sinkhorn iterations.
+        marginal_error: L1 distance between the column sums of the plan and b; the rows have none.
         processes: Processes that hold further rows.
     """
 
@@ -70,13 +72,13 @@ class TransportPlan:
         return self.column_potential + self.epsilon * self.column_scaling.log()
 
     def dense(self) -> Tensor:
-        """The plan T as one matrix (N, P), with entries that sum to one."""
+        """The plan T as one matrix (N, P), whose entries sum to one."""
         return torch.cat(
             [block * self.column_scaling * self.row_scaling[rows, None] for rows, block in self.kernel.blocks()]
         )
 
     def barycentres(self, points: Tensor) -> Tensor:
-        """Barycentric projection diag(1 / b) Tᵀ points, the mean of the points sent to each column (PRADOT, eq. 5).
+        """Barycentric projection diag(1 / b) Tᵀ points: the mean of the points sent to each column (PRADOT, eq. 5).
 
         Args:
             points: (N, D).
@@ -85,8 +87,8 @@ class TransportPlan:
             (P, D), in the precision of the plan.
 
         Raises:
-            TypeError: If the points are no tensor.
-            ValueError: If there is not one for each row.
+            TypeError: If the points are not a tensor.
+            ValueError: If the number of points and of rows differ.
         """
         require_floats(points=points)
         if points.ndim != 2 or len(points) != len(self.row_scaling):  # noqa: PLR2004 - a matrix has two dimensions
@@ -97,7 +99,7 @@ class TransportPlan:
         return total.mul_((self.column_scaling / self.column_weights)[:, None])
 
     def transport_cost(self) -> float:
-        """⟨T, M⟩, without the entropy, from M = f + g − ε log K; off by about a rounding of ε where M is smaller."""
+        """⟨T, M⟩, without the entropy, from M = f + g − ε log K, with an error of about ε times the rounding error."""
         rows = float(self.row_weights.double() @ self.row_potential.double())
         columns = float(self.column_sums.double() @ self.column_potential.double())
         entropy = self.kernel.entropy(self.row_scaling, self.column_scaling)
@@ -122,33 +124,34 @@ def sinkhorn(
     """Solve min_T ⟨T, M⟩ − ε H(T) over plans with given marginals (PRADOT, eq. 4).
 
     Alternates v = b / Kᵀu and u = a / Kv, in this order, on the kernel K = exp((f + g − M) / ε). Without a warm start,
-    g starts at what the first update amounts to, from u = 1 on the plain kernel exp(−M / ε). f is the c-transform of g,
-    so that each row of K holds a one, and g absorbs v whenever this grows large: a small ε does not overflow. The cost
-    is computed a block of rows at a time, and the kernel is kept in the cheapest form that suits it, see
-    :func:`make_kernel`.
+    g starts at the result of the first update, from u = 1 on the plain kernel exp(−M / ε). f is the c-transform of g,
+    so that the largest entry of each row of K is one. g absorbs v when v grows large, so that a small ε does not
+    overflow. The cost is computed a block of rows at a time. :func:`make_kernel` chooses the cheapest storage for the
+    kernel.
 
     Args:
-        cost: M, (N, P), finite, in single or double precision. Left as it is.
-        epsilon: Regularisation ε > 0, in the unit of the cost. Entries of the plan are off by a share of about
-            ``max |M| / ε`` roundings of that precision.
+        cost: M, (N, P), finite, in single or double precision. It is not changed.
+        epsilon: Regularisation ε > 0, in the unit of the cost. The relative error of the plan's entries is about
+            ``max |M| / ε`` times the rounding error of that precision.
         max_iterations: Upper bound on the iterations, at least 1.
-        tolerance: Stop once the L1 error of the column marginals is at most this; 0 runs all iterations.
-        potential: Dual potential (P,) of the columns from an earlier, similar problem, finite, to start from.
-        row_weights: a, (N,), positive; uniform with sum one if left out.
-        column_weights: b, (P,), positive, with the sum of a; uniform if left out.
-        workspace: Memory to work in, 2 GiB if left out.
-        processes: Processes that hold further rows of the same problem and call this function too; some may have none.
-        warn: Whether to warn where a positive tolerance was not reached.
+        tolerance: Stop when the L1 error of the column marginals is at most this; 0 runs all iterations.
+        potential: Start from this dual potential (P,) of the columns of an earlier, similar problem, finite.
+        row_weights: a, (N,), positive; uniform with sum one by default.
+        column_weights: b, (P,), positive, with the same sum as a; uniform by default.
+        workspace: Memory for the solver, 2 GiB by default.
+        processes: Processes that hold further rows of the same problem and also call this function; some may have no
+            rows.
+        warn: Whether to warn if a positive tolerance was not reached.
         method: ``stabilized`` is this solver. ``reference`` is ``ot.bregman.sinkhorn_log`` of POT, which does the same
-            updates in the log domain, on the dense matrix in double precision: slow, in some 24 bytes an entry of M,
-            but a check of the other by independent code. It tests the tolerance in every tenth iteration, takes no
-            ``workspace``, and solves in one process.
+            updates in the log domain, on the dense matrix in double precision. It is slow and needs about 24 bytes per
+            entry of M; use it to check a plan against independent code. It tests the tolerance in every tenth
+            iteration, does not use ``workspace``, and solves in one process.
 
     Returns:
-        The plan, whose row marginals are exact and whose column marginals are off by ``marginal_error``.
+        The plan. Its row marginals are exact, and its column marginals have an error of ``marginal_error``.
 
     Raises:
-        TypeError: If an argument is no tensor where one is due.
+        TypeError: If an argument must be a tensor and is not.
         ValueError: If an argument is out of its range or the cost has NaN or infinite entries.
 
     Warns:
@@ -159,7 +162,7 @@ def sinkhorn(
         >>> plan.dense().round(decimals=3).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
 
-        A plan against that of POT:
+        Compare a plan with that of POT:
 
         >>> cost = torch.rand(40, 20)
         >>> ours, reference = sinkhorn(cost, 0.05), sinkhorn(cost, 0.05, method="reference")
@@ -189,8 +192,8 @@ def sinkhorn(
         plan = _solve(cost, a, b, epsilon, max_iterations, tolerance, potential, workspace, processes)
     if warn and plan.marginal_error > tolerance > 0:
         warnings.warn(
-            f"transport stopped after {plan.iterations} iterations with the marginals off by {plan.marginal_error:.2g} "
-            f"in sum, not by {tolerance:g} at most; allow more iterations, or a larger epsilon or tolerance",
+            f"transport stopped after {plan.iterations} iterations with a marginal error of {plan.marginal_error:.2g}, "
+            f"above the tolerance of {tolerance:g}; allow more iterations, or a larger epsilon or tolerance",
             NotConvergedWarning,
             stacklevel=2,
         )
@@ -213,7 +216,7 @@ def _solve(
         g, v = _column_potential(cost, epsilon, processes), b / b.mean()
     else:
         g, v = potential.to(b), torch.ones_like(b)
-    # What is left out of a sparse kernel must not matter beside the error of the marginals that is allowed.
+    # The entries that a sparse kernel omits must be negligible compared with the tolerance.
     left_out = max(_LEFT_OUT, tolerance / 100)
     allowance = _ALLOWANCE
     kernel, f = make_kernel(cost, g, epsilon, workspace, left_out, allowance)
@@ -230,10 +233,10 @@ def _solve(
             v = torch.ones_like(v)
         u, sums = kernel.scale_rows(v, a)
         sums = processes.sum(sums)
-        # A column with nothing in it takes the most that was left out, so that it does not grow too far.
+        # The sum of an empty column is replaced by the bound of the omitted entries, which limits its scaling.
         most = (missing * processes.sum(u.sum())).clamp(min=TINY)
         following = b / torch.where(sums > TINY, sums, most)
-        # All that is decided by is read at once, as each reading waits for the device.
+        # All values that decisions depend on are read at once, because each read waits for the device.
         errors = (v * sums - b).abs().sum()
         error, smallest, largest = torch.stack([errors, *following.log().aminmax()]).tolist()
         if error <= tolerance or iteration == max_iterations:
@@ -252,15 +255,15 @@ def _solve_by_pot(
     potential: Tensor | None,
 ) -> TransportPlan:
     """The plan by POT's solver in the log domain; see :func:`sinkhorn`."""
-    from ot.bregman import sinkhorn_log  # noqa: PLC0415 - takes seconds, and only checks need it
+    from ot.bregman import sinkhorn_log  # noqa: PLC0415 - takes seconds, and only checks use it
 
     matrix, a, b = cost[:].double(), a.double(), b.double()
     start = None
     if potential is not None:
-        # POT starts from the scaling of the rows, which belongs to that of the columns.
+        # POT needs the scaling of the rows too, which follows from that of the columns.
         scaling = potential.to(b) / epsilon
         start = (a.log() - (scaling - matrix / epsilon).logsumexp(1), scaling)
-    # POT takes the L2 error, of which the L1 error is at most √P times.
+    # POT uses the L2 error; the L1 error is at most √P times as large.
     threshold = tolerance / math.sqrt(len(b))
     matrix, log = sinkhorn_log(a, b, matrix, epsilon, max_iterations, threshold, log=True, warn=False, warmstart=start)
     f, g = epsilon * log["log_u"], epsilon * log["log_v"]
@@ -273,9 +276,9 @@ def _solve_by_pot(
 
 
 def _limits(kernel: Kernel, processes: Processes, device: torch.device) -> tuple[float, float]:
-    """How far scalings may be apart, and what entries may be missing, in the kernels of all processes.
+    """``widest`` and ``left_out`` that hold for the kernels of all processes.
 
-    Their forms may differ, as those of none and of many rows do, but all must be made anew at once.
+    Their storage may differ, for example if a process has no rows, but all must be built again at the same time.
     """
     return processes.least(kernel.widest, device), -processes.least(-kernel.left_out, device)
 
@@ -310,7 +313,7 @@ def _check(sample: Tensor, epsilon: float, max_iterations: int, tolerance: float
 def _marginals(
     row_weights: Tensor | None, column_weights: Tensor | None, shape: torch.Size, like: Tensor, processes: Processes
 ) -> tuple[Tensor, Tensor]:
-    """The marginals a (N,) and b (P,), uniform where they are not given."""
+    """The marginals a (N,) and b (P,), uniform by default."""
     rows = processes.total(shape[0], like.device)
     a = like.new_full((shape[0],), 1 / rows) if row_weights is None else row_weights.to(like)
     b = like.new_full((shape[1],), 1 / shape[1]) if column_weights is None else column_weights.to(like)
@@ -329,8 +332,9 @@ def _marginals(
 
 
 def _column_potential(cost: Cost, epsilon: float, processes: Processes) -> Tensor:
-    """Potential (P,) of the columns after their first update, g_j = −ε log Σ_i exp(−M_ij / ε) but for a common term."""
-    # With a cost for c in exp((c − M) / ε), what all costs have in common takes no digits. A process may have no rows.
+    """Potential (P,) of the columns after the first update, g_j = −ε log Σ_i exp(−M_ij / ε) plus a constant."""
+    # Subtracting a cost c, as in exp((c − M) / ε), keeps the digits that a term common to all costs would take. A
+    # process may have no rows.
     some = cost[:1]
     common = processes.min(torch.cat([some.flatten(), some.new_tensor([math.inf])]).min())
     exponents = cost.exponents(common.expand(cost.shape[1]), epsilon)

@@ -1,4 +1,4 @@
-"""Whoever comes from NumPy is told to give tensors, by every function of transport that takes them."""
+"""Every function of transport that expects tensors has an error message for NumPy arrays."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from anomalib_ot.transport import (
 SQUARE = torch.eye(2)
 GRID = grid_coordinates(1, 2)
 MAPS = torch.rand(2, 3, 2, 2)
-# Calls with one argument left open, by its name and what is right for it.
+# Calls with one open argument, by the argument's name, and a valid value.
 CALLS = {
     "cost": (sinkhorn, SQUARE),
     "potential": (lambda given: sinkhorn(SQUARE, potential=given), torch.zeros(2)),
@@ -51,16 +51,19 @@ def call(request):
     return (request.param.split()[0], *CALLS[request.param])
 
 
-def test_an_array_is_refused_as_no_tensor(call):
+def test_an_array_is_refused(call):
     name, function, right = call
     function(right)
-    with pytest.raises(TypeError, match=rf"^{name} must be a tensor, not numpy\.ndarray; torch\.as_tensor makes one"):
+    with pytest.raises(
+        TypeError,
+        match=rf"^{name} must be a tensor, not numpy\.ndarray; convert an array or a list with torch\.as_tensor",
+    ):
         function(right.numpy())
     with pytest.raises(TypeError, match=rf"^{name} must be a tensor, not list"):
         function(right.tolist())
 
 
-def test_whole_numbers_are_refused(call):
+def test_integers_are_refused(call):
     name, function, right = call
     if name in {"potential", "row_weights", "column_weights"}:
         pytest.skip("they are brought to the type of the cost")
@@ -68,7 +71,7 @@ def test_whole_numbers_are_refused(call):
         function(right.long())
 
 
-def test_a_tensor_of_other_dimensions_is_refused_by_its_shape(call):
+def test_the_error_for_wrong_dimensions_has_the_shape(call):
     name, function, right = call
     if name in {"pairwise", "costs"}:
         pytest.skip("its dimensions are those of the features")
@@ -77,11 +80,11 @@ def test_a_tensor_of_other_dimensions_is_refused_by_its_shape(call):
 
 
 @pytest.mark.parametrize("function", [euclidean_cost, squared_distance, Navigator(2), feature_cost])
-def test_vectors_of_other_sizes_are_refused_by_name(function):
+def test_the_error_for_different_channels_has_the_names(function):
     with pytest.raises(ValueError, match=r"have 3 channels but .* have 2 channels"):
         function(torch.rand(4, 3), torch.rand(5, 2))
 
 
-def test_a_matrix_of_numpy_is_solved_once_it_is_a_tensor():
+def test_a_numpy_matrix_is_solved_as_a_tensor():
     cost = np.random.default_rng(0).random((3, 2))
     torch.testing.assert_close(sinkhorn(torch.as_tensor(cost), 0.1).dense().sum(), torch.tensor(1.0).double())

@@ -45,7 +45,7 @@ def threads():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 8, 11, 30])
-def test_rows_are_scaled_as_by_the_formula(rows, count, threads):
+def test_row_scaling_equals_the_formula(rows, count, threads):
     threads(count)
     generator = torch.Generator().manual_seed(rows)
     matrix = torch.rand(rows, 37, generator=generator)
@@ -57,12 +57,12 @@ def test_rows_are_scaled_as_by_the_formula(rows, count, threads):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_row_that_underflows_is_scaled_by_the_smallest_sum_that_counts(rows):
+def test_the_sum_of_a_row_that_underflows_is_clamped(rows):
     u, _ = scale_dense_rows(torch.zeros(rows, 2), torch.ones(2), torch.full((rows,), 1e-3))
     torch.testing.assert_close(u, torch.full((rows,), 1e-3 / TINY))
 
 
-def test_entries_that_are_not_finite_show(threads):
+def test_nan_entries_propagate(threads):
     threads(1)
     matrix = torch.ones(5, 3)
     matrix[1, 1] = float("nan")
@@ -72,7 +72,7 @@ def test_entries_that_are_not_finite_show(threads):
 
 
 @pytest.mark.parametrize("columns", [1, 5, 64, 150])
-def test_rounding_is_off_by_half_a_step_and_keeps_both_ends(columns, threads):
+def test_the_rounding_error_is_half_a_step_and_zero_at_both_ends(columns, threads):
     threads(2)
     matrix = torch.rand(7, columns, generator=torch.Generator().manual_seed(columns)) - 0.3
     matrix[3] = 0.25
@@ -86,10 +86,10 @@ def test_rounding_is_off_by_half_a_step_and_keeps_both_ends(columns, threads):
 
 
 def read_only_installation(folder):
-    """Environment of a process whose copy of the package and whose home cannot take a file, not even from root."""
+    """Environment of a process that cannot write to its copy of the package or to its home, not even as root."""
     package = Path(anomalib_ot.__file__).parent
     shutil.copytree(package, folder / "anomalib_ot", ignore=shutil.ignore_patterns("__pycache__"))
-    # Where Numba would make a folder.
+    # A file in the place of the folder that Numba would create.
     (folder / "anomalib_ot/transport/__pycache__").write_text("")
     nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/dev/null/nowhere")
     usual = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
@@ -108,7 +108,7 @@ def test_a_read_only_installation_without_a_home_registers_and_solves(tmp_path):
 
 @pytest.fixture
 def double(tmp_path):
-    """Imports a loop anew, as another process would, and doubles a number with it."""
+    """Import a loop again, as another process would, and double a number with it."""
     (tmp_path / "loop.py").write_text(LOOP)
 
     def double():
@@ -123,12 +123,12 @@ def double(tmp_path):
     return double
 
 
-def test_compiled_code_is_kept_for_the_next_process(double):
+def test_the_next_process_uses_the_cached_code(double):
     assert not sum(double().stats.cache_hits.values())
     assert sum(double().stats.cache_hits.values()) == 1
 
 
-def test_a_full_disk_stops_no_loop(double, monkeypatch):
+def test_loops_run_on_a_full_disk(double, monkeypatch):
     def save(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -138,7 +138,7 @@ def test_a_full_disk_stops_no_loop(double, monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("size", [0, 20])
-def test_a_damaged_cache_is_compiled_anew(double, tmp_path, suffix, size):
+def test_a_loop_with_a_damaged_cache_is_compiled_again(double, tmp_path, suffix, size):
     double()
     [path] = tmp_path.rglob(f"*.{suffix}")
     path.write_bytes(path.read_bytes()[:size])

@@ -1,4 +1,4 @@
-"""Conditional transport against its literal form, which builds every difference."""
+"""Conditional transport compared with its literal form, which computes all differences."""
 
 import pytest
 import torch
@@ -70,14 +70,14 @@ def test_marginals_and_objective(sets):
     torch.testing.assert_close(plan.cost(costs, 0.3), expected)
 
 
-def test_sharp_navigator_sends_to_the_nearest(sets):
+def test_sharp_navigator_selects_the_nearest(sets):
     memory, query = sets
     forward = conditional_plan(Navigator(5, temperature=1e-3)(memory, query)).forward
     costs = euclidean_cost(memory, query)
     torch.testing.assert_close((forward * costs).sum(1), costs.amin(1), atol=1e-3, rtol=1e-3)
 
 
-def test_fit_lowers_the_objective_and_stops_where_it_settles(sets):
+def test_fit_lowers_the_objective_and_stops_when_it_settles(sets):
     navigator = Navigator(5, temperature=5.0)
     fit = fit_navigator(navigator, *sets, learning_rate=1e-2, steps=30, tolerance=0)
     assert fit.steps == 30
@@ -96,7 +96,7 @@ def test_fit_in_inference_mode_is_the_same(sets):
         assert torch.equal(ours, theirs)
 
 
-def test_sample_depends_on_the_seed_alone(sets):
+def test_sample_depends_only_on_the_seed(sets):
     memory, query = (each.repeat(50, 1) for each in sets)
     fits = []
     for noise in (1, 2):

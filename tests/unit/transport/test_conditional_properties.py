@@ -1,4 +1,4 @@
-"""Conditional transport on drawn sets, against its literal form in float64."""
+"""Conditional transport on random sets, compared with its literal form in float64."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ starts = st.sampled_from(["metric", "random"])
 
 @st.composite
 def sets(draw):
-    """Memory (…, N, C) and query (…, M, C), of other points or of the same ones, at any scale."""
+    """Memory (…, N, C) and query (…, M, C), with different or the same points, at any scale."""
     batch = draw(st.sampled_from([(), (1,), (2, 3)]))
     memory, query, channels = draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(draw(seeds))
@@ -29,7 +29,7 @@ def sets(draw):
 
 
 def literal(navigator, memory, query):
-    """d_φ in float64, from all differences."""
+    """d_φ from all differences, in float64."""
     squares = (query.double().unsqueeze(-2) - memory.double().unsqueeze(-3)).square()
     hidden = (squares @ navigator.weight.double().T + navigator.bias.double()).relu()
     return hidden @ navigator.out.double()
@@ -43,7 +43,7 @@ def test_navigator_is_the_literal_one(sets, start, hidden, temperature, seed):
     navigator = Navigator(memory.shape[-1], hidden, start, temperature)
     found, expected = navigator(memory, query).detach(), literal(navigator, memory, query).detach()
     assert found.shape == (*memory.shape[:-2], query.shape[-2], memory.shape[-2])
-    # The squares of the norms cancel, and with them the digits of distances far below these.
+    # The squares of the norms cancel, and distances much smaller than the norms lose digits.
     largest = float(torch.cat([memory, query], -2).square().sum(-1).max() * navigator.weight.detach().abs().max())
     largest *= float(navigator.out.detach().abs().sum())
     torch.testing.assert_close(found.double(), expected, atol=1e-5 * (largest + 1), rtol=1e-5)
@@ -70,7 +70,7 @@ def test_navigators_are_the_softmaxes_and_their_sums_are_one(sets, start, seed, 
     torch.testing.assert_close(plan.forward.sum(-1), torch.ones(pairwise.shape[:-1]))
     torch.testing.assert_close(plan.backward.sum(-2), torch.ones(*pairwise.shape[:-2], pairwise.shape[-1]))
     for found, dim in ((plan.forward, -1), (plan.backward, -2)):
-        # exp(−d) over its sum, where the least d of all may be taken away first.
+        # exp(−d) divided by its sum, after subtracting the smallest d.
         weights = (pairwise.double().amin(dim, keepdim=True) - pairwise.double()).exp()
         torch.testing.assert_close(found.double(), weights / weights.sum(dim, keepdim=True), atol=1e-6, rtol=1e-4)
 
@@ -129,7 +129,7 @@ def test_a_fit_repeats_itself_and_leaves_its_arguments(memory, query, features, 
 
 
 def objective(features=None, tolerance=0.0, steps=40):
-    """Of a fit to sets of which the memory has six features and the query nine."""
+    """Arguments of a fit to six features of a memory and nine of a query."""
     generator = torch.Generator().manual_seed(0)
     memory, query = torch.randn(6, 3, generator=generator), torch.randn(9, 3, generator=generator)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def objective(features=None, tolerance=0.0, steps=40):
     ).objective
 
 
-def test_a_fit_takes_as_many_features_as_it_may():
+def test_a_fit_uses_all_features_up_to_the_limit():
     whole = objective(steps=1)
     assert objective(features=9, steps=1) == objective(features=100, steps=1) == whole
     assert len({*whole, *objective(features=6, steps=1), *objective(features=3, steps=1)}) == 3
@@ -161,7 +161,7 @@ def test_without_steps_nothing_is_fitted():
     assert torch.equal(navigator.weight, before)
 
 
-def test_a_side_without_features_is_refused():
+def test_an_empty_memory_or_query_is_refused():
     for sizes in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match="must be finite, and at least one of each"):
             fit_navigator(Navigator(3), *(torch.rand(size, 3) for size in sizes))

@@ -51,7 +51,7 @@ def test_fused_cost_rows_equal_the_dense_formula(alpha, kind):
     assert cost[:].max() <= 1 + 1e-5
 
 
-def test_without_alpha_space_does_not_matter():
+def test_positions_do_not_matter_if_alpha_is_zero():
     grid = grid_coordinates(2, 2)
     features, prototypes = torch.randn(8, 3), torch.randn(6, 3)
     here = FusedCost(features, prototypes, grid, torch.rand(6, 2), alpha=0)
@@ -59,7 +59,7 @@ def test_without_alpha_space_does_not_matter():
     assert torch.equal(here[:], there[:])
 
 
-def test_features_that_do_not_fit_are_refused():
+def test_features_of_invalid_shapes_are_refused():
     grid = grid_coordinates(2, 2)
     with pytest.raises(ValueError, match="3 channels but prototypes have 4"):
         FusedCost(torch.rand(4, 3), torch.rand(5, 4), grid, torch.rand(5, 2), 0.3)

@@ -1,4 +1,4 @@
-"""The fused cost in blocks on drawn problems, against the dense formula in float64."""
+"""Blocks of the fused cost on random problems, compared with the dense formula in float64."""
 
 import math
 
@@ -53,7 +53,7 @@ def dense(features, prototypes, grid, coordinates, alpha, spatial):
 
 @properties
 @given(problems(), st.integers(1, 60), st.booleans(), seeds)
-def test_every_block_is_that_of_the_dense_formula(problem, entries, kept, seed):
+def test_every_block_equals_the_dense_formula(problem, entries, kept, seed):
     cost = FusedCost(*problem, workspace=Workspace() if kept else None)
     expected = dense(*problem)
     torch.testing.assert_close(cost[:].double(), expected, atol=1e-5, rtol=1e-5)
@@ -89,9 +89,9 @@ def test_blocks_follow_one_another_and_do_not_cut_across_images(images, cells, c
         assert is_whole or block.start // cells == (block.stop - 1) // cells
 
 
-def test_rounding_is_not_taken_for_distance():
+def test_rounding_errors_do_not_count_as_distances():
     generator = torch.Generator().manual_seed(0)
-    # All point the same way, to the last digit or so.
+    # All have the same direction up to rounding.
     points = torch.randn(1, 50, generator=generator) * torch.rand(36, 1, generator=generator)
     grid = grid_coordinates(6, 6)
     assert feature_cost(points, points).abs().max() > 0
@@ -107,7 +107,7 @@ def test_feature_costs_of_a_batch_are_those_of_its_members():
 
 
 class Others(Processes):
-    """As if further processes held four features, the farthest of them at a cosine distance of a half."""
+    """Simulates further processes with four features, the farthest at a cosine distance of 0.5."""
 
     def total(self, value, device):
         del device
@@ -125,7 +125,7 @@ def test_a_process_may_have_no_images(workspace):
     assert list(cost.blocks()) == []
 
 
-def test_a_row_alone_is_the_row_of_the_matrix():
+def test_a_single_row_is_the_row_of_the_matrix():
     grid = grid_coordinates(2, 3)
     features, prototypes = torch.randn(12, 4), torch.randn(5, 4)
     cost = FusedCost(features, prototypes, grid, torch.rand(5, 2), 0.4)

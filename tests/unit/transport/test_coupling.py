@@ -25,14 +25,14 @@ def as_set(points):
 
 
 @pytest.mark.parametrize(("coupling", "best"), [(OptimalCoupling, min), (WorstCoupling, max)])
-def test_whole_maps_are_paired_at_the_cost_that_trying_all_permutations_finds(coupling, best):
+def test_maps_are_paired_at_the_best_cost_of_all_permutations(coupling, best):
     data, noise = batch(5, 2, 3, 2)
     expected = best(cost(data, noise[list(order)]) for order in permutations(range(5)))
     assert cost(data, coupling("maps")(data, noise)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("coupling", "sign"), [(OptimalCoupling, 1), (WorstCoupling, -1)])
-def test_positions_are_paired_at_the_cost_that_pot_finds(coupling, sign):
+def test_positions_are_paired_at_the_cost_of_pot(coupling, sign):
     data, noise = batch(3, 4, 2, 5)
     distances = torch.cdist(cells(data).double(), cells(noise).double()).square().numpy()
     expected = 30 * abs(ot.emd2([], [], sign * distances))
@@ -80,14 +80,14 @@ def test_greedy_pairs_stay_close_to_exact_ones(coupling):
     assert coupling("positions", 128, "exact").gap(data, noise) == pytest.approx(0, abs=1e-6)
 
 
-def test_gap_is_what_is_lost_of_the_inner_product():
+def test_gap_is_the_loss_of_inner_product():
     data, noise = batch(4, 8, 4, 4)
     greedy, exact = (WorstCoupling("positions", 0, solver) for solver in ("greedy", "exact"))
     ours, best = (float((data * each(data, noise)).sum()) for each in (greedy, exact))
     assert greedy.gap(data, noise) == pytest.approx(1 - ours / best, abs=1e-6)
 
 
-def test_greedy_takes_each_noise_once_where_all_are_alike():
+def test_greedy_uses_each_noise_once_if_all_are_equal():
     data, _ = batch(2, 3, 4, 4)
     noise = torch.arange(32.0).view(2, 1, 4, 4).expand(-1, 3, -1, -1)
     paired = WorstCoupling("positions", 0, "greedy")(torch.zeros_like(data), noise)
@@ -111,7 +111,7 @@ def test_block_size_is_the_largest_divisor_up_to_128_by_default():
 
 
 def test_velocity_at_the_data_is_their_negative_with_independent_noise_and_points_past_the_centre_at_worst():
-    # E[z − x | x] is what flow matching learns at t = 0. With independent noise it is −x.
+    # Flow matching learns E[z − x | x] at t = 0, which is −x with independent noise.
     data = torch.randn(64, 8, 1, 1, generator=torch.Generator().manual_seed(0))
     velocity = {}
     for name in ("independent", "worst", "optimal"):
@@ -120,7 +120,7 @@ def test_velocity_at_the_data_is_their_negative_with_independent_noise_and_point
         draws = [coupling(data, torch.randn(data.shape, generator=generator)) - data for _ in range(400)]
         velocity[name] = torch.stack(draws).mean(0)
     torch.testing.assert_close(velocity["independent"], -data, atol=0.2, rtol=0)
-    # Share of the way to the centre: 1 ends there, more goes past it.
+    # Share of the way to the centre: 1 ends at the centre, and more ends beyond it.
     way = {name: float(-(each * data).sum() / data.square().sum()) for name, each in velocity.items()}
     assert way["independent"] == pytest.approx(1, abs=0.02)
     assert way["worst"] > 1.3

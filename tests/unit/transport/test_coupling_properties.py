@@ -1,4 +1,4 @@
-"""Couplings on drawn batches, against all permutations."""
+"""Couplings on random batches, compared with all permutations."""
 
 import math
 from itertools import permutations
@@ -19,7 +19,7 @@ solvers = st.sampled_from(["auto", "exact", "greedy"])
 
 @st.composite
 def batches(draw, largest=6):
-    """Data and noise (B, C, H, W) of up to so many positions: all different, with ties, or with equal points."""
+    """Data and noise (B, C, H, W) with a limited number of positions: all different, with ties, or equal points."""
     shape = draw(st.tuples(*[st.integers(1, 3)] * 4).filter(lambda shape: shape[0] * shape[2] * shape[3] <= largest))
     generator = torch.Generator().manual_seed(draw(seeds))
     data, noise = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -60,7 +60,7 @@ def test_no_permutation_is_better(batch, coupling, scope):
 
 @properties
 @given(batches(largest=27), couplings, scopes, solvers, st.data())
-def test_within_each_block_the_noise_changes_places_alone(batch, coupling, scope, solver, data):
+def test_noise_is_only_permuted_within_each_block(batch, coupling, scope, solver, data):
     maps, noise = batch
     count = len(points(maps, scope))
     size = data.draw(st.sampled_from([size for size in range(1, count + 1) if count % size == 0]))
@@ -77,7 +77,7 @@ def test_within_each_block_the_noise_changes_places_alone(batch, coupling, scope
 
 @properties
 @given(batches(), couplings, scopes, st.data())
-def test_blocks_are_paired_each_by_itself(batch, coupling, scope, data):
+def test_blocks_are_paired_independently(batch, coupling, scope, data):
     maps, noise = (points(each, scope) for each in batch)
     size = data.draw(st.sampled_from([size for size in range(1, len(maps)) if len(maps) % size == 0] or [len(maps)]))
     paired = points(coupling(scope, size)(*batch, torch.Generator().manual_seed(3)), scope)
@@ -127,7 +127,7 @@ def test_one_generator_state_one_pairing(batch, name, scope, seed):
     coupling = create_coupling(name, scope, block_size=1)
     first, second = (coupling(*batch, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert torch.equal(first, second)
-    # Points of a block of one stay with what they were drawn with.
+    # In blocks of one point, points keep the noise that they were drawn with.
     assert torch.equal(first, batch[1])
 
 
@@ -137,7 +137,7 @@ def test_points_that_no_block_divides_stay_with_their_noise(count):
     assert torch.equal(WorstCoupling()(data, noise), noise)
 
 
-def test_independent_noise_needs_no_chance():
+def test_independent_coupling_uses_no_randomness():
     data, noise = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
@@ -147,6 +147,6 @@ def test_independent_noise_needs_no_chance():
 
 
 @pytest.mark.parametrize("solver", ["exact", "greedy"])
-def test_gap_is_zero_where_no_pairing_gains_anything(solver):
+def test_gap_is_zero_if_no_pairing_gains_anything(solver):
     zeros = torch.zeros(2, 3, 2, 2)
     assert WorstCoupling(solver=solver).gap(zeros, zeros) == 0.0

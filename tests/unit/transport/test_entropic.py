@@ -10,7 +10,7 @@ from anomalib_ot.transport.entropic import Method
 
 
 def reference(cost, epsilon, iterations):
-    """The plan by POT's log-domain solver, in float64."""
+    """The plan of POT's log-domain solver, in float64."""
     cost = cost.double()
     rows, columns = (torch.full((size,), 1 / size, dtype=cost.dtype) for size in cost.shape)
     with warnings.catch_warnings():
@@ -47,16 +47,16 @@ def test_the_reference_is_pots_solver_and_gives_the_same_plan(iterations, weight
     torch.testing.assert_close(shift, shift.mean().expand(25), atol=1e-5, rtol=0)
 
 
-def test_the_reference_stops_within_the_tolerance_and_starts_where_it_is_told():
+def test_the_reference_has_a_tolerance_and_a_warm_start():
     cost = torch.rand(50, 20, generator=torch.Generator().manual_seed(0))
     cold = sinkhorn(cost, 0.05, 1000, 1e-5, method="reference")
     assert cold.marginal_error <= 1e-5
     assert 1 < cold.iterations < 1000
-    # POT looks at the error after the first iteration, and then after every tenth.
+    # POT tests the error after the first iteration and then in every tenth.
     assert sinkhorn(cost, 0.05, 1000, 1e-5, cold.potential, method="reference").iterations == 1
 
 
-def test_the_reference_says_what_it_cannot_do():
+def test_the_reference_refuses_unsupported_arguments():
     with pytest.warns(NotConvergedWarning, match="after 2 iterations"):
         sinkhorn(torch.rand(50, 20), 0.001, 2, 1e-6, method="reference")
     with pytest.raises(ValueError, match="'reference' solves in one process"):
@@ -145,7 +145,7 @@ def test_blocks_cover_a_matrix_larger_than_one(monkeypatch):
     torch.testing.assert_close(sinkhorn(cost).dense(), whole, atol=1e-7, rtol=1e-4)
 
 
-def test_cost_is_left_as_it_is():
+def test_cost_is_not_changed():
     cost = torch.rand(10, 10)
     before = cost.clone()
     sinkhorn(cost)
@@ -165,7 +165,7 @@ def test_given_marginals_are_met():
 
 
 def test_a_solve_that_does_not_converge_warns_with_the_error():
-    with pytest.warns(NotConvergedWarning, match="after 2 iterations with the marginals off by"):
+    with pytest.warns(NotConvergedWarning, match="after 2 iterations with a marginal error of"):
         sinkhorn(torch.rand(50, 20), 0.001, max_iterations=2, tolerance=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Entropic transport on drawn problems: properties of the plan, and POT's log-domain solver in float64 as the truth."""
+"""Entropic transport on random problems: properties of the plan, and POT's log-domain solver in float64."""
 
 import math
 import warnings
@@ -25,9 +25,9 @@ def powers(lowest, highest):
 
 
 epsilons = powers(-4, 1)
-# Largest cost in units of ε. Up to some 60 no entry of the first kernel is negligible, and the iterations are POT's.
+# Largest cost in units of ε. Up to about 60, no entry of the first kernel is negligible, and iterations equal POT's.
 moderate = powers(-6, 1.5)
-# Up to here, so few iterations are needed that plans can be compared where they have converged.
+# Up to this ratio, plans converge in few iterations and can be compared.
 easy = powers(-6, 0.7)
 
 
@@ -62,7 +62,7 @@ def reference(cost, epsilon, iterations, a=None, b=None):
 
 
 def distance(plan, other):
-    """L1 distance of two plans, which hold a mass of one each."""
+    """L1 distance of two plans, each with a mass of one."""
     return float((plan - other).abs().sum())
 
 
@@ -97,7 +97,7 @@ def test_extreme_costs_give_a_plan_between_the_best_and_its_entropy(cost, ratio,
     assert (dense >= 0).all()
     assert (rows * dense.sum(1) - 1).abs().max() < rounding * columns
     assert plan.marginal_error == pytest.approx(float((dense.sum(0) - 1 / columns).abs().sum()), abs=rounding)
-    # Unregularised transport costs least; the entropy of the plan can outweigh no more than log min(N, P).
+    # Unregularised transport has the minimum cost, and the entropy of the plan adds at most ε log min(N, P).
     least = float(ot.emd2([], [], cost.double().numpy()))
     slack = (plan.marginal_error + rounding) * float(cost.max() - cost.min()) + rounding * float(cost.max())
     found = float((dense * cost).sum())
@@ -120,7 +120,7 @@ def test_swapped_sides_transpose_the_plan(cost, ratio, epsilon, weighted):
 def test_costs_and_epsilon_in_another_unit_give_the_same_plan(cost, ratio, epsilon, power, dtype):
     cost = (ratio * epsilon * cost).to(dtype)
     plan = sinkhorn(cost, epsilon, 20)
-    # A power of two does not round, so that every digit is the same.
+    # Scaling by a power of two has no rounding error, so all digits are the same.
     scaled = sinkhorn(2.0**power * cost, 2.0**power * epsilon, 20)
     assert torch.equal(scaled.dense(), plan.dense())
     assert torch.equal(scaled.potential, 2.0**power * plan.potential)
@@ -204,14 +204,14 @@ def test_barycentres_and_cost_are_those_of_the_explicit_plan(cost, ratio, epsilo
     points = torch.randn(cost.shape[0], 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = plan.dense().T @ points / plan.column_weights[:, None]
     torch.testing.assert_close(plan.barycentres(points), expected)
-    # The cost comes from potentials and entropy, of the size of ε, and cannot have more digits than these.
+    # The cost is a sum of potentials and entropy of the size of ε, and has no more digits than these.
     assert plan.transport_cost() == pytest.approx(float((plan.dense() * cost).sum()), abs=1e-13 * epsilon * (1 + ratio))
     torch.testing.assert_close(plan.column_sums, plan.dense().sum(0))
 
 
 @contextmanager
 def only(form, entries):
-    """A workspace in which a problem of so many entries gets a kernel of this form, in blocks of a quarter."""
+    """A workspace in which a problem gets a kernel of a given form, in blocks of a quarter."""
     bytes_of_entry = {"sparse": 100, "dense": 4, "none": 1}[form]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anomalib_ot.transport._kernels._SPARSE_ENTRIES", 0 if form == "sparse" else math.inf)
@@ -220,7 +220,7 @@ def only(form, entries):
         yield Workspace(bytes_of_entry * entries)
 
 
-# What each form may lose: entries of a ten thousandth of a marginal, or digits.
+# Tolerance of each form: entries of 10⁻⁴ of a marginal, or rounding.
 FORMS = {
     "sparse": (SparseKernel, 1e-3),
     "dense": (DenseKernel, 1e-4),

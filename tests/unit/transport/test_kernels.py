@@ -14,7 +14,7 @@ CELLS, CHANNELS, PER_CELL, IMAGES = 64, 16, 6, 48
 
 @pytest.fixture(scope="module")
 def problem():
-    """Features of images that are much alike, as of one product, and prototypes at some of them: 3072 × 384."""
+    """Features of similar images, as of one product, and prototypes at some of them: 3072 × 384."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(CELLS, CHANNELS, generator=generator)
     features = common + 0.3 * torch.randn(IMAGES, CELLS, CHANNELS, generator=generator)
@@ -52,7 +52,7 @@ def test_each_form_gives_the_plan_of_the_dense_kernel_in_float64(problem, exact,
     assert plan.marginal_error == pytest.approx(float((plan.dense().sum(0) - 1 / 384).abs().sum()), abs=1e-5)
 
 
-def test_what_a_sparse_kernel_leaves_out_is_within_the_proven_bound(problem):
+def test_omitted_entries_are_within_the_proven_bound(problem):
     plan = solve(problem, 2**31)
     ratio = plan.column_scaling.max() / plan.column_scaling.min()
     assert math.log(ratio) <= plan.kernel.widest
@@ -66,7 +66,7 @@ def test_what_a_sparse_kernel_leaves_out_is_within_the_proven_bound(problem):
     assert 384 * ((plan.row_scaling @ dropped) * plan.column_scaling).max() < 1e-4
 
 
-def test_far_scalings_make_a_sparse_kernel_anew(problem):
+def test_scalings_far_apart_rebuild_a_sparse_kernel(problem):
     potential = solve(problem, 2**31).potential + 0.3 * torch.rand(384)
     plan = solve(problem, 2**31, potential=potential, max_iterations=400, tolerance=1e-3)
     assert isinstance(plan.kernel, SparseKernel)
@@ -77,7 +77,7 @@ def test_far_scalings_make_a_sparse_kernel_anew(problem):
 
 @pytest.fixture
 def allowances(monkeypatch):
-    """What each kernel of a solve is made for."""
+    """The allowance of each kernel of a solve."""
     module, made = sys.modules["anomalib_ot.transport.entropic"], []
     make = module.make_kernel
 
@@ -89,13 +89,13 @@ def allowances(monkeypatch):
     return made
 
 
-def test_a_cold_start_makes_one_kernel(problem, allowances):
+def test_a_cold_start_builds_one_kernel(problem, allowances):
     plan = solve(problem, 2**31)
     assert allowances == [2.0]
     assert plan.column_scaling.log().abs().max() < 2
 
 
-def test_a_kernel_that_is_too_narrow_is_made_anew_for_twice_as_much(problem, allowances):
+def test_a_kernel_that_is_too_narrow_is_rebuilt_for_twice_the_allowance(problem, allowances):
     wide = solve(problem, 2**31, potential=0.02 * torch.arange(384) / 384)
     assert allowances == [2.0, 4.0]
     assert wide.kernel.widest == 4.0
@@ -109,7 +109,7 @@ def test_a_kernel_with_many_entries_is_dense(problem):
 
 @pytest.fixture
 def solve_rounded(problem, monkeypatch):
-    """Solve with similarities in 16 bits, for which alone there is room beside a sparse kernel."""
+    """Solve with similarities in 16 bits, in memory that has room for these and a sparse kernel only."""
     monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 2**18)
 
     def solved(alpha=0.3, **options):
@@ -131,7 +131,7 @@ def test_rounded_similarities_give_the_plan_of_the_dense_kernel_in_float64(exact
 
 def test_a_kernel_that_does_not_fit_is_computed_from_rounded_similarities(problem, solve_rounded, monkeypatch):
     monkeypatch.setattr("anomalib_ot.transport._sparse._SPARSE", 0.0)
-    # Scalings grow apart, so that the kernel is made more than once.
+    # Scalings grow apart, so that the kernel is built more than once.
     plan, workspace = solve_rounded(epsilon=0.004, max_iterations=300)
     assert isinstance(plan.kernel, RecomputedKernel)
     assert set(workspace._buffers) == {"similarities", "values", "columns"}
@@ -139,7 +139,7 @@ def test_a_kernel_that_does_not_fit_is_computed_from_rounded_similarities(proble
     assert (plan.dense() - exact.dense()).abs().sum() < 0.01
 
 
-def test_rounding_changes_a_cost_by_no_more_than_is_said(problem):
+def test_rounding_changes_a_cost_within_the_documented_bound(problem):
     cost = FusedCost(*problem, 0.3, "euclidean", workspace=Workspace(4 * MEGABYTE))
     exponents = cost.exponents(torch.zeros(384), 1.0)
     for rows in cost.blocks():
@@ -150,7 +150,7 @@ def test_rounding_changes_a_cost_by_no_more_than_is_said(problem):
         torch.testing.assert_close(again, exponents(rows), rtol=0, atol=1e-6)
 
 
-def test_rounded_similarities_do_not_serve_where_epsilon_is_small(problem):
+def test_rounded_similarities_are_not_used_if_epsilon_is_small(problem):
     workspace = Workspace(4 * MEGABYTE)
     exponents = FusedCost(*problem, 0.3, "euclidean", workspace=workspace).exponents(torch.zeros(384), 1e-3)
     exact = FusedCost(*problem, 0.3, "euclidean")[:64] / -1e-3
@@ -159,7 +159,7 @@ def test_rounded_similarities_do_not_serve_where_epsilon_is_small(problem):
 
 
 def test_memory_below_one_block_is_refused(problem):
-    with pytest.raises(ValueError, match="100 bytes of memory for transport do not hold one block of 4"):
+    with pytest.raises(ValueError, match="memory for transport is 100 bytes, but one block needs 4"):
         solve(problem, 100)
     with pytest.raises(ValueError, match="must be positive, not 0 bytes"):
         Workspace(0)

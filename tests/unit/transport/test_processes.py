@@ -28,13 +28,13 @@ def solve(images, processes=None):
 
 
 def share(rank, folder, is_sparse):
-    # Processes that do not agree on when to stop wait for each other.
+    # Processes that stop at different iterations would wait for each other forever.
     limit = timedelta(seconds=60)
     distributed.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=2, rank=rank)
     if is_sparse:
-        # Small kernels too, and those with many entries; none without rows.
+        # Also use sparse kernels for small matrices and for those with many entries.
         _kernels._SPARSE_ENTRIES, _sparse._SPARSE = 1, 2.0
-    # Unequal shares: four images here, two there; all here, none there.
+    # Unequal shares: four and two images; all and none.
     results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
     assert Processes.all().first(torch.full((2, 3), float(rank)).T).tolist() == [[0, 0]] * 3
     torch.save(results, folder / f"{rank}.pt")
@@ -42,7 +42,7 @@ def share(rank, folder, is_sparse):
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_two_processes_find_what_one_finds(tmp_path, is_sparse):
+def test_two_processes_give_the_plan_of_one(tmp_path, is_sparse):
     multiprocessing.spawn(share, (tmp_path, is_sparse), nprocs=2)
     alone = solve(slice(None))
     results = [result for rank in range(2) for result in torch.load(tmp_path / f"{rank}.pt")]
@@ -56,7 +56,7 @@ def test_two_processes_find_what_one_finds(tmp_path, is_sparse):
             assert ours[4] == pytest.approx(expected[4], abs=1e-5)
 
 
-def test_a_process_alone_needs_no_group():
+def test_a_single_process_needs_no_group():
     tensor = torch.rand(3)
     assert Processes.all() == Processes()
     assert Processes().sum(tensor) is tensor

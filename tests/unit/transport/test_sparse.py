@@ -19,7 +19,7 @@ def threads():
 
 @pytest.fixture(scope="module")
 def exponents():
-    """Exponents of which a tenth matter; one row has a single one."""
+    """Exponents of which a tenth matter; in one row only one does."""
     generator = torch.Generator().manual_seed(0)
     matrix = -torch.rand(ROWS, COLUMNS, generator=generator) * 300
     matrix[17] = -1000
@@ -63,7 +63,7 @@ def test_entries_and_products_are_those_of_the_dense_matrix(exponents, count, th
     assert ((kernel.project(u, points) - (expected * u[:, None]).T @ points).abs() <= ERROR * largest).all()
 
 
-def test_projection_leaves_out_no_more_than_its_share(exponents):
+def test_projection_omits_no_more_than_its_share(exponents):
     kernel, _ = build(exponents, error=0.5)
     u = torch.rand(ROWS)
     whole = dense(kernel).T @ u
@@ -72,7 +72,7 @@ def test_projection_leaves_out_no_more_than_its_share(exponents):
     assert (projected >= whole * 0.5).all()
 
 
-def test_more_entries_than_pay_or_fit_make_no_sparse_kernel(exponents):
+def test_there_is_no_sparse_kernel_with_too_many_entries(exponents):
     assert build(exponents / 100)[0] is None
     cost = DenseCost(-exponents * EPSILON)
     little = Workspace(8 * 100)
@@ -86,7 +86,7 @@ def column_sums(kernel, queue):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
-def test_a_forked_process_has_threads_of_its_own(exponents, threads):
+def test_a_forked_process_has_its_own_threads(exponents, threads):
     threads(2)
     kernel, _ = build(exponents)
     here = kernel.column_sums(torch.ones(ROWS))

@@ -8,7 +8,7 @@ from anomalib_ot.transport import Workspace
 CPU = torch.device("cpu")
 
 
-def test_memory_is_taken_anew_where_the_last_does_not_fit():
+def test_memory_is_allocated_again_if_the_last_does_not_fit():
     workspace = Workspace()
     first = workspace.take("kernel", torch.Size([3, 4]), torch.float32, CPU)
     assert workspace.take("kernel", torch.Size([2, 5]), torch.float32, CPU).data_ptr() == first.data_ptr()
@@ -17,7 +17,7 @@ def test_memory_is_taken_anew_where_the_last_does_not_fit():
     assert workspace.take("kernel", torch.Size([2, 2]), torch.bfloat16, CPU).dtype == torch.bfloat16
 
 
-def test_copies_have_memory_of_their_own_and_it_can_be_given_back():
+def test_copies_have_their_own_memory_and_it_can_be_released():
     workspace = Workspace(1e6)
     matrix = workspace.take("kernel", torch.Size([100, 100]), torch.float32, CPU)
     for other in (copy.deepcopy(workspace), pickle.loads(pickle.dumps(workspace))):
