@@ -26,7 +26,7 @@ from timm.models import (
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.settings import require_image_size
 
 from .map_extractor import MapExtractor, layers_of
 
@@ -275,10 +275,7 @@ def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> P
     Raises:
         ValueError: If the size is not one of pixels.
     """
-    size = list(image_size)
-    require(len(size) == 2, "image_size", "height and width", image_size)  # noqa: PLR2004 - height and width
-    for pixels in size:
-        require_whole(1, "each of image_size", pixels)
+    require_image_size(image_size)
     mean, std = normalization(backbone)
     return PreProcessor(Compose([Resize(image_size, antialias=True), Normalize(mean=mean, std=std)]))
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -22,6 +23,7 @@ from anomalib_ot.features.recorded_backbones import record_backbone, recorded_ba
 
 from .asked_post_processing import AskedPostProcessing
 from .checkpoint_files import read_checkpoint
+from .model_settings import Kind, ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +36,30 @@ _UNFIT = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
 
 
 class CheckpointRules(NamedTuple):
-    """What a checkpoint decides of a model; each setting of its constructor is in one of the first three.
+    """What a checkpoint decides of a model.
 
     Attributes:
-        score: Settings that change the scores of a trained model. The checkpoint decides them.
-        training: Settings that change what is trained, not how a trained model scores. Those that are given are obeyed
-            when training goes on.
-        running: Settings that change neither, only where and how fast something is computed.
-        parts: Attributes of the Lightning model that are made from the settings.
+        settings: The model's settings, each of which has a kind.
         learned: Parts of the names of tensors whose shape depends on the training images.
+        parts: Attributes of the Lightning model that are modules made from the settings.
         marks: What names of tensors begin with in this model alone. Only a model that wrote checkpoints of the first
             format, which do not record their model, needs it.
     """
 
-    score: frozenset[str]
-    training: frozenset[str]
-    running: frozenset[str]
-    parts: tuple[str, ...]
-    learned: tuple[str, ...]
+    settings: type[ModelSettings]
+    learned: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("model",)
     marks: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> frozenset[str]:
+        """Settings that change the scores of a trained model. The checkpoint decides them."""
+        return self.settings.names(Kind.SCORING)
+
+    @property
+    def training(self) -> frozenset[str]:
+        """Settings that change what is trained only. When training continues, the given values apply."""
+        return self.settings.names(Kind.TRAINING)
 
 
 class SafeCheckpoints(AskedPostProcessing):
@@ -65,6 +72,7 @@ class SafeCheckpoints(AskedPostProcessing):
     """
 
     checkpoint_rules: ClassVar[CheckpointRules]
+    settings: ModelSettings
     recorded_backbone: dict[str, Any]
 
     def record_backbone(self, backbone: str) -> None:
@@ -133,10 +141,13 @@ class SafeCheckpoints(AskedPostProcessing):
                 settings = {"pre_trained": False, **kwargs, "backbone": backbone, "weights_only": weights_only}
                 model = host.load_from_checkpoint(checkpoint_path, *args, **settings)
         theirs = content["hyper_parameters"]
-        model.hparams["pre_trained"] = kwargs.get("pre_trained", theirs["pre_trained"])
+        changed = {"pre_trained": kwargs.get("pre_trained", theirs["pre_trained"])}
+        ours = cast("SafeCheckpoints", model)
         if record:
-            model.hparams["backbone"] = theirs["backbone"]
-            cast("SafeCheckpoints", model).recorded_backbone = record
+            changed["backbone"] = theirs["backbone"]
+            ours.recorded_backbone = record
+        model.hparams.update(changed)
+        ours.settings = replace(ours.settings, **changed)
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -188,7 +199,8 @@ class SafeCheckpoints(AskedPostProcessing):
         # Nothing tells a default that was asked for from one that was not.
         if taken := ", ".join(f"{name} {theirs[name]!r}" for name in differing if name not in asked):
             logger.info("%s: settings taken from the checkpoint: %s", type(self).__name__, taken)
-        settings = {**model.hparams, **{name: theirs[name] for name in rules.score}}
+        scoring = {name: theirs[name] for name in rules.score}
+        settings = {**model.hparams, **scoring}
         without = dict.fromkeys((*_COMPONENTS, "evaluator", "visualizer"), False)
         with recorded_backbone(record) as backbone:
             twin = type(self)(**{**settings, "backbone": backbone, "pre_trained": False, **without})
@@ -196,6 +208,7 @@ class SafeCheckpoints(AskedPostProcessing):
             setattr(model, part, getattr(twin, part))
         model.train(model.training).to(model.device)
         model.hparams.update(settings)
+        self.settings = replace(self.settings, **scoring)
         self.recorded_backbone = record
 
     def _name_differences(self, rule: str, names: Sequence[str], theirs: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,9 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.settings import require
+from .settings import FoctSettings, Prompt
 
 logger = logging.getLogger(__name__)
-
-ForegroundName = Literal["pca", "sam", "none"]
-Prompt = Literal["box", "point"]
 
 # Less than this share of the cells is no foreground, and more than the rest is no background.
 _LEAST = 0.01
@@ -118,13 +115,9 @@ class SegmentAnything(Foreground):
     Args:
         checkpoint: File of SAM's weights, ViT-B, L or H.
         prompt: ``box``, the image but for a margin of a twentieth, or ``point``, its centre.
-
-    Raises:
-        ValueError: If the prompt is unknown.
     """
 
     def __init__(self, checkpoint: Path | str | None, prompt: Prompt = "box") -> None:
-        require(prompt in get_args(Prompt), "sam_prompt", get_args(Prompt), prompt)
         self.checkpoint = checkpoint
         self.prompt = prompt
         self._predictor: Any = None
@@ -168,24 +161,11 @@ class SegmentAnything(Foreground):
         return F.adaptive_avg_pool2d(pixels, (height, width))[:, 0].to(features.device) > 0.5  # noqa: PLR2004
 
 
-def create_foreground(name: ForegroundName, sam_checkpoint: Path | str | None, sam_prompt: Prompt) -> Foreground:
-    """The foreground finder of a name.
-
-    Args:
-        name: ``pca``, ``sam`` or ``none``.
-        sam_checkpoint: File of SAM's weights, for ``sam``.
-        sam_prompt: Prompt of SAM.
-
-    Raises:
-        ValueError: If the name is unknown, or a checkpoint is given that nothing reads.
-    """
-    require(name in get_args(ForegroundName), "foreground", get_args(ForegroundName), name)
-    if name == "sam":
-        return SegmentAnything(sam_checkpoint, sam_prompt)
-    if sam_checkpoint is not None:
-        msg = f"sam_checkpoint is given, but foreground={name!r} does not read it; set foreground to sam"
-        raise ValueError(msg)
-    return PrincipalComponent() if name == "pca" else Everything()
+def create_foreground(settings: FoctSettings) -> Foreground:
+    """The foreground finder that the settings name."""
+    if settings.foreground == "sam":
+        return SegmentAnything(settings.sam_checkpoint, settings.sam_prompt)
+    return PrincipalComponent() if settings.foreground == "pca" else Everything()
 
 
 def _load_predictor(checkpoint: Path) -> Any:

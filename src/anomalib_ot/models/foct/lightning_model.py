@@ -33,9 +33,9 @@ from anomalib_ot.host.picture_check import ChecksPictures
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
 
-from .foreground import ForegroundName, Prompt, create_foreground
-from .torch_model import FoctModel, Measure
-from .transport_settings import TransportSettings
+from .foreground import create_foreground
+from .settings import FoctSettings, ForegroundName, Measure, Prompt
+from .torch_model import FoctModel
 
 logger = logging.getLogger(__name__)
 
@@ -109,58 +109,44 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     """
 
     model: FoctModel
+    settings: FoctSettings
     views = "anomalib_ot.models.foct.views"
     checkpoint_rules = CheckpointRules(
-        score=frozenset(
-            (
-                *("backbone", "layers", "image_size", "measure", "online", "keep_memory", "rotations"),
-                *("position_weight", "capacity", "compression", "top_foreground", "top_background", "rho"),
-                *("navigator_start", "navigator_hidden", "temperature", "learning_rate", "query_steps"),
-                *("fit_features", "tolerance", "smoothing"),
-            )
-        ),
-        training=frozenset(
-            (
-                *("pre_trained", "foreground", "sam_checkpoint", "sam_prompt", "foreground_ratio"),
-                *("background_ratio", "support_steps"),
-            )
-        ),
-        running=frozenset(),
-        parts=("model", "keep_memory"),
+        FoctSettings,
         learned=("semantic", "episodic", "centre", "scale"),
         marks=("model.semantic.",),
     )
 
     def __init__(
         self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        image_size: tuple[int, int] = (336, 336),
-        measure: Measure = "transport",
-        online: bool = False,
-        keep_memory: bool = False,
-        foreground: ForegroundName = "pca",
-        sam_checkpoint: Path | str | None = None,
-        sam_prompt: Prompt = "box",
-        rotations: int = 12,
-        position_weight: float = 4.0,
-        foreground_ratio: float = 0.1,
-        background_ratio: float = 0.075,
-        capacity: int = 100,
-        compression: float = 0.25,
-        top_foreground: int = 10,
-        top_background: int = 40,
-        rho: float = 0.5,
-        navigator_start: NavigatorStart = "metric",
-        navigator_hidden: int = 4,
-        temperature: float = 0.3,
-        learning_rate: float = 1e-2,
-        support_steps: int = 100,
-        query_steps: int = 0,
-        fit_features: int = 256,
-        tolerance: float = 1e-3,
-        smoothing: float = 4.0,
+        backbone: str | Path = FoctSettings.backbone,
+        layers: Sequence[str] = FoctSettings.layers,
+        pre_trained: bool = FoctSettings.pre_trained,
+        image_size: tuple[int, int] = FoctSettings.image_size,
+        measure: Measure = FoctSettings.measure,
+        online: bool = FoctSettings.online,
+        keep_memory: bool = FoctSettings.keep_memory,
+        foreground: ForegroundName = FoctSettings.foreground,
+        sam_checkpoint: Path | str | None = FoctSettings.sam_checkpoint,
+        sam_prompt: Prompt = FoctSettings.sam_prompt,
+        rotations: int = FoctSettings.rotations,
+        position_weight: float = FoctSettings.position_weight,
+        foreground_ratio: float = FoctSettings.foreground_ratio,
+        background_ratio: float = FoctSettings.background_ratio,
+        capacity: int = FoctSettings.capacity,
+        compression: float = FoctSettings.compression,
+        top_foreground: int = FoctSettings.top_foreground,
+        top_background: int = FoctSettings.top_background,
+        rho: float = FoctSettings.rho,
+        navigator_start: NavigatorStart = FoctSettings.navigator_start,
+        navigator_hidden: int = FoctSettings.navigator_hidden,
+        temperature: float = FoctSettings.temperature,
+        learning_rate: float = FoctSettings.learning_rate,
+        support_steps: int = FoctSettings.support_steps,
+        query_steps: int = FoctSettings.query_steps,
+        fit_features: int = FoctSettings.fit_features,
+        tolerance: float = FoctSettings.tolerance,
+        smoothing: float = FoctSettings.smoothing,
         pre_processor: nn.Module | bool = True,
         post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -168,6 +154,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     ) -> None:
         # Settings and checkpoints hold names, not paths.
         backbone = backbone_name(backbone)
+        settings = FoctSettings.of(locals())
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -177,35 +164,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        self.keep_memory = keep_memory
-        self.foreground = create_foreground(foreground, sam_checkpoint, sam_prompt)
-        self.model = FoctModel(
-            backbone,
-            layers,
-            pre_trained,
-            measure,
-            online,
-            rotations,
-            position_weight,
-            foreground_ratio,
-            background_ratio,
-            capacity,
-            compression,
-            top_foreground,
-            top_background,
-            TransportSettings(
-                rho=rho,
-                hidden=navigator_hidden,
-                start=navigator_start,
-                temperature=temperature,
-                learning_rate=learning_rate,
-                support_steps=support_steps,
-                query_steps=query_steps,
-                fit_features=fit_features,
-                tolerance=tolerance,
-            ),
-            smoothing,
-        )
+        self.settings = settings
+        self.foreground = create_foreground(settings)
+        self.model = FoctModel(settings)
         self._support: list[Tensor] = []
         # Leaves the model as it was before validation.
         self._validation = ExitStack()
@@ -338,12 +299,12 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
 
     def on_test_start(self) -> None:
         """Start afresh, unless the memory is kept."""
-        if not self.keep_memory:
+        if not self.settings.keep_memory:
             self.model.reset()
 
     def on_predict_start(self) -> None:
         """Start afresh, unless the memory is kept."""
-        if not self.keep_memory:
+        if not self.settings.keep_memory:
             self.model.reset()
 
     def frozen(self) -> AbstractContextManager[None]:

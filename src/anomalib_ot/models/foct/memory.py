@@ -8,7 +8,6 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_ot.features.extraction import full_precision
-from anomalib_ot.settings import require, require_whole
 from anomalib_ot.transport import euclidean_cost, squared_distance
 
 from .coreset import greedy_coreset, random_projection
@@ -35,9 +34,6 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
     Args:
         foreground_ratio: Share of the foreground features that are kept, in (0, 1].
         background_ratio: Share of the background features that are kept, in (0, 1].
-
-    Raises:
-        ValueError: If a ratio is out of its range.
     """
 
     features: Tensor
@@ -46,8 +42,6 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
 
     def __init__(self, foreground_ratio: float, background_ratio: float) -> None:
         super().__init__()
-        require(0 < foreground_ratio <= 1, "foreground_ratio", "in (0, 1]", foreground_ratio)
-        require(0 < background_ratio <= 1, "background_ratio", "in (0, 1]", background_ratio)
         self.foreground_ratio = foreground_ratio
         self.background_ratio = background_ratio
         # (K, R, n, C) and (K, R, n): n features of each of R views of K support images.
@@ -121,9 +115,6 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
     Args:
         capacity: Number of features at which the memory is compressed, L.
         compression: Share of the capacity that compression keeps, λ, in (0, 1).
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     features: Tensor
@@ -131,8 +122,6 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
 
     def __init__(self, capacity: int, compression: float) -> None:
         super().__init__()
-        require_whole(1, "capacity", capacity)
-        require(0 < compression < 1, "compression", "in (0, 1)", compression)
         self.capacity = capacity
         self.compression = compression
         self.register_buffer("features", torch.empty((0, 0), dtype=torch.float32))

@@ -30,10 +30,9 @@ from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.verdicts import Verdicts
-from anomalib_ot.settings import require_finite, require_whole
 from anomalib_ot.transport import SpatialCost
 
-from .prototypes import Initialisation, PrototypeSettings
+from .settings import Initialisation, PradotSettings
 from .torch_model import PradotModel
 
 logger = logging.getLogger(__name__)
@@ -105,57 +104,44 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     """
 
     model: PradotModel
+    settings: PradotSettings
     views = "anomalib_ot.models.pradot.views"
     checkpoint_rules = CheckpointRules(
-        score=frozenset(
-            (
-                *("backbone", "layers", "image_size", "prototypes_per_cell", "alphas", "whitened_channels"),
-                *("spatial", "normalize_score", "smoothing"),
-            )
-        ),
-        training=frozenset(
-            (
-                *("pre_trained", "epochs", "batch_size", "initialisation", "ema_rate", "ema_warm_up", "epsilon"),
-                *("sinkhorn_iterations", "sinkhorn_tolerance", "free_coordinates", "calibrate", "compress"),
-                *("compress_tolerance", "transport_memory", "validation_fraction", "patience"),
-            )
-        ),
-        running=frozenset(("feature_cache", "cache_budget", "extraction")),
-        parts=("model",),
+        PradotSettings,
         learned=("prototypes",),
         marks=("model.prototypes.",),
     )
 
     def __init__(
         self,
-        backbone: str | Path = "resnet50",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        image_size: tuple[int, int] = (224, 224),
-        prototypes_per_cell: int | float | Sequence[float] = 16,  # noqa: PYI041 - jsonargparse keeps an int an int
-        alphas: Sequence[float] = (0.0, 0.3),
-        epochs: int = 50,
-        batch_size: int | None = None,
-        whitened_channels: int = 128,
-        spatial: SpatialCost = "euclidean",
-        initialisation: Initialisation = "sample",
-        ema_rate: float = 0.95,
-        ema_warm_up: bool = True,
-        epsilon: float = 0.01,
-        sinkhorn_iterations: int = 100,
-        sinkhorn_tolerance: float = 0.1,
-        free_coordinates: bool = False,
-        normalize_score: bool = True,
-        calibrate: bool = True,
-        compress: bool = True,
-        compress_tolerance: float = 0.1,
-        smoothing: float = 4.0,
-        transport_memory: float = 2.0,
-        validation_fraction: float = 0.0,
-        patience: int = 2,
-        feature_cache: CachePlace = "auto",
-        cache_budget: float = 0.5,
-        extraction: Extraction = "auto",
+        backbone: str | Path = PradotSettings.backbone,
+        layers: Sequence[str] = PradotSettings.layers,
+        pre_trained: bool = PradotSettings.pre_trained,
+        image_size: tuple[int, int] = PradotSettings.image_size,
+        prototypes_per_cell: int | float | Sequence[float] = PradotSettings.prototypes_per_cell,  # noqa: PYI041 - jsonargparse keeps an int an int
+        alphas: Sequence[float] = PradotSettings.alphas,
+        epochs: int = PradotSettings.epochs,
+        batch_size: int | None = PradotSettings.batch_size,
+        whitened_channels: int = PradotSettings.whitened_channels,
+        spatial: SpatialCost = PradotSettings.spatial,
+        initialisation: Initialisation = PradotSettings.initialisation,
+        ema_rate: float = PradotSettings.ema_rate,
+        ema_warm_up: bool = PradotSettings.ema_warm_up,
+        epsilon: float = PradotSettings.epsilon,
+        sinkhorn_iterations: int = PradotSettings.sinkhorn_iterations,
+        sinkhorn_tolerance: float = PradotSettings.sinkhorn_tolerance,
+        free_coordinates: bool = PradotSettings.free_coordinates,
+        normalize_score: bool = PradotSettings.normalize_score,
+        calibrate: bool = PradotSettings.calibrate,
+        compress: bool = PradotSettings.compress,
+        compress_tolerance: float = PradotSettings.compress_tolerance,
+        smoothing: float = PradotSettings.smoothing,
+        transport_memory: float = PradotSettings.transport_memory,
+        validation_fraction: float = PradotSettings.validation_fraction,
+        patience: int = PradotSettings.patience,
+        feature_cache: CachePlace = PradotSettings.feature_cache,
+        cache_budget: float = PradotSettings.cache_budget,
+        extraction: Extraction = PradotSettings.extraction,
         pre_processor: nn.Module | bool = True,
         post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -163,6 +149,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     ) -> None:
         # Settings and checkpoints hold names, not paths.
         backbone = backbone_name(backbone)
+        settings = PradotSettings.of(locals())
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -172,36 +159,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        require_whole(1, "epochs", epochs)
-        require_whole(1, "patience", patience)
-        require_finite(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
-        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
-        self.epochs = epochs
-        self.patience = patience
-        self.calibrate = calibrate
-        self.compress = compress
-        self.compress_tolerance = compress_tolerance
-        self.model = PradotModel(
-            backbone,
-            layers,
-            pre_trained,
-            prototypes_per_cell,
-            alphas,
-            PrototypeSettings(
-                spatial=spatial,
-                initialisation=initialisation,
-                ema_rate=ema_rate,
-                ema_warm_up=ema_warm_up,
-                epsilon=epsilon,
-                sinkhorn_iterations=sinkhorn_iterations,
-                sinkhorn_tolerance=sinkhorn_tolerance,
-                free_coordinates=free_coordinates,
-                normalize_score=normalize_score,
-            ),
-            smoothing,
-            whitened_channels,
-            transport_memory,
-        )
+        self.set_feature_training(settings, _BATCH)
+        self.model = PradotModel(settings)
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._epoch_costs: list[float] = []
@@ -273,7 +232,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     @property
     def has_converged(self) -> bool:
         """Whether the transport cost fell no longer."""
-        return self._epochs_since >= self.patience
+        return self._epochs_since >= self.settings.patience
 
     def finished_part(self) -> nn.Module:
         """The prototypes."""
@@ -283,14 +242,16 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         """Take the best prototypes, compress them and weigh their maps, by the training images."""
         if self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
-        if not (self.compress or self.calibrate):
+        if not (self.settings.compress or self.settings.calibrate):
             return
         trained_on = self.training_features.trained_on
-        if self.compress:
+        if self.settings.compress:
             count = self.model.count
-            before = self.model.compress(self.features_on_device(trained_on, "Compressing"), self.compress_tolerance)
+            before = self.model.compress(
+                self.features_on_device(trained_on, "Compressing"), self.settings.compress_tolerance
+            )
         highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
-        if self.compress:
+        if self.settings.compress:
             change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)
             logger.info(
                 "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
@@ -298,7 +259,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
                 count,
                 100 * float(change.max()),
             )
-        if self.calibrate:
+        if self.settings.calibrate:
             self.model.calibrate(highest)
 
     def on_fit_end(self) -> None:
@@ -363,7 +324,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of the trainer that the model sets."""
         return {
-            "max_epochs": self.epochs,
+            "max_epochs": self.settings.epochs,
             "num_sanity_val_steps": 0,
         }
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
-from typing import Any, Literal, NamedTuple, get_args
+from math import ceil, sqrt
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.features.extraction import full_precision, is_traced
-from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     FusedCost,
     Processes,
-    SpatialCost,
     TransportPlan,
     Workspace,
     grid_coordinates,
@@ -26,57 +24,10 @@ from anomalib_ot.transport import (
 )
 
 from .hitting_set import hitting_set
-
-Initialisation = Literal["sample", "normal", "uniform"]
+from .settings import PradotSettings
 
 # Where all cells are like all prototypes, up to rounding, there is no farthest to scale by.
 _SAME = 1e-6
-
-
-@dataclass(frozen=True)
-class PrototypeSettings:
-    """How prototypes are learned and compared; the defaults are those that measured best.
-
-    Args:
-        spatial: ``squared`` distance of positions as in the paper, or ``euclidean`` as in the authors' code.
-        initialisation: ``sample`` starts at features of training images, ``normal`` at N(0, 1) as in the paper,
-            ``uniform`` at U(0, 1) as in the authors' code.
-        ema_rate: η of eq. 5, in [0, 1].
-        ema_warm_up: Keep min(η, t / (t + 1)) in step t, so that early prototypes are the plain mean of the start and
-            all barycentres and the start is soon forgotten. The paper keeps η from the first step.
-        epsilon: Entropic regularisation ε of eq. 4, positive.
-        sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
-        sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
-        free_coordinates: Move the coordinates to the barycentre of the coordinates sent to them.
-        normalize_score: Score with both costs divided by their maxima over the image, as in the authors' code, rather
-            than the plain cost of eq. 1, as in the paper's eq. 6.
-
-    Raises:
-        ValueError: If a setting is out of its range.
-    """
-
-    spatial: SpatialCost = "euclidean"
-    initialisation: Initialisation = "sample"
-    ema_rate: float = 0.95
-    ema_warm_up: bool = True
-    epsilon: float = 0.01
-    sinkhorn_iterations: int = 100
-    sinkhorn_tolerance: float = 0.1
-    free_coordinates: bool = False
-    normalize_score: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.spatial in get_args(SpatialCost), "spatial", get_args(SpatialCost), self.spatial)
-        require(
-            self.initialisation in get_args(Initialisation),
-            "initialisation",
-            get_args(Initialisation),
-            self.initialisation,
-        )
-        require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
-        require_finite(self.epsilon > 0, "epsilon", "positive", self.epsilon)
-        require_whole(1, "sinkhorn_iterations", self.sinkhorn_iterations)
-        require_finite(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
 
 
 @dataclass(frozen=True)
@@ -126,9 +77,6 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         alpha: Weight of the spatial cost, in [0, 1]; 0 makes the prototypes global.
         settings: How they are learned and compared.
         workspace: Memory to solve the transport in; prototypes that learn one after another may share it.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     features: Tensor
@@ -138,19 +86,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     steps: Tensor
 
     def __init__(
-        self, per_cell: float, alpha: float, settings: PrototypeSettings, workspace: Workspace | None = None
+        self, per_cell: float, alpha: float, settings: PradotSettings, workspace: Workspace | None = None
     ) -> None:
         super().__init__()
-        require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
-        require(
-            0 < per_cell < 1 or (1 <= per_cell < inf and per_cell == int(per_cell)),
-            "prototypes_per_cell",
-            "a whole number or between 0 and 1",
-            per_cell,
-        )
-        if per_cell < 1 and settings.free_coordinates:
-            msg = "free_coordinates needs prototypes_per_cell of at least 1: a coarser grid has fixed coordinates"
-            raise ValueError(msg)
         self.per_cell = per_cell
         self.alpha = alpha
         self.settings = settings

@@ -1,9 +1,8 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,10 +14,11 @@ from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.features.whitening import LocalWhitening
-from anomalib_ot.settings import require, require_finite, require_whole
+from anomalib_ot.settings import require
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
-from .prototypes import Prototypes, PrototypeSettings
+from .prototypes import Prototypes
+from .settings import PradotSettings
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -31,69 +31,39 @@ class PradotModel(nn.Module):
     differences between costs, are smaller than bfloat16 resolves.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers to take features from.
-        pre_trained: Whether to load the backbone's pre-trained weights.
-        prototypes_per_cell: n, one for all layers or one per layer; see :class:`Prototypes`.
-        alphas: Weights of the spatial cost; prototypes are learned for each.
-        settings: How prototypes are learned and compared.
-        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
-        whitened_channels: Whiten the features locally, after a random projection to this many channels where they have
-            more; see :class:`LocalWhitening`. 0 compares them as they are, as in the paper.
-        transport_memory: GiB of memory that the transport may take for its kernel and similarities; see
-            :class:`anomalib_ot.transport.Workspace`.
+        settings: The settings that :class:`Pradot` documents.
 
     Raises:
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If the backbone lacks a layer.
 
     Example:
-        >>> model = PradotModel(
-        ...     "resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1, whitened_channels=0
-        ... ).eval()
+        >>> settings = PradotSettings(
+        ...     backbone="resnet18", layers=["layer3"], pre_trained=False, prototypes_per_cell=1, whitened_channels=0
+        ... )
+        >>> model = PradotModel(settings).eval()
         >>> model.initialise(model.extract(torch.rand(2, 3, 64, 64)))
         >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
         torch.Size([2, 1, 64, 64])
     """
 
-    def __init__(
-        self,
-        backbone: str | Path = "resnet50",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        prototypes_per_cell: float | Sequence[float] = 16,
-        alphas: Sequence[float] = (0.0, 0.3),
-        settings: PrototypeSettings | None = None,
-        smoothing: float = 4.0,
-        whitened_channels: int = 128,
-        transport_memory: float = 2.0,
-    ) -> None:
+    def __init__(self, settings: PradotSettings) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
-        per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
-        if len(per_cell) == 1:
-            per_cell *= len(layers)
-        if len(per_cell) != len(layers):
-            msg = f"prototypes_per_cell has {len(per_cell)} values for {len(layers)} layers; give one for each, or one"
-            raise ValueError(msg)
-        if not alphas or len(set(alphas)) < len(alphas):
-            msg = f"alphas must be one or more different weights, not {list(alphas)}"
-            raise ValueError(msg)
-        self.layers = tuple(layers)
-        require_finite(transport_memory > 0, "transport_memory", "positive", transport_memory)
-        self.workspace = Workspace(transport_memory * 2**30)
+        self.settings = settings
+        self.layers, alphas = tuple(settings.layers), settings.alphas
+        self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
+        self.workspace = Workspace(settings.transport_memory * 2**30)
         self.prototypes = nn.ModuleList(
-            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings(), self.workspace) for alpha in alphas)
-            for n in per_cell
+            nn.ModuleList(Prototypes(n, alpha, settings, self.workspace) for alpha in alphas) for n in settings.per_cell
         )
-        require_whole(0, "whitened_channels", whitened_channels)
-        self.whitening = nn.ModuleDict(
-            {_key(layer): LocalWhitening(whitened_channels) for layer in layers if whitened_channels}
-        )
+        channels = settings.whitened_channels
+        self.whitening = nn.ModuleDict({_key(layer): LocalWhitening(channels) for layer in self.layers if channels})
         # Share of each layer and α in the anomaly map; (layers, α), equal until they are calibrated.
         self.weights: Tensor
-        self.register_buffer("weights", torch.full((len(layers), len(alphas)), 1 / (len(layers) * len(alphas))))
-        self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
+        self.register_buffer(
+            "weights", torch.full((len(self.layers), len(alphas)), 1 / (len(self.layers) * len(alphas)))
+        )
+        self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         self._has_warned = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PradotModel":
@@ -182,7 +152,7 @@ class PradotModel(nn.Module):
                 plan = prototypes.update(embeddings[layer])
                 costs.append(plan.transport_cost())
                 errors.append(plan.marginal_error)
-        settings = prototypes.settings
+        settings = self.settings
         if max(errors) > settings.sinkhorn_tolerance > 0 and not self._has_warned:
             self._has_warned = True
             warnings.warn(

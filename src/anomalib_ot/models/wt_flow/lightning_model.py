@@ -32,11 +32,11 @@ from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.host.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.verdicts import Verdicts
-from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
 from .matching import matching_losses
-from .torch_model import Normalization, Score, WtFlowModel
+from .settings import Normalization, Score, WtFlowSettings
+from .torch_model import WtFlowModel
 
 logger = logging.getLogger(__name__)
 
@@ -107,21 +107,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     """
 
     model: WtFlowModel
+    settings: WtFlowSettings
     views = "anomalib_ot.models.wt_flow.views"
     checkpoint_rules = CheckpointRules(
-        score=frozenset(
-            (
-                *("backbone", "layers", "image_size", "normalization", "whitened_channels", "pooling", "width"),
-                *("depth", "score", "euler_steps", "mismatch_times", "mismatch_draws", "top_share", "smoothing"),
-            )
-        ),
-        training=frozenset(
-            (
-                *("pre_trained", "coupling", "scope", "block_size", "solver", "training_steps", "batch_size"),
-                *("learning_rate", "weight_decay", "ema_rate", "validation_fraction", "patience"),
-            )
-        ),
-        running=frozenset(("feature_cache", "cache_budget", "extraction")),
+        WtFlowSettings,
         parts=("model", "trained"),
         learned=("normalization", "noise"),
         marks=("model.heads.",),
@@ -129,35 +118,35 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     def __init__(
         self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer3",),
-        pre_trained: bool = True,
-        image_size: tuple[int, int] = (256, 256),
-        normalization: Normalization = "whitening",
-        whitened_channels: int = 128,
-        pooling: bool = False,
-        width: int = 64,
-        depth: int = 1,
-        coupling: CouplingName = "worst",
-        scope: Scope = "positions",
-        block_size: int | None = None,
-        solver: Solver = "auto",
-        score: Score = "log_density",
-        euler_steps: int = 1,
-        mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-        mismatch_draws: int = 1,
-        top_share: float = 0.0,
-        smoothing: float = 0.0,
-        training_steps: int = 200,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        ema_rate: float = 0.99,
-        validation_fraction: float = 0.0,
-        patience: int = 4,
-        feature_cache: CachePlace = "auto",
-        cache_budget: float = 0.5,
-        extraction: Extraction = "auto",
+        backbone: str | Path = WtFlowSettings.backbone,
+        layers: Sequence[str] = WtFlowSettings.layers,
+        pre_trained: bool = WtFlowSettings.pre_trained,
+        image_size: tuple[int, int] = WtFlowSettings.image_size,
+        normalization: Normalization = WtFlowSettings.normalization,
+        whitened_channels: int = WtFlowSettings.whitened_channels,
+        pooling: bool = WtFlowSettings.pooling,
+        width: int = WtFlowSettings.width,
+        depth: int = WtFlowSettings.depth,
+        coupling: CouplingName = WtFlowSettings.coupling,
+        scope: Scope = WtFlowSettings.scope,
+        block_size: int | None = WtFlowSettings.block_size,
+        solver: Solver = WtFlowSettings.solver,
+        score: Score = WtFlowSettings.score,
+        euler_steps: int = WtFlowSettings.euler_steps,
+        mismatch_times: Sequence[float] = WtFlowSettings.mismatch_times,
+        mismatch_draws: int = WtFlowSettings.mismatch_draws,
+        top_share: float = WtFlowSettings.top_share,
+        smoothing: float = WtFlowSettings.smoothing,
+        training_steps: int = WtFlowSettings.training_steps,
+        batch_size: int | None = WtFlowSettings.batch_size,
+        learning_rate: float = WtFlowSettings.learning_rate,
+        weight_decay: float = WtFlowSettings.weight_decay,
+        ema_rate: float = WtFlowSettings.ema_rate,
+        validation_fraction: float = WtFlowSettings.validation_fraction,
+        patience: int = WtFlowSettings.patience,
+        feature_cache: CachePlace = WtFlowSettings.feature_cache,
+        cache_budget: float = WtFlowSettings.cache_budget,
+        extraction: Extraction = WtFlowSettings.extraction,
         pre_processor: nn.Module | bool = True,
         post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -165,6 +154,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     ) -> None:
         # Settings and checkpoints hold names, not paths.
         backbone = backbone_name(backbone)
+        settings = WtFlowSettings.of(locals())
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -174,34 +164,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        require_whole(1, "training_steps", training_steps)
-        require_finite(learning_rate > 0, "learning_rate", "positive", learning_rate)
-        require_finite(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
-        require(0 <= ema_rate < 1, "ema_rate", "in [0, 1)", ema_rate)
-        require_whole(1, "patience", patience)
-        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
-        self.coupling = create_coupling(coupling, scope, block_size, solver)
-        self.training_steps = training_steps
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.ema_rate = ema_rate
-        self.patience = patience
-        self.model = WtFlowModel(
-            backbone,
-            layers,
-            pre_trained,
-            normalization,
-            whitened_channels,
-            pooling,
-            width,
-            depth,
-            score,
-            euler_steps,
-            mismatch_times,
-            mismatch_draws,
-            top_share,
-            smoothing,
-        )
+        self.set_feature_training(settings, _BATCH)
+        self.coupling = create_coupling(settings.coupling, settings.scope, settings.block_size, settings.solver)
+        self.model = WtFlowModel(settings)
         # The model has the average of the weights that are trained.
         self.trained = deepcopy(self.model.velocities())
         self.model.requires_grad_(requires_grad=False)
@@ -228,13 +193,15 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""
-        optimizer = torch.optim.AdamW(self.trained.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _share_of_learning_rate(self, step: int) -> float:
         # Warm-up times cosine in closed form. torch's schedulers, chained, update the rate step by step, and round.
-        done = min(1.0, (step + 1) / (self.training_steps + 1))
+        done = min(1.0, (step + 1) / (self.settings.training_steps + 1))
         return min(1.0, done / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
 
     def on_fit_start(self) -> None:
@@ -308,7 +275,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     def _average(self) -> None:
         # As torch's get_ema_multi_avg_fn, but at a rising rate, and in the averages' own precision. AveragedModel would
         # rename the weights of checkpoints.
-        rate = min(self.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
+        rate = (
+            min(self.settings.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
+        )
         for average, weights in zip(self.model.velocities().parameters(), self.trained.parameters(), strict=True):
             average.lerp_(weights.to(average.dtype), 1 - rate)
 
@@ -327,7 +296,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     @property
     def has_converged(self) -> bool:
         """Whether the loss of the held-out images fell no longer."""
-        return self._looks_since >= self.patience
+        return self._looks_since >= self.settings.patience
 
     def finished_part(self) -> nn.Module:
         """The averaged velocity fields."""
@@ -404,7 +373,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         """Arguments of the trainer that the model sets."""
         return {
             "max_epochs": -1,
-            "max_steps": self.training_steps,
+            "max_steps": self.settings.training_steps,
             "gradient_clip_val": 1.0,
             "num_sanity_val_steps": 0,
         }

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -15,15 +14,13 @@ from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.features.whitening import LocalWhitening, nearest_cells
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.settings import require
 
+from .settings import WtFlowSettings
 from .velocity import VelocityField
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
-
-Normalization = Literal["whitening", "layer"]
-Score = Literal["density", "log_density", "mismatch"]
 
 # Whitening trusts the covariance at a cell more than where features are only compared with one another.
 _SHRINKAGE = 0.01
@@ -37,82 +34,28 @@ class WtFlowModel(nn.Module):
     x_t = (1 − t) x_0 + t x_1, and the field v(x_t, t) is regressed on x_1 − x_0.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers to take features from; each has a field of its own, and their maps are averaged.
-        pre_trained: Whether to load the backbone's pre-trained weights.
-        normalization: ``whitening`` of each cell by the mean and covariance there, see :class:`LocalWhitening`, or
-            ``layer`` normalisation over the whole map, without parameters (paper).
-        whitened_channels: Channels to which whitening projects features that have more.
-        pooling: Whether features are first averaged over 3 x 3 cells at every second cell (paper).
-        width: Channels of the velocity field.
-        depth: Times that the velocity field halves the resolution.
-        score: What the anomaly map shows; see :meth:`scores`.
-        euler_steps: Euler steps from t = 0 to 1 of ``density`` and ``log_density``.
-        mismatch_times: Times in (0, 1) at which ``mismatch`` compares velocities.
-        mismatch_draws: Noise draws of ``mismatch`` at each time.
-        top_share: Share of the anomaly map's pixels, the highest, whose mean is the image score; with 0 it is the
-            highest one alone. 0.03 in the paper.
-        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
+        settings: The settings that :class:`WtFlow` documents.
 
     Raises:
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If the backbone lacks a layer.
 
     Example:
-        >>> model = WtFlowModel("resnet18", ["layer3"], pre_trained=False, width=16)
+        >>> model = WtFlowModel(WtFlowSettings(backbone="resnet18", pre_trained=False, width=16))
         >>> features = model.extract(torch.rand(8, 3, 64, 64))
         >>> model.fit_normalization([features])
         >>> model.eval()(torch.rand(2, 3, 64, 64)).anomaly_map.shape
         torch.Size([2, 1, 64, 64])
     """
 
-    def __init__(
-        self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer3",),
-        pre_trained: bool = True,
-        normalization: Normalization = "whitening",
-        whitened_channels: int = 128,
-        pooling: bool = False,
-        width: int = 64,
-        depth: int = 1,
-        score: Score = "log_density",
-        euler_steps: int = 1,
-        mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-        mismatch_draws: int = 1,
-        top_share: float = 0.0,
-        smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, settings: WtFlowSettings) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        require(normalization in get_args(Normalization), "normalization", get_args(Normalization), normalization)
-        require(score in get_args(Score), "score", get_args(Score), score)
-        require_whole(1, "euler_steps", euler_steps)
-        times = list(mismatch_times)
-        is_inside = bool(times) and all(0 < time < 1 for time in times)
-        require(is_inside, "mismatch_times", "one or more times between 0 and 1", times)
-        require_whole(1, "mismatch_draws", mismatch_draws)
-        require(0 <= top_share <= 1, "top_share", "in [0, 1]", top_share)
-        require_whole(1, "whitened_channels", whitened_channels)
-        self.layers = tuple(layers)
-        self.score = score
-        self.euler_steps = euler_steps
-        self.mismatch_times = tuple(times)
-        self.top_share = top_share
-        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
+        self.settings = settings
+        self.layers = tuple(settings.layers)
+        self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
         channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
-        is_whitened = normalization == "whitening"
-        self.heads = nn.ModuleList(
-            _Head(
-                LocalWhitening(whitened_channels, _SHRINKAGE, _PRIOR, centred=True) if is_whitened else _LayerNorm(),
-                VelocityField(
-                    min(channels[layer], whitened_channels) if is_whitened else channels[layer], width, depth
-                ),
-                pooling,
-                len(times) * mismatch_draws,
-            )
-            for layer in layers
-        )
-        self.anomaly_map_generator = AnomalyMapGenerator(smoothing, align_corners=True)
+        self.heads = nn.ModuleList(_Head(channels[layer], settings) for layer in self.layers)
+        self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing, align_corners=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "WtFlowModel":
         super()._apply(fn, recurse)
@@ -230,7 +173,7 @@ class WtFlowModel(nn.Module):
 
     def _image_score(self, anomaly_map: Tensor) -> Tensor:
         pixels = anomaly_map.flatten(1)
-        count = round(self.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
+        count = round(self.settings.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
         # Sorting for a single pixel would cost more than all else here.
         return pixels.topk(count, dim=1).values.mean(1) if count > 1 else pixels.amax(1)
 
@@ -256,10 +199,10 @@ class WtFlowModel(nn.Module):
             ]
 
     def _score(self, head: "_Head", maps: Tensor) -> Tensor:
-        if self.score == "mismatch":
-            return head.mismatch(maps, self.mismatch_times)
-        minus_log_density = head.flow(maps, self.euler_steps).square().mean(1, keepdim=True) / 2
-        if self.score == "log_density":
+        if self.settings.score == "mismatch":
+            return head.mismatch(maps, self.settings.mismatch_times)
+        minus_log_density = head.flow(maps, self.settings.euler_steps).square().mean(1, keepdim=True) / 2
+        if self.settings.score == "log_density":
             return minus_log_density
         density = torch.exp(-minus_log_density)
         return density.amax((-2, -1), keepdim=True) - density
@@ -269,20 +212,23 @@ class _Head(DynamicBufferMixin, nn.Module):
     """Normalisation and velocity field of one layer.
 
     Args:
-        normalization: From feature maps (B, D, H, W) to (B, C, H, W).
-        velocity: The field.
-        pooling: Whether maps are first averaged.
-        draws: Noise maps for ``mismatch``.
+        channels: D, of the layer's feature maps.
+        settings: Those of the model.
     """
 
     noise: Tensor
 
-    def __init__(self, normalization: nn.Module, velocity: VelocityField, pooling: bool, draws: int) -> None:
+    def __init__(self, channels: int, settings: WtFlowSettings) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(3, 2, 1) if pooling else nn.Identity()
-        self.normalization = normalization
-        self.velocity = velocity
-        self.draws = draws
+        self.pool = nn.AvgPool2d(3, 2, 1) if settings.pooling else nn.Identity()
+        # From feature maps (B, D, H, W) to (B, C, H, W).
+        self.normalization: nn.Module = _LayerNorm()
+        if settings.normalization == "whitening":
+            self.normalization = LocalWhitening(settings.whitened_channels, _SHRINKAGE, _PRIOR, centred=True)
+            channels = min(channels, settings.whitened_channels)
+        self.velocity = VelocityField(channels, settings.width, settings.depth)
+        # Noise maps for ``mismatch``.
+        self.draws = len(settings.mismatch_times) * settings.mismatch_draws
         # (H, W, draws, C), known once fitted.
         self.register_buffer("noise", torch.empty(0))
         self._shape: torch.Size | None = None

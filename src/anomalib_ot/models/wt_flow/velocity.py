@@ -7,15 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.settings import require, require_whole
-
 _GROUPS = 8
-# GroupNorm wants more than one value in a group, be it a map of one cell.
-_MULTIPLE = 2 * _GROUPS
 _EMBEDDING = 64
-# No feature map has so many channels, or a side of so many cells, 2 to that power.
-_WIDEST = 2**14
-_DEEPEST = 16
 
 
 class VelocityField(nn.Module):
@@ -29,9 +22,6 @@ class VelocityField(nn.Module):
         width: Channels of the blocks, a multiple of 16, at most 16384.
         depth: Times that the resolution is halved, at most 16; 0 for none.
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> velocity = VelocityField(4, width=16, depth=1)
         >>> velocity(torch.rand(2, 4, 6, 6), torch.rand(2)).shape
@@ -40,9 +30,6 @@ class VelocityField(nn.Module):
 
     def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
         super().__init__()
-        require(width >= _MULTIPLE and width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", width)
-        require_whole(_MULTIPLE, "width", width, _WIDEST)
-        require_whole(0, "depth", depth, _DEEPEST)
         self.depth = depth
         self.time = nn.Sequential(
             nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU(), nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU()

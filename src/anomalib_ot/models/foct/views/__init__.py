@@ -35,7 +35,7 @@ def _no_support(subject: Subject) -> str:
 
 
 def _not_online(subject: Subject) -> str:
-    if not subject.torch_model.online:
+    if not subject.torch_model.settings.online:
         return "only a Foct with online=True learns from what it scores"
     return "" if subject.data.shown else "there is no stream of pictures; give a data module or a folder as data"
 

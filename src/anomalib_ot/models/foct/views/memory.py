@@ -119,7 +119,7 @@ def _mark_cell(panel: Axes, cell: tuple[int, int], grid: tuple[int, int], size: 
 def _places(model: FoctModel, picture: Picture | None, number: int, view: int, grid: tuple[int, int]) -> Tensor | None:
     """Where the features of a view are, rows first, in shares of its sides, (n, 2); None where nothing tells."""
     cells = torch.tensor(grid)
-    weight = model.position_weight
+    weight = model.settings.position_weight
     if weight:
         # The memory knows the places, as a part of its features.
         coordinates = model.semantic.features[number, view, :, -2:].cpu() / weight
@@ -132,7 +132,7 @@ def _places(model: FoctModel, picture: Picture | None, number: int, view: int, g
 
 def _draw_view(panel: Axes, model: FoctModel, picture: Picture | None, number: int, view: int) -> None:
     """A support picture, paler and turned as the view is, with sides from 0 to 1."""
-    angle = 360 * view / model.rotations
+    angle = 360 * view / model.settings.rotations
     title = f"{picture.name if picture else f'support picture {number + 1}'}{f', turned by {angle:g}°' if view else ''}"
     if picture:
         image = model.views(picture.image[None])[0, view].clamp(0, 1)
@@ -225,7 +225,7 @@ def memory_growth(model: FoctModel, pictures: Iterable[Picture]) -> Growth:
     Raises:
         ValueError: If the model is not online.
     """
-    if not model.online:
+    if not model.settings.online:
         msg = "this Foct learns nothing from the pictures that it scores; train one with --model.online true"
         raise ValueError(msg)
     # Which picture a feature is from, by its bytes.

@@ -62,7 +62,7 @@ def ways_of(model: WtFlowModel, picture: Picture, normal: Sequence[Picture], ste
         raise ValueError(msg)
     own = model.trajectories(picture.prepared[None], steps)
     others = model.trajectories(stack(normal), steps)
-    ends = model.trajectories(picture.prepared[None], model.euler_steps)
+    ends = model.trajectories(picture.prepared[None], model.settings.euler_steps)
     times = torch.linspace(0, 1, steps + 1)
     return [
         Ways(
