@@ -7,6 +7,7 @@ on the machine. The model is fitted once to a category; copies of it are then co
 import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -80,7 +81,7 @@ def main(
 def uncompressed(build: Callable[[], AnomalibModule]) -> AnomalibModule:
     """Pradot that keeps all prototypes."""
     pradot = build()
-    pradot.compress = pradot.calibrate = False
+    pradot.settings = replace(pradot.settings, compress=False, calibrate=False)
     return pradot
 
 

@@ -7,6 +7,7 @@ category needs none. The features of all images are extracted once, which makes 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
@@ -30,7 +31,7 @@ from anomalib_ot.features.backbones import create_extractor, resize_and_normaliz
 from anomalib_ot.features.extraction import FastExtractor, FeatureMaps
 from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.host.feature_cache import TrainingFeatures, feature_loader, shuffled
-from anomalib_ot.models.wt_flow.torch_model import Score
+from anomalib_ot.models.wt_flow.settings import Score
 from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
@@ -150,7 +151,7 @@ def wt_flow(
     end = time.perf_counter()
     network = model.model.eval()
     for score in SCORES:
-        network.score = score
+        network.settings = replace(network.settings, score=score)
         yield score, *in_parts(network, test[LAYER]), end
 
 
@@ -210,9 +211,9 @@ def batches_of(features: FeatureMaps, layers: Sequence[str] = LAYERS, size: int 
 
 def no_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
     """The density of whitened features where they are, without a flow: what there is to gain; as :func:`wt_flow`."""
+    # An untrained field is zero: its Euler step changes nothing.
     network = WtFlow(backbone, [LAYER]).model.eval()
     network.fit_normalization([train])
-    network.euler_steps = 0
     end = time.perf_counter()
     yield "log_density", *in_parts(network, test[LAYER]), end
 

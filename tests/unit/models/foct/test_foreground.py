@@ -9,6 +9,7 @@ import segment_anything
 import torch
 from segment_anything.build_sam import _build_sam
 
+from anomalib_ot.models.foct import FoctSettings
 from anomalib_ot.models.foct import foreground as module
 from anomalib_ot.models.foct.foreground import Foreground, PrincipalComponent, SegmentAnything, create_foreground
 
@@ -39,7 +40,7 @@ def test_no_foreground_falls_back_and_says_so(caplog):
 
 
 def test_none_takes_everything_silently(features, caplog):
-    assert create_foreground("none", None, "box")(IMAGES, features).all()
+    assert create_foreground(FoctSettings(foreground="none"))(IMAGES, features).all()
     assert not caplog.text
 
 
@@ -115,15 +116,11 @@ def test_missing_extra_says_what_to_install(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("otsu", None, "box"), "foreground must be .*pca.*sam.*none"),
-        (("pca", "sam.pth", "box"), "sam_checkpoint is given"),
+        ({"foreground": "otsu"}, "foreground must be .*pca.*sam.*none"),
+        ({"foreground": "pca", "sam_checkpoint": "sam.pth"}, "sam_checkpoint is given"),
+        ({"foreground": "sam", "sam_prompt": "text"}, r"sam_prompt must be .*box.*point.*, not"),
     ],
 )
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
-        create_foreground(*arguments)
-
-
-def test_unknown_prompt():
-    with pytest.raises(ValueError, match=r"sam_prompt must be .*box.*point.*, not"):
-        SegmentAnything("sam.pth", "text")
+        FoctSettings(**arguments)

@@ -274,7 +274,7 @@ def test_default_pre_processor_uses_the_papers_size_and_the_backbones_statistics
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"ema_rate": 1.0}, r"ema_rate must be in \[0, 1\)"),
         ({"patience": 0}, "patience must be at least 1"),
-        ({"coupling": "best"}, "coupling must be one of independent"),
+        ({"coupling": "best"}, "coupling must be 'independent' or 'optimal' or 'worst', not 'best'"),
         ({"euler_steps": 0}, "euler_steps must be at least 1"),
         ({"score": "entropy"}, "score must be 'density'"),
     ],
