@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class PradotModel(nn.Module):
     """Multi-layer frozen features and their local and global prototypes.
 
-    Prototypes and maps stay in float32 whatever the precision of the backbone: an update of a twentieth, and the
-    differences between costs, are smaller than bfloat16 resolves.
+    Prototypes and maps stay in float32 for every precision of the backbone: bfloat16 cannot resolve an update by a
+    twentieth, nor the differences between costs.
 
     Args:
         settings: The settings that :class:`Pradot` documents.
@@ -58,7 +58,7 @@ class PradotModel(nn.Module):
         )
         channels = settings.whitened_channels
         self.whitening = nn.ModuleDict({_key(layer): LocalWhitening(channels) for layer in self.layers if channels})
-        # Share of each layer and α in the anomaly map; (layers, α), equal until they are calibrated.
+        # Share of each layer and α in the anomaly map, (layers, α); equal until calibration.
         self.weights: Tensor
         self.register_buffer(
             "weights", torch.full((len(self.layers), len(alphas)), 1 / (len(self.layers) * len(alphas)))
@@ -80,11 +80,11 @@ class PradotModel(nn.Module):
 
     @property
     def count(self) -> int:
-        """Number of prototypes, of all layers and α."""
+        """Number of prototypes of all layers and α."""
         return sum(len(prototypes.features) for _, prototypes in self.by_layer())
 
     def by_layer(self) -> Iterator[tuple[str, Prototypes]]:
-        """Each layer with each of its prototypes, layer after layer, in the order of ``alphas``."""
+        """Each layer with each of its sets of prototypes: layer by layer, then in the order of ``alphas``."""
         for layer, group in zip(self.layers, self.prototypes, strict=True):
             for prototypes in cast("nn.ModuleList", group):
                 yield layer, cast("Prototypes", prototypes)
@@ -102,10 +102,10 @@ class PradotModel(nn.Module):
         return found[layer, alpha]
 
     def embeddings(self, images: Tensor) -> dict[str, Tensor]:
-        """What the prototypes of each layer are compared with, for images (B, 3, h, w) that are pre-processed.
+        """Features that are compared with the prototypes, for pre-processed images (B, 3, h, w).
 
         Returns:
-            Features of each layer, whitened if wanted, (B, D, H, W).
+            Features of each layer, whitened unless ``whitened_channels`` is 0, (B, D, H, W).
 
         Raises:
             RuntimeError: If there are no prototypes yet.
@@ -116,11 +116,11 @@ class PradotModel(nn.Module):
         return self._embed(self.extract(images))
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
+        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
         return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_whitening(self, batches: Iterable[dict[str, Tensor]]) -> None:
-        """Estimate how the features vary from image to image; does nothing where it is known or not wanted.
+        """Estimate how the features vary between images, unless this is known or whitening is off.
 
         Args:
             batches: Feature maps (B, D, H, W) of the training images.
@@ -140,10 +140,10 @@ class PradotModel(nn.Module):
             prototypes.initialise(embeddings[layer])
 
     def update(self, features: dict[str, Tensor]) -> float:
-        """One training step on the feature maps of a batch; returns the transport cost, averaged over layers and α.
+        """Run one training step on the feature maps of a batch; return the transport cost, averaged over layers and α.
 
         Warns:
-            NotConvergedWarning: Once, if the transport stopped before the tolerance was reached.
+            NotConvergedWarning: Once, if the transport stopped before it reached the tolerance.
         """
         costs, errors = [], []
         with full_precision(features):
@@ -192,25 +192,25 @@ class PradotModel(nn.Module):
         )
 
     def calibrate(self, highest: Tensor) -> None:
-        """Weigh layers and α by the inverse of the scores that normal images get, so that none drowns the others.
+        """Weight layers and α by the inverse of the scores of normal images, so that none dominates the others.
 
         Args:
             highest: :meth:`highest_scores` of the training images, (layers, alphas, N).
         """
         mean = highest.mean(-1)
-        # A normal image that scores nothing anywhere, as with more prototypes than features, says nothing of the scale.
+        # With more prototypes than features, normal images may score zero everywhere, which gives no scale.
         shares = 1 / mean.clamp(min=1e-3 * float(mean.max()) or 1.0)
         self.weights = shares / shares.sum()
 
     def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
-        """Drop the prototypes without which no cell of a normal image scores much more.
+        """Drop prototypes that no cell of a normal image needs to keep its score low.
 
         Args:
             batches: Feature maps (B, D, H, W) of the training images.
-            tolerance: Rise of a score, as a share of the highest score of its image, that is allowed; at least 0.
+            tolerance: Allowed increase of a score, as a share of the highest score of its image; at least 0.
 
         Returns:
-            :meth:`highest_scores` before, (layers, alphas, N).
+            :meth:`highest_scores` before compression, (layers, alphas, N).
         """
         needed = [torch.zeros(len(each.features), dtype=torch.bool) for _, each in self.by_layer()]
         highest = []
@@ -227,7 +227,7 @@ class PradotModel(nn.Module):
         return torch.cat(highest, dim=-1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Features while training, scores otherwise.
+        """Return features while training, and scores otherwise.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -252,7 +252,7 @@ class PradotModel(nn.Module):
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """What each layer and α adds to the anomaly map, which is their sum.
+        """Contribution of each layer and α to the anomaly map, which is their sum.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -282,7 +282,7 @@ class PradotModel(nn.Module):
             ]
 
     def _embed(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What prototypes are compared with: the features, whitened if wanted."""
+        """The features, whitened unless ``whitened_channels`` is 0."""
         if not self.whitening:
             return features
         return {layer: self._whitening_of(layer)(features[layer]) for layer in self.layers}
@@ -292,5 +292,5 @@ class PradotModel(nn.Module):
 
 
 def _key(layer: str) -> str:
-    """Name of a layer as a key of a ``ModuleDict``, which has no dots."""
+    """Name of a layer as a key of a ``ModuleDict``, which allows no dots."""
     return layer.replace(".", "_")
