@@ -1,4 +1,4 @@
-"""Foct's navigator: how it starts, and how it is fitted to a memory and a query."""
+"""Foct's navigator: its start, and its fit to a memory and a query."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ from .settings import FoctSettings
 
 
 def new_navigator(channels: int, settings: FoctSettings) -> Navigator:
-    """A navigator before any fit, the same in every call.
+    """Create a navigator before any fit, the same in every call.
 
     Args:
-        channels: C, of the points that it compares.
-        settings: Its hidden units, and where it starts.
+        channels: C, the dimensions of the points that it compares.
+        settings: Its hidden units and its start.
     """
-    # Its own generator, as other threads draw from torch's.
+    # Other threads draw from torch's generator, so this one is separate.
     generator = torch.Generator().manual_seed(0)
     start = (settings.navigator_hidden, settings.navigator_start, settings.temperature)
     return Navigator(channels, *start, generator).requires_grad_(requires_grad=False)
@@ -28,7 +28,7 @@ def fit_to(navigator: Navigator, memory: Tensor, query: Tensor, settings: FoctSe
         navigator: The navigator.
         memory: Points of the memory, (N, C).
         query: Points of the query, (M, C).
-        settings: How it is fitted.
+        settings: Settings of the fit.
         steps: Largest number of steps.
     """
     fit_navigator(

@@ -13,7 +13,7 @@ ForegroundName = Literal["pca", "sam", "none"]
 Measure = Literal["transport", "nearest"]
 Prompt = Literal["box", "point"]
 
-# More than any feature has channels.
+# More than the channels of any feature.
 _MOST_HIDDEN = 2**14
 
 

@@ -1,4 +1,4 @@
-"""What Foct knows: the memories, the navigator, and what queries have taught them."""
+"""State of Foct: the memories, the navigator, and what queries have taught them."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from .memory import EpisodicMemory, Memory, SemanticMemory
 from .navigator import new_navigator
 from .settings import FoctSettings
 
-# Queries that can be taken back; with the default settings and a Wide ResNet-50 they hold about 60 MB at most.
+# Queries that can be undone. With the default settings and a Wide ResNet-50 they take 60 MB at most.
 _HISTORY = 100
 
 
 class Taught(NamedTuple):
-    """What queries have taught up to some moment.
+    """What queries have taught up to a point in time.
 
     Attributes:
         memory: The episodic memory, (1, N, C) and (1, N).
@@ -34,13 +34,13 @@ class Taught(NamedTuple):
 
 
 class FoctState(DynamicBufferMixin, nn.Module):
-    """A semantic and an episodic memory, and a navigator, which queries may teach.
+    """A semantic memory, and an episodic memory and a navigator, which queries may teach.
 
-    All stay in float32 whatever the precision of the backbone.
+    All stay in float32 for every precision of the backbone.
 
     Args:
         settings: The settings that :class:`Foct` documents.
-        channels: C, of the points that are compared.
+        channels: C, the dimensions of the points that are compared.
     """
 
     centre: Tensor
@@ -49,7 +49,7 @@ class FoctState(DynamicBufferMixin, nn.Module):
     def __init__(self, settings: FoctSettings, channels: int) -> None:
         super().__init__()
         self.settings = settings
-        # Scores by memory and navigator as they stand.
+        # Whether queries teach nothing.
         self.is_frozen = False
         self.semantic = SemanticMemory(settings.foreground_ratio, settings.background_ratio)
         self.episodic = EpisodicMemory(settings.capacity, settings.compression)
@@ -57,10 +57,10 @@ class FoctState(DynamicBufferMixin, nn.Module):
         self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
         self._new_navigator = partial(new_navigator, channels, settings)
-        # As the support set leaves it, and as it stands.
+        # Fitted to the support set, and the current one.
         self.support_navigator = self._new_navigator()
         self.navigator = deepcopy(self.support_navigator)
-        # What had been taught before each of the last queries.
+        # State before each of the last queries.
         self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FoctState":
@@ -71,7 +71,7 @@ class FoctState(DynamicBufferMixin, nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what could be taken back, which neither copies nor exported files need."""
+        """The state without the history, which neither copies nor exported files need."""
         return {**super().__getstate__(), "earlier": deque(maxlen=_HISTORY)}
 
     @property
@@ -85,25 +85,25 @@ class FoctState(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
 
     def reset(self) -> None:
-        """Forget the queries: an empty episodic memory and the navigator of the support set."""
+        """Discard the queries: empty the episodic memory, and restore the navigator of the support set."""
         self.episodic.clear()
         self.navigator.load_state_dict(self.support_navigator.state_dict())
         self.earlier.clear()
 
     def taught(self) -> Taught:
-        """What queries have taught so far."""
+        """A copy of what queries have taught so far."""
         features, is_foreground = self.episodic.features.clone(), self.episodic.is_foreground.clone()
         navigator = {name: value.clone() for name, value in self.navigator.state_dict().items()}
         return Taught(Memory(features[None], is_foreground[None]), navigator)
 
     def recall(self, taught: Taught) -> None:
-        """Make memory and navigator what they were when :meth:`taught` was called."""
+        """Restore memory and navigator to their state when :meth:`taught` was called."""
         self.episodic.replace(*(part[0] for part in taught.memory))
         self.navigator.load_state_dict(taught.navigator)
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:
-        """Start afresh, and leave what had been taught before, and what of it can be taken back, however it ends."""
+        """Start from a reset state, and restore memory, navigator and history on exit, also after an exception."""
         taught, earlier = self.taught(), tuple(self.earlier)
         self.reset()
         try:
@@ -115,7 +115,7 @@ class FoctState(DynamicBufferMixin, nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Score by memory and navigator as they stand, which no query teaches any more."""
+        """Keep memory and navigator unchanged: queries teach nothing."""
         before, self.is_frozen = self.is_frozen, True
         try:
             yield
@@ -123,16 +123,17 @@ class FoctState(DynamicBufferMixin, nn.Module):
             self.is_frozen = before
 
     def rollback(self, queries: int) -> None:
-        """Take back what the last queries taught, be it much or nothing, and score as before them.
+        """Undo what the last queries taught, and score as before them.
 
         Args:
-            queries: Number of queries, images and not batches; up to 100 since the last reset can be taken back.
+            queries: Number of queries, which are images and not batches; at most those since the last reset and at most
+                100.
 
         Raises:
-            ValueError: If there are not as many.
+            ValueError: If fewer queries can be undone.
         """
         count = len(self.earlier)
-        allowed = f"from 1 to {count}, those that can be taken back (reset forgets all)"
+        allowed = f"from 1 to {count}, the queries that can be undone (reset discards all)"
         require(1 <= queries <= count, "queries", allowed, queries)
         for _ in range(queries):
             taught = self.earlier.pop()

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 # Support images whose features are extracted at once.
 _PART = 8
-# Held while queries are scored online, as each is scored with what those before it have taught. Not one for each model,
-# as a lock can be neither copied nor written to a file.
+# Held while queries are scored online, as each one depends on the queries before it. It is shared by all models, as a
+# lock can be neither copied nor written to a file.
 _teaching = Lock()
 
 
@@ -52,9 +52,9 @@ class QueryPlan(NamedTuple):
         forward: π(m_i | q_j) for the M cells of the query, row by row, and the N features of the memory, (M, N); its
             rows sum to 1. First come n features of each of the K support images, then those of earlier queries.
         grid: Rows and columns of the query's cells.
-        views: Which view of each support image is compared with, (K,).
+        views: Number of the view that is compared with, of each support image, (K,).
         of_support: n.
-        is_foreground: Whether each feature of the memory is of the foreground, (N,).
+        is_foreground: Whether each feature of the memory belongs to the foreground, (N,).
     """
 
     forward: Tensor
@@ -67,7 +67,7 @@ class QueryPlan(NamedTuple):
 class FoctModel(FoctState):
     """Frozen features, a semantic and an episodic memory, and the transport between them and a query.
 
-    Memories, transport and maps stay in float32 whatever the precision of the backbone.
+    Memories, transport and maps stay in float32 for every precision of the backbone.
 
     Args:
         settings: The settings that :class:`Foct` documents.
@@ -95,7 +95,7 @@ class FoctModel(FoctState):
         return self
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features of cells as PatchCore's: averaged over 3 x 3 cells, layers concatenated at the finest grid.
+        """Features of cells as in PatchCore: averaged over 3 x 3 cells, layers concatenated at the finest grid.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -103,33 +103,33 @@ class FoctModel(FoctState):
         Returns:
             (B, D, H, W), float32.
         """
-        # In the order of the network, the finest first.
+        # Layers come in the order of the network, the finest first.
         extract = partial(extract_by_parts, self.feature_extractor)
         layers = extract_by_tiles(extract, images, self.tiler).values()
         maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in layers]
         return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
 
     def views(self, images: Tensor) -> Tensor:
-        """Images (K, C, h, w) turned by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
+        """Images (K, C, h, w) rotated by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
         return turned_views(images, self.settings.rotations)
 
-    # A validation within the epoch fits in inference mode, whose tensors nothing could be loaded into later.
+    # A validation within the epoch fits in inference mode, and nothing could be loaded into its tensors later.
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def fit(self, images: Tensor, pixels: Tensor | None = None, foreground: Foreground | None = None) -> None:
         """Fill the semantic memory with the support set and fit the navigator to it.
 
-        An earlier support set leaves no trace, and stays as it was if this fails. The views of one image are held at a
-        time, so that only what is kept, and one feature map of each image, grows with their number.
+        This replaces an earlier support set, which stays unchanged if the fit fails. Only the views of one image are in
+        memory at a time: the kept features and one feature map of each image grow with the number of images.
 
         Args:
             images: Support images, pre-processed, (K, 3, h, w).
-            pixels: The same as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
-            foreground: Finds the foreground; by default all is.
+            pixels: The same images as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
+            foreground: Finds the foreground. By default, all cells are foreground.
         """
         features = torch.cat([self.extract(part) for part in images.split(_PART)])
         masks = (foreground or Everything())(images if pixels is None else pixels, features)
-        # Rotating is for images: masks are turned as such.
+        # Rotation needs images, so masks are rotated as images.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
         flat = features.movedim(1, -1).flatten(0, -2)
         centre = flat.mean(0)
@@ -148,20 +148,20 @@ class FoctModel(FoctState):
         self.reset()
 
     def _embed_views(self, image: Tensor, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """Points (R, M, C) of the views of an image (3, h, w), whose own features, (D, H, W), are at hand."""
+        """Points (R, M, C) of the views of an image (3, h, w) with known features (D, H, W)."""
         own = self._points(features[None], centre, scale)
         turned = self.views(image[None])[0, 1:]
         return torch.cat([own, self._points(self.extract(turned), centre, scale)]) if len(turned) else own
 
     def forward(self, images: Tensor) -> Tensor | InferenceBatch:
-        """Features while training, scores otherwise.
+        """Return features while training, and scores otherwise.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
             While training, the features (B, D, H, W). Otherwise the anomaly map (B, 1, h, w) and the image score (B,),
-            its maximum. Online, one query after another teaches the memory.
+            its maximum. Online, each query teaches the memory before the next one is scored.
 
         Raises:
             RuntimeError: If there is no support set yet.
@@ -184,23 +184,23 @@ class FoctModel(FoctState):
 
     @property
     def _is_taught(self) -> bool:
-        """Whether a query moves the navigator or the memory, for itself alone or for those after it."""
+        """Whether a query changes the navigator or the memory, for itself only or for later queries too."""
         fits = self.settings.measure == "transport" and self.settings.query_steps > 0
         return not self.is_frozen and (self.settings.online or fits)
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """What each layer, and the place of a cell, adds to the anomaly map, which is their sum.
+        """Contribution of each layer and of the position to the anomaly map, which is their sum.
 
-        A cost is the root of a sum of squares, c = √Σ d_k² over layers and place, and d_k ∂c/∂d_k = d_k² / c are parts
-        that add up to it (Euler's theorem on homogeneous functions). The score is the mean of c over the memory under
-        the forward navigator. Queries teach nothing here.
+        A cost is the root of a sum of squares, c = √Σ d_k² over layers and position. Its parts d_k ∂c/∂d_k = d_k² / c
+        add up to c (Euler's theorem on homogeneous functions). The score is the mean of c over the memory under the
+        forward navigator. Queries teach nothing here.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
-            (B, 1, h, w) for each layer and, where positions count, for ``position``.
+            (B, 1, h, w) for each layer and, unless ``position_weight`` is 0, for ``position``.
 
         Raises:
             RuntimeError: If there is no support set yet.
@@ -218,7 +218,7 @@ class FoctModel(FoctState):
 
     @torch.no_grad()
     def plan(self, image: Tensor) -> QueryPlan:
-        """Where conditional transport sends the cells of a query, which teaches nothing here.
+        """Compute where conditional transport sends the cells of a query, which teaches nothing here.
 
         Args:
             image: (3, h, w), pre-processed.
@@ -244,15 +244,15 @@ class FoctModel(FoctState):
 
     @torch.no_grad()
     def locate(self, image: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
-        """Look for the memory's features in an image, which may be one of the support set.
+        """Find the memory's features in an image, such as one of the support set.
 
         Args:
             image: (3, h, w), pre-processed.
-            view: Number of the view that is looked for, and that the image is turned to.
+            view: Number of the view to find; the image is rotated to its angle.
 
         Returns:
-            The cell of the turned image that is nearest to each of the n features of this view of the K support images,
-            (K, n), and how near it is, (K, n); about zero for the image that the features are from.
+            Nearest cell of the rotated image for each of the n features of this view of the K support images, (K, n),
+            and its distance, (K, n), which is about zero for the image from which the features were taken.
 
         Raises:
             RuntimeError: If there is no support set yet.
@@ -264,25 +264,25 @@ class FoctModel(FoctState):
         return cells, distances
 
     def _forward_plan(self, memory: Memory, query: Tensor) -> Tensor:
-        """π(m | q) of one query (1, M, C), (1, M, N); where the nearest feature counts, all is sent to it."""
+        """π(m | q) of one query (1, M, C), (1, M, N); with ``measure="nearest"``, 1 for the nearest feature."""
         if self.settings.measure == "nearest":
             nearest = euclidean_cost(memory.features, query).argmin(-1)
             return F.one_hot(nearest, memory.features.shape[1]).to(query.dtype)
         return conditional_plan(self._navigator_of(memory, query)(memory.features, query)).forward
 
     def _navigator_of(self, memory: Memory, query: Tensor) -> Navigator:
-        """The navigator that scores one query (1, M, C): as it stands, or a copy that is fitted to the query."""
+        """The navigator that scores one query (1, M, C): the current one, or a copy that is fitted to the query."""
         steps = self.settings.query_steps
         if self.settings.measure == "nearest" or not steps or self.is_frozen:
             return self.navigator
-        # Parameters made in inference mode could not be fitted.
+        # Parameters that are created in inference mode could not be fitted.
         with torch.inference_mode(mode=False):
             navigator = deepcopy(self.navigator if self.settings.online else self.support_navigator)
         fit_to(navigator, memory.features[0], query[0], self.settings, steps)
         return navigator
 
     def _parts(self, query: Tensor) -> Tensor:
-        """What each layer, and the place, adds to the scores of one query (1, M, C): (parts, 1, M)."""
+        """Contribution of each layer and of the position to the scores of one query (1, M, C): (parts, 1, M)."""
         memory = self.episodic.join(self.semantic.register_to(query))
         sizes = [*self.feature_extractor.out_dims, *[2] * (self.settings.position_weight > 0)]
         pairs = zip(memory.features.split(sizes, -1), query.split(sizes, -1), strict=True)
@@ -292,11 +292,11 @@ class FoctModel(FoctState):
         return (costs * shares).sum(-1)
 
     def _embed(self, features: Tensor) -> Tensor:
-        """Features (B, D, H, W) with their positions, as points (B, M, C) whose Euclidean distance is the cost."""
+        """Features (B, D, H, W) with their positions, as points (B, M, C); their Euclidean distance is the cost."""
         return self._points(features, self.centre, self.scale)
 
     def _points(self, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """As :meth:`_embed`, with the mean (C,) and the total standard deviation () of another support set."""
+        """As :meth:`_embed`, for the mean (C,) and the total standard deviation () of another support set."""
         points = (features.movedim(1, -1) - centre) / scale
         if self.settings.position_weight:
             positions = self.settings.position_weight * grid_coordinates(*features.shape[-2:]).to(points)
@@ -305,13 +305,13 @@ class FoctModel(FoctState):
         return points.flatten(1, 2)
 
     def _score_frozen(self, query: Tensor) -> Tensor:
-        """Scores (B, M) of queries (B, M, C), by memory and navigator as they stand."""
+        """Scores (B, M) of queries (B, M, C), for the current memory and navigator."""
         return self._score(query, self.episodic.join(self.semantic.register_to(query)), self.navigator)[0]
 
-    # A compiled graph would learn once, when it is traced, or not at all.
+    # A compiled graph would learn only when it is traced, or not at all.
     @torch.compiler.disable
     def _score_and_learn(self, query: Tensor) -> Tensor:
-        """Scores (1, M) of one query (1, M, C), which may then join the episodic memory."""
+        """Scores (1, M) of one query (1, M, C), which may then enter the episodic memory."""
         if self.settings.online:
             self.earlier.append(self.taught())
         semantic = self.semantic.register_to(query)
@@ -320,17 +320,17 @@ class FoctModel(FoctState):
         scores, relevance, foreground = self._score(query, memory, navigator)
         if self.settings.online:
             self.navigator.load_state_dict(navigator.state_dict())
-            # Not from what queries taught: a chain of small steps would lead away from the support set.
+            # Excludes the episodic memory: a chain of small steps would lead away from the support set.
             distance = euclidean_cost(semantic.features, query).amin(-1)
             normal = torch.maximum(scores, distance)[0] <= self.semantic.threshold
             self._learn(query[0], normal, relevance[0], foreground[0] > 0.5)  # noqa: PLR2004
         return scores
 
     def _score(self, query: Tensor, memory: Memory, navigator: Navigator) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. 8 for queries (B, M, C): their scores, how relevant they are to the memory, and what of it is foreground.
+        """Eq. 8 for queries (B, M, C): scores, relevance to the memory, and probability of the foreground, each (B, M).
 
-        Relevance is the largest probability of being sent to a feature of the memory (eq. 6); where it is the nearest
-        that counts, closeness to it. All are (B, M).
+        Relevance is the largest probability of being sent to a feature of the memory (eq. 6). With
+        ``measure="nearest"`` it is the negative distance to the nearest feature.
         """
         costs = euclidean_cost(memory.features, query)
         flags = memory.is_foreground.to(costs.dtype)
@@ -341,11 +341,11 @@ class FoctModel(FoctState):
         return (forward * costs).sum(-1), forward.amax(-1), (forward @ flags[..., None])[..., 0]
 
     def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
-        """Remember the most relevant of the normal features of a query (M, C).
+        """Add the most relevant normal features of a query (M, C) to the episodic memory.
 
-        A feature is normal if neither its score nor its distance from the semantic memory is more than that of the
-        features of the support set from the coreset of their own image, on average: that much was left out as the same.
-        So no distance falls by more than that, be a defect ever so frequent.
+        A feature is normal if its score and its distance from the semantic memory are at most the mean distance of the
+        support features from the coreset of their own image, which treats features at that distance as equal. A
+        distance to the memory therefore never falls by more than this mean, however often a defect occurs.
         """
         chosen = torch.cat(
             [

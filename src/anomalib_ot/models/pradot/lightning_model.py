@@ -170,7 +170,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._epoch_costs: list[float] = []
-        # (lowest cost so far, epochs since), kept in checkpoints.
+        # Lowest cost so far, and epochs since then; both are stored in checkpoints.
         self._lowest_cost = float("inf")
         self._epochs_since = 0
         self._best_prototypes: dict[str, Tensor] | None = None

@@ -12,9 +12,9 @@ from anomalib_ot.transport import CouplingName, Scope, Solver, create_coupling
 Normalization = Literal["whitening", "layer"]
 Score = Literal["density", "log_density", "mismatch"]
 
-# Two values in each of the eight groups of a normalisation, which needs more than one if a map has a single cell.
+# The eight groups of a GroupNorm need two channels each, as a map may have a single cell.
 _MULTIPLE = 16
-# No feature map has so many channels, or a side of so many cells, 2 to that power.
+# No feature map has as many channels, or 2 to this power of cells along a side.
 _WIDEST = 2**14
 _DEEPEST = 16
 
@@ -76,7 +76,7 @@ class WtFlowSettings(FeatureTrainingSettings):
         require(0 <= self.top_share <= 1, "top_share", "in [0, 1]", self.top_share)
 
     def _check_training(self) -> None:
-        # Refuses what no coupling accepts.
+        # Raises for settings that no coupling accepts.
         create_coupling(self.coupling, self.scope, self.block_size, self.solver)
         require_whole(1, "training_steps", self.training_steps)
         require_finite(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)

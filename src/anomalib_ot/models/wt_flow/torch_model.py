@@ -22,13 +22,13 @@ from .velocity import VelocityField
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
-# Whitening trusts the covariance at a cell more than where features are only compared with one another.
+# Whitening relies more on the covariance at a cell than Pradot's, which only compares features with each other.
 _SHRINKAGE = 0.01
 _PRIOR = 0.1
 
 
 class WtFlowModel(nn.Module):
-    """Frozen features, a velocity field for each layer and its scores.
+    """Frozen features, and a velocity field with its scores for each layer.
 
     The flow runs from the features x_0 at t = 0 to Gaussian noise x_1 at t = 1 on the straight lines
     x_t = (1 − t) x_0 + t x_1, and the field v(x_t, t) is regressed on x_1 − x_0.
@@ -59,7 +59,7 @@ class WtFlowModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "WtFlowModel":
         super()._apply(fn, recurse)
-        # Whitening and maps do not bear less than single precision.
+        # Whitening and maps need single precision.
         for head in self.heads:
             cast("_Head", head).normalization.float()
         self.anomaly_map_generator.float()
@@ -71,7 +71,7 @@ class WtFlowModel(nn.Module):
         return all(cast("_Head", head).noise.numel() > 0 for head in self.heads)
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
+        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
         return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_normalization(self, batches: Iterable[dict[str, Tensor]]) -> None:
@@ -91,7 +91,7 @@ class WtFlowModel(nn.Module):
             head.compute()
 
     def embed(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Pooled and normalised feature maps (B, C, H, W) of each layer, what the flow starts from."""
+        """Pooled and normalised feature maps (B, C, H, W) of each layer, the start of the flow."""
         return [cast("_Head", head).embed(features[layer]) for layer, head in zip(self.layers, self.heads, strict=True)]
 
     def velocities(self) -> nn.ModuleList:
@@ -99,14 +99,14 @@ class WtFlowModel(nn.Module):
         return nn.ModuleList(cast("_Head", head).velocity for head in self.heads)
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Features while training, scores otherwise.
+        """Return features while training, and scores otherwise.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
             While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
-            (B,), the mean of the highest ``top_share`` of its pixels, at least one.
+            (B,), the mean of the highest ``top_share`` of its pixels, of one pixel at least.
 
         Raises:
             RuntimeError: If the model is not fitted.
@@ -126,7 +126,7 @@ class WtFlowModel(nn.Module):
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """What each layer adds to the anomaly map, which is their sum.
+        """Contribution of each layer to the anomaly map, which is their sum.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -146,17 +146,17 @@ class WtFlowModel(nn.Module):
 
     @torch.no_grad()
     def trajectories(self, images: Tensor, steps: int) -> dict[str, Tensor]:
-        """The flow's way from the features to the noise, by Euler steps.
+        """Compute the trajectories of the flow from features to noise, by Euler steps.
 
         Args:
             images: (B, 3, h, w), pre-processed.
-            steps: Number of steps from t = 0 to 1, at least 1; the scores take ``euler_steps``.
+            steps: Number of steps from t = 0 to 1, at least 1. Scores use ``euler_steps``.
 
         Returns:
             For each layer x_t at the times t = 0, 1 / steps, …, 1, (steps + 1, B, C, H, W).
 
         Raises:
-            ValueError: If there are no steps.
+            ValueError: If the number of steps is below 1.
             RuntimeError: If the model is not fitted.
         """
         require(steps >= 1, "steps", "at least 1", steps)
@@ -174,11 +174,11 @@ class WtFlowModel(nn.Module):
     def _image_score(self, anomaly_map: Tensor) -> Tensor:
         pixels = anomaly_map.flatten(1)
         count = round(self.settings.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
-        # Sorting for a single pixel would cost more than all else here.
+        # For a single pixel, the maximum is much faster than sorting.
         return pixels.topk(count, dim=1).values.mean(1) if count > 1 else pixels.amax(1)
 
     def scores(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Score map of each layer by ``score``.
+        """Compute the score map of each layer, as ``score`` defines it.
 
         ``log_density`` is −log p = ½ mean_c y², for the end y of the flow that starts at the features; ``density`` is
         max p − p with the maximum over the image (paper); ``mismatch`` is the mean of ``|v(x_t, t) − (z − x)|²`` over
@@ -191,7 +191,7 @@ class WtFlowModel(nn.Module):
         Returns:
             (B, 1, H', W') for each layer, at least 0.
         """
-        # What is far from normal would overflow in float16 and not be a number.
+        # Features far from normal would overflow in float16 and become NaN.
         with full_precision(features):
             return [
                 self._score(cast("_Head", head), maps)
@@ -213,7 +213,7 @@ class _Head(DynamicBufferMixin, nn.Module):
 
     Args:
         channels: D, of the layer's feature maps.
-        settings: Those of the model.
+        settings: The settings of the model.
     """
 
     noise: Tensor
@@ -229,7 +229,7 @@ class _Head(DynamicBufferMixin, nn.Module):
         self.velocity = VelocityField(channels, settings.width, settings.depth)
         # Noise maps for ``mismatch``.
         self.draws = len(settings.mismatch_times) * settings.mismatch_draws
-        # (H, W, draws, C), known once fitted.
+        # (H, W, draws, C), set by the fit.
         self.register_buffer("noise", torch.empty(0))
         self._shape: torch.Size | None = None
 
@@ -242,7 +242,7 @@ class _Head(DynamicBufferMixin, nn.Module):
 
     def compute(self) -> None:
         if self._shape is None:
-            msg = "there are no features to normalise by"
+            msg = "there are no features to normalise by; give at least one batch of feature maps"
             raise RuntimeError(msg)
         if isinstance(self.normalization, LocalWhitening):
             self.normalization.compute()
@@ -261,7 +261,7 @@ class _Head(DynamicBufferMixin, nn.Module):
         return maps
 
     def step(self, maps: Tensor, number: int, steps: int) -> Tensor:
-        """x_t after one more of so many Euler steps, the first of which has the number 0."""
+        """x_t after Euler step ``number`` of ``steps``, counted from 0."""
         return maps + self._velocity(maps, number / steps) / steps
 
     def mismatch(self, maps: Tensor, times: Sequence[float]) -> Tensor:

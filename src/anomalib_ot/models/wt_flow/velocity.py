@@ -14,13 +14,14 @@ _EMBEDDING = 64
 class VelocityField(nn.Module):
     """v(x, t), a U-Net over feature maps.
 
-    Each level halves the resolution and has one residual block on the way down and one on the way up; all blocks have
-    ``width`` channels, shifted and scaled by an embedding of t. The last layer starts at zero, so that the field does.
+    Each level halves the resolution and has one residual block on the way down and one on the way up. All blocks have
+    ``width`` channels, which an embedding of t shifts and scales. The last layer is initialised to zero, and therefore
+    the field is zero at first.
 
     Args:
-        channels: C, of the feature maps.
+        channels: C, the channels of the feature maps.
         width: Channels of the blocks, a multiple of 16, at most 16384.
-        depth: Times that the resolution is halved, at most 16; 0 for none.
+        depth: Number of times that the resolution is halved, at most 16; 0 for none.
 
     Example:
         >>> velocity = VelocityField(4, width=16, depth=1)
@@ -51,10 +52,10 @@ class VelocityField(nn.Module):
         return self
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse maps that cannot be halved ``depth`` times.
+        """Check that maps can be halved ``depth`` times.
 
         Raises:
-            ValueError: If a map of this many cells is too small.
+            ValueError: If a map of this size, in cells, is too small.
         """
         if min(height, width) < 2**self.depth:
             msg = (
@@ -67,8 +68,8 @@ class VelocityField(nn.Module):
         """Compute the velocity.
 
         Args:
-            maps: x, (B, C, H, W); brought to the type of the weights.
-            time: t, (B,) or (1,) for all alike, in [0, 1].
+            maps: x, (B, C, H, W), which is cast to the type of the weights.
+            time: t in [0, 1], (B,), or (1,) for one value for all maps.
 
         Returns:
             (B, C, H, W).
@@ -91,7 +92,7 @@ class VelocityField(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual block of two convolutions, between which the time shifts and scales."""
+    """Residual block of two convolutions, with a shift and a scale by the time in between."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

@@ -396,7 +396,7 @@ def test_rollback_goes_as_far_back_as_is_kept(model, monkeypatch):
     monkeypatch.setattr("anomalib_ot.models.foct.state._HISTORY", 3)
     ours = model(online=True)
     score(ours, images(5, 1))
-    with pytest.raises(ValueError, match=r"queries must be from 1 to 3, those that can be taken back .*, not 4"):
+    with pytest.raises(ValueError, match=r"queries must be from 1 to 3, the queries that can be undone .*, not 4"):
         ours.rollback(4)
     ours.rollback(3)
     for queries in (0, 1):

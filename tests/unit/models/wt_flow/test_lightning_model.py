@@ -146,7 +146,7 @@ def test_stops_when_the_loss_of_held_out_images_falls_no_longer(data, engine, mo
     with caplog.at_level(logging.INFO):
         runner.fit(flow, datamodule=data())
     assert runner.trainer.global_step == 100
-    assert "The loss of held-out images falls no longer after 100 steps" in caplog.text
+    assert "The loss of held-out images stopped falling after 100 steps" in caplog.text
     assert torch.equal(weights_of(flow), states[1])
     assert not torch.equal(states[1], states[3])
     assert flow.post_processor.image_threshold.isfinite()
