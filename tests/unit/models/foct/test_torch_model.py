@@ -409,7 +409,7 @@ def test_there_is_nothing_to_roll_back_where_nothing_was_taught(model, forget):
     ours = model(online=forget == "reset")
     score(ours, images(2, 1))
     ours.reset()
-    with pytest.raises(ValueError, match="reset forgets all"):
+    with pytest.raises(ValueError, match="reset discards all"):
         ours.rollback(1)
 
 

@@ -190,7 +190,7 @@ def test_same_pictures_give_the_same_page(model, pictures, written, tmp_path):
 
 
 def test_without_pictures_there_is_no_page(model, tmp_path):
-    with pytest.raises(ValueError, match="no pictures to show; give one or more"):
+    with pytest.raises(ValueError, match="no images to show; give one or more"):
         write_page(model, [], tmp_path / "page.html")
 
 

@@ -87,7 +87,7 @@ def test_abnormal_pictures_without_a_mask_are_left_out(fitted, normal, pictures)
     model = fitted("Pradot")
     unknown = [replace(each, label=True) for each in pictures(model, 2)]
     assert len(sample_cells(model.model, [*unknown, *normal(model, 1)], "layer3", 100).features) == 16
-    with pytest.raises(ValueError, match="no cell to draw: give normal pictures, or abnormal ones with masks"):
+    with pytest.raises(ValueError, match="no cell to draw: give normal images, or abnormal ones with masks"):
         sample_cells(model.model, unknown, "layer3")
 
 

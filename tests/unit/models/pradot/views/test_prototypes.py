@@ -132,7 +132,7 @@ def test_a_coarser_grid_and_compressed_prototypes_can_be_drawn(fitted, pictures)
 
 def test_no_pictures_and_no_prototypes_are_refused(fitted, pictures):
     model = fitted("Pradot")
-    with pytest.raises(ValueError, match="no pictures to look for patches in"):
+    with pytest.raises(ValueError, match="no images to find patches in"):
         nearest_patches(model.model, [])
     with pytest.raises(RuntimeError, match=r"no prototypes .* fit it"):
         nearest_patches(
