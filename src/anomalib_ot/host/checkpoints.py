@@ -23,7 +23,7 @@ from anomalib_ot.features.recorded_backbones import record_backbone, recorded_ba
 
 from .asked_post_processing import AskedPostProcessing
 from .checkpoint_files import read_checkpoint
-from .model_settings import Kind, ModelSettings
+from .model_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ class CheckpointRules(NamedTuple):
     @property
     def score(self) -> frozenset[str]:
         """Settings that change the scores of a trained model. The checkpoint decides them."""
-        return self.settings.names(Kind.SCORING)
+        return self.settings.names("scoring")
 
     @property
     def training(self) -> frozenset[str]:
         """Settings that change what is trained only. When training continues, the given values apply."""
-        return self.settings.names(Kind.TRAINING)
+        return self.settings.names("training")
 
 
 class SafeCheckpoints(AskedPostProcessing):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,24 +15,14 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class Kind(Enum):
-    """What a setting changes.
-
-    Attributes:
-        SCORING: The scores of a trained model.
-        TRAINING: What is trained, not how a trained model scores.
-        RUNNING: Neither, only where and how fast something is computed.
-    """
-
-    SCORING = auto()
-    TRAINING = auto()
-    RUNNING = auto()
-
+# What a setting changes: the scores of a trained model; only what is trained; or neither, but where and how fast
+# something is computed.
+Kind = Literal["scoring", "training", "running"]
 
 # Type of a field, with the kind of the setting.
-Scoring = Annotated[_T, Kind.SCORING]
-Training = Annotated[_T, Kind.TRAINING]
-Running = Annotated[_T, Kind.RUNNING]
+Scoring = Annotated[_T, "scoring"]
+Training = Annotated[_T, "training"]
+Running = Annotated[_T, "running"]
 
 
 def _hints(settings: type) -> dict[str, Any]:
@@ -41,7 +30,7 @@ def _hints(settings: type) -> dict[str, Any]:
 
 
 def _kind(hint: Any) -> Kind | None:
-    return next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Kind)), None)
+    return next((each for each in getattr(hint, "__metadata__", ()) if each in get_args(Kind)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +41,7 @@ class ModelSettings:
     or ``Running[int]``. The Lightning model has the same names as arguments of its constructor, with these defaults,
     and documents them.
 
-    Args:
+    Attributes:
         backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
@@ -105,7 +94,7 @@ class ModelSettings:
 class FeatureTrainingSettings(ModelSettings):
     """Settings of the models that train on cached features, see :class:`FeatureTraining`.
 
-    Args:
+    Attributes:
         batch_size: Images in a training batch; by default the model's usual number, or all images where there are
             fewer.
         validation_fraction: Fraction of the training images held out, in [0, 1).

@@ -5,6 +5,7 @@ import logging
 import shutil
 from inspect import signature
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import timm
@@ -214,7 +215,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("kind", MODELS)
 def test_each_setting_is_of_one_kind_and_tested(kind):
     # A setting without a kind cannot be declared, see test_settings.py.
-    names = [name for each in Kind for name in kind.checkpoint_rules.settings.names(each)]
+    names = [name for each in get_args(Kind) for name in kind.checkpoint_rules.settings.names(each)]
     assert sorted(names) == sorted(settings_of(kind))
     assert OTHERWISE[kind].keys() == settings_of(kind)
 

@@ -95,7 +95,7 @@ def draw_flow(ways: Sequence[Ways], picture: Picture) -> Figure:
     figure, panels = new_figure(len(ways), 4, title, 3.4)
     for row, each in zip(panels, ways, strict=True):
         odd, usual = _choose(each.minus_log_density)
-        show_image(row[0], picture.image, f"{each.layer}: the cells whose trajectories are drawn", picture.mask)
+        show_image(row[0], picture.image, f"{each.layer}: cells of the trajectories", picture.mask)
         for cells, colour in ((odd, _ODD), (usual, _NORMAL)):
             _mark(row[0], cells, each.minus_log_density.shape, picture, colour)
         show_map(row[1], each.minus_log_density, "minus log density of each cell, per channel")
