@@ -8,6 +8,7 @@ timed.
 import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -81,7 +82,7 @@ def main(
 def uncompressed(build: Callable[[], AnomalibModule]) -> AnomalibModule:
     """Build a Pradot that is not compressed or calibrated during the fit."""
     pradot = build()
-    pradot.compress = pradot.calibrate = False
+    pradot.settings = replace(pradot.settings, compress=False, calibrate=False)
     return pradot
 
 

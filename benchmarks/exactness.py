@@ -24,7 +24,8 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
+from anomalib_ot.models.pradot import PradotSettings
+from anomalib_ot.models.pradot.prototypes import Prototypes
 from anomalib_ot.transport import FusedCost, grid_coordinates, sinkhorn
 
 from .categories import open_category
@@ -70,7 +71,7 @@ def main(
         print(f"{category}: {len(train)} training images, {epochs} epochs, seed {seed}")
         for (schedule, start), (solver, (step, stop)) in product(schedules.items(), solvers.items()):
             torch.manual_seed(seed)
-            prototypes = Prototypes(PER_CELL, alpha, PrototypeSettings(**start, **stop))
+            prototypes = Prototypes(PER_CELL, alpha, PradotSettings(**start, **stop))
             began = time.perf_counter()
             costs = fit(prototypes, train, step, epochs, seed)
             seconds = time.perf_counter() - began

@@ -5,6 +5,7 @@ Run as ``python -m benchmarks.flow_speed``, on an otherwise idle machine. It use
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import openvino
@@ -114,7 +115,7 @@ def networks(
 ) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:
     """Name, layers and network (from images to the anomaly map) of each model."""
     for score in SCORES:
-        model.model.score = score
+        model.model.settings = replace(model.model.settings, score=score)
         yield f"WtFlow, {score}", (LAYER,), Maps(model.model)
     fast_flow = fast_flow_model([each.shape[1] for each in train.values()], [each.shape[-1] for each in train.values()])
     fast_flow.feature_extractor = Listed(create_extractor(backbone, LAYERS))

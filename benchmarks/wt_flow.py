@@ -7,6 +7,7 @@ category needs no DATA. The features of all images are extracted once, so that d
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
@@ -31,7 +32,7 @@ from anomalib_ot.features.extraction import FastExtractor, FeatureMaps
 from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.host.feature_cache import TrainingFeatures, feature_loader, shuffled
-from anomalib_ot.models.wt_flow.torch_model import Score
+from anomalib_ot.models.wt_flow.settings import Score
 from anomalib_ot.offline import offline_backbone
 
 from .categories import CATEGORIES, open_category
@@ -151,7 +152,7 @@ def wt_flow(
     end = time.perf_counter()
     network = model.model.eval()
     for score in SCORES:
-        network.score = score
+        network.settings = replace(network.settings, score=score)
         yield score, *in_parts(network, test[LAYER]), end
 
 
@@ -211,9 +212,9 @@ def batches_of(features: FeatureMaps, layers: Sequence[str] = LAYERS, size: int 
 
 def no_flow(train: FeatureMaps, test: FeatureMaps, backbone: str) -> Iterator[tuple[str, Tensor, Tensor, float]]:
     """The density of whitened features without a flow, a baseline for the flows; as :func:`wt_flow`."""
+    # An untrained field is zero: its Euler step changes nothing.
     network = WtFlow(backbone, [LAYER]).model.eval()
     network.fit_normalization([train])
-    network.euler_steps = 0
     end = time.perf_counter()
     yield "log_density", *in_parts(network, test[LAYER]), end
 

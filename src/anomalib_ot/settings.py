@@ -1,10 +1,13 @@
 """Checks of users' settings."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, cast
 
 _SMALLEST, _LARGEST = 1e-18, 1e18
+# Wider than any image, in pixels.
+_WIDEST = 10_000
 
 
 def require(condition: bool, name: str, allowed: object, value: object) -> None:
@@ -60,3 +63,23 @@ def require_finite(condition: bool, name: str, allowed: str, value: object) -> N
     require(is_finite, name, f"{allowed} and finite", value)
     size = abs(float(cast("float", value)))
     require(size == 0 or _SMALLEST <= size <= _LARGEST, name, f"{allowed}, and between 1e-18 and 1e18 in size", value)
+
+
+def require_image_size(image_size: Sequence[int]) -> None:
+    """Refuse an image size that is not height and width, in pixels.
+
+    Raises:
+        ValueError: If there are not two numbers, or one is not whole or below 1.
+    """
+    require(len(image_size) == 2, "image_size", "height and width", image_size)  # noqa: PLR2004 - height and width
+    for pixels in image_size:
+        require_whole(1, "each of image_size", pixels)
+
+
+def require_smoothing(smoothing: float) -> None:
+    """Refuse a standard deviation, in pixels, that no Gaussian over an image has.
+
+    Raises:
+        ValueError: If it is negative or wider than any image.
+    """
+    require(0 <= smoothing <= _WIDEST, "smoothing", f"from 0 to {_WIDEST} pixels", smoothing)

@@ -9,7 +9,7 @@ from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.comparison import Plan
 from anomalib_ot.comparison import compare as compare_models
 from anomalib_ot.explain import ExplainingVisualizer
-from anomalib_ot.models.foct import FoctModel
+from anomalib_ot.models.foct import FoctModel, FoctSettings
 from anomalib_ot.transport import (
     FusedCost,
     Navigator,
@@ -159,7 +159,8 @@ def test_export_after_training_on_a_device(name, train, engine, tmp_path):
 
 def test_memory_that_queries_teach_grows_on_the_device():
     torch.manual_seed(0)
-    model = FoctModel("resnet18", ["layer2"], pre_trained=False, rotations=2, online=True).cuda().eval()
+    settings = FoctSettings(backbone="resnet18", layers=["layer2"], pre_trained=False, rotations=2, online=True)
+    model = FoctModel(settings).cuda().eval()
     model.fit(torch.rand(2, 3, 64, 64, device="cuda"))
     images = torch.rand(3, 3, 64, 64, device="cuda")
     first = model(images).anomaly_map

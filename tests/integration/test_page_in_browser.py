@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anomalib_ot.drawing.pictures import Picture, stack
-from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
 from anomalib_ot.models.pradot.views.cells import write_page
 from anomalib_ot.models.pradot.views.prototypes import nearest_patches
 from anomalib_ot.transport import grid_coordinates
@@ -25,12 +25,14 @@ GRID = (8, 12)
 def model():
     torch.manual_seed(0)
     model = PradotModel(
-        "resnet18",
-        ["layer2", "layer3"],
-        pre_trained=False,
-        prototypes_per_cell=2,
-        alphas=[0.0, 0.3],
-        whitened_channels=0,
+        PradotSettings(
+            backbone="resnet18",
+            layers=["layer2", "layer3"],
+            pre_trained=False,
+            prototypes_per_cell=2,
+            alphas=[0.0, 0.3],
+            whitened_channels=0,
+        )
     ).eval()
     model.initialise(model.extract(torch.rand(4, 3, *SIZE)))
     return model

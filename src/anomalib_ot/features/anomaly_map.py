@@ -9,12 +9,9 @@ from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.settings import require
+from anomalib_ot.settings import require, require_smoothing
 
 from .extraction import full_precision, is_exporting
-
-# Wider than any image.
-_WIDEST = 10_000
 
 
 class AnomalyMapGenerator(nn.Module):
@@ -36,7 +33,7 @@ class AnomalyMapGenerator(nn.Module):
 
     def __init__(self, smoothing: float = 0.0, align_corners: bool = False) -> None:
         super().__init__()
-        require(0 <= smoothing <= _WIDEST, "smoothing", f"from 0 to {_WIDEST} pixels", smoothing)
+        require_smoothing(smoothing)
         self.smoothing = smoothing
         self.align_corners = align_corners
         # Along the first dimension only.

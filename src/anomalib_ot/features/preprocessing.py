@@ -10,7 +10,7 @@ from timm.models import load_model_config_from_hf, parse_model_name
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.settings import require_image_size
 
 from .backbone_sources import check_hub, local_config, registered_config
 from .backbones import backbone_name
@@ -62,10 +62,7 @@ def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> P
         FileNotFoundError: As in :func:`normalization`.
         BackboneError: As in :func:`normalization`.
     """
-    size = list(image_size)
-    require(len(size) == 2, "image_size", "height and width", image_size)  # noqa: PLR2004 - height and width
-    for pixels in size:
-        require_whole(1, "each of image_size", pixels)
+    require_image_size(image_size)
     mean, std = normalization(backbone)
     return PreProcessor(Compose([Resize(image_size, antialias=True), Normalize(mean=mean, std=std)]))
 

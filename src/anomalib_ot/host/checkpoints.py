@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -23,6 +24,7 @@ from .asked_post_processing import AskedPostProcessing
 from .checkpoint_files import read_checkpoint
 from .checkpoint_fit import is_same, require_fit
 from .checkpoint_record import COMPONENTS, ENTRY, described, is_stored, new_entry, read_entry, tiling
+from .model_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +33,30 @@ _UNFIT = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
 
 
 class CheckpointRules(NamedTuple):
-    """What a checkpoint decides about a model. Each setting of its constructor is in one of the first three sets.
+    """What a checkpoint decides about a model.
 
     Attributes:
-        score: Settings that change the scores of a trained model. The checkpoint decides them.
-        training: Settings that change the training, but not the scores of a trained model. A resumed training uses the
-            given ones.
-        running: Settings that change neither, only where and how fast the model runs.
-        parts: Attributes of the Lightning model that are built from the settings.
+        settings: The model's settings, each of which has a kind.
         learned: Substrings of the names of tensors whose shape depends on the training images.
+        parts: Attributes of the Lightning model that are modules built from the settings.
         marks: Prefixes of names of tensors that only this model has. Only a model that wrote checkpoints of the first
             format, which do not record their model, needs them.
     """
 
-    score: frozenset[str]
-    training: frozenset[str]
-    running: frozenset[str]
-    parts: tuple[str, ...]
-    learned: tuple[str, ...]
+    settings: type[ModelSettings]
+    learned: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("model",)
     marks: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> frozenset[str]:
+        """Settings that change the scores of a trained model. The checkpoint decides them."""
+        return self.settings.names("scoring")
+
+    @property
+    def training(self) -> frozenset[str]:
+        """Settings that change what is trained only. When training continues, the given values apply."""
+        return self.settings.names("training")
 
 
 class SafeCheckpoints(AskedPostProcessing):
@@ -62,6 +69,7 @@ class SafeCheckpoints(AskedPostProcessing):
     """
 
     checkpoint_rules: ClassVar[CheckpointRules]
+    settings: ModelSettings
     recorded_backbone: dict[str, Any]
 
     def record_backbone(self, backbone: str) -> None:
@@ -132,10 +140,13 @@ class SafeCheckpoints(AskedPostProcessing):
                 settings = {"pre_trained": False, **kwargs, "backbone": backbone, "weights_only": weights_only}
                 model = host.load_from_checkpoint(checkpoint_path, *args, **settings)
         theirs = content["hyper_parameters"]
-        model.hparams["pre_trained"] = kwargs.get("pre_trained", theirs["pre_trained"])
+        changed = {"pre_trained": kwargs.get("pre_trained", theirs["pre_trained"])}
+        ours = cast("SafeCheckpoints", model)
         if record:
-            model.hparams["backbone"] = theirs["backbone"]
-            cast("SafeCheckpoints", model).recorded_backbone = record
+            changed["backbone"] = theirs["backbone"]
+            ours.recorded_backbone = record
+        model.hparams.update(changed)
+        ours.settings = replace(ours.settings, **changed)
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -180,7 +191,8 @@ class SafeCheckpoints(AskedPostProcessing):
         # A default that the user typed cannot be told from one that was left out.
         if taken := ", ".join(f"{name} {theirs[name]!r}" for name in differing if name not in asked):
             logger.info("%s: settings taken from the checkpoint: %s", type(self).__name__, taken)
-        settings = {**model.hparams, **{name: theirs[name] for name in rules.score}}
+        scoring = {name: theirs[name] for name in rules.score}
+        settings = {**model.hparams, **scoring}
         without = dict.fromkeys((*COMPONENTS, "evaluator", "visualizer"), False)
         with recorded_backbone(record) as backbone:
             twin = type(self)(**{**settings, "backbone": backbone, "pre_trained": False, **without})
@@ -188,6 +200,7 @@ class SafeCheckpoints(AskedPostProcessing):
             setattr(model, part, getattr(twin, part))
         model.train(model.training).to(model.device)
         model.hparams.update(settings)
+        self.settings = replace(self.settings, **scoring)
         self.recorded_backbone = record
 
     def _name_differences(self, rule: str, names: Sequence[str], theirs: Mapping[str, Any]) -> None:

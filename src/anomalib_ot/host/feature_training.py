@@ -1,7 +1,7 @@
 """Models whose epochs run over frozen features of the training images."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule, Batch
@@ -10,14 +10,13 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from anomalib_ot.features.extraction import Extraction, FastExtractor, FeatureMaps, extract_by_tiles
-from anomalib_ot.features.store import CachePlace
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.features.extraction import FastExtractor, FeatureMaps, extract_by_tiles
 
 from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
 from .finishing import Finishing
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
+from .model_settings import FeatureTrainingSettings
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -33,48 +32,24 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
     model returns features in training mode.
 
     Attributes:
+        settings: The model's settings.
         training_features: Features of the training images, during a fit.
     """
 
     device: Any
     model: nn.Module
+    settings: FeatureTrainingSettings
     pre_processor: Any
 
-    def set_feature_training(
-        self,
-        feature_cache: CachePlace,
-        cache_budget: float,
-        extraction: Extraction,
-        batch_size: int | None,
-        usual_batch_size: int,
-        validation_fraction: float,
-    ) -> None:
+    def set_feature_training(self, settings: FeatureTrainingSettings, usual_batch_size: int) -> None:
         """Set how features are extracted and cached.
 
         Args:
-            feature_cache: See :func:`train_on_features`.
-            cache_budget: The ``budget`` of that function.
-            extraction: See :class:`FastExtractor`.
-            batch_size: Number of images in a training batch, at most the number of training images; by default the
-                usual number, or all images if there are fewer.
-            usual_batch_size: The usual number.
-            validation_fraction: Fraction of the training images held out, in [0, 1).
-
-        Raises:
-            ValueError: If an argument is out of its range.
+            settings: The model's settings.
+            usual_batch_size: Number of images in a training batch if the settings give none and there are as many.
         """
-        if batch_size is not None:
-            require_whole(1, "batch_size", batch_size)
-        require(feature_cache in get_args(CachePlace), "feature_cache", get_args(CachePlace), feature_cache)
-        require(0 < cache_budget <= 1, "cache_budget", "in (0, 1]", cache_budget)
-        require(extraction in get_args(Extraction), "extraction", get_args(Extraction), extraction)
-        require(0 <= validation_fraction < 1, "validation_fraction", "in [0, 1)", validation_fraction)
-        self.feature_cache = feature_cache
-        self.cache_budget = cache_budget
-        self.extraction = extraction
-        self.batch_size = batch_size or usual_batch_size
-        self._takes_fewer = batch_size is None
-        self.validation_fraction = validation_fraction
+        self.settings = settings
+        self.batch_size = settings.batch_size or usual_batch_size
         self.training_features = TrainingFeatures(())
         self._extractor: FastExtractor | None = None
 
@@ -101,18 +76,18 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         """
         data = getattr(self.trainer, "datamodule", None)
         count = len(data.train_data) if isinstance(data, AnomalibDataModule) else None
-        self._extractor = FastExtractor(extractor, self.extraction, count)
+        self._extractor = FastExtractor(extractor, self.settings.extraction, count)
         self.training_features = train_on_features(
             self.trainer,
             self._extract,
             getattr(self.pre_processor, "transform", None),
             self._check_images,
-            place=self.feature_cache,
-            budget=self.cache_budget,
+            place=self.settings.feature_cache,
+            budget=self.settings.cache_budget,
             batch_size=self.batch_size,
-            takes_fewer=self._takes_fewer,
+            takes_fewer=self.settings.batch_size is None,
             device=self.device,
-            hold_out=self.validation_fraction,
+            hold_out=self.settings.validation_fraction,
         )
 
     def configure_callbacks(self) -> list[Callback]:

@@ -140,12 +140,12 @@ def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, 
     page, (explained,) = write_views(subject, [(pictures[0], "requested")], tmp_path / "out", formats=["png"])
     files = {path.name for path in (tmp_path / "out" / pictures[0].name).iterdir()}
     assert files == {"evidence.json", "evidence.png", MARKER}
-    assert "flow: there are no normal pictures" in page.read_text()
+    assert "flow: there are no normal images" in page.read_text()
     assert summary(explained).startswith(f"{pictures[0].name}: anomalous, score 1, ")
     assert ", threshold 0.5 (raw " in summary(explained)
     assert ", threshold 5)" in summary(explained)
     assert f"{explained.evidence.score:.4g}, threshold 0.5 (raw" in page.read_text()
-    with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
+    with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal images"):
         write_views(subject, [(pictures[0], "requested")], tmp_path / "out", ["flow"])
 
 

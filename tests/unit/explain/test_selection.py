@@ -126,4 +126,4 @@ def test_what_only_anomalous_pictures_without_masks_do_not_show_is_left_out_befo
     assert not lacks(ScoredSubject(fitted("Pradot"), data))
     abnormal = [index for index, label in enumerate(labels_of(data.shown)) if label]
     bad = replace(data, shown=data.shown.subsample(abnormal))
-    assert "neither normal test pictures nor masks" in lacks(ScoredSubject(fitted("Pradot"), bad))
+    assert "neither normal test images nor masks" in lacks(ScoredSubject(fitted("Pradot"), bad))

@@ -85,7 +85,7 @@ def test_what_could_not_be_drawn_or_written_after_the_test_is_refused_before_it(
     for formats in (["gif"], []):
         with pytest.raises(ValueError, match="each of formats must be 'png' or 'svg' or 'pdf'"):
             ExplainingVisualizer(formats=formats)
-    with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal pictures"):
+    with pytest.raises(ValueError, match="the view flow cannot be drawn: there are no normal images"):
         ExplainingVisualizer(views=["flow"]).on_test_start(trainer, model)
     for name in ("index.html", "WtFlow/model.ckpt"):
         path = trainer.default_root_dir / "explain" / name

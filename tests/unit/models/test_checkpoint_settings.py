@@ -5,6 +5,7 @@ import logging
 import shutil
 from inspect import signature
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from torchvision.transforms.v2 import Compose, Normalize, RandomInvert, Resize
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbone_sources import BackboneError
+from anomalib_ot.host.model_settings import Kind
 
 COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 SIZE = (64, 64)
@@ -211,9 +213,10 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_each_setting_is_of_one_kind(kind):
-    rules = kind.checkpoint_rules
-    assert sorted([*rules.score, *rules.training, *rules.running]) == sorted(settings_of(kind))
+def test_each_setting_is_of_one_kind_and_tested(kind):
+    # A setting without a kind cannot be declared, see test_settings.py.
+    names = [name for each in get_args(Kind) for name in kind.checkpoint_rules.settings.names(each)]
+    assert sorted(names) == sorted(settings_of(kind))
     assert OTHERWISE[kind].keys() == settings_of(kind)
 
 
@@ -371,7 +374,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(trained, root, tmp_pat
 def test_settings_given_in_python_replace_those_of_the_checkpoint(trained, root, tmp_path):
     path, expected = trained(WtFlow)
     loaded = WtFlow.load_from_checkpoint(path, score="mismatch", visualizer=False)
-    assert loaded.hparams.score == loaded.model.score == "mismatch"
+    assert loaded.hparams.score == loaded.settings.score == loaded.model.settings.score == "mismatch"
     assert not torch.equal(scores(loaded, None, root, tmp_path)[0], expected[0])
 
 

@@ -5,10 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 
-from anomalib_ot.models.foct import FoctModel
-from anomalib_ot.models.foct.transport_settings import TransportSettings
-from anomalib_ot.models.pradot.torch_model import PradotModel
-from anomalib_ot.models.wt_flow.torch_model import WtFlowModel
+from anomalib_ot.models.foct import FoctModel, FoctSettings
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
+from anomalib_ot.models.wt_flow import WtFlowModel, WtFlowSettings
 
 SMALL = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
 WAYS = {
@@ -22,16 +21,16 @@ def images(count, seed):
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def foct(query_steps=0, **arguments):
-    transport = TransportSettings(support_steps=3, query_steps=query_steps, tolerance=0)
+def foct(**arguments):
     shares = {"foreground_ratio": 0.5, "background_ratio": 0.5}
-    model = FoctModel(**SMALL, rotations=2, transport=transport, **shares, **arguments).eval()
+    settings = FoctSettings(**SMALL, rotations=2, support_steps=3, tolerance=0, **shares, **arguments)
+    model = FoctModel(settings).eval()
     model.fit(images(2, 0))
     return model
 
 
 def pradot():
-    model = PradotModel(**SMALL, prototypes_per_cell=1, whitened_channels=8).eval()
+    model = PradotModel(PradotSettings(**SMALL, prototypes_per_cell=1, whitened_channels=8)).eval()
     features = model.extract(images(4, 0))
     model.fit_whitening([features])
     model.initialise(features)
@@ -39,7 +38,7 @@ def pradot():
 
 
 def wt_flow():
-    model = WtFlowModel(**SMALL, width=16, whitened_channels=8).eval()
+    model = WtFlowModel(WtFlowSettings(**SMALL, width=16, whitened_channels=8)).eval()
     model.fit_normalization([model.extract(images(4, 0))])
     return model
 
@@ -80,7 +79,7 @@ def test_a_compiled_foct_learns_what_it_learns_otherwise(way, compiled):
     # What the first queries taught changes what is said of them.
     assert torch.equal(scores(compiled(model)), scores(other))
     assert torch.equal(model.episodic.features, other.episodic.features)
-    assert len(model.earlier) == len(other.earlier) == (10 if model.online else 0)
+    assert len(model.earlier) == len(other.earlier) == (10 if model.settings.online else 0)
 
 
 def test_a_compiled_online_foct_has_its_backbone_compiled_and_can_be_frozen(compiled):

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def ending(name, end):
     """A model for one of ``ENDS``; of steps, the flow's own number counts."""
     model, steps = make(name), ENDS[end](name).get("max_steps")
     if name == "WtFlow" and steps:
-        model.training_steps = steps
+        model.settings = replace(model.settings, training_steps=steps)
     return model
 
 

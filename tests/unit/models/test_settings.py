@@ -12,21 +12,21 @@ from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.features import backbones
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.whitening import LocalWhitening
-from anomalib_ot.models.foct.torch_model import FoctModel
-from anomalib_ot.models.foct.transport_settings import TransportSettings
-from anomalib_ot.models.pradot.prototypes import PrototypeSettings
-from anomalib_ot.models.pradot.torch_model import PradotModel
-from anomalib_ot.models.wt_flow.torch_model import WtFlowModel
+from anomalib_ot.host.model_settings import ModelSettings, Running, Scoring, Training
+from anomalib_ot.models.foct import FoctSettings
+from anomalib_ot.models.pradot import PradotSettings
+from anomalib_ot.models.wt_flow import WtFlowSettings
 
-MODELS = [Pradot, Foct, WtFlow, PradotModel, FoctModel, WtFlowModel]
-PARTS = [PrototypeSettings, TransportSettings, LocalWhitening, AnomalyMapGenerator]
+SETTINGS = {Pradot: PradotSettings, Foct: FoctSettings, WtFlow: WtFlowSettings}
+MODELS = [*SETTINGS]
+PARTS = [*SETTINGS.values(), LocalWhitening, AnomalyMapGenerator]
+COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 BAD = [float("nan"), float("inf"), float("-inf"), -1, -0.5]
 # Names in the messages, where they are not the setting's.
 NAMES = {
     "alphas": "each of alphas",
     "image_size": "each of image_size",
     "max_channels": "whitened_channels",
-    "navigator_hidden": "hidden",
 }
 
 
@@ -59,6 +59,27 @@ def make(kind, **arguments):
     if issubclass(kind, LightningModule):
         arguments = {"visualizer": False, "evaluator": False, **arguments}
     return kind(**arguments)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_settings_are_the_arguments_of_the_model_and_have_their_defaults(kind):
+    ours = inspect.signature(SETTINGS[kind]).parameters
+    theirs = {name: each for name, each in inspect.signature(kind).parameters.items() if name not in COMPONENTS}
+    assert ours.keys() == theirs.keys()
+    for name, argument in theirs.items():
+        assert argument.default == ours[name].default
+        assert get_type_hints(kind.__init__)[name] == get_type_hints(SETTINGS[kind])[name]
+
+
+def test_a_setting_without_a_kind_is_refused():
+    with pytest.raises(TypeError, match="Own must annotate depth, width with Scoring, Training or Running"):
+
+        class Own(ModelSettings):
+            layers: Scoring[int] = 1
+            depth: int = 1
+            epochs: Training[int] = 1
+            width: float = 1
+            threads: Running[int] = 1
 
 
 def test_numbers_are_found_in_all_models():

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbones import create_extractor
-from anomalib_ot.models.foct.torch_model import FoctModel
+from anomalib_ot.models.foct import FoctModel, FoctSettings
 
 SMALL = {
     "backbone": "test_resnet",
@@ -85,7 +85,8 @@ def test_threads_score_as_one_alone_and_leave_the_process_as_it_was(name, data, 
 @pytest.fixture
 def online():
     torch.manual_seed(0)
-    model = FoctModel("test_resnet", ["layer3"], pre_trained=False, online=True, rotations=1).eval()
+    settings = FoctSettings(backbone="test_resnet", layers=["layer3"], pre_trained=False, online=True, rotations=1)
+    model = FoctModel(settings).eval()
     model.fit(torch.rand(2, 3, 64, 64))
     return model
 

@@ -5,11 +5,11 @@ from torch import Tensor
 
 
 def greedy_coreset(features: Tensor, size: int) -> Tensor:
-    """Choose features that cover the others: each next one is the farthest from those chosen (k-centre greedy).
+    """Choose features that cover the others: the next one is the farthest from those chosen so far (k-centre greedy).
 
-    The result covers at a radius at most twice the smallest possible (Sener and Savarese, 2018, arXiv 1708.00489).
-    anomalib's ``KCenterGreedy`` draws its start and its projection from global random state; here the start is the
-    feature nearest to the mean, so that what a stream of queries leaves in a memory depends on the stream alone.
+    The covering radius is at most twice the smallest possible one (Sener and Savarese, 2018, arXiv 1708.00489).
+    anomalib's ``KCenterGreedy`` draws its start and its projection from the global random state. Here the start is the
+    feature nearest to the mean, so that the memory after a stream of queries depends on the stream only.
 
     Args:
         features: (N, D).
@@ -22,7 +22,7 @@ def greedy_coreset(features: Tensor, size: int) -> Tensor:
         ValueError: If the size is out of its range.
     """
     if not 1 <= size <= features.shape[0]:
-        msg = f"a coreset of {features.shape[0]} features has between 1 and as many, not {size}"
+        msg = f"the size of a coreset must be from 1 to {features.shape[0]}, the number of features, not {size}"
         raise ValueError(msg)
     chosen = [(features - features.mean(0)).square().sum(1).argmin()]
     distances = torch.full_like(features[:, 0], torch.inf)
@@ -35,7 +35,7 @@ def greedy_coreset(features: Tensor, size: int) -> Tensor:
 def random_projection(features: int, dimensions: int, seed: int = 0) -> Tensor:
     """Gaussian matrix (features, dimensions) that keeps distances up to a small factor (Johnson and Lindenstrauss).
 
-    The identity where there are no more features than dimensions.
+    It is the identity if there are no more features than dimensions.
     """
     if features <= dimensions:
         return torch.eye(features)

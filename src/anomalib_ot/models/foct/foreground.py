@@ -1,10 +1,10 @@
-"""Which cells of a picture show the product, and which its background."""
+"""Which cells of an image show the product, and which the background."""
 
 import logging
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,11 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.settings import require
+from .settings import FoctSettings, Prompt
 
 logger = logging.getLogger(__name__)
 
-ForegroundName = Literal["pca", "sam", "none"]
-Prompt = Literal["box", "point"]
-
-# Less than this share of the cells is no foreground, and more than the rest is no background.
+# A smaller share of the cells is no foreground; if all but a smaller share are foreground, there is no background.
 _LEAST = 0.01
 _EMBEDDINGS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _DOWNLOAD = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
@@ -28,8 +25,8 @@ _DOWNLOAD = "https://github.com/facebookresearch/segment-anything#model-checkpoi
 class Foreground(ABC):
     """Finds the foreground of the images of a support set."""
 
-    def load(self) -> None:  # noqa: B027 - most need nothing
-        """Load what it needs, if anything, so that what is missing is noticed early."""
+    def load(self) -> None:  # noqa: B027 - most load nothing
+        """Load weights, if any are needed, so that missing ones are reported early."""
 
     @abstractmethod
     def masks(self, images: Tensor, features: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ class Foreground(ABC):
         """
 
     def __call__(self, images: Tensor, features: Tensor) -> Tensor:
-        """Find the foreground; where nearly all or nothing is found, all counts as foreground, and a log says so.
+        """Find the foreground. If nearly all or no cells are found, all count as foreground, and a log reports it.
 
         Args:
             images: (K, 3, h, w), RGB in [0, 1].
@@ -54,12 +51,12 @@ class Foreground(ABC):
             (K, H, W), boolean.
 
         Raises:
-            ValueError: If the masks found are not of the size of the features.
+            ValueError: If the masks do not have the size of the features.
         """
         masks = self.masks(images, features)
         expected = (features.shape[0], *features.shape[-2:])
         if tuple(masks.shape) != expected:
-            msg = f"the foreground masks are of shape {tuple(masks.shape)}, the features ask for {expected}"
+            msg = f"the foreground masks have the shape {tuple(masks.shape)}, but the features need {expected}"
             raise ValueError(msg)
         share = masks.float().mean((-2, -1))
         unclear = (share < _LEAST) | (share > 1 - _LEAST)
@@ -73,10 +70,10 @@ class Foreground(ABC):
 
 
 class Everything(Foreground):
-    """Takes every cell for foreground."""
+    """Marks every cell as foreground."""
 
     def __call__(self, images: Tensor, features: Tensor) -> Tensor:
-        """All true, which here is no failure to find something; see :meth:`Foreground.__call__`."""
+        """All true, without the log of :meth:`Foreground.__call__`."""
         return self.masks(images, features)
 
     def masks(self, images: Tensor, features: Tensor) -> Tensor:
@@ -88,8 +85,8 @@ class Everything(Foreground):
 class PrincipalComponent(Foreground):
     """Splits the cells at Otsu's threshold of their first principal component, which needs no further weights.
 
-    What separates product and background is mostly the direction in which features vary most. The side that holds less
-    of the border of the images is the foreground.
+    Features mostly vary in the direction that separates product and background. The side with less of the images'
+    border is the foreground.
     """
 
     def masks(self, images: Tensor, features: Tensor) -> Tensor:
@@ -104,27 +101,24 @@ class PrincipalComponent(Foreground):
         if np.ptp(values) == 0:
             return torch.zeros_like(component, dtype=torch.bool)
         split = float(threshold_otsu(values))
-        # Otsu's threshold is a bin of the lower class: what lies between the means of the classes is farther from both.
+        # Otsu's threshold is a bin of the lower class. The middle between the means of both classes is farther from
+        # each.
         masks = component > (values[values <= split].mean() + values[values > split].mean()) / 2
         border = torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], dim=1)
         return ~masks if border.float().mean() > masks.float().mean() else masks
 
 
 class SegmentAnything(Foreground):
-    """Segments the product with SAM (Kirillov et al., 2023, arXiv 2304.02643), by one prompt at the centre.
+    """Segments the product with SAM (Kirillov et al., 2023, arXiv 2304.02643) and one prompt at the centre.
 
-    SAM is held only while it is needed: a fitted model runs, and is saved, without it.
+    SAM is in memory only while it is needed. A fitted model runs and is saved without it.
 
     Args:
         checkpoint: File of SAM's weights, ViT-B, L or H.
-        prompt: ``box``, the image but for a margin of a twentieth, or ``point``, its centre.
-
-    Raises:
-        ValueError: If the prompt is unknown.
+        prompt: ``box``, the image without a margin of a twentieth, or ``point``, its centre.
     """
 
     def __init__(self, checkpoint: Path | str | None, prompt: Prompt = "box") -> None:
-        require(prompt in get_args(Prompt), "sam_prompt", get_args(Prompt), prompt)
         self.checkpoint = checkpoint
         self.prompt = prompt
         self._predictor: Any = None
@@ -134,8 +128,8 @@ class SegmentAnything(Foreground):
 
         Raises:
             ModuleNotFoundError: If segment-anything is not installed.
-            FileNotFoundError: If there is no checkpoint.
-            ValueError: If the checkpoint is not of SAM.
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If the checkpoint is not one of SAM.
         """
         if find_spec("segment_anything") is None:
             msg = 'segment-anything is not installed; run: pip install "anomalib-ot[sam]"'
@@ -146,7 +140,7 @@ class SegmentAnything(Foreground):
         self._predictor = _load_predictor(Path(self.checkpoint))
 
     def masks(self, images: Tensor, features: Tensor) -> Tensor:
-        """The mask that SAM trusts most for each image; see :meth:`Foreground.masks`."""
+        """The mask with SAM's highest confidence for each image; see :meth:`Foreground.masks`."""
         height, width = images.shape[-2:]
         if self.prompt == "box":
             margin = np.array([width, height, width, height]) / 20
@@ -168,28 +162,15 @@ class SegmentAnything(Foreground):
         return F.adaptive_avg_pool2d(pixels, (height, width))[:, 0].to(features.device) > 0.5  # noqa: PLR2004
 
 
-def create_foreground(name: ForegroundName, sam_checkpoint: Path | str | None, sam_prompt: Prompt) -> Foreground:
-    """The foreground finder of a name.
-
-    Args:
-        name: ``pca``, ``sam`` or ``none``.
-        sam_checkpoint: File of SAM's weights, for ``sam``.
-        sam_prompt: Prompt of SAM.
-
-    Raises:
-        ValueError: If the name is unknown, or a checkpoint is given that nothing reads.
-    """
-    require(name in get_args(ForegroundName), "foreground", get_args(ForegroundName), name)
-    if name == "sam":
-        return SegmentAnything(sam_checkpoint, sam_prompt)
-    if sam_checkpoint is not None:
-        msg = f"sam_checkpoint is given, but foreground={name!r} does not read it; set foreground to sam"
-        raise ValueError(msg)
-    return PrincipalComponent() if name == "pca" else Everything()
+def create_foreground(settings: FoctSettings) -> Foreground:
+    """Create the foreground finder that the settings name."""
+    if settings.foreground == "sam":
+        return SegmentAnything(settings.sam_checkpoint, settings.sam_prompt)
+    return PrincipalComponent() if settings.foreground == "pca" else Everything()
 
 
 def _load_predictor(checkpoint: Path) -> Any:
-    """SAM's predictor, with the architecture that the checkpoint's tensors tell."""
+    """SAM's predictor, with the architecture that matches the checkpoint's tensors."""
     from segment_anything import SamPredictor, sam_model_registry  # noqa: PLC0415 - optional
 
     try:
@@ -200,7 +181,8 @@ def _load_predictor(checkpoint: Path) -> Any:
         raise ValueError(msg) from error
     architecture = _EMBEDDINGS.get(channels)
     if architecture is None:
-        msg = f"{checkpoint} has {channels} channels, which none of {', '.join(_EMBEDDINGS.values())} has"
+        known = ", ".join(f"{name} ({size})" for size, name in _EMBEDDINGS.items())
+        msg = f"{checkpoint} has {channels} channels, expected those of {known}; download one: {_DOWNLOAD}"
         raise ValueError(msg)
     model = sam_model_registry[architecture]()
     try:

@@ -34,21 +34,21 @@ from anomalib_ot.host.image_check import ChecksImages
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
 
-from .foreground import ForegroundName, Prompt, create_foreground
-from .torch_model import FoctModel, Measure
-from .transport_settings import TransportSettings
+from .foreground import create_foreground
+from .settings import FoctSettings, ForegroundName, Measure, Prompt
+from .torch_model import FoctModel
 
 logger = logging.getLogger(__name__)
 
-# Support images beyond which every query takes long.
+# With more support images, every query takes long.
 _MANY = 32
 
 
 class _BrokenOff(Callback):
-    """Tells Foct of an exception, of which the trainer tells callbacks alone."""
+    """Notifies Foct of an exception, which the trainer passes to callbacks only."""
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Tell it."""
+        """Notify the model."""
         del trainer, exception
         pl_module.on_exception()
 
@@ -58,48 +58,50 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
 ):
     """Few-shot anomaly detection with conditional transport and an online memory.
 
-    Made for one to a few normal images; ``FewShot`` draws them from any data module.
+    For one to a few normal images, which ``FewShot`` draws from any data module. Equations are those of the paper.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers of the backbone whose features are concatenated.
+        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone whose features are concatenated, at the finest grid among them.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
-        online: Let queries teach the memory (paper): the result of an image then depends on those before it. Otherwise
-            scores are independent of each other.
-        keep_memory: Keep what queries taught from one test or prediction to the next, rather than start afresh.
-        foreground: Finds the product in the support images: ``pca``, the first principal component of the features;
-            ``sam``, segment-anything (paper); or ``none``.
-        sam_checkpoint: File of SAM's weights.
-        sam_prompt: ``box`` around the image or ``point`` at its centre.
-        rotations: Views of each support image, turned by equal angles, of which the one nearest to the query counts; 1
-            for the image alone (paper).
-        position_weight: Weight of positions in the cost; 0 ignores them (paper).
-        foreground_ratio: Share of the foreground features that the memory keeps, in (0, 1].
-        background_ratio: Share of the background features that the memory keeps, in (0, 1].
-        capacity: Features at which the episodic memory is compressed.
-        compression: Share of the capacity that compression keeps, in (0, 1).
+        online: Let queries teach the episodic memory and the navigator (paper). The result of an image then depends on
+            the images before it. Otherwise the score of an image depends on the support set and that image only.
+        keep_memory: Keep what queries taught from one test or prediction to the next, instead of resetting it.
+        foreground: How to find the product in the support images: ``pca``, the first principal component of the
+            features; ``sam``, segment-anything (paper); or ``none``.
+        sam_checkpoint: File of SAM's weights, for ``foreground="sam"``.
+        sam_prompt: Prompt of SAM: a ``box`` around the image or a ``point`` at its centre.
+        rotations: Views of each support image, rotated by equal angles. A query is compared with the nearest view; 1
+            uses the image alone (paper).
+        position_weight: Weight of positions in the cost, for features of unit variance and an image of unit size; 0
+            ignores positions (paper).
+        foreground_ratio: α, the share of the support set's foreground features that the memory keeps, in (0, 1].
+        background_ratio: β, the share of its background features that the memory keeps, in (0, 1].
+        capacity: L, the number of features at which the episodic memory is compressed.
+        compression: λ, the share of the capacity that compression keeps, in (0, 1).
         top_foreground: Largest number of foreground features that a query adds to the episodic memory.
-        top_background: Largest number of background features that it adds.
-        rho: Weight of the forward transport in the objective, in [0, 1].
+        top_background: Largest number of background features that a query adds to the episodic memory.
+        rho: ρ of eq. 4, the weight of the forward transport in the objective, in [0, 1].
         navigator_start: Start the navigator at the ``metric`` of the features, or at ``random`` (paper).
-        navigator_hidden: Hidden units of the navigator.
-        temperature: Temperature of the start ``metric``.
-        learning_rate: Learning rate of the navigator; 1e-4 in the paper.
+        navigator_hidden: Hidden units of the navigator, at most 16384.
+        temperature: Temperature of the start ``metric``, positive.
+        learning_rate: Learning rate of Adam, which fits the navigator; 1e-4 in the paper.
         support_steps: Largest number of steps that fit the navigator to each support image; 0 in the paper.
-        query_steps: Largest number of steps that fit it to each query; 100 in the paper.
+        query_steps: Largest number of steps that fit the navigator to each query; 0 keeps the navigator of the support
+            set. 100 in the paper.
         fit_features: Features of memory and query that such a fit samples; 0 for all (paper).
-        tolerance: Relative change of the objective at which a fit ends; 0 takes all steps (paper).
-        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels.
-        pre_processor: Pre-processor, or whether to use the default.
-        post_processor: Post-processor, or whether to use the default.
-        evaluator: Evaluator, or whether to use the default.
-        visualizer: Visualizer, or whether to use the default.
+        tolerance: Relative change of the objective at which a fit ends; 0 runs all steps (paper).
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+        pre_processor: Pre-processor; True for the default, False for none.
+        post_processor: Post-processor; True for the default, False for none.
+        evaluator: Evaluator; True for the default, False for none.
+        visualizer: Visualizer; True for the default, False for none.
 
     Raises:
         TypeError: If the backbone is neither a name nor a path.
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If an argument is out of range, or the backbone lacks a layer.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -110,65 +112,52 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     """
 
     model: FoctModel
+    settings: FoctSettings
     views = "anomalib_ot.models.foct.views"
     checkpoint_rules = CheckpointRules(
-        score=frozenset(
-            (
-                *("backbone", "layers", "image_size", "measure", "online", "keep_memory", "rotations"),
-                *("position_weight", "capacity", "compression", "top_foreground", "top_background", "rho"),
-                *("navigator_start", "navigator_hidden", "temperature", "learning_rate", "query_steps"),
-                *("fit_features", "tolerance", "smoothing"),
-            )
-        ),
-        training=frozenset(
-            (
-                *("pre_trained", "foreground", "sam_checkpoint", "sam_prompt", "foreground_ratio"),
-                *("background_ratio", "support_steps"),
-            )
-        ),
-        running=frozenset(),
-        parts=("model", "keep_memory"),
+        FoctSettings,
         learned=("semantic", "episodic", "centre", "scale"),
         marks=("model.semantic.",),
     )
 
     def __init__(
         self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        image_size: tuple[int, int] = (336, 336),
-        measure: Measure = "transport",
-        online: bool = False,
-        keep_memory: bool = False,
-        foreground: ForegroundName = "pca",
-        sam_checkpoint: Path | str | None = None,
-        sam_prompt: Prompt = "box",
-        rotations: int = 12,
-        position_weight: float = 4.0,
-        foreground_ratio: float = 0.1,
-        background_ratio: float = 0.075,
-        capacity: int = 100,
-        compression: float = 0.25,
-        top_foreground: int = 10,
-        top_background: int = 40,
-        rho: float = 0.5,
-        navigator_start: NavigatorStart = "metric",
-        navigator_hidden: int = 4,
-        temperature: float = 0.3,
-        learning_rate: float = 1e-2,
-        support_steps: int = 100,
-        query_steps: int = 0,
-        fit_features: int = 256,
-        tolerance: float = 1e-3,
-        smoothing: float = 4.0,
+        backbone: str | Path = FoctSettings.backbone,
+        layers: Sequence[str] = FoctSettings.layers,
+        pre_trained: bool = FoctSettings.pre_trained,
+        image_size: tuple[int, int] = FoctSettings.image_size,
+        measure: Measure = FoctSettings.measure,
+        online: bool = FoctSettings.online,
+        keep_memory: bool = FoctSettings.keep_memory,
+        foreground: ForegroundName = FoctSettings.foreground,
+        sam_checkpoint: Path | str | None = FoctSettings.sam_checkpoint,
+        sam_prompt: Prompt = FoctSettings.sam_prompt,
+        rotations: int = FoctSettings.rotations,
+        position_weight: float = FoctSettings.position_weight,
+        foreground_ratio: float = FoctSettings.foreground_ratio,
+        background_ratio: float = FoctSettings.background_ratio,
+        capacity: int = FoctSettings.capacity,
+        compression: float = FoctSettings.compression,
+        top_foreground: int = FoctSettings.top_foreground,
+        top_background: int = FoctSettings.top_background,
+        rho: float = FoctSettings.rho,
+        navigator_start: NavigatorStart = FoctSettings.navigator_start,
+        navigator_hidden: int = FoctSettings.navigator_hidden,
+        temperature: float = FoctSettings.temperature,
+        learning_rate: float = FoctSettings.learning_rate,
+        support_steps: int = FoctSettings.support_steps,
+        query_steps: int = FoctSettings.query_steps,
+        fit_features: int = FoctSettings.fit_features,
+        tolerance: float = FoctSettings.tolerance,
+        smoothing: float = FoctSettings.smoothing,
         pre_processor: nn.Module | bool = True,
         post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints hold names, not paths.
+        # Settings and checkpoints store names, not paths.
         backbone = backbone_name(backbone)
+        settings = FoctSettings.of(locals())
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -178,35 +167,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        self.keep_memory = keep_memory
-        self.foreground = create_foreground(foreground, sam_checkpoint, sam_prompt)
-        self.model = FoctModel(
-            backbone,
-            layers,
-            pre_trained,
-            measure,
-            online,
-            rotations,
-            position_weight,
-            foreground_ratio,
-            background_ratio,
-            capacity,
-            compression,
-            top_foreground,
-            top_background,
-            TransportSettings(
-                rho=rho,
-                hidden=navigator_hidden,
-                start=navigator_start,
-                temperature=temperature,
-                learning_rate=learning_rate,
-                support_steps=support_steps,
-                query_steps=query_steps,
-                fit_features=fit_features,
-                tolerance=tolerance,
-            ),
-            smoothing,
-        )
+        self.settings = settings
+        self.foreground = create_foreground(settings)
+        self.model = FoctModel(settings)
         self._support: list[Tensor] = []
         # Leaves the model as it was before validation.
         self._validation = ExitStack()
@@ -229,16 +192,16 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         return resize_and_normalize(image_size or (336, 336), backbone)
 
     def on_fit_start(self) -> None:
-        """Load what finds the foreground, before any image is looked at.
+        """Load the foreground finder before any image is read.
 
         Raises:
             ModuleNotFoundError: If ``foreground="sam"`` and segment-anything is not installed.
-            FileNotFoundError: If ``foreground="sam"`` and there is no checkpoint.
+            FileNotFoundError: If ``foreground="sam"`` and the checkpoint does not exist.
         """
         self.foreground.load()
 
     def on_train_start(self) -> None:
-        """Forget the support set of an earlier fit."""
+        """Discard the support set of an earlier fit."""
         self._support, self._is_validated = [], False
         self._is_fitted = torch.tensor([False], device=self.device)
 
@@ -251,11 +214,11 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
             **kwargs: Unused.
 
         Returns:
-            A loss that moves nothing.
+            A loss without effect on any weight.
         """
         del args, kwargs
         images = batch.image
-        assert images is not None  # noqa: S101 - a data loader's batches have images
+        assert images is not None  # noqa: S101 - batches of a data loader have images
         self.model.anomaly_map_generator.check_size(images.shape[-2:])
         check_finite({"the backbone": self.model(images)}, getattr(batch, "image_path", None))
         self._support.append(images)
@@ -265,7 +228,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         """Fill the memory with the support set.
 
         Raises:
-            RuntimeError: If there is none.
+            RuntimeError: If there is no support set.
         """
         if not self._support:
             msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
@@ -274,14 +237,14 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         self._support = []
         if len(images) > _MANY:
             logger.warning(
-                "Foct compares every query with each of %d support images; it is made for a few. Draw some with "
+                "Foct compares every query with each of %d support images, but is designed for a few. Draw fewer with "
                 "FewShot, or train Pradot.",
                 len(images),
             )
         self.model.fit(images, denormalize(images, self.pre_processor), self.foreground)
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, one image after the other.
+        """Score a batch, one image after another.
 
         Args:
             batch: Images.
@@ -295,40 +258,40 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_validation_start(self) -> None:
-        """Start afresh; what validation teaches is forgotten after it."""
+        """Reset the episodic memory; what validation teaches is discarded when it ends."""
         super().on_validation_start()
         self._validation.enter_context(self.model.forgetting())
         self._is_validated = True
 
     def on_validation_epoch_end(self) -> None:
-        """Forget the images of the validation set."""
+        """Discard what the validation set taught."""
         self._validation.close()
 
     def on_exception(self) -> None:
-        """Forget the images of a validation that was broken off."""
+        """Discard what an interrupted validation taught."""
         self._validation.close()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Those of the host, and what tells the model that a run was broken off."""
+        """The callbacks of the host, and one that notifies the model of an exception."""
         return [_BrokenOff(), *super().configure_callbacks()]
 
     def on_train_epoch_end(self) -> None:
-        """Validate where the trainer did not, as it would only in a later epoch: there is but one."""
+        """Validate if the trainer did not: it may schedule validation for a later epoch, but there is only one."""
         if not self._is_validated:
             validate_now(self.trainer)
         super().on_train_epoch_end()
 
     def rollback(self, queries: int) -> None:
-        """Take back what the last queries of an online model taught, as if they had not been seen.
+        """Undo what the last queries of an online model taught, as if it had not scored them.
 
-        A checkpoint has the memory as it stands, not what came before it. Unless ``keep_memory``, each test and each
-        prediction starts afresh anyway.
+        A checkpoint stores the current memory, not its history. Without ``keep_memory``, each test and each prediction
+        resets the memory anyway.
 
         Args:
-            queries: Number of images, up to the last 100 since the memory was last empty.
+            queries: Number of images, at most those since the last reset and at most 100.
 
         Raises:
-            ValueError: If there are not as many.
+            ValueError: If fewer queries can be undone.
 
         Example:
             >>> model = Foct(online=True, keep_memory=True)  # doctest: +SKIP
@@ -338,34 +301,34 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         self.model.rollback(queries)
 
     def on_test_start(self) -> None:
-        """Start afresh, unless the memory is kept."""
-        if not self.keep_memory:
+        """Reset the episodic memory, unless it is kept."""
+        if not self.settings.keep_memory:
             self.model.reset()
 
     def on_predict_start(self) -> None:
-        """Start afresh, unless the memory is kept."""
-        if not self.keep_memory:
+        """Reset the episodic memory, unless it is kept."""
+        if not self.settings.keep_memory:
             self.model.reset()
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Memory and navigator as they stand, which no query teaches any more."""
+        """A context in which memory and navigator do not change, and queries teach nothing."""
         return self.model.frozen()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take settings that change scores, and a memory of which nothing can be taken back.
+        """Restore the settings that change scores, and a memory without history to undo.
 
         Raises:
-            ValueError: If the checkpoint is of another model, or does not fit.
+            ValueError: If the checkpoint belongs to another model, or its tensors do not match this one.
         """
         super().on_load_checkpoint(checkpoint)
         self.model.earlier.clear()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of the trainer that the model sets."""
+        """Arguments that the model passes to the trainer."""
         return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
 
     @property
     def learning_type(self) -> LearningType:
-        """One-class, as Foct learns from normal images. For what anomalib calls few-shot, it would not fit at all."""
+        """One-class, as Foct learns from normal images. anomalib does not fit a model of the type few-shot."""
         return LearningType.ONE_CLASS

@@ -1,4 +1,4 @@
-"""FOCT's two memories: semantic, of the support set, and episodic, of the queries so far."""
+"""FOCT's two memories: the semantic memory of the support set, and the episodic memory of earlier queries."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,7 +8,6 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_ot.features.extraction import full_precision
-from anomalib_ot.settings import require, require_whole
 from anomalib_ot.transport import euclidean_cost, squared_distance
 
 from .coreset import greedy_coreset, random_projection
@@ -18,11 +17,11 @@ _PROJECTION = 128
 
 
 class Memory(NamedTuple):
-    """Features that a query is compared with.
+    """Features that are compared with a query.
 
     Attributes:
         features: (B, N, C), for each query of a batch.
-        is_foreground: Whether each is of the foreground, (B, N).
+        is_foreground: Whether each feature belongs to the foreground, (B, N).
     """
 
     features: Tensor
@@ -33,11 +32,8 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
     """Coresets of the views of the support images (paper, section 4.1).
 
     Args:
-        foreground_ratio: Share of the foreground features that are kept, in (0, 1].
-        background_ratio: Share of the background features that are kept, in (0, 1].
-
-    Raises:
-        ValueError: If a ratio is out of its range.
+        foreground_ratio: Share of the foreground features to keep, in (0, 1].
+        background_ratio: Share of the background features to keep, in (0, 1].
     """
 
     features: Tensor
@@ -46,8 +42,6 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
 
     def __init__(self, foreground_ratio: float, background_ratio: float) -> None:
         super().__init__()
-        require(0 < foreground_ratio <= 1, "foreground_ratio", "in (0, 1]", foreground_ratio)
-        require(0 < background_ratio <= 1, "background_ratio", "in (0, 1]", background_ratio)
         self.foreground_ratio = foreground_ratio
         self.background_ratio = background_ratio
         # (K, R, n, C) and (K, R, n): n features of each of R views of K support images.
@@ -62,10 +56,10 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         return self.features.numel() > 0
 
     def fit(self, features: Iterable[Tensor], is_foreground: Tensor) -> None:
-        """Keep coresets, of the same size in each view.
+        """Keep coresets of the same size in each view.
 
         Args:
-            features: Features (R, M, C) of the views of each support image; those of one are held at a time.
+            features: Features (R, M, C) of the views of each support image; only those of one image are in memory.
             is_foreground: (K, R, M).
 
         Raises:
@@ -92,10 +86,10 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         self.threshold = torch.stack(reach).mean()
 
     def register_to(self, query: Tensor) -> Memory:
-        """Of each support image, the view that lies nearest to the query.
+        """Select the nearest view of each support image.
 
-        How near is the mean distance of the query's features from the nearest of the view: the cost of transport where
-        each is sent to one feature.
+        The distance of a view is the mean distance of the query's features from their nearest features in the view.
+        This is the cost of transport if each feature is sent to one feature.
 
         Args:
             query: (B, M, C).
@@ -111,7 +105,7 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         return Memory(torch.cat(features, 1), torch.cat(flags, 1))
 
     def nearest_views(self, query: Tensor) -> Tensor:
-        """Which views :meth:`register_to` chooses for queries (B, M, C): their numbers, (B, K)."""
+        """Numbers (B, K) of the views that :meth:`register_to` selects for queries (B, M, C)."""
         return torch.stack([_nearest_view(support, query) for support in self.features], 1)
 
 
@@ -121,9 +115,6 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
     Args:
         capacity: Number of features at which the memory is compressed, L.
         compression: Share of the capacity that compression keeps, λ, in (0, 1).
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     features: Tensor
@@ -131,19 +122,17 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
 
     def __init__(self, capacity: int, compression: float) -> None:
         super().__init__()
-        require_whole(1, "capacity", capacity)
-        require(0 < compression < 1, "compression", "in (0, 1)", compression)
         self.capacity = capacity
         self.compression = compression
         self.register_buffer("features", torch.empty((0, 0), dtype=torch.float32))
         self.register_buffer("is_foreground", torch.empty(0, dtype=torch.bool))
 
     def clear(self) -> None:
-        """Forget the queries."""
+        """Discard all features."""
         self.replace(self.features.new_empty((0, 0)), self.is_foreground.new_empty(0))
 
     def add(self, features: Tensor, is_foreground: Tensor) -> None:
-        """Remember features (L, C), and compress once the memory is full (eq. 7)."""
+        """Add features (L, C), and compress the memory if it is full (eq. 7)."""
         if not features.numel():
             return
         if self.features.numel():
@@ -157,13 +146,13 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
         self.replace(features, is_foreground)
 
     def replace(self, features: Tensor, is_foreground: Tensor) -> None:
-        """Remember features (N, C) in the place of all others."""
-        # Scoring runs in inference mode, whose tensors could not be loaded into from a checkpoint.
+        """Replace all features by features (N, C)."""
+        # Scoring runs in inference mode, and a checkpoint could not be loaded into its tensors.
         with torch.inference_mode(mode=False):
             self.features, self.is_foreground = features.clone(), is_foreground.clone()
 
     def join(self, memory: Memory) -> Memory:
-        """The memory of each query of a batch, with what is remembered."""
+        """The memory of each query of a batch, extended by the features of earlier queries."""
         if not self.features.numel():
             return memory
         batch = memory.features.shape[0]
@@ -174,14 +163,14 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
 
 
 def _nearest_view(support: Tensor, query: Tensor) -> Tensor:
-    """Number (B,) of the view of a support image (R, n, C) that lies nearest to each query (B, M, C)."""
+    """Number (B,) of the view of a support image (R, n, C) that is nearest to each query (B, M, C)."""
     distances = squared_distance(support.flatten(0, 1), query)
     nearest = distances.unflatten(-1, support.shape[:2]).amin(-1).clamp(min=0).sqrt()
     return nearest.mean(1).argmin(-1)
 
 
 def _coreset_of_parts(features: Tensor, mask: Tensor, foreground: int, background: int) -> Tensor:
-    """Coresets of foreground and background; where a part is too small for its share, the other makes up for it."""
+    """Coresets of foreground and background. If one is too small for its share, the other gets the rest."""
     parts = [mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]]
     total = foreground + background
     first = max(min(foreground, parts[0].shape[0]), total - parts[1].shape[0])

@@ -1,4 +1,4 @@
-"""Views of an image, turned by equal angles."""
+"""Views of an image, rotated by equal angles."""
 
 from math import ceil, hypot
 
@@ -9,13 +9,13 @@ from torchvision.transforms.v2 import functional as transforms
 
 
 def turned_views(images: Tensor, rotations: int) -> Tensor:
-    """Turn images by equal angles about their centre, and cut off what leaves the frame.
+    """Rotate images by equal angles about their centre, and crop them to the frame.
 
-    What lies beyond an edge is its mirror image, and beyond the far edge of that the next one, as often as it takes.
+    Beyond an edge, the image is mirrored, as many times as needed.
 
     Args:
         images: (K, C, h, w), floating point.
-        rotations: Number of views, the first of which is the image itself.
+        rotations: Number of views. The first one is the image itself.
 
     Returns:
         (K, rotations, C, h, w).
@@ -24,7 +24,7 @@ def turned_views(images: Tensor, rotations: int) -> Tensor:
         return images[:, None]
     height, width = images.shape[-2:]
     rows, columns = (_mirrored(side, _margin(side, height, width), images.device) for side in (height, width))
-    # Half precision cannot tell the places of neighbouring pixels apart.
+    # Half precision cannot resolve the positions of neighbouring pixels.
     padded = images[..., rows[:, None], columns].float()
     return torch.stack(
         [
@@ -38,13 +38,13 @@ def turned_views(images: Tensor, rotations: int) -> Tensor:
 
 
 def _margin(side: int, height: int, width: int) -> int:
-    """Pixels beyond either end of a side that a view at any angle may show: half the diagonal from the centre."""
-    # A quarter is enough for a square. What is placed with another margin is rounded otherwise.
+    """Pixels beyond either end of a side that a view may show at any angle: half the diagonal from the centre."""
+    # A quarter is enough for a square. Another margin would change the rounding of positions.
     return max(side // 4, ceil((hypot(height - 1, width - 1) - (side - 1)) / 2))
 
 
 def _mirrored(side: int, margin: int, device: torch.device) -> Tensor:
-    """Which pixel of a side is seen at each place from so many before its start to as many after its end."""
+    """Index of the pixel at each position, from ``margin`` pixels before the side to ``margin`` pixels after it."""
     period = max(2 * (side - 1), 1)
     places = torch.arange(-margin, side + margin, device=device) % period
     return torch.minimum(places, period - places)

@@ -1,18 +1,14 @@
 """FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.models.components import DynamicBufferMixin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
@@ -24,7 +20,6 @@ from anomalib_ot.features.extraction import (
     is_exporting,
     is_traced,
 )
-from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     Navigator,
     conditional_plan,
@@ -34,34 +29,20 @@ from anomalib_ot.transport import (
 )
 
 from .foreground import Everything, Foreground
-from .memory import EpisodicMemory, Memory, SemanticMemory
+from .memory import Memory, SemanticMemory
+from .navigator import fit_to
 from .rotations import turned_views
-from .transport_settings import TransportSettings
+from .settings import FoctSettings
+from .state import FoctState
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
-Measure = Literal["transport", "nearest"]
-
 # Support images whose features are extracted at once.
 _PART = 8
-# Queries that can be taken back; with the default settings and a Wide ResNet-50 they hold about 60 MB at most.
-_HISTORY = 100
-# Held while queries are scored online, as each is scored with what those before it have taught. Not one for each model,
-# as a lock can be neither copied nor written to a file.
+# Held while queries are scored online, as each one depends on the queries before it. It is shared by all models, as a
+# lock can be neither copied nor written to a file.
 _teaching = Lock()
-
-
-class Taught(NamedTuple):
-    """What queries have taught up to some moment.
-
-    Attributes:
-        memory: The episodic memory, (1, N, C) and (1, N).
-        navigator: State of the navigator.
-    """
-
-    memory: Memory
-    navigator: dict[str, Tensor]
 
 
 class QueryPlan(NamedTuple):
@@ -71,9 +52,9 @@ class QueryPlan(NamedTuple):
         forward: π(m_i | q_j) for the M cells of the query, row by row, and the N features of the memory, (M, N); its
             rows sum to 1. First come n features of each of the K support images, then those of earlier queries.
         grid: Rows and columns of the query's cells.
-        views: Which view of each support image is compared with, (K,).
+        views: Number of the view that is compared with, of each support image, (K,).
         of_support: n.
-        is_foreground: Whether each feature of the memory is of the foreground, (N,).
+        is_foreground: Whether each feature of the memory belongs to the foreground, (N,).
     """
 
     forward: Tensor
@@ -83,111 +64,38 @@ class QueryPlan(NamedTuple):
     is_foreground: Tensor
 
 
-class FoctModel(DynamicBufferMixin, nn.Module):
+class FoctModel(FoctState):
     """Frozen features, a semantic and an episodic memory, and the transport between them and a query.
 
-    Memories, transport and maps stay in float32 whatever the precision of the backbone.
+    Memories, transport and maps stay in float32 for every precision of the backbone.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers whose features are concatenated, at the finest grid among them.
-        pre_trained: Whether to load the backbone's pre-trained weights.
-        measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
-        online: Whether queries teach the episodic memory and the navigator, as in the paper.
-        rotations: Views of each support image, turned by equal angles; 1 for the image alone, as in the paper.
-        position_weight: Weight of positions in the cost, with features of unit variance and an image of unit size; 0
-            ignores positions, as in the paper.
-        foreground_ratio: α, share of the foreground features of the support set that is kept, in (0, 1].
-        background_ratio: β, share of the background features that is kept, in (0, 1].
-        capacity: L, features at which the episodic memory is compressed.
-        compression: λ, share of the capacity that compression keeps, in (0, 1).
-        top_foreground: Largest number of foreground features that a query adds to the episodic memory.
-        top_background: Largest number of background features that it adds.
-        transport: How the navigator is learned.
-        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+        settings: The settings that :class:`Foct` documents.
 
     Raises:
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If the backbone lacks a layer.
 
     Example:
-        >>> model = FoctModel("resnet18", ["layer2", "layer3"], pre_trained=False, rotations=1).eval()
+        >>> model = FoctModel(FoctSettings(backbone="resnet18", pre_trained=False, rotations=1)).eval()
         >>> model.fit(torch.rand(2, 3, 64, 64))
         >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
         torch.Size([2, 1, 64, 64])
     """
 
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        measure: Measure = "transport",
-        online: bool = False,
-        rotations: int = 12,
-        position_weight: float = 4.0,
-        foreground_ratio: float = 0.1,
-        background_ratio: float = 0.075,
-        capacity: int = 100,
-        compression: float = 0.25,
-        top_foreground: int = 10,
-        top_background: int = 40,
-        transport: TransportSettings | None = None,
-        smoothing: float = 4.0,
-    ) -> None:
-        super().__init__()
-        require(measure in get_args(Measure), "measure", get_args(Measure), measure)
-        require_whole(1, "rotations", rotations)
-        require_finite(position_weight >= 0, "position_weight", "at least 0", position_weight)
-        require_whole(0, "top_foreground", top_foreground)
-        require_whole(0, "top_background", top_background)
-        added = top_foreground + top_background
-        require(capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", capacity)
+    def __init__(self, settings: FoctSettings) -> None:
+        extractor = prepare_extractor(settings.backbone, settings.layers, settings.pre_trained)
+        super().__init__(settings, sum(extractor.out_dims) + 2 * (settings.position_weight > 0))
         self.tiler: Tiler | None = None
-        self.measure = measure
-        self.online = online
-        # Scores by memory and navigator as they stand.
-        self.is_frozen = False
-        self.rotations = rotations
-        self.position_weight = position_weight
-        self.top_foreground = top_foreground
-        self.top_background = top_background
-        self.settings = transport or TransportSettings()
-        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
-        self.semantic = SemanticMemory(foreground_ratio, background_ratio)
-        self.episodic = EpisodicMemory(capacity, compression)
-        # Mean (C,) and total standard deviation () of the support features.
-        self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
-        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
-        channels = sum(self.feature_extractor.out_dims) + 2 * (position_weight > 0)
-        self._new_navigator = partial(_new_navigator, channels, self.settings)
-        # As the support set leaves it, and as it stands.
-        self.support_navigator = self._new_navigator()
-        self.navigator = deepcopy(self.support_navigator)
-        # What had been taught before each of the last queries.
-        self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
-        self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
+        self.feature_extractor = extractor
+        self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FoctModel":
         super()._apply(fn, recurse)
-        self.centre, self.scale = self.centre.float(), self.scale.float()
-        for part in (self.semantic, self.episodic, self.support_navigator, self.navigator, self.anomaly_map_generator):
-            part.float()
+        self.anomaly_map_generator.float()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but what could be taken back, which neither copies nor exported files need."""
-        return {**super().__getstate__(), "earlier": deque(maxlen=_HISTORY)}
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether there is a support set, from training or a checkpoint."""
-        return self.semantic.is_fitted
-
     def extract(self, images: Tensor) -> Tensor:
-        """Features of cells as PatchCore's: averaged over 3 x 3 cells, layers concatenated at the finest grid.
+        """Features of cells as in PatchCore: averaged over 3 x 3 cells, layers concatenated at the finest grid.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -195,119 +103,65 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         Returns:
             (B, D, H, W), float32.
         """
-        # In the order of the network, the finest first.
+        # Layers come in the order of the network, the finest first.
         extract = partial(extract_by_parts, self.feature_extractor)
         layers = extract_by_tiles(extract, images, self.tiler).values()
         maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in layers]
         return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
 
     def views(self, images: Tensor) -> Tensor:
-        """Images (K, C, h, w) turned by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
-        return turned_views(images, self.rotations)
+        """Images (K, C, h, w) rotated by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
+        return turned_views(images, self.settings.rotations)
 
-    # A validation within the epoch fits in inference mode, whose tensors nothing could be loaded into later.
+    # A validation within the epoch fits in inference mode, and nothing could be loaded into its tensors later.
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def fit(self, images: Tensor, pixels: Tensor | None = None, foreground: Foreground | None = None) -> None:
         """Fill the semantic memory with the support set and fit the navigator to it.
 
-        An earlier support set leaves no trace, and stays as it was if this fails. The views of one image are held at a
-        time, so that only what is kept, and one feature map of each image, grows with their number.
+        This replaces an earlier support set, which stays unchanged if the fit fails. Only the views of one image are in
+        memory at a time: the kept features and one feature map of each image grow with the number of images.
 
         Args:
             images: Support images, pre-processed, (K, 3, h, w).
-            pixels: The same as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
-            foreground: Finds the foreground; by default all is.
+            pixels: The same images as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
+            foreground: Finds the foreground. By default, all cells are foreground.
         """
         features = torch.cat([self.extract(part) for part in images.split(_PART)])
         masks = (foreground or Everything())(images if pixels is None else pixels, features)
-        # Rotating is for images: masks are turned as such.
+        # Rotation needs images, so masks are rotated as images.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
         flat = features.movedim(1, -1).flatten(0, -2)
         centre = flat.mean(0)
         scale = flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
-        semantic = SemanticMemory(self.semantic.foreground_ratio, self.semantic.background_ratio)
+        semantic = SemanticMemory(self.settings.foreground_ratio, self.settings.background_ratio)
         pairs = zip(images, features, strict=True)
         semantic.fit((self._embed_views(*each, centre, scale) for each in pairs), turned.flatten(2))
         navigator = self._new_navigator().to(images.device)
-        if self.measure == "transport":
+        if self.settings.measure == "transport":
             for query in (self._points(each[None], centre, scale) for each in features):
                 with full_precision(query):
                     memory = semantic.register_to(query).features[0]
-                    self.settings.fit(navigator, memory, query[0], self.settings.support_steps)
+                    fit_to(navigator, memory, query[0], self.settings, self.settings.support_steps)
         self.centre, self.scale, self.semantic = centre, scale, semantic
         self.support_navigator.load_state_dict(navigator.state_dict())
         self.reset()
 
     def _embed_views(self, image: Tensor, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """Points (R, M, C) of the views of an image (3, h, w), whose own features, (D, H, W), are at hand."""
+        """Points (R, M, C) of the views of an image (3, h, w) with known features (D, H, W)."""
         own = self._points(features[None], centre, scale)
         turned = self.views(image[None])[0, 1:]
         return torch.cat([own, self._points(self.extract(turned), centre, scale)]) if len(turned) else own
 
-    def reset(self) -> None:
-        """Forget the queries: an empty episodic memory and the navigator of the support set."""
-        self.episodic.clear()
-        self.navigator.load_state_dict(self.support_navigator.state_dict())
-        self.earlier.clear()
-
-    def taught(self) -> Taught:
-        """What queries have taught so far."""
-        features, is_foreground = self.episodic.features.clone(), self.episodic.is_foreground.clone()
-        navigator = {name: value.clone() for name, value in self.navigator.state_dict().items()}
-        return Taught(Memory(features[None], is_foreground[None]), navigator)
-
-    def recall(self, taught: Taught) -> None:
-        """Make memory and navigator what they were when :meth:`taught` was called."""
-        self.episodic.replace(*(part[0] for part in taught.memory))
-        self.navigator.load_state_dict(taught.navigator)
-
-    @contextmanager
-    def forgetting(self) -> Iterator[None]:
-        """Start afresh, and leave what had been taught before, and what of it can be taken back, however it ends."""
-        taught, earlier = self.taught(), tuple(self.earlier)
-        self.reset()
-        try:
-            yield
-        finally:
-            self.recall(taught)
-            self.earlier.clear()
-            self.earlier.extend(earlier)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Score by memory and navigator as they stand, which no query teaches any more."""
-        before, self.is_frozen = self.is_frozen, True
-        try:
-            yield
-        finally:
-            self.is_frozen = before
-
-    def rollback(self, queries: int) -> None:
-        """Take back what the last queries taught, be it much or nothing, and score as before them.
-
-        Args:
-            queries: Number of queries, images and not batches; up to 100 since the last reset can be taken back.
-
-        Raises:
-            ValueError: If there are not as many.
-        """
-        count = len(self.earlier)
-        allowed = f"from 1 to {count}, those that can be taken back (reset forgets all)"
-        require(1 <= queries <= count, "queries", allowed, queries)
-        for _ in range(queries):
-            taught = self.earlier.pop()
-        self.recall(taught)
-
     def forward(self, images: Tensor) -> Tensor | InferenceBatch:
-        """Features while training, scores otherwise.
+        """Return features while training, and scores otherwise.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
             While training, the features (B, D, H, W). Otherwise the anomaly map (B, 1, h, w) and the image score (B,),
-            its maximum. Online, one query after another teaches the memory.
+            its maximum. Online, each query teaches the memory before the next one is scored.
 
         Raises:
             RuntimeError: If there is no support set yet.
@@ -330,35 +184,30 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     @property
     def _is_taught(self) -> bool:
-        """Whether a query moves the navigator or the memory, for itself alone or for those after it."""
-        fits = self.measure == "transport" and self.settings.query_steps > 0
-        return not self.is_frozen and (self.online or fits)
-
-    def _require_fit(self) -> None:
-        if not self.is_fitted:
-            msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
-            raise RuntimeError(msg)
+        """Whether a query changes the navigator or the memory, for itself only or for later queries too."""
+        fits = self.settings.measure == "transport" and self.settings.query_steps > 0
+        return not self.is_frozen and (self.settings.online or fits)
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """What each layer, and the place of a cell, adds to the anomaly map, which is their sum.
+        """Contribution of each layer and of the position to the anomaly map, which is their sum.
 
-        A cost is the root of a sum of squares, c = √Σ d_k² over layers and place, and d_k ∂c/∂d_k = d_k² / c are parts
-        that add up to it (Euler's theorem on homogeneous functions). The score is the mean of c over the memory under
-        the forward navigator. Queries teach nothing here.
+        A cost is the root of a sum of squares, c = √Σ d_k² over layers and position. Its parts d_k ∂c/∂d_k = d_k² / c
+        add up to c (Euler's theorem on homogeneous functions). The score is the mean of c over the memory under the
+        forward navigator. Queries teach nothing here.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
-            (B, 1, h, w) for each layer and, where positions count, for ``position``.
+            (B, 1, h, w) for each layer and, unless ``position_weight`` is 0, for ``position``.
 
         Raises:
             RuntimeError: If there is no support set yet.
         """
         self._require_fit()
         features = self.extract(images)
-        names = [*map(str, self.feature_extractor.layers), *["position"] * (self.position_weight > 0)]
+        names = [*map(str, self.feature_extractor.layers), *["position"] * (self.settings.position_weight > 0)]
         with full_precision(features):
             parts = torch.cat([self._parts(query) for query in self._embed(features).split(1)], 1)
             maps = parts.unflatten(-1, features.shape[-2:])[:, :, None]
@@ -369,7 +218,7 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     @torch.no_grad()
     def plan(self, image: Tensor) -> QueryPlan:
-        """Where conditional transport sends the cells of a query, which teaches nothing here.
+        """Compute where conditional transport sends the cells of a query, which teaches nothing here.
 
         Args:
             image: (3, h, w), pre-processed.
@@ -395,15 +244,15 @@ class FoctModel(DynamicBufferMixin, nn.Module):
 
     @torch.no_grad()
     def locate(self, image: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
-        """Look for the memory's features in an image, which may be one of the support set.
+        """Find the memory's features in an image, such as one of the support set.
 
         Args:
             image: (3, h, w), pre-processed.
-            view: Number of the view that is looked for, and that the image is turned to.
+            view: Number of the view to find; the image is rotated to its angle.
 
         Returns:
-            The cell of the turned image that is nearest to each of the n features of this view of the K support images,
-            (K, n), and how near it is, (K, n); about zero for the image that the features are from.
+            Nearest cell of the rotated image for each of the n features of this view of the K support images, (K, n),
+            and its distance, (K, n), which is about zero for the image from which the features were taken.
 
         Raises:
             RuntimeError: If there is no support set yet.
@@ -415,21 +264,27 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         return cells, distances
 
     def _forward_plan(self, memory: Memory, query: Tensor) -> Tensor:
-        """π(m | q) of one query (1, M, C), (1, M, N); where the nearest feature counts, all is sent to it."""
-        if self.measure == "nearest":
+        """π(m | q) of one query (1, M, C), (1, M, N); with ``measure="nearest"``, 1 for the nearest feature."""
+        if self.settings.measure == "nearest":
             nearest = euclidean_cost(memory.features, query).argmin(-1)
             return F.one_hot(nearest, memory.features.shape[1]).to(query.dtype)
-        navigator = self.navigator
-        if self.settings.query_steps and not self.is_frozen:
-            with torch.inference_mode(mode=False):
-                navigator = deepcopy(self.navigator if self.online else self.support_navigator)
-            self.settings.fit(navigator, memory.features[0], query[0], self.settings.query_steps)
-        return conditional_plan(navigator(memory.features, query)).forward
+        return conditional_plan(self._navigator_of(memory, query)(memory.features, query)).forward
+
+    def _navigator_of(self, memory: Memory, query: Tensor) -> Navigator:
+        """The navigator that scores one query (1, M, C): the current one, or a copy that is fitted to the query."""
+        steps = self.settings.query_steps
+        if self.settings.measure == "nearest" or not steps or self.is_frozen:
+            return self.navigator
+        # Parameters that are created in inference mode could not be fitted.
+        with torch.inference_mode(mode=False):
+            navigator = deepcopy(self.navigator if self.settings.online else self.support_navigator)
+        fit_to(navigator, memory.features[0], query[0], self.settings, steps)
+        return navigator
 
     def _parts(self, query: Tensor) -> Tensor:
-        """What each layer, and the place, adds to the scores of one query (1, M, C): (parts, 1, M)."""
+        """Contribution of each layer and of the position to the scores of one query (1, M, C): (parts, 1, M)."""
         memory = self.episodic.join(self.semantic.register_to(query))
-        sizes = [*self.feature_extractor.out_dims, *[2] * (self.position_weight > 0)]
+        sizes = [*self.feature_extractor.out_dims, *[2] * (self.settings.position_weight > 0)]
         pairs = zip(memory.features.split(sizes, -1), query.split(sizes, -1), strict=True)
         squares = torch.stack([squared_distance(*pair).clamp(min=0) for pair in pairs])
         shares = squares / squares.sum(0).clamp(min=torch.finfo(squares.dtype).tiny)
@@ -437,81 +292,68 @@ class FoctModel(DynamicBufferMixin, nn.Module):
         return (costs * shares).sum(-1)
 
     def _embed(self, features: Tensor) -> Tensor:
-        """Features (B, D, H, W) with their positions, as points (B, M, C) whose Euclidean distance is the cost."""
+        """Features (B, D, H, W) with their positions, as points (B, M, C); their Euclidean distance is the cost."""
         return self._points(features, self.centre, self.scale)
 
     def _points(self, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """As :meth:`_embed`, with the mean (C,) and the total standard deviation () of another support set."""
+        """As :meth:`_embed`, for the mean (C,) and the total standard deviation () of another support set."""
         points = (features.movedim(1, -1) - centre) / scale
-        if self.position_weight:
-            positions = self.position_weight * grid_coordinates(*features.shape[-2:]).to(points)
+        if self.settings.position_weight:
+            positions = self.settings.position_weight * grid_coordinates(*features.shape[-2:]).to(points)
             batch = features.shape[0]
             points = torch.cat([points, positions.view(*features.shape[-2:], 2).expand(batch, -1, -1, -1)], -1)
         return points.flatten(1, 2)
 
     def _score_frozen(self, query: Tensor) -> Tensor:
-        """Scores (B, M) of queries (B, M, C), by memory and navigator as they stand."""
+        """Scores (B, M) of queries (B, M, C), for the current memory and navigator."""
         return self._score(query, self.episodic.join(self.semantic.register_to(query)), self.navigator)[0]
 
-    # A compiled graph would learn once, when it is traced, or not at all.
+    # A compiled graph would learn only when it is traced, or not at all.
     @torch.compiler.disable
     def _score_and_learn(self, query: Tensor) -> Tensor:
-        """Scores (1, M) of one query (1, M, C), which may then join the episodic memory."""
-        if self.online:
+        """Scores (1, M) of one query (1, M, C), which may then enter the episodic memory."""
+        if self.settings.online:
             self.earlier.append(self.taught())
         semantic = self.semantic.register_to(query)
         memory = self.episodic.join(semantic)
-        navigator = self.navigator
-        if self.measure == "transport" and self.settings.query_steps:
-            if not self.online:
-                # Parameters made in inference mode could not be fitted.
-                with torch.inference_mode(mode=False):
-                    navigator = deepcopy(self.support_navigator)
-            self.settings.fit(navigator, memory.features[0], query[0], self.settings.query_steps)
+        navigator = self._navigator_of(memory, query)
         scores, relevance, foreground = self._score(query, memory, navigator)
-        if self.online:
-            # Not from what queries taught: a chain of small steps would lead away from the support set.
+        if self.settings.online:
+            self.navigator.load_state_dict(navigator.state_dict())
+            # Excludes the episodic memory: a chain of small steps would lead away from the support set.
             distance = euclidean_cost(semantic.features, query).amin(-1)
             normal = torch.maximum(scores, distance)[0] <= self.semantic.threshold
             self._learn(query[0], normal, relevance[0], foreground[0] > 0.5)  # noqa: PLR2004
         return scores
 
     def _score(self, query: Tensor, memory: Memory, navigator: Navigator) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. 8 for queries (B, M, C): their scores, how relevant they are to the memory, and what of it is foreground.
+        """Eq. 8 for queries (B, M, C): scores, relevance to the memory, and probability of the foreground, each (B, M).
 
-        Relevance is the largest probability of being sent to a feature of the memory (eq. 6); where it is the nearest
-        that counts, closeness to it. All are (B, M).
+        Relevance is the largest probability of being sent to a feature of the memory (eq. 6). With
+        ``measure="nearest"`` it is the negative distance to the nearest feature.
         """
         costs = euclidean_cost(memory.features, query)
         flags = memory.is_foreground.to(costs.dtype)
-        if self.measure == "nearest":
+        if self.settings.measure == "nearest":
             scores, nearest = costs.min(-1)
             return scores, -scores, flags.gather(-1, nearest)
         forward = conditional_plan(navigator(memory.features, query)).forward
         return (forward * costs).sum(-1), forward.amax(-1), (forward @ flags[..., None])[..., 0]
 
     def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
-        """Remember the most relevant of the normal features of a query (M, C).
+        """Add the most relevant normal features of a query (M, C) to the episodic memory.
 
-        A feature is normal if neither its score nor its distance from the semantic memory is more than that of the
-        features of the support set from the coreset of their own image, on average: that much was left out as the same.
-        So no distance falls by more than that, be a defect ever so frequent.
+        A feature is normal if its score and its distance from the semantic memory are at most the mean distance of the
+        support features from the coreset of their own image, which treats features at that distance as equal. A
+        distance to the memory therefore never falls by more than this mean, however often a defect occurs.
         """
         chosen = torch.cat(
             [
                 part[relevance[part].topk(min(count, part.shape[0])).indices]
                 for count, part in (
-                    (self.top_foreground, (normal & is_foreground).nonzero()[:, 0]),
-                    (self.top_background, (normal & ~is_foreground).nonzero()[:, 0]),
+                    (self.settings.top_foreground, (normal & is_foreground).nonzero()[:, 0]),
+                    (self.settings.top_background, (normal & ~is_foreground).nonzero()[:, 0]),
                 )
             ]
         )
         self.episodic.add(query[chosen], is_foreground[chosen])
-
-
-def _new_navigator(channels: int, settings: TransportSettings) -> Navigator:
-    """A navigator as it starts, the same each time."""
-    # Its own generator, as other threads draw from torch's.
-    generator = torch.Generator().manual_seed(0)
-    navigator = Navigator(channels, settings.hidden, settings.start, settings.temperature, generator)
-    return navigator.requires_grad_(requires_grad=False)

@@ -1,4 +1,4 @@
-"""Few columns of a Boolean matrix that meet all of its rows: which prototypes the cells of normal images need."""
+"""A small set of columns that hits every row of a Boolean matrix, here prototypes that cover all cells of images."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,13 +6,13 @@ from scipy.sparse import csr_array
 
 
 def hitting_set(rows: csr_array) -> list[int]:
-    """Few columns such that each row of a Boolean matrix has one of them, by the greedy algorithm.
+    """Find few columns such that every row of a Boolean matrix has a true entry in one of them (greedy algorithm).
 
     Args:
         rows: (N, P), with at least one true entry in each row.
 
     Returns:
-        Indices of the columns: each is the one that most rows without any have, the first where several are.
+        Indices of the columns. Each one hits most of the rows that are not hit yet; the first of several is taken.
 
     Raises:
         ValueError: If a row has no entry.
@@ -22,7 +22,7 @@ def hitting_set(rows: csr_array) -> list[int]:
         [1, 2]
     """
     if not np.diff(rows.indptr).all():
-        msg = "a row without a true entry cannot be met by any column"
+        msg = "each row needs a true entry, as no column can hit an empty row"
         raise ValueError(msg)
     columns = csr_array(rows.T)
     is_open = np.ones(rows.shape[0], dtype=bool)
@@ -39,7 +39,7 @@ def hitting_set(rows: csr_array) -> list[int]:
 
 
 def _entries(matrix: csr_array, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Columns of the entries of some rows, which takes SciPy's own selection several times as long."""
+    """Columns of the entries of some rows, several times as fast as SciPy's own selection."""
     starts, ends = matrix.indptr[rows], matrix.indptr[rows + 1]
     lengths = ends - starts
     before = lengths.cumsum() - lengths

@@ -31,10 +31,9 @@ from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.verdicts import Verdicts
-from anomalib_ot.settings import require_finite, require_whole
 from anomalib_ot.transport import SpatialCost
 
-from .prototypes import Initialisation, PrototypeSettings
+from .settings import Initialisation, PradotSettings
 from .torch_model import PradotModel
 
 logger = logging.getLogger(__name__)
@@ -46,56 +45,62 @@ _BATCH = 64
 class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
-    One training learns global (α = 0) and local (α > 0) prototypes on all layers. The frozen features of the training
-    images are extracted once and kept, so that an epoch is transport alone.
+    One training learns global (α = 0) and local (α > 0) prototypes on all layers. The backbone is frozen: the features
+    of the training images are extracted once and cached, so that an epoch consists of transport only. Equations are
+    those of the paper.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
+        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
         layers: Layers of the backbone to take features from.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
-        prototypes_per_cell: Prototypes in a cell of a feature map, for all layers or one value per layer; below 1, a
-            coarser grid.
-        alphas: Weights of the spatial cost, in [0, 1]; 0 ignores positions.
+        prototypes_per_cell: Prototypes in each cell of a feature map, n: one value for all layers, or one per layer.
+            Below 1, the prototypes have a coarser grid of their own, with this many cells for each one of the map.
+        alphas: Weights α of the spatial cost, in [0, 1]; 0 ignores positions. Prototypes are learned for each.
         epochs: Largest number of passes over the training images.
-        batch_size: Training images in one transport problem, at most as many as there are; at least
-            ``prototypes_per_cell`` is advised. By default 64 as in the paper, or all images where there are fewer.
-        whitened_channels: Whiten features locally, after a random projection to this many channels where they have
-            more; 0 compares them as they are (paper).
+        batch_size: Training images in one transport problem, at most their total number; at least
+            ``prototypes_per_cell`` is recommended. The default is 64 as in the paper, or all images if there are fewer.
+        whitened_channels: Whiten the features locally, see :class:`LocalWhitening`. Features with more channels are
+            first projected to this many random directions. 0 compares the features as they are (paper).
         spatial: ``squared`` distance of positions (paper) or ``euclidean`` (authors' code).
-        initialisation: ``sample``, ``normal`` (paper) or ``uniform`` (authors' code).
-        ema_rate: η, the share of a prototype that a step keeps, in [0, 1].
-        ema_warm_up: Forget the start in the first steps, by a lower η, instead of over many epochs.
-        epsilon: Entropic regularisation of the transport.
+        initialisation: Start prototypes at features of training images (``sample``), at N(0, 1) (``normal``, paper) or
+            at U(0, 1) (``uniform``, authors' code).
+        ema_rate: η of eq. 5, the share of a prototype that a step keeps, in [0, 1].
+        ema_warm_up: Keep min(η, t / (t + 1)) in step t. Early prototypes are then the mean of the start and all
+            barycentres so far, and the start is forgotten within a few steps. The paper keeps η from the first step.
+        epsilon: Entropic regularisation ε of eq. 4, positive.
         sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
         sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
-        free_coordinates: Let the prototypes' coordinates move, as the authors' code can.
-        normalize_score: Score with both costs divided by their maxima over the image (authors' code) or not (paper).
-        calibrate: Weigh the maps of all layers and α by the inverse of what normal images score, rather than alike as
-            in the paper.
-        compress: After training, drop prototypes as long as no cell of a training image scores more by
-            ``compress_tolerance``.
-        compress_tolerance: Rise of a score that compression allows, as a share of its image's highest, at least 0. A
-            larger one leaves fewer prototypes, which score faster.
+        free_coordinates: Move the prototypes' coordinates to the barycentre of the coordinates that are sent to them,
+            as the authors' code can.
+        normalize_score: Divide both costs by their maxima over the image (authors' code), instead of the plain cost of
+            eq. 1 as in eq. 6 (paper).
+        calibrate: Weight the maps of all layers and α by the inverse of the scores of normal images, instead of equally
+            (paper).
+        compress: After training, drop prototypes while no cell of a training image scores more than
+            ``compress_tolerance`` higher.
+        compress_tolerance: Increase of a score that compression allows, as a share of the highest score of its image,
+            at least 0. A larger value leaves fewer prototypes, which score faster.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
-        transport_memory: GiB of memory for the transport's similarities and kernel; where they do not fit, they are
-            rounded, or computed anew on each use.
-        validation_fraction: Fraction of the training images held out to measure the transport cost on; the prototypes
-            with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
-        patience: Epochs without a fall of the transport cost by more than 0.5 % after which training stops.
-        feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk``, ``none``, or ``auto`` for the first of
-            these in which they fit.
-        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use.
-        extraction: Extract the features of training images with ``torch``, ``openvino``, or ``auto`` for OpenVINO where
-            it is installed and pays.
-        pre_processor: Pre-processor, or whether to use the default.
-        post_processor: Post-processor, or whether to use the default.
-        evaluator: Evaluator, or whether to use the default.
-        visualizer: Visualizer, or whether to use the default.
+        transport_memory: Memory for the transport's similarities and kernel, in GiB, positive; see
+            :class:`anomalib_ot.transport.Workspace`. Where they do not fit, they are rounded, or computed again on each
+            use.
+        validation_fraction: Fraction of the training images that is held out to measure the transport cost, in [0, 1).
+            The prototypes with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
+        patience: Training stops after this many epochs in which the transport cost did not fall by more than 0.5 %.
+        feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk`` or ``none``. ``auto`` takes the first
+            of these in which they fit.
+        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
+        extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
+            where it is installed and saves time.
+        pre_processor: Pre-processor; True for the default, False for none.
+        post_processor: Post-processor; True for the default, False for none.
+        evaluator: Evaluator; True for the default, False for none.
+        visualizer: Visualizer; True for the default, False for none.
 
     Raises:
         TypeError: If the backbone is neither a name nor a path.
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If an argument is out of range, or the backbone lacks a layer.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -106,64 +111,52 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     """
 
     model: PradotModel
+    settings: PradotSettings
     views = "anomalib_ot.models.pradot.views"
     checkpoint_rules = CheckpointRules(
-        score=frozenset(
-            (
-                *("backbone", "layers", "image_size", "prototypes_per_cell", "alphas", "whitened_channels"),
-                *("spatial", "normalize_score", "smoothing"),
-            )
-        ),
-        training=frozenset(
-            (
-                *("pre_trained", "epochs", "batch_size", "initialisation", "ema_rate", "ema_warm_up", "epsilon"),
-                *("sinkhorn_iterations", "sinkhorn_tolerance", "free_coordinates", "calibrate", "compress"),
-                *("compress_tolerance", "transport_memory", "validation_fraction", "patience"),
-            )
-        ),
-        running=frozenset(("feature_cache", "cache_budget", "extraction")),
-        parts=("model",),
+        PradotSettings,
         learned=("prototypes",),
         marks=("model.prototypes.",),
     )
 
     def __init__(
         self,
-        backbone: str | Path = "resnet50",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        image_size: tuple[int, int] = (224, 224),
-        prototypes_per_cell: int | float | Sequence[float] = 16,  # noqa: PYI041 - jsonargparse keeps an int an int
-        alphas: Sequence[float] = (0.0, 0.3),
-        epochs: int = 50,
-        batch_size: int | None = None,
-        whitened_channels: int = 128,
-        spatial: SpatialCost = "euclidean",
-        initialisation: Initialisation = "sample",
-        ema_rate: float = 0.95,
-        ema_warm_up: bool = True,
-        epsilon: float = 0.01,
-        sinkhorn_iterations: int = 100,
-        sinkhorn_tolerance: float = 0.1,
-        free_coordinates: bool = False,
-        normalize_score: bool = True,
-        calibrate: bool = True,
-        compress: bool = True,
-        compress_tolerance: float = 0.1,
-        smoothing: float = 4.0,
-        transport_memory: float = 2.0,
-        validation_fraction: float = 0.0,
-        patience: int = 2,
-        feature_cache: CachePlace = "auto",
-        cache_budget: float = 0.5,
-        extraction: Extraction = "auto",
+        backbone: str | Path = PradotSettings.backbone,
+        layers: Sequence[str] = PradotSettings.layers,
+        pre_trained: bool = PradotSettings.pre_trained,
+        image_size: tuple[int, int] = PradotSettings.image_size,
+        prototypes_per_cell: int | float | Sequence[float] = PradotSettings.prototypes_per_cell,  # noqa: PYI041 - jsonargparse keeps an int an int
+        alphas: Sequence[float] = PradotSettings.alphas,
+        epochs: int = PradotSettings.epochs,
+        batch_size: int | None = PradotSettings.batch_size,
+        whitened_channels: int = PradotSettings.whitened_channels,
+        spatial: SpatialCost = PradotSettings.spatial,
+        initialisation: Initialisation = PradotSettings.initialisation,
+        ema_rate: float = PradotSettings.ema_rate,
+        ema_warm_up: bool = PradotSettings.ema_warm_up,
+        epsilon: float = PradotSettings.epsilon,
+        sinkhorn_iterations: int = PradotSettings.sinkhorn_iterations,
+        sinkhorn_tolerance: float = PradotSettings.sinkhorn_tolerance,
+        free_coordinates: bool = PradotSettings.free_coordinates,
+        normalize_score: bool = PradotSettings.normalize_score,
+        calibrate: bool = PradotSettings.calibrate,
+        compress: bool = PradotSettings.compress,
+        compress_tolerance: float = PradotSettings.compress_tolerance,
+        smoothing: float = PradotSettings.smoothing,
+        transport_memory: float = PradotSettings.transport_memory,
+        validation_fraction: float = PradotSettings.validation_fraction,
+        patience: int = PradotSettings.patience,
+        feature_cache: CachePlace = PradotSettings.feature_cache,
+        cache_budget: float = PradotSettings.cache_budget,
+        extraction: Extraction = PradotSettings.extraction,
         pre_processor: nn.Module | bool = True,
         post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints hold names, not paths.
+        # Settings and checkpoints store names, not paths.
         backbone = backbone_name(backbone)
+        settings = PradotSettings.of(locals())
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -173,40 +166,12 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        require_whole(1, "epochs", epochs)
-        require_whole(1, "patience", patience)
-        require_finite(compress_tolerance >= 0, "compress_tolerance", "at least 0", compress_tolerance)
-        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
-        self.epochs = epochs
-        self.patience = patience
-        self.calibrate = calibrate
-        self.compress = compress
-        self.compress_tolerance = compress_tolerance
-        self.model = PradotModel(
-            backbone,
-            layers,
-            pre_trained,
-            prototypes_per_cell,
-            alphas,
-            PrototypeSettings(
-                spatial=spatial,
-                initialisation=initialisation,
-                ema_rate=ema_rate,
-                ema_warm_up=ema_warm_up,
-                epsilon=epsilon,
-                sinkhorn_iterations=sinkhorn_iterations,
-                sinkhorn_tolerance=sinkhorn_tolerance,
-                free_coordinates=free_coordinates,
-                normalize_score=normalize_score,
-            ),
-            smoothing,
-            whitened_channels,
-            transport_memory,
-        )
+        self.set_feature_training(settings, _BATCH)
+        self.model = PradotModel(settings)
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._epoch_costs: list[float] = []
-        # (lowest cost so far, epochs since), kept in checkpoints.
+        # Lowest cost so far, and epochs since then; both are stored in checkpoints.
         self._lowest_cost = float("inf")
         self._epochs_since = 0
         self._best_prototypes: dict[str, Tensor] | None = None
@@ -228,7 +193,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         return resize_and_normalize(image_size or (224, 224), backbone)
 
     def on_fit_start(self) -> None:
-        """Extract the features of the training images, unless they change from epoch to epoch or training has ended."""
+        """Extract the features of the training images, unless they change between epochs or training has ended."""
         if self.resumes_what_has_ended():
             return
         self.extract_training_features(self.model.feature_extractor)
@@ -237,7 +202,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             self.model.initialise(next(self.features_on_device(self.training_features.trained_on, "Starting")))
 
     def on_train_epoch_start(self) -> None:
-        """Forget the costs of the epoch before."""
+        """Clear the costs of the previous epoch."""
         self._epoch_costs = []
 
     def training_step(self, batch: Batch | FeatureBatch, *args, **kwargs) -> STEP_OUTPUT:
@@ -249,7 +214,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             **kwargs: Unused.
 
         Returns:
-            The transport cost as a loss that moves nothing.
+            The transport cost, as a loss without effect on any weight.
         """
         del args, kwargs
         cost = self.model.update(self.features_of(batch))
@@ -258,40 +223,42 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         return cost + 0 * self.anchor
 
     def on_train_epoch_end(self) -> None:
-        """Decide whether it was the last epoch."""
+        """Decide whether this was the last epoch."""
         if self._epoch_costs:
-            self._look_at(fmean(self._epoch_costs))
+            self._track(fmean(self._epoch_costs))
         super().on_train_epoch_end()
 
-    def _look_at(self, cost: float) -> None:
+    def _track(self, cost: float) -> None:
         if self.training_features.held_out is not None:
             cost = self._held_out_cost(self.training_features.held_out)
             self.log("val_transport_cost", cost, prog_bar=True, batch_size=1)
-        if self._falls_no_longer(cost):
-            logger.info("Transport cost %.5f falls no longer after %d epochs.", cost, self.current_epoch + 1)
+        if self._stopped_falling(cost):
+            logger.info("Transport cost %.5f stopped falling after %d epochs.", cost, self.current_epoch + 1)
             self.trainer.should_stop = True
 
     @property
     def has_converged(self) -> bool:
-        """Whether the transport cost fell no longer."""
-        return self._epochs_since >= self.patience
+        """Whether the transport cost stopped falling."""
+        return self._epochs_since >= self.settings.patience
 
     def finished_part(self) -> nn.Module:
         """The prototypes."""
         return self.model.prototypes
 
     def finish(self) -> None:
-        """Take the best prototypes, compress them and weigh their maps, by the training images."""
+        """Restore the best prototypes, then compress them and weight their maps by the training images."""
         if self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
-        if not (self.compress or self.calibrate):
+        if not (self.settings.compress or self.settings.calibrate):
             return
         trained_on = self.training_features.trained_on
-        if self.compress:
+        if self.settings.compress:
             count = self.model.count
-            before = self.model.compress(self.features_on_device(trained_on, "Compressing"), self.compress_tolerance)
+            before = self.model.compress(
+                self.features_on_device(trained_on, "Compressing"), self.settings.compress_tolerance
+            )
         highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
-        if self.compress:
+        if self.settings.compress:
             change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)
             logger.info(
                 "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
@@ -299,11 +266,11 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
                 count,
                 100 * float(change.max()),
             )
-        if self.calibrate:
+        if self.settings.calibrate:
             self.model.calibrate(highest)
 
     def on_fit_end(self) -> None:
-        """Let go of the cached features and of the memory for transport."""
+        """Release the cached features and the memory for transport."""
         self.forget_training_features()
         self.model.workspace.clear()
 
@@ -312,8 +279,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             self.model.transport_cost(features) for features in self.features_on_device(held_out, "Validating")
         )
 
-    def _falls_no_longer(self, cost: float) -> bool:
-        # Less than half a percent is the noise of drawing batches.
+    def _stopped_falling(self, cost: float) -> bool:
+        # The cost varies by up to half a percent with the drawing of batches.
         if cost < self._lowest_cost * 0.995:
             self._lowest_cost = cost
             self._epochs_since = 0
@@ -326,7 +293,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         return self.has_converged
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, for the post-processor's thresholds.
+        """Score a batch, from which the post-processor computes its thresholds.
 
         Args:
             batch: Images.
@@ -340,7 +307,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what resuming needs beside the weights."""
+        """Add the training state that resuming needs."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["pradot"] = {
             "lowest_cost": self._lowest_cost,
@@ -349,10 +316,10 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take settings that change scores, and what resuming needs.
+        """Restore the settings that change scores, and the training state.
 
         Raises:
-            ValueError: If the checkpoint is of another model, or does not fit.
+            ValueError: If the checkpoint belongs to another model, or its tensors do not match this one.
         """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["pradot"]
@@ -362,9 +329,9 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of the trainer that the model sets."""
+        """Arguments that the model passes to the trainer."""
         return {
-            "max_epochs": self.epochs,
+            "max_epochs": self.settings.epochs,
             "num_sanity_val_steps": 0,
         }
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
-from typing import Any, Literal, NamedTuple, get_args
+from math import ceil, sqrt
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.features.extraction import full_precision, is_traced
-from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import (
     FusedCost,
     Processes,
-    SpatialCost,
     TransportPlan,
     Workspace,
     grid_coordinates,
@@ -26,62 +24,15 @@ from anomalib_ot.transport import (
 )
 
 from .hitting_set import hitting_set
+from .settings import PradotSettings
 
-Initialisation = Literal["sample", "normal", "uniform"]
-
-# Where all cells are like all prototypes, up to rounding, there is no farthest to scale by.
+# Where all cells equal all prototypes up to rounding, no largest cost can serve as the scale.
 _SAME = 1e-6
 
 
 @dataclass(frozen=True)
-class PrototypeSettings:
-    """How prototypes are learned and compared; the defaults are those that measured best.
-
-    Args:
-        spatial: ``squared`` distance of positions as in the paper, or ``euclidean`` as in the authors' code.
-        initialisation: ``sample`` starts at features of training images, ``normal`` at N(0, 1) as in the paper,
-            ``uniform`` at U(0, 1) as in the authors' code.
-        ema_rate: η of eq. 5, in [0, 1].
-        ema_warm_up: Keep min(η, t / (t + 1)) in step t, so that early prototypes are the plain mean of the start and
-            all barycentres and the start is soon forgotten. The paper keeps η from the first step.
-        epsilon: Entropic regularisation ε of eq. 4, positive.
-        sinkhorn_iterations: Largest number of Sinkhorn iterations in a step.
-        sinkhorn_tolerance: L1 error of the marginals at which the iterations stop; 0 runs all of them.
-        free_coordinates: Move the coordinates to the barycentre of the coordinates sent to them.
-        normalize_score: Score with both costs divided by their maxima over the image, as in the authors' code, rather
-            than the plain cost of eq. 1, as in the paper's eq. 6.
-
-    Raises:
-        ValueError: If a setting is out of its range.
-    """
-
-    spatial: SpatialCost = "euclidean"
-    initialisation: Initialisation = "sample"
-    ema_rate: float = 0.95
-    ema_warm_up: bool = True
-    epsilon: float = 0.01
-    sinkhorn_iterations: int = 100
-    sinkhorn_tolerance: float = 0.1
-    free_coordinates: bool = False
-    normalize_score: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.spatial in get_args(SpatialCost), "spatial", get_args(SpatialCost), self.spatial)
-        require(
-            self.initialisation in get_args(Initialisation),
-            "initialisation",
-            get_args(Initialisation),
-            self.initialisation,
-        )
-        require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
-        require_finite(self.epsilon > 0, "epsilon", "positive", self.epsilon)
-        require_whole(1, "sinkhorn_iterations", self.sinkhorn_iterations)
-        require_finite(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
-
-
-@dataclass(frozen=True)
 class Assignment:
-    """The prototype that each cell is nearest to, and the two parts of its cost, (1 − α)·feature + α·space.
+    """The nearest prototype of each cell, and the two parts of its cost, (1 − α)·feature + α·space.
 
     Args:
         prototype: Index of the prototype, (B, H, W).
@@ -94,16 +45,16 @@ class Assignment:
     space: Tensor
 
     def score(self, alpha: float) -> Tensor:
-        """Cost (B, H, W) with this weight of the spatial part."""
+        """Cost (B, H, W) for a weight of the spatial part."""
         return (1 - alpha) * self.feature + alpha * self.space
 
 
 class _KeptPenalties(NamedTuple):
-    """Penalties for maps of one size, which take longer to compute than all else in a score.
+    """Penalties for maps of one size. Computing them takes longer than all other steps of a score.
 
     Attributes:
         size: Height and width of the maps.
-        coordinates: Those of the prototypes at that time, (P, 2).
+        coordinates: Coordinates of the prototypes for which the penalties were computed, (P, 2).
         penalties: (H·W, P).
     """
 
@@ -112,23 +63,20 @@ class _KeptPenalties(NamedTuple):
     penalties: Tensor
 
     def are_of(self, size: torch.Size, coordinates: Tensor) -> bool:
-        """Whether they serve for maps of this size and these coordinates."""
-        is_there = self.coordinates.device == coordinates.device
-        return self.size == size and is_there and torch.equal(self.coordinates, coordinates)
+        """Whether they are valid for maps of this size and for these coordinates."""
+        is_on_device = self.coordinates.device == coordinates.device
+        return self.size == size and is_on_device and torch.equal(self.coordinates, coordinates)
 
 
 class Prototypes(DynamicBufferMixin, nn.Module):
-    """The prototypes of one layer and one α, each with a coordinate.
+    """Prototypes of one layer and one α, each with a coordinate.
 
     Args:
         per_cell: Prototypes in a cell of the feature map, n. Below 1, the prototypes have a coarser grid of their own,
-            with this many cells for one of the feature map.
+            with this many cells for each one of the feature map.
         alpha: Weight of the spatial cost, in [0, 1]; 0 makes the prototypes global.
-        settings: How they are learned and compared.
-        workspace: Memory to solve the transport in; prototypes that learn one after another may share it.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+        settings: How they are learned and compared; :class:`Pradot` documents the settings.
+        workspace: Memory in which the transport is solved. Prototypes that learn one after another may share it.
     """
 
     features: Tensor
@@ -138,23 +86,13 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     steps: Tensor
 
     def __init__(
-        self, per_cell: float, alpha: float, settings: PrototypeSettings, workspace: Workspace | None = None
+        self, per_cell: float, alpha: float, settings: PradotSettings, workspace: Workspace | None = None
     ) -> None:
         super().__init__()
-        require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
-        require(
-            0 < per_cell < 1 or (1 <= per_cell < inf and per_cell == int(per_cell)),
-            "prototypes_per_cell",
-            "a whole number or between 0 and 1",
-            per_cell,
-        )
-        if per_cell < 1 and settings.free_coordinates:
-            msg = "free_coordinates needs prototypes_per_cell of at least 1: a coarser grid has fixed coordinates"
-            raise ValueError(msg)
         self.per_cell = per_cell
         self.alpha = alpha
         self.settings = settings
-        # (P, D), (P, 2) and (P,), known with the first batch: one prototype of each cell, then the next of each.
+        # (P, D), (P, 2) and (P,), set by the first batch. The first prototype of every cell precedes the second ones.
         self.register_buffer("features", torch.empty(0, dtype=torch.float32))
         self.register_buffer("coordinates", torch.empty(0, dtype=torch.float32))
         self.register_buffer("potential", torch.empty(0, dtype=torch.float32))
@@ -183,7 +121,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         if self.per_cell < 1:
             height, width = (ceil(side * sqrt(self.per_cell)) for side in (height, width))
         shape = (per_cell, height * width, features.shape[1])
-        # From the seed alone, however much chance was used before.
+        # Depends on the seed only, not on random numbers that were drawn before.
         generator = torch.Generator().manual_seed(torch.initial_seed())
         if self.settings.initialisation == "normal":
             start = torch.randn(shape, dtype=torch.float32, generator=generator)
@@ -193,7 +131,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
             coarse = F.adaptive_avg_pool2d(features.float(), (height, width)).flatten(2).mT
             rounds = [torch.randperm(len(coarse), generator=generator) for _ in range(ceil(per_cell / len(coarse)))]
             start = coarse[torch.cat(rounds)[:per_cell].to(coarse.device)]
-        # Processes that learn together start alike.
+        # All processes of a training start from the same prototypes.
         self.features = Processes.all().first(start.flatten(0, 1).to(features.device))
         self.coordinates = grid_coordinates(height, width, device=features.device).repeat(per_cell, 1)
         self._measure_reach(features)
@@ -202,7 +140,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     def transport(self, features: Tensor) -> tuple[TransportPlan, Tensor, Tensor]:
         """Solve eq. 4 from a batch of embeddings to the prototypes.
 
-        In a distributed program all processes call this, each with its images, and solve one problem together.
+        In distributed training every process calls this with its own images, and together they solve one problem.
 
         Args:
             features: Feature maps (B, D, H, W).
@@ -237,13 +175,13 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         return plan, embeddings, grid.repeat(batch, 1)
 
     def update(self, features: Tensor) -> TransportPlan:
-        """One training step: move the prototypes to their barycentres (eq. 5).
+        """Run one training step: move the prototypes towards their barycentres (eq. 5).
 
         Args:
             features: Feature maps (B, D, H, W).
 
         Returns:
-            The transport plan before the step, valid until the next.
+            The transport plan before the step. It is valid until the next step.
         """
         plan, embeddings, coordinates = self.transport(features)
         self.move(plan.barycentres(embeddings))
@@ -254,7 +192,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         return plan
 
     def move(self, barycentres: Tensor) -> None:
-        """Count a step and move the prototypes towards their barycentres (P, D) at its rate (eq. 5)."""
+        """Count a step, and move the prototypes towards their barycentres (P, D) at the rate of this step (eq. 5)."""
         self.steps += 1
         moved = 1 - self.settings.ema_rate
         if self.settings.ema_warm_up:
@@ -263,16 +201,16 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
     @torch.no_grad()
     def add_needed(self, needed: Tensor, features: Tensor, tolerance: float) -> Tensor:
-        """Add to a set of prototypes what images need to score about the same without all others.
+        """Add prototypes to a set until images score about the same with this set alone.
 
-        A cell needs one of the prototypes whose cost is above its least cost by at most ``tolerance`` times the highest
-        score of its image. Of those that are not in the set, the one that most cells without any could use is added,
-        until none is without (the greedy solution of a hitting set problem).
+        A cell is covered if the set has a prototype whose cost exceeds the cell's least cost by at most ``tolerance``
+        times the highest score of its image. The prototype that covers most of the remaining cells is added until all
+        cells are covered. This is the greedy solution of a hitting set problem.
 
         Args:
             needed: Boolean mask (P,) of the set, on the CPU; changed in place.
             features: Feature maps (B, D, H, W).
-            tolerance: Rise of a score, as a share of the image's highest score, that is allowed; at least 0.
+            tolerance: Allowed increase of a score, as a share of the highest score of its image; at least 0.
 
         Returns:
             Highest score of each image with all prototypes, (B,).
@@ -281,7 +219,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         for image in features.split(1):
             similarities, scale = self._compare(image)
             if self.settings.normalize_score:
-                # The farthest prototype is the unit of the image's costs.
+                # The costs of an image are scaled by its farthest prototype.
                 needed[int(similarities.amin((0, 1)).argmin())] = True
             best = self._highest_gains(similarities, scale, image)
             highest.append((scale - best).amax().clamp(min=0))
@@ -293,14 +231,14 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         return torch.stack(highest)
 
     def keep(self, mask: Tensor) -> None:
-        """Drop the prototypes that a Boolean mask (P,) leaves out."""
+        """Keep the prototypes of a Boolean mask (P,), and drop the others."""
         mask = mask.to(self.features.device)
         self.features, self.coordinates = self.features[mask], self.coordinates[mask]
-        # Without a potential, as before the first step, there is none to start from.
+        # Before the first step there is no potential.
         self.potential = self.potential[mask] if self.potential.numel() else self.potential
 
     def forward(self, features: Tensor) -> Tensor:
-        """Score of each cell, the least cost over the prototypes (eq. 6).
+        """Compute the score of each cell, its least cost over the prototypes (eq. 6).
 
         Args:
             features: Feature maps (B, D, H, W).
@@ -308,7 +246,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         Returns:
             (B, 1, H, W).
         """
-        # On a processor one image's costs fit in its cache; an exported graph takes a batch as it comes.
+        # The costs of one image fit in a CPU's cache. An exported graph takes the batch as a whole.
         images = features.split(1) if features.device.type == "cpu" and not is_traced() else (features,)
         scores = []
         for image in images:
@@ -319,15 +257,15 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
     @torch.no_grad()
     def assign(self, features: Tensor, alpha: float | None = None) -> Assignment:
-        """Tell which prototype has the least cost for each cell, and why.
+        """Find the prototype with the least cost for each cell, and the parts of this cost.
 
         Args:
             features: Feature maps (B, D, H, W).
-            alpha: Weight of the spatial cost to choose with, in [0, 1]; by default that the prototypes were learned
-                with, whose scores :meth:`forward` returns.
+            alpha: Weight of the spatial cost, in [0, 1]. The default is the weight of the prototypes' training, with
+                which :meth:`forward` scores.
 
         Returns:
-            Prototypes and costs, scaled as in the score.
+            Prototypes and costs, scaled as for the score.
         """
         alpha = self.alpha if alpha is None else alpha
         space = self._space(features)
@@ -358,10 +296,10 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         return similarities, similarities.new_full((1, 1, 1), 1 - self.alpha)
 
     def _gains(self, similarities: Tensor, scale: Tensor, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """By how much the cost of each prototype is below the scale: slices of cells and their gains (B, cells, P).
+        """Gain of each prototype, the scale minus its cost: slices of cells and their gains (B, cells, P).
 
-        The least cost is the scale less the largest of these, which takes fewer passes over the matrix. A processor
-        gets the cells of an image in blocks that stay in its cache.
+        The least cost is the scale minus the largest gain, which takes fewer passes over the matrix. On a CPU the cells
+        of an image come in blocks that fit in its cache.
         """
         penalties = self._penalties(features) if self.alpha > 0 else None
         blocks: Iterable[slice] = (slice(None),)
@@ -378,7 +316,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         return torch.cat([gains.amax(-1, keepdim=True) for _, gains in self._gains(similarities, scale, features)], 1)
 
     def _penalties(self, features: Tensor) -> Tensor:
-        """Weighted spatial cost with its sign turned, (H·W, P); kept for further images of the same size."""
+        """Negative weighted spatial cost, (H·W, P), cached for further images of the same size."""
         size, coordinates, kept = features.shape[-2:], self.coordinates, self._kept_penalties
         if not is_traced() and kept is not None and kept.are_of(size, coordinates):
             return kept.penalties
@@ -392,15 +330,15 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         """Spatial cost (H·W, P) of the cells of feature maps (B, D, H, W)."""
         grid = grid_coordinates(*features.shape[-2:], device=features.device)
         squared = spatial_cost(grid, self.coordinates)
-        # torch.cdist loses digits where it multiplies matrices, and cannot be exported where it does not.
+        # torch.cdist loses digits in its mode with matrix products, and cannot be exported in the other.
         return squared.sqrt() if self.settings.spatial == "euclidean" else squared
 
     def _measure_reach(self, features: Tensor) -> None:
         farthest = self._space(features).max()
-        # A single cell has no distances to scale.
+        # A single cell has no distance to scale by.
         self.reach = torch.where(farthest > 0, farthest, 1.0)
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """``F.normalize`` over the last dimension, without the expansion that it leaves in exported graphs."""
+    """``F.normalize`` over the last dimension, without the expansion that it adds to exported graphs."""
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12)

@@ -1,9 +1,8 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,10 +14,11 @@ from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.features.whitening import LocalWhitening
-from anomalib_ot.settings import require, require_finite, require_whole
+from anomalib_ot.settings import require
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
-from .prototypes import Prototypes, PrototypeSettings
+from .prototypes import Prototypes
+from .settings import PradotSettings
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -27,73 +27,43 @@ if TYPE_CHECKING:
 class PradotModel(nn.Module):
     """Multi-layer frozen features and their local and global prototypes.
 
-    Prototypes and maps stay in float32 whatever the precision of the backbone: an update of a twentieth, and the
-    differences between costs, are smaller than bfloat16 resolves.
+    Prototypes and maps stay in float32 for every precision of the backbone: bfloat16 cannot resolve an update by a
+    twentieth, nor the differences between costs.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers to take features from.
-        pre_trained: Whether to load the backbone's pre-trained weights.
-        prototypes_per_cell: n, one for all layers or one per layer; see :class:`Prototypes`.
-        alphas: Weights of the spatial cost; prototypes are learned for each.
-        settings: How prototypes are learned and compared.
-        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
-        whitened_channels: Whiten the features locally, after a random projection to this many channels where they have
-            more; see :class:`LocalWhitening`. 0 compares them as they are, as in the paper.
-        transport_memory: GiB of memory that the transport may take for its kernel and similarities; see
-            :class:`anomalib_ot.transport.Workspace`.
+        settings: The settings that :class:`Pradot` documents.
 
     Raises:
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If the backbone lacks a layer.
 
     Example:
-        >>> model = PradotModel(
-        ...     "resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1, whitened_channels=0
-        ... ).eval()
+        >>> settings = PradotSettings(
+        ...     backbone="resnet18", layers=["layer3"], pre_trained=False, prototypes_per_cell=1, whitened_channels=0
+        ... )
+        >>> model = PradotModel(settings).eval()
         >>> model.initialise(model.extract(torch.rand(2, 3, 64, 64)))
         >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
         torch.Size([2, 1, 64, 64])
     """
 
-    def __init__(
-        self,
-        backbone: str | Path = "resnet50",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        prototypes_per_cell: float | Sequence[float] = 16,
-        alphas: Sequence[float] = (0.0, 0.3),
-        settings: PrototypeSettings | None = None,
-        smoothing: float = 4.0,
-        whitened_channels: int = 128,
-        transport_memory: float = 2.0,
-    ) -> None:
+    def __init__(self, settings: PradotSettings) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
-        per_cell = [prototypes_per_cell] if isinstance(prototypes_per_cell, int | float) else list(prototypes_per_cell)
-        if len(per_cell) == 1:
-            per_cell *= len(layers)
-        if len(per_cell) != len(layers):
-            msg = f"prototypes_per_cell has {len(per_cell)} values for {len(layers)} layers; give one for each, or one"
-            raise ValueError(msg)
-        if not alphas or len(set(alphas)) < len(alphas):
-            msg = f"alphas must be one or more different weights, not {list(alphas)}"
-            raise ValueError(msg)
-        self.layers = tuple(layers)
-        require_finite(transport_memory > 0, "transport_memory", "positive", transport_memory)
-        self.workspace = Workspace(transport_memory * 2**30)
+        self.settings = settings
+        self.layers, alphas = tuple(settings.layers), settings.alphas
+        self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
+        self.workspace = Workspace(settings.transport_memory * 2**30)
         self.prototypes = nn.ModuleList(
-            nn.ModuleList(Prototypes(n, alpha, settings or PrototypeSettings(), self.workspace) for alpha in alphas)
-            for n in per_cell
+            nn.ModuleList(Prototypes(n, alpha, settings, self.workspace) for alpha in alphas) for n in settings.per_cell
         )
-        require_whole(0, "whitened_channels", whitened_channels)
-        self.whitening = nn.ModuleDict(
-            {_key(layer): LocalWhitening(whitened_channels) for layer in layers if whitened_channels}
-        )
-        # Share of each layer and α in the anomaly map; (layers, α), equal until they are calibrated.
+        channels = settings.whitened_channels
+        self.whitening = nn.ModuleDict({_key(layer): LocalWhitening(channels) for layer in self.layers if channels})
+        # Share of each layer and α in the anomaly map, (layers, α); equal until calibration.
         self.weights: Tensor
-        self.register_buffer("weights", torch.full((len(layers), len(alphas)), 1 / (len(layers) * len(alphas))))
-        self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
+        self.register_buffer(
+            "weights", torch.full((len(self.layers), len(alphas)), 1 / (len(self.layers) * len(alphas)))
+        )
+        self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         self._has_warned = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PradotModel":
@@ -110,11 +80,11 @@ class PradotModel(nn.Module):
 
     @property
     def count(self) -> int:
-        """Number of prototypes, of all layers and α."""
+        """Number of prototypes of all layers and α."""
         return sum(len(prototypes.features) for _, prototypes in self.by_layer())
 
     def by_layer(self) -> Iterator[tuple[str, Prototypes]]:
-        """Each layer with each of its prototypes, layer after layer, in the order of ``alphas``."""
+        """Each layer with each of its sets of prototypes: layer by layer, then in the order of ``alphas``."""
         for layer, group in zip(self.layers, self.prototypes, strict=True):
             for prototypes in cast("nn.ModuleList", group):
                 yield layer, cast("Prototypes", prototypes)
@@ -132,10 +102,10 @@ class PradotModel(nn.Module):
         return found[layer, alpha]
 
     def embeddings(self, images: Tensor) -> dict[str, Tensor]:
-        """What the prototypes of each layer are compared with, for images (B, 3, h, w) that are pre-processed.
+        """Features that are compared with the prototypes, for pre-processed images (B, 3, h, w).
 
         Returns:
-            Features of each layer, whitened if wanted, (B, D, H, W).
+            Features of each layer, whitened unless ``whitened_channels`` is 0, (B, D, H, W).
 
         Raises:
             RuntimeError: If there are no prototypes yet.
@@ -146,11 +116,11 @@ class PradotModel(nn.Module):
         return self._embed(self.extract(images))
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
+        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
         return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_whitening(self, batches: Iterable[dict[str, Tensor]]) -> None:
-        """Estimate how the features vary from image to image; does nothing where it is known or not wanted.
+        """Estimate how the features vary between images, unless this is known or whitening is off.
 
         Args:
             batches: Feature maps (B, D, H, W) of the training images.
@@ -170,10 +140,10 @@ class PradotModel(nn.Module):
             prototypes.initialise(embeddings[layer])
 
     def update(self, features: dict[str, Tensor]) -> float:
-        """One training step on the feature maps of a batch; returns the transport cost, averaged over layers and α.
+        """Run one training step on the feature maps of a batch; return the transport cost, averaged over layers and α.
 
         Warns:
-            NotConvergedWarning: Once, if the transport stopped before the tolerance was reached.
+            NotConvergedWarning: Once, if the transport stopped before it reached the tolerance.
         """
         costs, errors = [], []
         with full_precision(features):
@@ -182,7 +152,7 @@ class PradotModel(nn.Module):
                 plan = prototypes.update(embeddings[layer])
                 costs.append(plan.transport_cost())
                 errors.append(plan.marginal_error)
-        settings = prototypes.settings
+        settings = self.settings
         if max(errors) > settings.sinkhorn_tolerance > 0 and not self._has_warned:
             self._has_warned = True
             warnings.warn(
@@ -222,25 +192,25 @@ class PradotModel(nn.Module):
         )
 
     def calibrate(self, highest: Tensor) -> None:
-        """Weigh layers and α by the inverse of the scores that normal images get, so that none drowns the others.
+        """Weight layers and α by the inverse of the scores of normal images, so that none dominates the others.
 
         Args:
             highest: :meth:`highest_scores` of the training images, (layers, alphas, N).
         """
         mean = highest.mean(-1)
-        # A normal image that scores nothing anywhere, as with more prototypes than features, says nothing of the scale.
+        # With more prototypes than features, normal images may score zero everywhere, which gives no scale.
         shares = 1 / mean.clamp(min=1e-3 * float(mean.max()) or 1.0)
         self.weights = shares / shares.sum()
 
     def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
-        """Drop the prototypes without which no cell of a normal image scores much more.
+        """Drop prototypes that no cell of a normal image needs to keep its score low.
 
         Args:
             batches: Feature maps (B, D, H, W) of the training images.
-            tolerance: Rise of a score, as a share of the highest score of its image, that is allowed; at least 0.
+            tolerance: Allowed increase of a score, as a share of the highest score of its image; at least 0.
 
         Returns:
-            :meth:`highest_scores` before, (layers, alphas, N).
+            :meth:`highest_scores` before compression, (layers, alphas, N).
         """
         needed = [torch.zeros(len(each.features), dtype=torch.bool) for _, each in self.by_layer()]
         highest = []
@@ -257,7 +227,7 @@ class PradotModel(nn.Module):
         return torch.cat(highest, dim=-1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Features while training, scores otherwise.
+        """Return features while training, and scores otherwise.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -282,7 +252,7 @@ class PradotModel(nn.Module):
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """What each layer and α adds to the anomaly map, which is their sum.
+        """Contribution of each layer and α to the anomaly map, which is their sum.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -312,7 +282,7 @@ class PradotModel(nn.Module):
             ]
 
     def _embed(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What prototypes are compared with: the features, whitened if wanted."""
+        """The features, whitened unless ``whitened_channels`` is 0."""
         if not self.whitening:
             return features
         return {layer: self._whitening_of(layer)(features[layer]) for layer in self.layers}
@@ -322,5 +292,5 @@ class PradotModel(nn.Module):
 
 
 def _key(layer: str) -> str:
-    """Name of a layer as a key of a ``ModuleDict``, which has no dots."""
+    """Name of a layer as a key of a ``ModuleDict``, which allows no dots."""
     return layer.replace(".", "_")

@@ -33,72 +33,75 @@ from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
 from anomalib_ot.host.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.verdicts import Verdicts
-from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
 
 from .matching import matching_losses
-from .torch_model import Normalization, Score, WtFlowModel
+from .settings import Normalization, Score, WtFlowSettings
+from .torch_model import WtFlowModel
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 16
-# Share of the training in which the learning rate rises.
+# Share of the training during which the learning rate rises.
 _WARM_UP = 0.1
-# Steps from one look at the held-out images to the next, and draws of noise and times in each.
-_LOOK = 25
+# Steps between two measurements of the held-out loss, and draws of noise and times in each.
+_INTERVAL = 25
 _DRAWS = 4
 
 
 class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Anomaly detection by time-reversed flow matching with worst transport.
 
-    The frozen features of the training images are extracted once and kept, so that a step is the flow alone. Scores are
-    those of the exponential moving average of the weights.
+    The backbone is frozen: the features of the training images are extracted once and cached, so that a step consists
+    of the flow only. Scores use the exponential moving average of the weights.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers of the backbone to take features from; each has a flow of its own, and their maps are averaged.
+        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone to take features from. Each has its own flow, and their maps are averaged.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
-        normalization: Features are normalised by ``whitening`` each cell by its mean and covariance in normal images,
-            or by ``layer`` normalisation over the map (paper).
-        whitened_channels: Channels to which whitening projects features that have more.
+        normalization: ``whitening`` of each cell by its mean and covariance in normal images, see
+            :class:`LocalWhitening`, or ``layer`` normalisation over the map, without parameters (paper).
+        whitened_channels: Whitening projects features with more channels to this number.
         pooling: Average the features over 3 x 3 cells at every second cell (paper).
-        width: Channels of the velocity field, a multiple of 16.
-        depth: Times that the velocity field halves the resolution.
-        coupling: Pairs features and noise ``independent`` of each other, at ``optimal`` or at ``worst`` transport cost
+        width: Channels of the velocity field, a multiple of 16, at most 16384.
+        depth: Number of times that the velocity field halves the resolution, at most 16; 0 for none.
+        coupling: Pair features with noise ``independent`` of each other, at ``optimal`` or at ``worst`` transport cost
             (paper).
-        scope: Pair ``positions`` or ``maps`` as wholes.
-        block_size: Points among which pairs are sought, a divisor of those of a batch; 0 for all, None for the largest
-            up to 128.
+        scope: Pair single ``positions`` or whole ``maps``.
+        block_size: Number of points within which pairs are assigned, a divisor of the points in a batch; 0 for all,
+            None for the largest divisor up to 128.
         solver: ``exact``, ``greedy`` or ``auto``, see :class:`anomalib_ot.transport.OptimalCoupling`.
         score: ``density`` (paper), ``log_density`` or ``mismatch``, see :meth:`WtFlowModel.scores`.
-        euler_steps: Euler steps of ``density`` and ``log_density``.
+        euler_steps: Euler steps from t = 0 to 1 of ``density`` and ``log_density``.
         mismatch_times: Times in (0, 1) at which ``mismatch`` compares velocities.
         mismatch_draws: Noise draws of ``mismatch`` at each time.
-        top_share: Share of the pixels, the highest, whose mean is the image score; with 0 it is the highest one alone.
+        top_share: The image score is the mean of this share of the pixels, the highest ones; 0 takes the maximum. 0.03
+            in the paper.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
         training_steps: Steps of the optimiser, over which the learning rate rises, then falls to 0 by a cosine.
-        batch_size: Training images in a step, at most all of them. By default 16, or all where there are fewer.
+        batch_size: Training images in a step, at most their total number. The default is 16, or all images if there are
+            fewer.
         learning_rate: Highest learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
-        ema_rate: Share of the averaged weights that a step keeps, in [0, 1); less in the first steps.
-        validation_fraction: Fraction of the training images held out; training stops when their loss falls no longer,
-            and the weights with the lowest are kept. 0 holds out none.
-        patience: Looks at the held-out images, one every 25 steps, without a lower loss after which training stops.
-        feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk``, ``none``, or ``auto`` for the first of
-            these in which they fit.
-        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use.
-        extraction: Extract the features of training images with ``torch``, ``openvino``, or ``auto`` for OpenVINO where
-            it is installed and pays.
-        pre_processor: Pre-processor, or whether to use the default.
-        post_processor: Post-processor, or whether to use the default.
-        evaluator: Evaluator, or whether to use the default.
-        visualizer: Visualizer, or whether to use the default.
+        ema_rate: Share of the averaged weights that a step keeps, in [0, 1). The first steps keep less.
+        validation_fraction: Fraction of the training images that is held out, in [0, 1). Training stops when their loss
+            no longer decreases, and the weights with the lowest loss are kept. 0 holds out none.
+        patience: Training stops after this many measurements of the held-out loss, one every 25 steps, without a lower
+            loss.
+        feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk`` or ``none``. ``auto`` takes the first
+            of these in which they fit.
+        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
+        extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
+            where it is installed and saves time.
+        pre_processor: Pre-processor; True for the default, False for none.
+        post_processor: Post-processor; True for the default, False for none.
+        evaluator: Evaluator; True for the default, False for none.
+        visualizer: Visualizer; True for the default, False for none.
 
     Raises:
         TypeError: If the backbone is neither a name nor a path.
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If an argument is out of range, or the backbone lacks a layer.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -108,21 +111,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     """
 
     model: WtFlowModel
+    settings: WtFlowSettings
     views = "anomalib_ot.models.wt_flow.views"
     checkpoint_rules = CheckpointRules(
-        score=frozenset(
-            (
-                *("backbone", "layers", "image_size", "normalization", "whitened_channels", "pooling", "width"),
-                *("depth", "score", "euler_steps", "mismatch_times", "mismatch_draws", "top_share", "smoothing"),
-            )
-        ),
-        training=frozenset(
-            (
-                *("pre_trained", "coupling", "scope", "block_size", "solver", "training_steps", "batch_size"),
-                *("learning_rate", "weight_decay", "ema_rate", "validation_fraction", "patience"),
-            )
-        ),
-        running=frozenset(("feature_cache", "cache_budget", "extraction")),
+        WtFlowSettings,
         parts=("model", "trained"),
         learned=("normalization", "noise"),
         marks=("model.heads.",),
@@ -130,42 +122,43 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     def __init__(
         self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer3",),
-        pre_trained: bool = True,
-        image_size: tuple[int, int] = (256, 256),
-        normalization: Normalization = "whitening",
-        whitened_channels: int = 128,
-        pooling: bool = False,
-        width: int = 64,
-        depth: int = 1,
-        coupling: CouplingName = "worst",
-        scope: Scope = "positions",
-        block_size: int | None = None,
-        solver: Solver = "auto",
-        score: Score = "log_density",
-        euler_steps: int = 1,
-        mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-        mismatch_draws: int = 1,
-        top_share: float = 0.0,
-        smoothing: float = 0.0,
-        training_steps: int = 200,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        ema_rate: float = 0.99,
-        validation_fraction: float = 0.0,
-        patience: int = 4,
-        feature_cache: CachePlace = "auto",
-        cache_budget: float = 0.5,
-        extraction: Extraction = "auto",
+        backbone: str | Path = WtFlowSettings.backbone,
+        layers: Sequence[str] = WtFlowSettings.layers,
+        pre_trained: bool = WtFlowSettings.pre_trained,
+        image_size: tuple[int, int] = WtFlowSettings.image_size,
+        normalization: Normalization = WtFlowSettings.normalization,
+        whitened_channels: int = WtFlowSettings.whitened_channels,
+        pooling: bool = WtFlowSettings.pooling,
+        width: int = WtFlowSettings.width,
+        depth: int = WtFlowSettings.depth,
+        coupling: CouplingName = WtFlowSettings.coupling,
+        scope: Scope = WtFlowSettings.scope,
+        block_size: int | None = WtFlowSettings.block_size,
+        solver: Solver = WtFlowSettings.solver,
+        score: Score = WtFlowSettings.score,
+        euler_steps: int = WtFlowSettings.euler_steps,
+        mismatch_times: Sequence[float] = WtFlowSettings.mismatch_times,
+        mismatch_draws: int = WtFlowSettings.mismatch_draws,
+        top_share: float = WtFlowSettings.top_share,
+        smoothing: float = WtFlowSettings.smoothing,
+        training_steps: int = WtFlowSettings.training_steps,
+        batch_size: int | None = WtFlowSettings.batch_size,
+        learning_rate: float = WtFlowSettings.learning_rate,
+        weight_decay: float = WtFlowSettings.weight_decay,
+        ema_rate: float = WtFlowSettings.ema_rate,
+        validation_fraction: float = WtFlowSettings.validation_fraction,
+        patience: int = WtFlowSettings.patience,
+        feature_cache: CachePlace = WtFlowSettings.feature_cache,
+        cache_budget: float = WtFlowSettings.cache_budget,
+        extraction: Extraction = WtFlowSettings.extraction,
         pre_processor: nn.Module | bool = True,
         post_processor: PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints hold names, not paths.
+        # Settings and checkpoints store names, not paths.
         backbone = backbone_name(backbone)
+        settings = WtFlowSettings.of(locals())
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -175,38 +168,13 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             visualizer=visualizer,
         )
         self.record_backbone(backbone)
-        require_whole(1, "training_steps", training_steps)
-        require_finite(learning_rate > 0, "learning_rate", "positive", learning_rate)
-        require_finite(weight_decay >= 0, "weight_decay", "at least 0", weight_decay)
-        require(0 <= ema_rate < 1, "ema_rate", "in [0, 1)", ema_rate)
-        require_whole(1, "patience", patience)
-        self.set_feature_training(feature_cache, cache_budget, extraction, batch_size, _BATCH, validation_fraction)
-        self.coupling = create_coupling(coupling, scope, block_size, solver)
-        self.training_steps = training_steps
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.ema_rate = ema_rate
-        self.patience = patience
-        self.model = WtFlowModel(
-            backbone,
-            layers,
-            pre_trained,
-            normalization,
-            whitened_channels,
-            pooling,
-            width,
-            depth,
-            score,
-            euler_steps,
-            mismatch_times,
-            mismatch_draws,
-            top_share,
-            smoothing,
-        )
-        # The model has the average of the weights that are trained.
+        self.set_feature_training(settings, _BATCH)
+        self.coupling = create_coupling(settings.coupling, settings.scope, settings.block_size, settings.solver)
+        self.model = WtFlowModel(settings)
+        # The model holds the moving average of these weights.
         self.trained = deepcopy(self.model.velocities())
         self.model.requires_grad_(requires_grad=False)
-        # (lowest loss so far, looks since), kept in checkpoints.
+        # Lowest loss so far, and measurements since then; both are stored in checkpoints.
         self._lowest_loss = float("inf")
         self._looks_since = 0
         self._best_weights: dict[str, Tensor] | None = None
@@ -229,21 +197,23 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""
-        optimizer = torch.optim.AdamW(self.trained.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _share_of_learning_rate(self, step: int) -> float:
-        # Warm-up times cosine in closed form. torch's schedulers, chained, update the rate step by step, and round.
-        done = min(1.0, (step + 1) / (self.training_steps + 1))
+        # Warm-up times cosine, in closed form. A chain of torch's schedulers would round at each step.
+        done = min(1.0, (step + 1) / (self.settings.training_steps + 1))
         return min(1.0, done / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
 
     def on_fit_start(self) -> None:
-        """Extract the features of the training images and estimate how they vary.
+        """Extract the features of the training images, and estimate how they vary.
 
         Raises:
             ValueError: If the feature maps are too small for the velocity field, or the block size does not divide
-                the points of a batch.
+                the points in a batch.
         """
         if self.resumes_what_has_ended():
             return
@@ -262,7 +232,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
                 self.coupling.check((size, *maps.shape[1:]))
 
     def training_step(self, batch: Batch | FeatureBatch, *args, **kwargs) -> STEP_OUTPUT:
-        """Regress the velocity between features and the noise that they are paired with.
+        """Regress the velocity from features to their paired noise.
 
         Args:
             batch: Images, or their cached features.
@@ -270,27 +240,27 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             **kwargs: Unused.
 
         Returns:
-            The loss, or None where it is not finite; training then stops with the last good weights.
+            The loss, or None if it is not finite; training then stops with the last weights of a finite loss.
 
         Raises:
-            RuntimeError: If the very first loss is not finite, or one of several processes.
+            RuntimeError: If the first loss is not finite, or any loss in training with several processes.
         """
         del args, kwargs
         embeddings = self.model.embed(self.features_of(batch))
         processes = Processes.all()
         losses = matching_losses(self.trained, embeddings, self.coupling, self._generator(), processes)
-        # Each process says so, not only the one where it happened.
+        # So that all processes report it, not only one.
         batch_losses = processes.sum(losses.detach() / self.trainer.world_size)
         if not batch_losses.isfinite().all():
             self._stop_at(batch_losses)
             return None
-        # The loss has shown that the weights are good.
+        # The finite loss shows that the weights are valid.
         self._average()
         self.log("train_loss", batch_losses.mean(), prog_bar=True, batch_size=1)
         return losses.mean()
 
     def _generator(self) -> torch.Generator:
-        """Noise and times depend on seed and step alone, so that neither a resumed run nor several processes tell."""
+        """Noise and times depend on seed and step only, and not on resuming or on the number of processes."""
         return torch.Generator(self.device).manual_seed(user_seed() * 1_000_003 + self.global_step)
 
     def _stop_at(self, losses: Tensor) -> None:
@@ -299,7 +269,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             f"the loss of layer {layer} is not finite at step {self.global_step} (epoch {self.current_epoch}); lower "
             "learning_rate or train with a higher precision"
         )
-        # Lightning lets none of several processes skip a step.
+        # With several processes, Lightning allows none of them to skip a step.
         if self.global_step == 0 or self.trainer.world_size > 1:
             raise RuntimeError(msg)
         logger.error("Training stops with the weights of the step before: %s.", msg)
@@ -307,41 +277,43 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     @torch.no_grad()
     def _average(self) -> None:
-        # As torch's get_ema_multi_avg_fn, but at a rising rate, and in the averages' own precision. AveragedModel would
-        # rename the weights of checkpoints.
-        rate = min(self.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
+        # As torch's get_ema_multi_avg_fn, but with a rising rate, and in the precision of the averages. AveragedModel
+        # would rename the weights in checkpoints.
+        rate = (
+            min(self.settings.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
+        )
         for average, weights in zip(self.model.velocities().parameters(), self.trained.parameters(), strict=True):
             average.lerp_(weights.to(average.dtype), 1 - rate)
 
     def on_train_batch_end(self, *args) -> None:
-        """Look at the held-out images now and then."""
+        """Measure the held-out loss at regular intervals."""
         held_out = self.training_features.held_out
         if (
             held_out is not None
-            and self.global_step % _LOOK == 0
-            and self._falls_no_longer(self._held_out_loss(held_out))
+            and self.global_step % _INTERVAL == 0
+            and self._stopped_falling(self._held_out_loss(held_out))
         ):
-            logger.info("The loss of held-out images falls no longer after %d steps.", self.global_step)
+            logger.info("The loss of held-out images stopped falling after %d steps.", self.global_step)
             self.trainer.should_stop = True
         super().on_train_batch_end(*args)
 
     @property
     def has_converged(self) -> bool:
-        """Whether the loss of the held-out images fell no longer."""
-        return self._looks_since >= self.patience
+        """Whether the loss of the held-out images stopped falling."""
+        return self._looks_since >= self.settings.patience
 
     def finished_part(self) -> nn.Module:
         """The averaged velocity fields."""
         return self.model.velocities()
 
     def finish(self) -> None:
-        """Take the best weights, where images are held out."""
+        """Restore the best weights, if images are held out."""
         if self._best_weights is not None:
             self.model.velocities().load_state_dict(self._best_weights)
 
     @torch.no_grad()
     def _held_out_loss(self, held_out: Iterable[FeatureBatch]) -> float:
-        """Loss of the averaged weights, with the same noise and times at each look."""
+        """Loss of the averaged weights, with the same noise and times in each measurement."""
         generator = torch.Generator(self.device).manual_seed(0)
         velocities = self.model.velocities()
         loss = fmean(
@@ -352,7 +324,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         return loss
 
-    def _falls_no_longer(self, loss: float) -> bool:
+    def _stopped_falling(self, loss: float) -> bool:
         if loss < self._lowest_loss:
             self._lowest_loss = loss
             self._looks_since = 0
@@ -362,11 +334,11 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         return self.has_converged
 
     def on_fit_end(self) -> None:
-        """Let go of the cached features."""
+        """Release the cached features."""
         self.forget_training_features()
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, for the post-processor's thresholds.
+        """Score a batch, from which the post-processor computes its thresholds.
 
         Args:
             batch: Images.
@@ -380,7 +352,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what resuming needs beside the weights."""
+        """Add the training state that resuming needs."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["wt_flow"] = {
             "lowest_loss": self._lowest_loss,
@@ -389,10 +361,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take settings that change scores, and what resuming needs.
+        """Restore the settings that change scores, and the training state.
 
         Raises:
-            ValueError: If the checkpoint is of another model, or does not fit.
+            ValueError: If the checkpoint belongs to another model, or its tensors do not match this one.
         """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["wt_flow"]
@@ -402,10 +374,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of the trainer that the model sets."""
+        """Arguments that the model passes to the trainer."""
         return {
             "max_epochs": -1,
-            "max_steps": self.training_steps,
+            "max_steps": self.settings.training_steps,
             "gradient_clip_val": 1.0,
             "num_sanity_val_steps": 0,
         }

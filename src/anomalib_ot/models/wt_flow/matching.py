@@ -19,17 +19,18 @@ def matching_losses(
 ) -> Tensor:
     """Flow-matching loss of each layer, the mean of (v(x_t, t) − (x_1 − x_0))² over maps and their entries.
 
-    Processes that share a batch each draw and pair the noise of all of it, so that they learn what one does.
+    Processes that share a batch each draw and pair the noise of the whole batch, so that together they train the same
+    as one process.
 
     Args:
         velocities: Velocity field of each layer.
-        embeddings: x_0, (B, C, H, W) of each layer; of several processes each may have another B, or 0.
+        embeddings: x_0, (B, C, H, W) of each layer. B may differ between processes, and may be 0.
         coupling: Pairs each x_0 with its noise x_1.
-        generator: Source of noise and times, on the embeddings' device; in the same state in all processes.
-        processes: Those that share the batch; this one alone by default.
+        generator: Source of noise and times, on the embeddings' device, in the same state in all processes.
+        processes: The processes that share the batch; only this one by default.
 
     Returns:
-        (layers,), the mean of which over the processes is the loss of the batch.
+        (layers,), whose mean over the processes is the loss of the batch.
     """
     share = _Share.of(embeddings[0], processes or Processes())
     losses = []
@@ -40,7 +41,7 @@ def matching_losses(
         times = torch.rand(len(batch), generator=generator, device=maps.device)[share.rows]
         along = times[:, None, None, None]
         predicted = velocity((1 - along) * maps + along * noise, times)
-        # The mean over no maps is not a number, yet the others wait for this process's gradients.
+        # The mean over no maps is NaN, but the other processes wait for the gradients of this one.
         loss = F.mse_loss(predicted.float(), noise - maps) if len(maps) else predicted.sum()
         losses.append(loss * share.weight)
     return torch.stack(losses)
@@ -48,13 +49,13 @@ def matching_losses(
 
 @dataclass(frozen=True)
 class _Share:
-    """What this process has of a batch, whose maps the processes have by turns.
+    """The part of a batch in this process, when the maps are dealt to the processes in turn.
 
     Attributes:
-        processes: Those that share the batch.
-        rows: This process's maps among all.
-        total: Number of maps of all.
-        weight: How much larger the share is than the mean one.
+        processes: The processes that share the batch.
+        rows: Indices of this process's maps in the batch.
+        total: Number of maps in the batch.
+        weight: Size of this share, relative to the mean share.
     """
 
     processes: Processes
@@ -64,7 +65,7 @@ class _Share:
 
     @classmethod
     def of(cls, maps: Tensor, processes: Processes) -> "_Share":
-        """The share that these maps (B, C, H, W) are."""
+        """The share of a process with maps (B, C, H, W)."""
         if processes.group is None:
             return cls(processes, slice(None), len(maps), 1.0)
         ours = distributed.get_rank(processes.group)
@@ -76,7 +77,7 @@ class _Share:
         return cls(processes, rows, len(turns), len(maps) * len(numbers) / len(turns))
 
     def whole(self, maps: Tensor) -> Tensor:
-        """The maps of all processes."""
+        """The maps of all processes, in the order of the batch."""
         if self.processes.group is None:
             return maps
         batch = maps.new_zeros(self.total, *maps.shape[1:])

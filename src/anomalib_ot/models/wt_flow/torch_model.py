@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -15,108 +14,52 @@ from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
 from anomalib_ot.features.whitening import LocalWhitening, nearest_cells
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.settings import require
 
+from .settings import WtFlowSettings
 from .velocity import VelocityField
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
-Normalization = Literal["whitening", "layer"]
-Score = Literal["density", "log_density", "mismatch"]
-
-# Whitening trusts the covariance at a cell more than where features are only compared with one another.
+# Whitening relies more on the covariance at a cell than Pradot's, which only compares features with each other.
 _SHRINKAGE = 0.01
 _PRIOR = 0.1
 
 
 class WtFlowModel(nn.Module):
-    """Frozen features, a velocity field for each layer and its scores.
+    """Frozen features, and a velocity field with its scores for each layer.
 
     The flow runs from the features x_0 at t = 0 to Gaussian noise x_1 at t = 1 on the straight lines
     x_t = (1 − t) x_0 + t x_1, and the field v(x_t, t) is regressed on x_1 − x_0.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
-        layers: Layers to take features from; each has a field of its own, and their maps are averaged.
-        pre_trained: Whether to load the backbone's pre-trained weights.
-        normalization: ``whitening`` of each cell by the mean and covariance there, see :class:`LocalWhitening`, or
-            ``layer`` normalisation over the whole map, without parameters (paper).
-        whitened_channels: Channels to which whitening projects features that have more.
-        pooling: Whether features are first averaged over 3 x 3 cells at every second cell (paper).
-        width: Channels of the velocity field.
-        depth: Times that the velocity field halves the resolution.
-        score: What the anomaly map shows; see :meth:`scores`.
-        euler_steps: Euler steps from t = 0 to 1 of ``density`` and ``log_density``.
-        mismatch_times: Times in (0, 1) at which ``mismatch`` compares velocities.
-        mismatch_draws: Noise draws of ``mismatch`` at each time.
-        top_share: Share of the anomaly map's pixels, the highest, whose mean is the image score; with 0 it is the
-            highest one alone. 0.03 in the paper.
-        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none (paper).
+        settings: The settings that :class:`WtFlow` documents.
 
     Raises:
-        ValueError: If an argument is out of its range or the backbone lacks a layer.
+        ValueError: If the backbone lacks a layer.
 
     Example:
-        >>> model = WtFlowModel("resnet18", ["layer3"], pre_trained=False, width=16)
+        >>> model = WtFlowModel(WtFlowSettings(backbone="resnet18", pre_trained=False, width=16))
         >>> features = model.extract(torch.rand(8, 3, 64, 64))
         >>> model.fit_normalization([features])
         >>> model.eval()(torch.rand(2, 3, 64, 64)).anomaly_map.shape
         torch.Size([2, 1, 64, 64])
     """
 
-    def __init__(
-        self,
-        backbone: str | Path = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer3",),
-        pre_trained: bool = True,
-        normalization: Normalization = "whitening",
-        whitened_channels: int = 128,
-        pooling: bool = False,
-        width: int = 64,
-        depth: int = 1,
-        score: Score = "log_density",
-        euler_steps: int = 1,
-        mismatch_times: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-        mismatch_draws: int = 1,
-        top_share: float = 0.0,
-        smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, settings: WtFlowSettings) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        require(normalization in get_args(Normalization), "normalization", get_args(Normalization), normalization)
-        require(score in get_args(Score), "score", get_args(Score), score)
-        require_whole(1, "euler_steps", euler_steps)
-        times = list(mismatch_times)
-        is_inside = bool(times) and all(0 < time < 1 for time in times)
-        require(is_inside, "mismatch_times", "one or more times between 0 and 1", times)
-        require_whole(1, "mismatch_draws", mismatch_draws)
-        require(0 <= top_share <= 1, "top_share", "in [0, 1]", top_share)
-        require_whole(1, "whitened_channels", whitened_channels)
-        self.layers = tuple(layers)
-        self.score = score
-        self.euler_steps = euler_steps
-        self.mismatch_times = tuple(times)
-        self.top_share = top_share
-        self.feature_extractor = prepare_extractor(backbone, layers, pre_trained)
+        self.settings = settings
+        self.layers = tuple(settings.layers)
+        self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
         channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
-        is_whitened = normalization == "whitening"
-        self.heads = nn.ModuleList(
-            _Head(
-                LocalWhitening(whitened_channels, _SHRINKAGE, _PRIOR, centred=True) if is_whitened else _LayerNorm(),
-                VelocityField(
-                    min(channels[layer], whitened_channels) if is_whitened else channels[layer], width, depth
-                ),
-                pooling,
-                len(times) * mismatch_draws,
-            )
-            for layer in layers
-        )
-        self.anomaly_map_generator = AnomalyMapGenerator(smoothing, align_corners=True)
+        self.heads = nn.ModuleList(_Head(channels[layer], settings) for layer in self.layers)
+        self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing, align_corners=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "WtFlowModel":
         super()._apply(fn, recurse)
-        # Whitening and maps do not bear less than single precision.
+        # Whitening and maps need single precision.
         for head in self.heads:
             cast("_Head", head).normalization.float()
         self.anomaly_map_generator.float()
@@ -128,7 +71,7 @@ class WtFlowModel(nn.Module):
         return all(cast("_Head", head).noise.numel() > 0 for head in self.heads)
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for images (B, 3, h, w) that are pre-processed."""
+        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
         return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_normalization(self, batches: Iterable[dict[str, Tensor]]) -> None:
@@ -148,7 +91,7 @@ class WtFlowModel(nn.Module):
             head.compute()
 
     def embed(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Pooled and normalised feature maps (B, C, H, W) of each layer, what the flow starts from."""
+        """Pooled and normalised feature maps (B, C, H, W) of each layer, the start of the flow."""
         return [cast("_Head", head).embed(features[layer]) for layer, head in zip(self.layers, self.heads, strict=True)]
 
     def velocities(self) -> nn.ModuleList:
@@ -156,14 +99,14 @@ class WtFlowModel(nn.Module):
         return nn.ModuleList(cast("_Head", head).velocity for head in self.heads)
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Features while training, scores otherwise.
+        """Return features while training, and scores otherwise.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
             While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
-            (B,), the mean of the highest ``top_share`` of its pixels, at least one.
+            (B,), the mean of the highest ``top_share`` of its pixels, of one pixel at least.
 
         Raises:
             RuntimeError: If the model is not fitted.
@@ -183,7 +126,7 @@ class WtFlowModel(nn.Module):
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """What each layer adds to the anomaly map, which is their sum.
+        """Contribution of each layer to the anomaly map, which is their sum.
 
         Args:
             images: (B, 3, h, w), pre-processed.
@@ -203,17 +146,17 @@ class WtFlowModel(nn.Module):
 
     @torch.no_grad()
     def trajectories(self, images: Tensor, steps: int) -> dict[str, Tensor]:
-        """The flow's way from the features to the noise, by Euler steps.
+        """Compute the trajectories of the flow from features to noise, by Euler steps.
 
         Args:
             images: (B, 3, h, w), pre-processed.
-            steps: Number of steps from t = 0 to 1, at least 1; the scores take ``euler_steps``.
+            steps: Number of steps from t = 0 to 1, at least 1. Scores use ``euler_steps``.
 
         Returns:
             For each layer x_t at the times t = 0, 1 / steps, …, 1, (steps + 1, B, C, H, W).
 
         Raises:
-            ValueError: If there are no steps.
+            ValueError: If the number of steps is below 1.
             RuntimeError: If the model is not fitted.
         """
         require(steps >= 1, "steps", "at least 1", steps)
@@ -230,12 +173,12 @@ class WtFlowModel(nn.Module):
 
     def _image_score(self, anomaly_map: Tensor) -> Tensor:
         pixels = anomaly_map.flatten(1)
-        count = round(self.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
-        # Sorting for a single pixel would cost more than all else here.
+        count = round(self.settings.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
+        # For a single pixel, the maximum is much faster than sorting.
         return pixels.topk(count, dim=1).values.mean(1) if count > 1 else pixels.amax(1)
 
     def scores(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Score map of each layer by ``score``.
+        """Compute the score map of each layer, as ``score`` defines it.
 
         ``log_density`` is −log p = ½ mean_c y², for the end y of the flow that starts at the features; ``density`` is
         max p − p with the maximum over the image (paper); ``mismatch`` is the mean of ``|v(x_t, t) − (z − x)|²`` over
@@ -248,7 +191,7 @@ class WtFlowModel(nn.Module):
         Returns:
             (B, 1, H', W') for each layer, at least 0.
         """
-        # What is far from normal would overflow in float16 and not be a number.
+        # Features far from normal would overflow in float16 and become NaN.
         with full_precision(features):
             return [
                 self._score(cast("_Head", head), maps)
@@ -256,10 +199,10 @@ class WtFlowModel(nn.Module):
             ]
 
     def _score(self, head: "_Head", maps: Tensor) -> Tensor:
-        if self.score == "mismatch":
-            return head.mismatch(maps, self.mismatch_times)
-        minus_log_density = head.flow(maps, self.euler_steps).square().mean(1, keepdim=True) / 2
-        if self.score == "log_density":
+        if self.settings.score == "mismatch":
+            return head.mismatch(maps, self.settings.mismatch_times)
+        minus_log_density = head.flow(maps, self.settings.euler_steps).square().mean(1, keepdim=True) / 2
+        if self.settings.score == "log_density":
             return minus_log_density
         density = torch.exp(-minus_log_density)
         return density.amax((-2, -1), keepdim=True) - density
@@ -269,21 +212,24 @@ class _Head(DynamicBufferMixin, nn.Module):
     """Normalisation and velocity field of one layer.
 
     Args:
-        normalization: From feature maps (B, D, H, W) to (B, C, H, W).
-        velocity: The field.
-        pooling: Whether maps are first averaged.
-        draws: Noise maps for ``mismatch``.
+        channels: D, of the layer's feature maps.
+        settings: The settings of the model.
     """
 
     noise: Tensor
 
-    def __init__(self, normalization: nn.Module, velocity: VelocityField, pooling: bool, draws: int) -> None:
+    def __init__(self, channels: int, settings: WtFlowSettings) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(3, 2, 1) if pooling else nn.Identity()
-        self.normalization = normalization
-        self.velocity = velocity
-        self.draws = draws
-        # (H, W, draws, C), known once fitted.
+        self.pool = nn.AvgPool2d(3, 2, 1) if settings.pooling else nn.Identity()
+        # From feature maps (B, D, H, W) to (B, C, H, W).
+        self.normalization: nn.Module = _LayerNorm()
+        if settings.normalization == "whitening":
+            self.normalization = LocalWhitening(settings.whitened_channels, _SHRINKAGE, _PRIOR, centred=True)
+            channels = min(channels, settings.whitened_channels)
+        self.velocity = VelocityField(channels, settings.width, settings.depth)
+        # Noise maps for ``mismatch``.
+        self.draws = len(settings.mismatch_times) * settings.mismatch_draws
+        # (H, W, draws, C), set by the fit.
         self.register_buffer("noise", torch.empty(0))
         self._shape: torch.Size | None = None
 
@@ -296,7 +242,7 @@ class _Head(DynamicBufferMixin, nn.Module):
 
     def compute(self) -> None:
         if self._shape is None:
-            msg = "there are no features to normalise by"
+            msg = "there are no features to normalise by; give at least one batch of feature maps"
             raise RuntimeError(msg)
         if isinstance(self.normalization, LocalWhitening):
             self.normalization.compute()
@@ -315,7 +261,7 @@ class _Head(DynamicBufferMixin, nn.Module):
         return maps
 
     def step(self, maps: Tensor, number: int, steps: int) -> Tensor:
-        """x_t after one more of so many Euler steps, the first of which has the number 0."""
+        """x_t after Euler step ``number`` of ``steps``, counted from 0."""
         return maps + self._velocity(maps, number / steps) / steps
 
     def mismatch(self, maps: Tensor, times: Sequence[float]) -> Tensor:

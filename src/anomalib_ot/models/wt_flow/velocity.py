@@ -7,30 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.settings import require, require_whole
-
 _GROUPS = 8
-# GroupNorm wants more than one value in a group, be it a map of one cell.
-_MULTIPLE = 2 * _GROUPS
 _EMBEDDING = 64
-# No feature map has so many channels, or a side of so many cells, 2 to that power.
-_WIDEST = 2**14
-_DEEPEST = 16
 
 
 class VelocityField(nn.Module):
     """v(x, t), a U-Net over feature maps.
 
-    Each level halves the resolution and has one residual block on the way down and one on the way up; all blocks have
-    ``width`` channels, shifted and scaled by an embedding of t. The last layer starts at zero, so that the field does.
+    Each level halves the resolution and has one residual block on the way down and one on the way up. All blocks have
+    ``width`` channels, which an embedding of t shifts and scales. The last layer is initialised to zero, and therefore
+    the field is zero at first.
 
     Args:
-        channels: C, of the feature maps.
+        channels: C, the channels of the feature maps.
         width: Channels of the blocks, a multiple of 16, at most 16384.
-        depth: Times that the resolution is halved, at most 16; 0 for none.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+        depth: Number of times that the resolution is halved, at most 16; 0 for none.
 
     Example:
         >>> velocity = VelocityField(4, width=16, depth=1)
@@ -40,9 +31,6 @@ class VelocityField(nn.Module):
 
     def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
         super().__init__()
-        require(width >= _MULTIPLE and width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", width)
-        require_whole(_MULTIPLE, "width", width, _WIDEST)
-        require_whole(0, "depth", depth, _DEEPEST)
         self.depth = depth
         self.time = nn.Sequential(
             nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU(), nn.Linear(_EMBEDDING, _EMBEDDING), nn.SiLU()
@@ -64,10 +52,10 @@ class VelocityField(nn.Module):
         return self
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse maps that cannot be halved ``depth`` times.
+        """Check that maps can be halved ``depth`` times.
 
         Raises:
-            ValueError: If a map of this many cells is too small.
+            ValueError: If a map of this size, in cells, is too small.
         """
         if min(height, width) < 2**self.depth:
             msg = (
@@ -80,8 +68,8 @@ class VelocityField(nn.Module):
         """Compute the velocity.
 
         Args:
-            maps: x, (B, C, H, W); brought to the type of the weights.
-            time: t, (B,) or (1,) for all alike, in [0, 1].
+            maps: x, (B, C, H, W), which is cast to the type of the weights.
+            time: t in [0, 1], (B,), or (1,) for one value for all maps.
 
         Returns:
             (B, C, H, W).
@@ -104,7 +92,7 @@ class VelocityField(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual block of two convolutions, between which the time shifts and scales."""
+    """Residual block of two convolutions, with a shift and a scale by the time in between."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import segment_anything
 import torch
 from segment_anything.build_sam import _build_sam
 
+from anomalib_ot.models.foct import FoctSettings
 from anomalib_ot.models.foct import foreground as module
 from anomalib_ot.models.foct.foreground import Foreground, PrincipalComponent, SegmentAnything, create_foreground
 
@@ -39,7 +40,7 @@ def test_no_foreground_falls_back_and_says_so(caplog):
 
 
 def test_none_takes_everything_silently(features, caplog):
-    assert create_foreground("none", None, "box")(IMAGES, features).all()
+    assert create_foreground(FoctSettings(foreground="none"))(IMAGES, features).all()
     assert not caplog.text
 
 
@@ -49,7 +50,7 @@ def test_masks_of_another_size_are_refused(features):
             del features
             return torch.ones(len(images), 5, 5, dtype=torch.bool)
 
-    with pytest.raises(ValueError, match=r"shape \(2, 5, 5\), the features ask for \(2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 5\), but the features need \(2, 8, 8\)"):
         Wrong()(IMAGES, features)
 
 
@@ -84,7 +85,7 @@ def test_sam_checkpoint_of_another_type(tiny, tmp_path):
     weights = torch.load(tiny, weights_only=True)
     weights["image_encoder.pos_embed"] = weights["image_encoder.pos_embed"][..., :10]
     torch.save(weights, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="10 channels, which none of vit_b, vit_l, vit_h"):
+    with pytest.raises(ValueError, match=r"10 channels, expected those of vit_b \(768\), vit_l"):
         SegmentAnything(tmp_path / "other.pth").load()
     weights = torch.load(tiny, weights_only=True)
     del weights["prompt_encoder.no_mask_embed.weight"]
@@ -115,15 +116,11 @@ def test_missing_extra_says_what_to_install(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("otsu", None, "box"), "foreground must be .*pca.*sam.*none"),
-        (("pca", "sam.pth", "box"), "sam_checkpoint is given"),
+        ({"foreground": "otsu"}, "foreground must be .*pca.*sam.*none"),
+        ({"foreground": "pca", "sam_checkpoint": "sam.pth"}, "sam_checkpoint is given"),
+        ({"foreground": "sam", "sam_prompt": "text"}, r"sam_prompt must be .*box.*point.*, not"),
     ],
 )
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
-        create_foreground(*arguments)
-
-
-def test_unknown_prompt():
-    with pytest.raises(ValueError, match=r"sam_prompt must be .*box.*point.*, not"):
-        SegmentAnything("sam.pth", "text")
+        FoctSettings(**arguments)

@@ -9,10 +9,9 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anomalib_ot.models.foct import FoctModel
+from anomalib_ot.models.foct import FoctModel, FoctSettings, torch_model
 from anomalib_ot.models.foct.foreground import PrincipalComponent
 from anomalib_ot.models.foct.memory import EpisodicMemory, SemanticMemory
-from anomalib_ot.models.foct.transport_settings import TransportSettings
 from anomalib_ot.transport import conditional_plan
 
 
@@ -22,15 +21,11 @@ def images(count, seed=0):
 
 @pytest.fixture
 def model():
-    def make(transport=None, shots=2, **arguments):
+    def make(shots=2, **arguments):
         torch.manual_seed(0)
-        made = FoctModel(
-            "resnet18",
-            ["layer2", "layer3"],
-            pre_trained=False,
-            transport=TransportSettings(**{"support_steps": 3, "query_steps": 2, "tolerance": 0, **(transport or {})}),
-            **{"rotations": 2, "foreground_ratio": 0.5, "background_ratio": 0.5, **arguments},
-        ).eval()
+        steps = {"support_steps": 3, "query_steps": 2, "tolerance": 0}
+        small = {"rotations": 2, "foreground_ratio": 0.5, "background_ratio": 0.5, **steps, **arguments}
+        made = FoctModel(FoctSettings(backbone="resnet18", pre_trained=False, **small)).eval()
         if shots:
             made.fit(images(shots))
         return made
@@ -80,9 +75,9 @@ def test_more_support_pictures_need_less_memory_than_their_views(model):
     assert most[1] - most[0] < 8 * ours.views(images(1)).nbytes / 2
 
 
-@pytest.mark.parametrize("transport", [{}, {"start": "random"}])
-def test_a_support_set_replaces_an_earlier_one_without_a_trace(model, transport):
-    again, once = (model(transport, shots=shots) for shots in (3, 0))
+@pytest.mark.parametrize("start", ["metric", "random"])
+def test_a_support_set_replaces_an_earlier_one_without_a_trace(model, start):
+    again, once = (model(navigator_start=start, shots=shots) for shots in (3, 0))
     for each in (again, once):
         each.fit(images(2, 1))
     assert_equal_states(again.state_dict(), once.state_dict())
@@ -92,7 +87,7 @@ def test_a_fit_that_is_broken_off_leaves_the_model_as_it_was(model, monkeypatch)
     ours = model(online=True)
     score(ours, images(2, 1))
     before = deepcopy(ours.state_dict())
-    fit, calls = TransportSettings.fit, []
+    fit, calls = torch_model.fit_to, []
 
     def break_off(*arguments):
         calls.append(arguments)
@@ -100,7 +95,7 @@ def test_a_fit_that_is_broken_off_leaves_the_model_as_it_was(model, monkeypatch)
             raise KeyboardInterrupt
         fit(*arguments)
 
-    monkeypatch.setattr(TransportSettings, "fit", break_off)
+    monkeypatch.setattr(torch_model, "fit_to", break_off)
     with pytest.raises(KeyboardInterrupt):
         ours.fit(images(3, 4))
     assert_equal_states(ours.state_dict(), before)
@@ -146,7 +141,7 @@ def test_nearest_is_the_distance_to_the_support_set(model):
 
 
 def test_score_is_the_expected_cost_under_the_forward_navigator(model):
-    ours = model(rotations=1, transport={"query_steps": 0})
+    ours = model(rotations=1, query_steps=0)
     query = ours._embed(ours.extract(images(1, 1)))
     memory = ours.semantic.features.flatten(0, 2)
     navigators = conditional_plan(ours.support_navigator(memory, query[0])).forward
@@ -350,15 +345,15 @@ def test_bad_settings(model, arguments, message):
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"query_steps": -1}, "query_steps must be at least 0"),
         ({"support_steps": -1}, "support_steps must be at least 0"),
-        ({"hidden": 0}, "hidden must be from 1 to 16384, not 0"),
-        ({"start": "zero"}, "start must be"),
+        ({"navigator_hidden": 0}, "navigator_hidden must be from 1 to 16384, not 0"),
+        ({"navigator_start": "zero"}, "navigator_start must be"),
         ({"fit_features": -1}, "fit_features must be at least 0"),
         ({"tolerance": -1.0}, "tolerance must be at least 0"),
     ],
 )
-def test_bad_transport_settings(arguments, message):
+def test_bad_settings_of_the_navigator(arguments, message):
     with pytest.raises(ValueError, match=message):
-        TransportSettings(**arguments)
+        FoctSettings(**arguments)
 
 
 def state(model):
@@ -398,10 +393,10 @@ def test_rollback_counts_the_images_of_a_batch(model):
 
 
 def test_rollback_goes_as_far_back_as_is_kept(model, monkeypatch):
-    monkeypatch.setattr("anomalib_ot.models.foct.torch_model._HISTORY", 3)
+    monkeypatch.setattr("anomalib_ot.models.foct.state._HISTORY", 3)
     ours = model(online=True)
     score(ours, images(5, 1))
-    with pytest.raises(ValueError, match=r"queries must be from 1 to 3, those that can be taken back .*, not 4"):
+    with pytest.raises(ValueError, match=r"queries must be from 1 to 3, the queries that can be undone .*, not 4"):
         ours.rollback(4)
     ours.rollback(3)
     for queries in (0, 1):
@@ -414,7 +409,7 @@ def test_there_is_nothing_to_roll_back_where_nothing_was_taught(model, forget):
     ours = model(online=forget == "reset")
     score(ours, images(2, 1))
     ours.reset()
-    with pytest.raises(ValueError, match="reset forgets all"):
+    with pytest.raises(ValueError, match="reset discards all"):
         ours.rollback(1)
 
 

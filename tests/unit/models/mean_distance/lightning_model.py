@@ -1,4 +1,4 @@
-"""The Lightning model: settings, what a checkpoint decides of them, and training."""
+"""The Lightning model: arguments, what a checkpoint decides of them, and training."""
 
 from anomalib import LearningType
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
@@ -12,6 +12,7 @@ from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
 from anomalib_ot.host.verdicts import Verdicts
 
+from .settings import MeanDistanceSettings
 from .torch_model import MeanDistanceModel
 
 
@@ -19,24 +20,26 @@ class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientF
     """Anomaly detection by the distance to the mean feature."""
 
     views = "mean_distance.views"
-    checkpoint_rules = CheckpointRules(
-        score=frozenset(("backbone", "layer", "image_size", "smoothing")),
-        training=frozenset(("pre_trained",)),
-        running=frozenset(),
-        parts=("model",),
-        learned=(),
-    )
+    checkpoint_rules = CheckpointRules(MeanDistanceSettings)
     learning_type = LearningType.ONE_CLASS
     trainer_arguments = {"max_epochs": 1, "num_sanity_val_steps": 0}  # noqa: RUF012 - as anomalib's models have it
 
     def __init__(
-        self, backbone="resnet18", layer="layer2", pre_trained=True, image_size=(224, 224), smoothing=4.0, **components
+        self,
+        backbone=MeanDistanceSettings.backbone,
+        layer=MeanDistanceSettings.layer,
+        pre_trained=MeanDistanceSettings.pre_trained,
+        image_size=MeanDistanceSettings.image_size,
+        smoothing=MeanDistanceSettings.smoothing,
+        **components,
     ):
         backbone = backbone_name(backbone)
+        settings = MeanDistanceSettings.of(locals())
         components.setdefault("pre_processor", self.configure_pre_processor(image_size, backbone))
         super().__init__(**components)
         self.record_backbone(backbone)
-        self.model = MeanDistanceModel(backbone, layer, pre_trained, smoothing)
+        self.settings = settings
+        self.model = MeanDistanceModel(settings)
         self._features = []
 
     @staticmethod

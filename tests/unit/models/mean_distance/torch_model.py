@@ -11,12 +11,12 @@ from anomalib_ot.features.extraction import extract_by_parts, full_precision
 class MeanDistanceModel(nn.Module):
     """Scores each cell by the distance of its features to their mean over the training images."""
 
-    def __init__(self, backbone, layer="layer2", pre_trained=True, smoothing=4.0):
+    def __init__(self, settings):
         super().__init__()
         self.tiler = None
-        self.layer = layer
-        self.feature_extractor = prepare_extractor(backbone, [layer], pre_trained)
-        self.anomaly_map_generator = AnomalyMapGenerator(smoothing)
+        self.layer = settings.layer
+        self.feature_extractor = prepare_extractor(settings.backbone, [settings.layer], settings.pre_trained)
+        self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         # What is learned is a buffer, so that checkpoints hold it.
         self.register_buffer("mean", zeros(self.feature_extractor.out_dims[0]))
 

@@ -50,5 +50,5 @@ def test_no_rows_need_no_columns():
 
 
 def test_a_row_without_an_entry_is_refused():
-    with pytest.raises(ValueError, match="a row without a true entry"):
+    with pytest.raises(ValueError, match="each row needs a true entry"):
         hitting_set(csr_array(np.array([[True, False], [False, False]])))

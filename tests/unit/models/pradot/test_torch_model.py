@@ -7,16 +7,20 @@ import torch
 from anomalib.models.components import GaussianBlur2d
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
-from anomalib_ot.models.pradot.prototypes import Prototypes, PrototypeSettings
-from anomalib_ot.models.pradot.torch_model import PradotModel
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
+from anomalib_ot.models.pradot.prototypes import Prototypes
 from anomalib_ot.transport import NotConvergedWarning, feature_cost, grid_coordinates, spatial_cost
 
 ORACLE = Path(__file__).parents[5] / "shared" / "oracles" / "pradot_reference.npz"
 EXACT = {"sinkhorn_tolerance": 0.0, "sinkhorn_iterations": 100}
 
 
+def small(**settings):
+    return PradotModel(PradotSettings(**{"backbone": "resnet18", "pre_trained": False, **settings}))
+
+
 def make(features, per_cell=2, alpha=0.3, **settings):
-    prototypes = Prototypes(per_cell, alpha, PrototypeSettings(**settings))
+    prototypes = Prototypes(per_cell, alpha, PradotSettings(**settings))
     prototypes.initialise(features)
     return prototypes
 
@@ -38,7 +42,7 @@ def test_reproduces_the_authors_code(case):
     prototypes = Prototypes(
         int(reference["prototypes_per_cell"]),
         float(reference["alpha"]),
-        PrototypeSettings(
+        PradotSettings(
             spatial="euclidean",
             ema_rate=float(reference["ema"]),
             ema_warm_up=False,
@@ -281,7 +285,7 @@ def test_dropping_nothing_that_is_ever_nearest_changes_no_score(features):
 
 
 def test_compression_tells_the_highest_scores_before_it():
-    model = PradotModel("resnet18", ["layer3", "layer4"], pre_trained=False, prototypes_per_cell=3, whitened_channels=0)
+    model = small(layers=["layer3", "layer4"], prototypes_per_cell=3, whitened_channels=0)
     maps = [{"layer3": torch.rand(5, 3, 4, 4), "layer4": torch.rand(5, 3, 2, 2)} for _ in range(2)]
     model.initialise(maps[0])
     # Else the images that the prototypes were taken from need each of them.
@@ -295,7 +299,7 @@ def test_compression_tells_the_highest_scores_before_it():
 def test_state_dict_round_trip_into_a_fresh_model(features):
     trained = make(features)
     trained.update(features)
-    fresh = Prototypes(2, 0.3, PrototypeSettings())
+    fresh = Prototypes(2, 0.3, PradotSettings())
     assert not fresh.is_initialised
     fresh.load_state_dict(trained.state_dict())
     torch.testing.assert_close(fresh(features), trained(features))
@@ -304,7 +308,7 @@ def test_state_dict_round_trip_into_a_fresh_model(features):
 def test_prototypes_loaded_in_inference_mode_score(features):
     trained = make(features)
     with torch.inference_mode():
-        fresh = Prototypes(2, 0.3, PrototypeSettings())
+        fresh = Prototypes(2, 0.3, PradotSettings())
         fresh.load_state_dict(trained.state_dict())
         scores = fresh(features)
     torch.testing.assert_close(scores, trained(features))
@@ -326,7 +330,7 @@ def test_prototypes_loaded_in_inference_mode_score(features):
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        PradotModel("resnet18", **{"layers": ["layer2", "layer3"], "pre_trained": False, **arguments})
+        small(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -342,12 +346,12 @@ def test_bad_arguments_are_refused(arguments, message):
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        PrototypeSettings(**settings)
+        PradotSettings(**settings)
 
 
 def test_coarser_grid_with_free_coordinates_is_refused():
     with pytest.raises(ValueError, match="free_coordinates needs prototypes_per_cell of at least 1"):
-        Prototypes(0.5, 0.3, PrototypeSettings(free_coordinates=True))
+        PradotSettings(prototypes_per_cell=0.5, free_coordinates=True)
 
 
 def start(model, images):
@@ -376,16 +380,14 @@ class TestModel:
     @pytest.fixture(scope="class")
     def model(self):
         torch.manual_seed(0)
-        return PradotModel(
-            "resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=[1, 2], whitened_channels=16
-        )
+        return small(prototypes_per_cell=[1, 2], whitened_channels=16)
 
     def test_returns_features_while_training(self, model):
         features = model.train()(torch.rand(2, 3, 64, 64))
         assert {layer: maps.shape[-1] for layer, maps in features.items()} == {"layer2": 8, "layer3": 4}
 
     def test_scores_need_prototypes(self):
-        model = PradotModel("resnet18", ["layer3"], pre_trained=False).eval()
+        model = small(layers=["layer3"]).eval()
         with pytest.raises(RuntimeError, match="no prototypes yet"):
             model(torch.rand(1, 3, 64, 64))
 
@@ -406,13 +408,13 @@ class TestModel:
             model.prototypes_of("layer2", 0.1)
 
     def test_embeddings_need_prototypes(self):
-        model = PradotModel("resnet18", ["layer3"], pre_trained=False)
+        model = small(layers=["layer3"])
         with pytest.raises(RuntimeError, match="no prototypes to compare with yet: fit it"):
             model.embeddings(torch.rand(1, 3, 64, 64))
 
     @pytest.mark.parametrize("size", [(64, 64), (50, 93), (224, 97)])
     def test_any_size_and_aspect_ratio(self, size):
-        model = PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, prototypes_per_cell=1)
+        model = small(prototypes_per_cell=1)
         images = torch.rand(3, 3, *size)
         features = start(model, images)
         assert 0 < model.update(features) < 1
@@ -430,7 +432,7 @@ class TestModel:
         assert not model(images).anomaly_map.requires_grad
 
     def test_prototypes_and_maps_stay_float32_in_a_bfloat16_model(self):
-        model = PradotModel("resnet18", ["layer3"], pre_trained=False, prototypes_per_cell=1).bfloat16().eval()
+        model = small(layers=["layer3"], prototypes_per_cell=1).bfloat16().eval()
         images = torch.rand(2, 3, 64, 64)
         features = start(model, images)
         assert features["layer3"].dtype == torch.bfloat16
@@ -462,8 +464,7 @@ class TestModel:
         torch.testing.assert_close(model(images).anomaly_map, GaussianBlur2d(sigma=4)(expected), atol=1e-5, rtol=1e-4)
 
     def test_warns_once_where_transport_does_not_converge(self):
-        settings = PrototypeSettings(sinkhorn_iterations=1, sinkhorn_tolerance=1e-6)
-        model = PradotModel("resnet18", ["layer2", "layer3"], pre_trained=False, settings=settings)
+        model = small(sinkhorn_iterations=1, sinkhorn_tolerance=1e-6)
         features = start(model.eval(), torch.rand(4, 3, 64, 64))
         with pytest.warns(NotConvergedWarning, match="after 1 iterations with the marginals off by"):
             model.update(features)

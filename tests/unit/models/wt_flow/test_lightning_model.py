@@ -146,7 +146,7 @@ def test_stops_when_the_loss_of_held_out_images_falls_no_longer(data, engine, mo
     with caplog.at_level(logging.INFO):
         runner.fit(flow, datamodule=data())
     assert runner.trainer.global_step == 100
-    assert "The loss of held-out images falls no longer after 100 steps" in caplog.text
+    assert "The loss of held-out images stopped falling after 100 steps" in caplog.text
     assert torch.equal(weights_of(flow), states[1])
     assert not torch.equal(states[1], states[3])
     assert flow.post_processor.image_threshold.isfinite()
@@ -274,7 +274,7 @@ def test_default_pre_processor_uses_the_papers_size_and_the_backbones_statistics
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"ema_rate": 1.0}, r"ema_rate must be in \[0, 1\)"),
         ({"patience": 0}, "patience must be at least 1"),
-        ({"coupling": "best"}, "coupling must be one of independent"),
+        ({"coupling": "best"}, "coupling must be 'independent' or 'optimal' or 'worst', not 'best'"),
         ({"euler_steps": 0}, "euler_steps must be at least 1"),
         ({"score": "entropy"}, "score must be 'density'"),
     ],

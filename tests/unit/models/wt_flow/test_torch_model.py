@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.models.wt_flow import WtFlowModel
+from anomalib_ot.models.wt_flow import WtFlowModel, WtFlowSettings
 
 SMALL = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "pre_trained": False, "width": 16}
 
@@ -16,7 +18,7 @@ def images():
 def model(images):
     def make(**arguments):
         torch.manual_seed(0)
-        made = WtFlowModel(**{**SMALL, **arguments}).eval()
+        made = WtFlowModel(WtFlowSettings(**{**SMALL, **arguments})).eval()
         for parameter in made.velocities().parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
         made.fit_normalization([made.extract(images[:4]), made.extract(images[4:])])
@@ -44,7 +46,7 @@ def test_density_is_the_papers(model, images):
     torch.testing.assert_close(scored.anomaly_map, expected)
     top = torch.stack([each.flatten().sort(descending=True).values[:123].mean() for each in expected])
     torch.testing.assert_close(scored.pred_score, top)
-    flow.top_share = 0.0
+    flow.settings = replace(flow.settings, top_share=0.0)
     torch.testing.assert_close(flow(images).pred_score, expected.amax((1, 2, 3)))
 
 
@@ -118,20 +120,20 @@ def test_features_while_training(model, images):
 
 def test_state_dict_round_trip(model, images):
     flow = model()
-    fresh = WtFlowModel(**SMALL).eval()
+    fresh = WtFlowModel(WtFlowSettings(**SMALL)).eval()
     fresh.load_state_dict(flow.state_dict())
     torch.testing.assert_close(fresh(images).anomaly_map, flow(images).anomaly_map)
 
 
 def test_use_before_fitting_is_refused(images):
     with pytest.raises(RuntimeError, match="WtFlow knows no normal features yet: fit it, or load a checkpoint"):
-        WtFlowModel(**SMALL).eval()(images)
+        WtFlowModel(WtFlowSettings(**SMALL)).eval()(images)
     with pytest.raises(RuntimeError, match="no features to normalise by"):
-        WtFlowModel(**SMALL).fit_normalization([])
+        WtFlowModel(WtFlowSettings(**SMALL)).fit_normalization([])
 
 
 def test_maps_smaller_than_the_depth_are_refused(images):
-    flow = WtFlowModel(**{**SMALL, "depth": 3})
+    flow = WtFlowModel(WtFlowSettings(**{**SMALL, "depth": 3}))
     with pytest.raises(ValueError, match="feature maps of 4 x 4 cells cannot be halved 3 times"):
         flow.fit_normalization([flow.extract(images)])
 
@@ -154,4 +156,4 @@ def test_maps_smaller_than_the_depth_are_refused(images):
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        WtFlowModel(**{**SMALL, **arguments})
+        WtFlowModel(WtFlowSettings(**{**SMALL, **arguments}))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from anomalib_ot.models.wt_flow import WtFlowSettings
 from anomalib_ot.models.wt_flow.matching import matching_losses
 from anomalib_ot.models.wt_flow.velocity import VelocityField
 from anomalib_ot.transport import create_coupling
@@ -47,9 +48,9 @@ def test_computes_in_the_type_of_its_weights():
         ({"depth": -1}, "depth must be from 0 to 16, not -1"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message):
+def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        VelocityField(3, **arguments)
+        WtFlowSettings(**arguments)
 
 
 def test_maps_smaller_than_the_depth_are_refused():

@@ -1,4 +1,4 @@
-"""Views of Foct: where it sends the cells of a picture, and what its memory holds."""
+"""Views of Foct: the transport of an image's cells, and the contents of its memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,20 +24,20 @@ __all__ = [
 
 
 def _support(subject: Subject) -> list[Picture | None]:
-    """The support pictures, None for those that are not among the training pictures."""
+    """The support images; None for those that are not among the training images."""
     return find_support(subject.torch_model, subject.prepared(subject.data.training))
 
 
 def _no_support(subject: Subject) -> str:
     if all(subject.once(_support)):
         return ""
-    return "the support pictures are not all among the training pictures; give the data module it was trained with"
+    return "some support images are not among the training images; give the data module of the training"
 
 
 def _not_online(subject: Subject) -> str:
-    if not subject.torch_model.online:
-        return "only a Foct with online=True learns from what it scores"
-    return "" if subject.data.shown else "there is no stream of pictures; give a data module or a folder as data"
+    if not subject.torch_model.settings.online:
+        return "only a Foct with online=True learns from the images that it scores"
+    return "" if subject.data.shown else "there is no stream of images; give a data module or a folder as data"
 
 
 def _draw_transport(subject: Subject, picture: Picture) -> dict[str, Figure]:
@@ -58,17 +58,17 @@ def _draw_growth(subject: Subject, pictures: Sequence[Picture], folder: Path) ->
 
 PICTURE_VIEWS = {
     "transport": View(
-        "Which cells of the support pictures the marked cell is sent to, and is thereby compared with.",
+        "Cells of the support images to which the transport sends the marked cell, and with which it is compared.",
         _draw_transport,
     ),
 }
 MODEL_VIEWS = {
     "foreground": View(
-        "What counts as the product in the support pictures, and the cells that the memory keeps.",
+        "Foreground of the support images, and the cells that the memory keeps.",
         _draw_foreground,
         _no_support,
     ),
     "growth": View(
-        "The episodic memory over the pictures in their order, from an empty one.", _draw_growth, _not_online
+        "Growth of the episodic memory over the images in their order, from an empty one.", _draw_growth, _not_online
     ),
 }

@@ -1,4 +1,4 @@
-"""What Foct's memory holds, where it sends a picture's cells, and how it grows."""
+"""Contents of Foct's memory, the transport of an image's cells to it, and its growth."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,27 +17,27 @@ from anomalib_ot.models.foct import FoctModel
 from anomalib_ot.models.foct.foreground import Foreground
 from anomalib_ot.settings import require
 
-# Mean distance, in standard deviations of the features, up to which a picture is the one that features are from.
+# Up to this mean distance, in standard deviations of the features, an image counts as the source of features.
 _SAME = 0.02
-# Support pictures, and names, that a figure shows at most.
+# Largest number of support images, and of names, in a figure.
 _MOST = 6
 _NAMES = 12
-# A picture under cells is paler, so that these stand out.
+# Images under cells are paler, so that the cells stand out.
 _PALE = 0.5
 _COLOUR_OF_LABEL = {False: "#0072b2", True: "#d55e00", None: "grey"}
 _NAME_OF_LABEL = {False: "normal", True: "anomalous", None: "not known"}
 
 
 def find_support(model: FoctModel, pictures: Iterable[Picture]) -> list[Picture | None]:
-    """Find the support set of a fitted model, which holds its features but not the pictures.
+    """Find the support images of a fitted model, which stores their features only.
 
     Args:
         model: The torch model of a fitted Foct.
-        pictures: Training pictures, as :func:`pictures_of` prepares them for the model; the support set is looked for
-            among them.
+        pictures: Training images, as :func:`pictures_of` prepares them for the model, which may include the
+            support images.
 
     Returns:
-        Each support picture in the order of the memory, None where it is not among the pictures.
+        The support images in the order of the memory; None for those that are not among the images.
     """
     found: list[Picture | None] = [None] * len(model.semantic.features)
     for picture in pictures:
@@ -54,27 +54,27 @@ def find_support(model: FoctModel, pictures: Iterable[Picture]) -> list[Picture 
 def draw_transport(
     model: FoctModel, picture: Picture, support: Sequence[Picture | None], pixel: tuple[float, float] | None = None
 ) -> Figure:
-    """Draw where conditional transport sends one cell of a picture: to which cells of the support pictures (eq. 6).
+    """Draw the cells of the support images to which conditional transport sends one cell of an image (eq. 6).
 
-    Each support picture is shown as it is compared with, turned as its nearest view is.
+    Each support image is rotated to its nearest view, with which the image is compared.
 
     Args:
         model: The torch model of a fitted Foct.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
-        support: The support pictures, from :func:`find_support`.
-        pixel: A point of the cell, from the left and from the top, in pixels of the picture as the model sees it; by
-            default the pixel with the highest score.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
+        support: The support images, from :func:`find_support`.
+        pixel: A point of the cell, from the left and from the top, in pixels of the pre-processed image; by default the
+            pixel with the highest score.
 
     Returns:
-        The figure, with the support pictures that most is sent to.
+        The figure, with the support images that get the largest shares.
 
     Raises:
-        ValueError: If the pixel is outside the picture, or the number of support pictures is another.
+        ValueError: If the pixel is outside the image, or the number of support images is wrong.
         RuntimeError: If the model is not fitted.
     """
     height, width = picture.image.shape[-2:]
     plan = model.plan(picture.prepared)
-    require(len(support) == len(plan.views), "the number of support pictures", len(plan.views), len(support))
+    require(len(support) == len(plan.views), "the number of support images", len(plan.views), len(support))
     x, y = pixel or _highest_pixel(model, picture)
     require(0 <= x < width and 0 <= y < height, "pixel", f"within {width} x {height}", (x, y))
     rows, columns = plan.grid
@@ -84,7 +84,7 @@ def draw_transport(
     shown = of_support.sum(-1).argsort(descending=True)[:_MOST].tolist()
     foreground = float(masses[plan.is_foreground].sum())
     episodic = float(masses.sum() - of_support.sum())
-    earlier = f", {episodic:.0%} to what earlier pictures taught" if episodic > 0 else ""
+    earlier = f", {episodic:.0%} to what earlier images taught" if episodic > 0 else ""
     title = (
         f"Where transport sends the marked cell of {picture.name}: "
         f"{foreground:.0%} to features of the product, {1 - foreground:.0%} to the background{earlier}"
@@ -111,17 +111,17 @@ def _highest_pixel(model: FoctModel, picture: Picture) -> tuple[float, float]:
 def _mark_cell(panel: Axes, cell: tuple[int, int], grid: tuple[int, int], size: tuple[int, int]) -> None:
     down, right = (side / cells for side, cells in zip(size, grid, strict=True))
     x, y = (cell[1] + 0.5) * right - 0.5, (cell[0] + 0.5) * down - 0.5
-    # A cell is small; a ring around it is seen.
+    # A ring makes a small cell visible.
     panel.plot(x, y, "o", markersize=16, markerfacecolor="none", color=OUTLINE, markeredgewidth=2)
     panel.plot(x, y, "s", markersize=3, color=OUTLINE)
 
 
 def _places(model: FoctModel, picture: Picture | None, number: int, view: int, grid: tuple[int, int]) -> Tensor | None:
-    """Where the features of a view are, rows first, in shares of its sides, (n, 2); None where nothing tells."""
+    """Positions of a view's features, rows first, in shares of its sides, (n, 2); None where they are unknown."""
     cells = torch.tensor(grid)
-    weight = model.position_weight
+    weight = model.settings.position_weight
     if weight:
-        # The memory knows the places, as a part of its features.
+        # Positions are a part of the features in the memory.
         coordinates = model.semantic.features[number, view, :, -2:].cpu() / weight
         return (coordinates * (cells - 1) + 0.5) / cells
     if picture is None:
@@ -131,21 +131,21 @@ def _places(model: FoctModel, picture: Picture | None, number: int, view: int, g
 
 
 def _draw_view(panel: Axes, model: FoctModel, picture: Picture | None, number: int, view: int) -> None:
-    """A support picture, paler and turned as the view is, with sides from 0 to 1."""
-    angle = 360 * view / model.rotations
-    title = f"{picture.name if picture else f'support picture {number + 1}'}{f', turned by {angle:g}°' if view else ''}"
+    """A support image, paler and rotated to the view, with sides from 0 to 1."""
+    angle = 360 * view / model.settings.rotations
+    title = f"{picture.name if picture else f'support image {number + 1}'}{f', rotated by {angle:g}°' if view else ''}"
     if picture:
         image = model.views(picture.image[None])[0, view].clamp(0, 1)
         show_image(panel, 1 - _PALE * (1 - image), title)
         panel.images[0].set_extent((0, 1, 1, 0))
     else:
-        panel.set_title(f"{title},\nnot among the training pictures", fontsize="small")
+        panel.set_title(f"{title},\nnot among the training images", fontsize="small")
     height, width = picture.image.shape[-2:] if picture else (1, 1)
     panel.set(xlim=(0, 1), ylim=(1, 0), aspect="auto", box_aspect=height / width)
 
 
 def _draw_masses(panel: Axes, places: Tensor | None, masses: Tensor, highest: float) -> None:
-    """The features of a view as discs, the larger and brighter the more they get; (n, 2) and (n,)."""
+    """The features of a view as discs, larger and brighter for larger shares; (n, 2) and (n,)."""
     panel.set_xlabel(f"{float(masses.sum()):.0%} goes here", fontsize="small")
     places = torch.full((len(masses), 2), torch.nan) if places is None else places
     order = masses.argsort().cpu()
@@ -158,20 +158,20 @@ def _draw_masses(panel: Axes, places: Tensor | None, masses: Tensor, highest: fl
 
 @torch.no_grad()
 def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Foreground) -> Figure:
-    """Draw what was taken for the product in the support pictures, and which cells the memory keeps.
+    """Draw the foreground that was found in the support images, and the cells that the memory keeps.
 
     Args:
         model: The torch model of a fitted Foct.
-        support: All support pictures in the order of the memory.
-        foreground: What found the product when the model was fitted.
+        support: All support images in the order of the memory.
+        foreground: The foreground finder of the fit.
 
     Returns:
-        The figure; of many pictures the first.
+        The figure, with at most the first six images.
     """
     masks = foreground(torch.stack([each.image for each in support]), model.extract(stack(support)))
     semantic = model.semantic
     title = (
-        f"The support set: the product is outlined; dots are the {semantic.features.shape[2]} cells of each picture "
+        f"The support set: the product is outlined; dots are the {semantic.features.shape[2]} cells of each image "
         "that the memory keeps"
     )
     figure, panels = new_figure(1, min(len(support), _MOST), title)
@@ -197,13 +197,13 @@ def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Fo
 
 @dataclass(frozen=True)
 class Growth:
-    """How a stream of pictures taught the episodic memory.
+    """Growth of the episodic memory over a stream of images.
 
     Args:
-        pictures: The pictures, in order.
-        sizes: Features in the memory after each.
-        added: Features that each added, without those that compression left out at once.
-        remaining: Features of each that are there after the last.
+        pictures: The images, in order.
+        sizes: Features in the memory after each image.
+        added: Features that each image added, without those that compression dropped at once.
+        remaining: Features of each image that are in the memory after the last one.
     """
 
     pictures: tuple[Picture, ...]
@@ -213,22 +213,22 @@ class Growth:
 
 
 def memory_growth(model: FoctModel, pictures: Iterable[Picture]) -> Growth:
-    """Show an online model one picture after another, from an empty episodic memory. It forgets them again.
+    """Score images with an online model, one after another, from an empty episodic memory, which is then restored.
 
     Args:
         model: The torch model of a fitted Foct with ``online=True``.
-        pictures: The pictures, as :func:`pictures_of` prepares them for the model.
+        pictures: The images, as :func:`pictures_of` prepares them for the model.
 
     Returns:
-        What each of them taught.
+        Growth of the memory over these images.
 
     Raises:
         ValueError: If the model is not online.
     """
-    if not model.online:
-        msg = "this Foct learns nothing from the pictures that it scores; train one with --model.online true"
+    if not model.settings.online:
+        msg = "this Foct does not learn from the images that it scores; train one with --model.online true"
         raise ValueError(msg)
-    # Which picture a feature is from, by its bytes.
+    # Number of the image that a feature comes from, by the feature's bytes.
     origin: dict[bytes, int] = {}
     shown, sizes, added = [], [], []
     with model.forgetting():
@@ -246,7 +246,7 @@ def memory_growth(model: FoctModel, pictures: Iterable[Picture]) -> Growth:
 
 
 def draw_growth(growth: Growth) -> Figure:
-    """Draw the size of the episodic memory after each picture, and whose features are in it at the end.
+    """Draw the size of the episodic memory after each image, and the sources of its features at the end.
 
     Args:
         growth: From :func:`memory_growth`.
@@ -254,7 +254,7 @@ def draw_growth(growth: Growth) -> Figure:
     Returns:
         The figure.
     """
-    title = "What a stream of pictures taught the episodic memory; of anomalous ones only cells that look normal enter"
+    title = "Growth of the episodic memory over a stream of images; only normal-looking cells of anomalous images enter"
     figure, ((sizes, remaining),) = new_figure(1, 2, title, 4.2)
     for panel in (sizes, remaining):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -266,12 +266,12 @@ def draw_growth(growth: Growth) -> Figure:
     for label in dict.fromkeys(labels):
         chosen = np.array([each == label for each in labels])
         colour, name = _COLOUR_OF_LABEL[label], _NAME_OF_LABEL[label]
-        teaches = f"{name}: {sum(np.array(growth.added)[chosen] > 0)} of {chosen.sum()} pictures add features"
+        teaches = f"{name}: {sum(np.array(growth.added)[chosen] > 0)} of {chosen.sum()} images add features"
         sizes.scatter(numbers[chosen], np.array(growth.sizes)[chosen], s=14, color=colour, label=teaches, zorder=3)
     sizes.set_xlabel("picture")
     sizes.set_ylabel("features in the memory")
     sizes.set_ylim(0, 1.3 * max(growth.sizes, default=1) + 1)
-    sizes.set_title("size after each picture; compression makes it fall", fontsize="small")
+    sizes.set_title("size after each image; compression makes it fall", fontsize="small")
     sizes.legend(fontsize="x-small", loc="upper right")
     order = sorted(range(len(labels)), key=lambda number: -growth.remaining[number])
     kept = [number for number in order if growth.remaining[number]][:_NAMES]

@@ -1,4 +1,4 @@
-"""Views of Pradot: its prototypes, and which of them each cell of a picture is compared with."""
+"""Views of Pradot: its prototypes, and the nearest one of each cell of an image."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def _patches(subject: Subject) -> dict[tuple[str, float], NearestPatches]:
-    """Training patches that are nearest to the prototypes."""
+    """The nearest training patch of each prototype."""
     return nearest_patches(subject.torch_model, subject.prepared(subject.data.training))
 
 
@@ -39,10 +39,10 @@ def _no_labels(subject: Subject) -> str:
     shown = subject.data.shown
     labels = labels_of(shown)
     if all(label is None for label in labels):
-        return "which pictures are normal is not known; give the data module as data"
-    # Cells of an anomalous picture are known by its mask alone.
+        return "it is not known which images are normal; give the data module as data"
+    # Without a mask, the anomalous cells of an anomalous image are unknown.
     has_masks = hasattr(shown, "samples") and any(map(bool, shown.samples.get("mask_path", ())))
-    return "" if has_masks or False in labels else "there are neither normal test pictures nor masks of anomalous ones"
+    return "" if has_masks or False in labels else "there are neither normal test images nor masks of anomalous ones"
 
 
 def _draw_assignments(subject: Subject, picture: Picture) -> dict[str, Figure]:
@@ -77,25 +77,25 @@ def _write_cells(subject: Subject, pictures: Sequence[Picture], folder: Path) ->
 
 PICTURE_VIEWS = {
     "assignments": View(
-        "From each cell of the picture to the place of the prototype that it is compared with, and what that costs.",
+        "Arrows from each cell of the image to the position of its prototype, and their costs.",
         _draw_assignments,
     ),
     "restoration": View(
-        "The picture put together from the training patches of its prototypes; what cannot be restored is anomalous.",
+        "The image composed of the training patches of its prototypes; anomalies cannot be restored.",
         _draw_restoration,
         no_training,
     ),
 }
 MODEL_VIEWS = {
     "prototypes": View(
-        "The training patches that are nearest to each prototype: what the model takes for normal, and where.",
+        "The nearest training patch of each prototype: what the model considers normal, and where.",
         _draw_prototypes,
         no_training,
     ),
     "projection": View(
-        "Cells of the pictures and prototypes in a plane, with neighbours where one costs little against the other.",
+        "Cells of the images and prototypes in two dimensions; neighbours have a low cost.",
         _draw_projection,
         _no_labels,
     ),
-    "cells": View("A page to go through the pictures cell by cell, for any weight of the place.", _write_cells),
+    "cells": View("A page to explore the images cell by cell, for any weight of the position.", _write_cells),
 }

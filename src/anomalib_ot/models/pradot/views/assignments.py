@@ -1,4 +1,4 @@
-"""Where the cells of a picture find their prototypes, and at what cost (PRADOT, figure 4)."""
+"""Positions and costs of the prototypes of an image's cells (PRADOT, figure 4)."""
 
 import torch
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from anomalib_ot.models.pradot.prototypes import Assignment, Prototypes
 from anomalib_ot.transport import grid_coordinates
 
 _COLUMNS = 5
-# The picture under the arrows is darker, so that the bright arrows of high costs stand out.
+# The image under the arrows is darker, so that the bright arrows of high costs stand out.
 _DARKER = 0.4
 
 
@@ -20,23 +20,23 @@ _DARKER = 0.4
 def draw_assignments(
     model: PradotModel, picture: Picture, layer: str, alpha: float, highest: float | None = None
 ) -> Figure:
-    """Draw an arrow from each cell of a picture to the place of its prototype (eq. 6), and what that costs.
+    """Draw an arrow from each cell of an image to the position of its prototype (eq. 6), and the costs.
 
-    Beside the picture and the arrows are the cost of each cell, which is its score, and the two parts of it: how unlike
-    its prototype the cell is, and how far from it. All share one scale of colours.
+    Five panels show the image, the arrows, the cost of each cell, which is its score, and the feature and spatial parts
+    of this cost. All costs share one colour scale.
 
     Args:
         model: The torch model of a fitted Pradot.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
         layer: Layer of the model.
         alpha: Weight of the spatial cost, one of the model's.
-        highest: Cost of the brightest colour, to compare pictures by; by default the highest of the picture.
+        highest: Cost of the brightest colour, for a comparison of images; by default the highest cost of the image.
 
     Returns:
         The figure, a row of five panels.
 
     Raises:
-        ValueError: If the model lacks the layer or the α.
+        ValueError: If the model has no such layer or α.
         RuntimeError: If the model is not fitted.
     """
     prototypes = model.prototypes_of(layer, alpha)
@@ -48,14 +48,14 @@ def draw_assignments(
 
 @torch.inference_mode()
 def draw_all_assignments(model: PradotModel, picture: Picture) -> Figure:
-    """Draw the arrows of all layers and α of a model, a row for each; see :func:`draw_assignments`.
+    """Draw the arrows for all layers and α of a model, one row each; see :func:`draw_assignments`.
 
     Args:
         model: The torch model of a fitted Pradot.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
 
     Returns:
-        The figure. Each row has its own scale of colours, as costs differ between layers and α.
+        The figure. Each row has its own colour scale, as costs differ between layers and α.
 
     Raises:
         RuntimeError: If the model is not fitted.
@@ -76,7 +76,7 @@ def _draw_row(
     embeddings: Tensor,
     highest: float | None,
 ) -> None:
-    """Picture, arrows, cost and its parts, for embeddings (1, D, H, W)."""
+    """Draw image, arrows, cost and its parts, for embeddings (1, D, H, W)."""
     assignment, alpha = prototypes.assign(embeddings), prototypes.alpha
     cost = assignment.score(alpha)[0]
     limits = (0.0, highest or float(cost.max()))
@@ -98,7 +98,7 @@ def _draw_arrows(
     picture: Picture,
     limits: tuple[float, float],
 ) -> None:
-    """Arrows from cells to prototypes on a picture, the costly ones above the others."""
+    """Draw arrows from cells to prototypes on an image, in the order of their cost."""
     grid = cost.shape
     starts = grid_coordinates(*grid, device=cost.device)
     ends = prototypes.coordinates[assignment.prototype.flatten()]
@@ -106,7 +106,7 @@ def _draw_arrows(
     rows, columns = _pixels(starts[order], grid, picture).T.cpu().numpy()
     down, right = _pixels(ends[order], grid, picture).T.cpu().numpy() - (rows, columns)
     shown = cost.flatten()[order].cpu().numpy()
-    # A cell that is sent to its own place has no arrow to show its cost.
+    # A cell whose prototype has the same position has no arrow; a dot shows its cost.
     panel.scatter(columns, rows, 2, shown, cmap=COLOURS, vmin=limits[0], vmax=limits[1], zorder=1)
     panel.quiver(
         columns,
@@ -124,7 +124,7 @@ def _draw_arrows(
 
 
 def _pixels(coordinates: Tensor, grid: torch.Size, picture: Picture) -> Tensor:
-    """Centres of cells in pixels, rows first, from coordinates (N, 2) in [0, 1]."""
+    """Centres of cells in pixels, rows first, for coordinates (N, 2) in [0, 1]."""
     cells = coordinates.new_tensor(grid)
     sides = coordinates.new_tensor(picture.image.shape[-2:])
     return (coordinates * (cells - 1) + 0.5) * sides / cells - 0.5

@@ -24,24 +24,24 @@ from .prototypes import cut, plain_cost
 
 Method = Literal["umap", "tsne"]
 
-# A cell with a larger share of abnormal pixels is abnormal, as in the paper.
+# A cell with a larger share of abnormal pixels is abnormal (paper).
 _ABNORMAL = 0.3
 _NEIGHBOURS = 50
-# Cells of one place in pictures that hardly differ would lie on top of one another.
+# Otherwise cells at one position of similar images would overlap.
 _SPREAD = 0.5
 _PERPLEXITY = 30
-# Colours of the corners of a picture: red and gold above, blue and green below.
+# Colours of the corners of an image: red and gold above, blue and green below.
 _CORNERS = np.array([[[0.85, 0.1, 0.25], [0.98, 0.8, 0.1]], [[0.2, 0.2, 0.85], [0.1, 0.7, 0.45]]])
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of pictures, drawn at random.
+    """Cells of images, drawn at random.
 
     Args:
         layer: Layer of the features.
-        features: What prototypes are compared with, (N, D), on the CPU.
-        coordinates: Where the cells are, rows first, in [0, 1], (N, 2).
+        features: Features that are compared with prototypes, (N, D), on the CPU.
+        coordinates: Positions of the cells, rows first, in [0, 1], (N, 2).
         abnormal: Whether more than 30 % of a cell's pixels are abnormal, (N,).
     """
 
@@ -57,9 +57,9 @@ class Projection:
 
     Args:
         points: Cells, then prototypes, (N, 2), without a unit.
-        coordinates: Where in a picture each of them belongs, rows first, in [0, 1], (N, 2).
-        abnormal: Which of them are abnormal cells, (N,).
-        prototypes: Which of them are prototypes, (N,).
+        coordinates: Position of each point in the image, rows first, in [0, 1], (N, 2).
+        abnormal: Whether each point is an abnormal cell, (N,).
+        prototypes: Whether each point is a prototype, (N,).
     """
 
     points: NDArray[np.floating]
@@ -69,7 +69,7 @@ class Projection:
 
 
 class _Draw:
-    """A random sample without replacement from rows (N, C) that come part by part: those with the least random keys."""
+    """A random sample without replacement from a stream of rows (N, C): those with the smallest random keys."""
 
     def __init__(self, limit: int, generator: torch.Generator) -> None:
         self.limit = limit
@@ -78,7 +78,7 @@ class _Draw:
         self.rows = torch.empty(0)
 
     def add(self, rows: Tensor) -> None:
-        """Draw from these too."""
+        """Include rows in the draw."""
         keys = torch.cat([self.keys, torch.rand(len(rows), generator=self.generator)])
         self.keys, kept = keys.topk(min(self.limit, len(keys)), largest=False)
         self.rows = torch.cat([self.rows.view(-1, rows.shape[1]), rows])[kept]
@@ -88,14 +88,14 @@ class _Draw:
 def sample_cells(
     model: PradotModel, pictures: Iterable[Picture], layer: str, count: int = 1500, seed: int = 0
 ) -> Cells:
-    """Draw cells of test pictures at random, at most a third of them abnormal ones.
+    """Draw cells of test images at random, at most a third of them abnormal ones.
 
-    No more cells are kept than are asked for, whatever the number of pictures. Cells of an abnormal picture without a
-    mask may be of either kind and are left out.
+    Memory does not grow with the number of images. Cells of an abnormal image without a mask may be normal or abnormal,
+    and are left out.
 
     Args:
         model: The torch model of a fitted Pradot.
-        pictures: The pictures, as :func:`pictures_of` prepares them for the model.
+        pictures: The images, as :func:`pictures_of` prepares them for the model.
         layer: Layer of the model.
         count: Largest number of cells, at least 3.
         seed: Seed of the draw.
@@ -104,7 +104,7 @@ def sample_cells(
         The cells, the normal ones first.
 
     Raises:
-        ValueError: If the model lacks the layer, the count is too small, or there is no cell to draw.
+        ValueError: If the model has no such layer, the count is too small, or there is no cell to draw.
         RuntimeError: If the model is not fitted.
     """
     require(layer in model.layers, "layer", model.layers, layer)
@@ -121,13 +121,13 @@ def sample_cells(
             abnormal.add(rows[is_abnormal])
     rows = torch.cat([normal.rows[: count - len(abnormal.rows)], abnormal.rows])
     if not len(rows):
-        msg = "there is no cell to draw: give normal pictures, or abnormal ones with masks"
+        msg = "there is no cell to draw: give normal images, or abnormal ones with masks"
         raise ValueError(msg)
     return Cells(layer, rows[:, :-2], rows[:, -2:], torch.arange(len(rows)) >= len(rows) - len(abnormal.rows))
 
 
 def _abnormal_cells(picture: Picture, grid: tuple[int, int]) -> Tensor | None:
-    """Which cells of a grid are abnormal, (H·W,), or None where that is not known."""
+    """Whether each cell of a grid is abnormal, (H·W,), or None if that is unknown."""
     if picture.mask is not None:
         return cut(picture.mask[None].float().cpu(), grid).mean((1, 2, 3)) > _ABNORMAL
     return torch.zeros(grid[0] * grid[1], dtype=torch.bool) if picture.label is False else None
@@ -137,7 +137,7 @@ def _abnormal_cells(picture: Picture, grid: tuple[int, int]) -> Tensor | None:
 def project(
     model: PradotModel, cells: Cells, alpha: float, method: Method = "umap", count: int = 500, seed: int = 0
 ) -> Projection:
-    """Place cells and prototypes in a plane so that those between which the cost of eq. 1 is low are neighbours.
+    """Project cells and prototypes to two dimensions, such that points with a low cost (eq. 1) are neighbours.
 
     Args:
         model: The torch model of a fitted Pradot.
@@ -152,8 +152,8 @@ def project(
         The points.
 
     Raises:
-        ValueError: If the model lacks the layer or the α, or the method is unknown.
-        ModuleNotFoundError: If UMAP is asked for and not installed.
+        ValueError: If the model has no such layer or α, or the method is unknown.
+        ModuleNotFoundError: If the method is UMAP, which is not installed.
     """
     _check(method)
     prototypes = model.prototypes_of(cells.layer, alpha)
@@ -162,7 +162,7 @@ def project(
     features = torch.cat([cells.features, prototypes.features[chosen].cpu()])
     coordinates = torch.cat([cells.coordinates, prototypes.coordinates[chosen].cpu()])
     costs = plain_cost(features, coordinates, features, coordinates, alpha, prototypes.settings.spatial)
-    # Rounding leaves costs just below zero, and not quite the same both ways.
+    # Rounding makes costs slightly negative and asymmetric.
     costs = ((costs + costs.T) / 2).clamp(min=0).fill_diagonal_(0)
     is_prototype = torch.arange(len(features)) >= len(cells.features)
     return Projection(
@@ -176,7 +176,7 @@ def project(
 def _check(method: str) -> None:
     require(method in get_args(Method), "method", get_args(Method), method)
     if method == "umap" and find_spec("umap") is None:
-        msg = 'UMAP is not installed; run: pip install "anomalib-ot[viz]", or take tsne as the method'
+        msg = 'UMAP is not installed; run: pip install "anomalib-ot[viz]", or use the method tsne'
         raise ModuleNotFoundError(msg)
 
 
@@ -185,7 +185,7 @@ def _umap(costs: NDArray[np.floating], seed: int) -> NDArray[np.floating]:
 
     neighbours = min(_NEIGHBOURS, len(costs) - 1)
     with warnings.catch_warnings():
-        # That there is no inverse for precomputed costs.
+        # The warning says that precomputed costs have no inverse transform.
         warnings.filterwarnings("ignore", message="using precomputed metric")
         umap = UMAP(neighbours, min_dist=_SPREAD, metric="precomputed", init="random", random_state=seed, n_jobs=1)
         return umap.fit_transform(costs)
@@ -202,25 +202,25 @@ _UMAP_OR_TSNE = {"umap": _umap, "tsne": _tsne}
 def draw_projection(
     model: PradotModel, pictures: Iterable[Picture], layer: str, method: Method = "umap", seed: int = 0
 ) -> Figure:
-    """Draw cells of test pictures and the prototypes of a layer in two dimensions, a panel for each α.
+    """Draw cells of test images and the prototypes of a layer in two dimensions, a panel for each α.
 
-    Points of one colour belong to one place of the picture. With α = 0 they are neighbours by their features alone; the
-    larger α, the more those of one place come together, which leaves abnormal cells away from any prototype.
+    The colour of a point is its position in the image. With α = 0 points are neighbours by their features only. With
+    larger α, points of one position come together, and abnormal cells stay away from all prototypes.
 
     Args:
         model: The torch model of a fitted Pradot.
-        pictures: Test pictures, as :func:`pictures_of` prepares them for the model; the abnormal ones with masks.
+        pictures: Test images, as :func:`pictures_of` prepares them for the model; the abnormal ones with masks.
         layer: Layer of the model.
         method: ``umap`` or ``tsne``.
-        seed: Seed of everything random.
+        seed: Seed of all random numbers.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: If the model lacks the layer, the method is unknown, or no picture tells which cells are normal.
+        ValueError: If the model has no such layer, the method is unknown, or it is unknown which cells are normal.
         RuntimeError: If the model is not fitted.
-        ModuleNotFoundError: If UMAP is asked for and not installed.
+        ModuleNotFoundError: If the method is UMAP, which is not installed.
     """
     _check(method)
     cells = sample_cells(model, pictures, layer, seed=seed)
@@ -232,13 +232,13 @@ def draw_projection(
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     panels[-1].imshow(_colours(grid_coordinates(64, 64).numpy()).reshape(64, 64, 3))
-    panels[-1].set_title("colour: place in the picture", fontsize="small")
+    panels[-1].set_title("colour: position in the image", fontsize="small")
     return figure
 
 
 def _draw_points(panel: Axes, projection: Projection) -> None:
     colours = _colours(projection.coordinates)
-    # Shape, area in points² and width of the lines; prototypes lie under the cells that are sent to them.
+    # Marker, area in points² and line width. Prototypes are drawn below the cells.
     kinds = (
         ("prototype", projection.prototypes, "D", 26.0, 0.5),
         ("normal cell", ~(projection.abnormal | projection.prototypes), "o", 6.0, 0.0),
@@ -251,7 +251,7 @@ def _draw_points(panel: Axes, projection: Projection) -> None:
 
 
 def _colours(coordinates: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Colours (N, 3) of places (N, 2), between those of the corners."""
+    """Colours (N, 3) of positions (N, 2), interpolated between those of the corners."""
     down, right = coordinates.T[..., None]
     above, below = (left * (1 - right) + other * right for left, other in _CORNERS)
     return above * (1 - down) + below * down

@@ -1,4 +1,4 @@
-"""Prototypes as the training patches that are most like them (PRADOT, figure 5 left)."""
+"""Prototypes, represented by their most similar training patches (PRADOT, figure 5 left)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from anomalib_ot.transport import SpatialCost, feature_cost, grid_coordinates, s
 
 Grid = tuple[int, int]
 
-# The grey of places without a prototype.
+# Grey of positions without a prototype.
 _EMPTY = 0.85
-# Mosaics that are drawn of the prototypes of one place.
+# Mosaics of the prototypes of each position.
 _RANKS = ("first", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
 class NearestPatches:
-    """The training patch that is nearest to each prototype of a layer and an α.
+    """The nearest training patch of each prototype of a layer and an α.
 
     Args:
         layer: The layer.
         alpha: Weight of the spatial cost.
-        grid: Rows and columns of the layer's feature map, whose cells the patches are.
-        prototype_grid: Rows and columns of the prototypes' places, fewer where they have a coarser grid of their own.
+        grid: Rows and columns of the layer's feature map. Each cell is a patch.
+        prototype_grid: Rows and columns of the prototypes' positions; fewer if the prototypes have a coarser grid.
         patches: RGB in [0, 1], (P, 3, a, b) in pixels.
         distances: Cost of eq. 1 between each prototype and its patch, (P,).
-        pictures: Name of the picture of each patch.
-        cells: Which cell of the picture the patch is, counted row by row, (P,).
+        pictures: Name of the image of each patch.
+        cells: Number of the cell of the image, counted row by row, (P,).
         coordinates: Coordinates of the prototypes, rows first, in [0, 1], (P, 2).
-        usage: Number of cells of the training pictures that each prototype is the nearest to (eq. 6), (P,).
+        usage: Number of cells of the training images whose nearest prototype it is (eq. 6), (P,).
     """
 
     layer: str
@@ -54,30 +54,30 @@ class NearestPatches:
 
 @torch.inference_mode()
 def nearest_patches(model: PradotModel, pictures: Iterable[Picture]) -> dict[tuple[str, float], NearestPatches]:
-    """Find the patch of the training pictures that is nearest to each prototype, by the cost of eq. 1.
+    """Find the nearest patch of the training images to each prototype, by the cost of eq. 1.
 
-    For global prototypes (α = 0) that is the largest cosine similarity, as in the paper; a local one is looked for near
-    its own place. The pictures are gone through once, and nothing is kept of them but the nearest patches so far.
+    For global prototypes (α = 0) this is the largest cosine similarity, as in the paper. For local ones the position
+    counts too. The images are iterated over once, and only the nearest patches so far are kept.
 
     Args:
         model: The torch model of a fitted Pradot.
-        pictures: The training pictures, all of one size, as :func:`pictures_of` prepares them for the model.
+        pictures: The training images, all of one size, as :func:`pictures_of` prepares them for the model.
 
     Returns:
-        The patches of each layer and α, by both.
+        The patches by layer and α.
 
     Raises:
         RuntimeError: If the model is not fitted.
-        ValueError: If there are no pictures.
+        ValueError: If there are no images.
     """
     searches = {(layer, each.alpha): _Search(layer, each) for layer, each in model.by_layer()}
     count = 0
-    for count, picture in enumerate(pictures, 1):  # noqa: B007 - counted to tell whether there are any
+    for count, picture in enumerate(pictures, 1):  # noqa: B007 - shows whether there are any
         embeddings = model.embeddings(picture.prepared[None])
         for (layer, _), search in searches.items():
             search.add(picture, embeddings[layer])
     if not count:
-        msg = "there are no pictures to look for patches in"
+        msg = "there are no images to find patches in; give one or more"
         raise ValueError(msg)
     return {key: search.result() for key, search in searches.items()}
 
@@ -97,7 +97,7 @@ class _Search:
         self.grid = (0, 0)
 
     def add(self, picture: Picture, embeddings: Tensor) -> None:
-        """Look into one more picture, with its embeddings (1, D, H, W)."""
+        """Search one more image, with its embeddings (1, D, H, W)."""
         height, width = self.grid = (embeddings.shape[-2], embeddings.shape[-1])
         patches = cut(picture.image, self.grid)
         if not self.patches.numel():
@@ -119,8 +119,8 @@ class _Search:
         self.usage += used.bincount(minlength=len(self.usage))
 
     def result(self) -> NearestPatches:
-        """What was found."""
-        # A coarser grid has this share of the feature map's cells.
+        """The nearest patches of all images so far."""
+        # Number of cells of a coarser grid, relative to the feature map.
         share = min(self.prototypes.per_cell, 1)
         height, width = (ceil(side * sqrt(share)) for side in self.grid)
         return NearestPatches(
@@ -145,7 +145,7 @@ def plain_cost(
     alpha: float,
     kind: SpatialCost,
 ) -> Tensor:
-    """Cost of eq. 1 between embeddings, or embeddings and prototypes, as it is, so that pictures can be compared.
+    """Unscaled cost of eq. 1 between embeddings, or embeddings and prototypes, which is comparable between images.
 
     Args:
         features: (N, D).
@@ -159,15 +159,15 @@ def plain_cost(
         (N, P).
     """
     squared = spatial_cost(coordinates, other_coordinates)
-    # As in the score: torch.cdist loses digits.
+    # torch.cdist loses digits, as in the score.
     space = squared.sqrt() if kind == "euclidean" else squared
     return feature_cost(features, other_features).lerp(space, alpha)
 
 
 def cut(image: Tensor, grid: Grid) -> Tensor:
-    """Patches (H·W, 3, a, b) of a picture (3, h, w), one for each of H rows and W columns of cells.
+    """Cut an image (3, h, w) into patches (H·W, 3, a, b), one for each cell of a grid of H rows and W columns.
 
-    A picture whose sides are not whole multiples of these is enlarged until they are.
+    The image is enlarged if its sides are not multiples of H and W.
     """
     height, width = (ceil(side / cells) for side, cells in zip(image.shape[-2:], grid, strict=True))
     image = resized(image, (height * grid[0], width * grid[1]))
@@ -175,23 +175,23 @@ def cut(image: Tensor, grid: Grid) -> Tensor:
 
 
 def assemble(patches: Tensor, grid: Grid) -> Tensor:
-    """A picture (3, H·a, W·b) of patches (H·W, 3, a, b), what :func:`cut` makes of it."""
+    """Assemble patches (H·W, 3, a, b) to an image (3, H·a, W·b), the inverse of :func:`cut`."""
     return patches.unflatten(0, grid).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
 
 
 def resized(image: Tensor, size: Grid) -> Tensor:
-    """A picture (3, h, w) at a size in pixels; itself where it has it."""
+    """Resize an image (3, h, w) to a size in pixels; an image of this size is returned as it is."""
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def draw_prototypes(nearest: NearestPatches) -> Figure:
-    """Draw the prototypes of one layer and one α as their nearest patches.
+    """Draw the prototypes of one layer and one α by their nearest patches.
 
-    Local prototypes (α > 0) are drawn where they are: how many each place has, and mosaics of the most used one of each
-    place, the second most used, up to four. A place without stays grey, as many do after compression. Global prototypes
-    (α = 0) have no place that counts and are drawn one after the other, the most used first.
+    Local prototypes (α > 0) are drawn at their positions: their number at each position, and up to four mosaics, of the
+    most used prototype at each position, the second most used, and so on. Positions without a prototype are grey, as
+    many are after compression. Global prototypes (α = 0) are drawn in a list, the most used first.
 
     Args:
         nearest: The patches.
@@ -209,13 +209,13 @@ def _draw_places(nearest: NearestPatches) -> Figure:
     counts = places.bincount(minlength=height * width)
     shown = min(len(_RANKS), int(counts.max()))
     figure, panels = new_figure(1, 1 + shown)
-    title = rf"{nearest.layer}, $\alpha$ = {nearest.alpha:g}: number of prototypes of each place"
+    title = rf"{nearest.layer}, $\alpha$ = {nearest.alpha:g}: number of prototypes at each position"
     show_map(panels[0][0], counts.view(height, width), title, (0, int(counts.max())))
     for rank, panel in enumerate(panels[0][1:]):
         mosaic = nearest.patches.new_full((height * width, *nearest.patches.shape[1:]), _EMPTY)
         here = ranks == rank
         mosaic[places[here]] = nearest.patches[here]
-        title = f"{_RANKS[rank]} most used prototype of each place"
+        title = f"{_RANKS[rank]} most used prototype at each position"
         show_image(panel, assemble(mosaic, nearest.prototype_grid), title)
     return figure
 
@@ -224,7 +224,7 @@ def _draw_sheet(nearest: NearestPatches) -> Figure:
     count = len(nearest.patches)
     columns = ceil(sqrt(count))
     rows = ceil(count / columns)
-    # A rim of one pixel tells the patches apart.
+    # A border of one pixel separates the patches.
     patches = F.pad(nearest.patches[nearest.usage.argsort(descending=True)], (0, 1, 0, 1), value=_EMPTY)
     sheet = patches.new_full((rows * columns, *patches.shape[1:]), _EMPTY)
     sheet[:count] = patches
@@ -235,14 +235,14 @@ def _draw_sheet(nearest: NearestPatches) -> Figure:
 
 
 def _places(nearest: NearestPatches) -> Tensor:
-    """Which place of the prototypes' grid each prototype is nearest to, counted row by row, (P,)."""
+    """Nearest position in the prototypes' grid of each prototype, counted row by row, (P,)."""
     height, width = nearest.prototype_grid
     rows, columns = (nearest.coordinates * nearest.coordinates.new_tensor([height - 1, width - 1])).round().long().T
     return rows * width + columns
 
 
 def _ranks(places: Tensor, usage: Tensor) -> Tensor:
-    """How many prototypes of the same place are used more than each, or as much and come first, (P,)."""
+    """Rank of each prototype by usage among those at its position; the first one wins a tie, (P,)."""
     order = usage.argsort(descending=True, stable=True)
     order = order[places[order].argsort(stable=True)]
     place = places[order]

@@ -1,4 +1,4 @@
-"""Pictures rebuilt from the patches of their prototypes, and how they differ from these (PRADOT, figure 5 right)."""
+"""Images restored from the patches of their prototypes, and the difference (PRADOT, figure 5 right)."""
 
 from collections.abc import Mapping
 
@@ -17,18 +17,18 @@ Nearest = Mapping[tuple[str, float], NearestPatches]
 
 @torch.inference_mode()
 def restore(model: PradotModel, picture: Picture, nearest: Nearest) -> dict[tuple[str, float], Tensor]:
-    """Replace each cell of a picture by the patch of its prototype (eq. 6).
+    """Replace each cell of an image by the patch of its prototype (eq. 6).
 
     Args:
         model: The torch model of a fitted Pradot.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
-        nearest: Patches of the model's prototypes, from :func:`nearest_patches`, of the layers and α to restore with.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
+        nearest: Patches of the model's prototypes, from :func:`nearest_patches`, for the layers and α to use.
 
     Returns:
-        The restored pictures, RGB in [0, 1], (3, h, w), by layer and α.
+        The restored images, RGB in [0, 1], (3, h, w), by layer and α.
 
     Raises:
-        ValueError: If the model lacks a layer or an α, or the patches are of another model.
+        ValueError: If the model has no such layer or α, or the patches belong to another model.
         RuntimeError: If the model is not fitted.
     """
     embeddings = model.embeddings(picture.prepared[None])
@@ -36,7 +36,7 @@ def restore(model: PradotModel, picture: Picture, nearest: Nearest) -> dict[tupl
     for key, patches in nearest.items():
         prototypes = model.prototypes_of(*key)
         if not torch.equal(patches.coordinates, prototypes.coordinates):
-            msg = f"the patches of {key[0]} and alpha {key[1]:g} are not of this model's prototypes: find them anew"
+            msg = f"the patches of {key[0]} and alpha {key[1]:g} are not those of this model: find them again"
             raise ValueError(msg)
         chosen = prototypes.assign(embeddings[key[0]]).prototype[0]
         image = assemble(patches.patches[chosen.flatten()], (chosen.shape[0], chosen.shape[1]))
@@ -46,22 +46,22 @@ def restore(model: PradotModel, picture: Picture, nearest: Nearest) -> dict[tupl
 
 @torch.inference_mode()
 def restoration_map(model: PradotModel, picture: Picture, nearest: Nearest) -> Tensor:
-    """A second anomaly map: by how much a picture differs from what its prototypes make of it.
+    """Compute a second anomaly map, the difference between an image and its restoration from prototypes.
 
-    The mean absolute difference of each cell takes the place of its cost. Maps of layers and α count alike, and are
-    enlarged and smoothed as those of the model are. The score of the picture is the maximum. Where normal parts lie
-    differently in each picture, their patches do not fit together, and this can be no better than chance.
+    The mean absolute difference of a cell replaces its cost. Maps of layers and α have equal weights, and are upsampled
+    and smoothed as those of the model. The score of the image is the maximum. If the poses of normal parts vary between
+    images, their patches do not fit together, and this map may be no better than chance.
 
     Args:
         model: The torch model of a fitted Pradot.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
         nearest: Patches of the model's prototypes, as for :func:`restore`.
 
     Returns:
         (h, w), in [0, 1].
 
     Raises:
-        ValueError: If the model lacks a layer or an α, or the patches are of another model.
+        ValueError: If the model has no such layer or α, or the patches belong to another model.
         RuntimeError: If the model is not fitted.
     """
     restored = restore(model, picture, nearest)
@@ -71,24 +71,24 @@ def restoration_map(model: PradotModel, picture: Picture, nearest: Nearest) -> T
 
 
 def difference(image: Tensor, restored: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean absolute difference of two pictures (3, h, w) in each cell of a grid (H, W), in [0, 1]."""
+    """Mean absolute difference of two images (3, h, w) in each cell of a grid (H, W), in [0, 1]."""
     return cut((image - restored).abs(), grid).mean((1, 2, 3)).unflatten(0, grid)
 
 
 @torch.inference_mode()
 def draw_restoration(model: PradotModel, picture: Picture, nearest: Nearest) -> Figure:
-    """Draw a picture, what its prototypes make of it and where the two differ, a row for each layer and α.
+    """Draw an image, its restoration from prototypes and their difference, one row for each layer and α.
 
     Args:
         model: The torch model of a fitted Pradot.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
         nearest: Patches of the model's prototypes, as for :func:`restore`.
 
     Returns:
-        The figure. All differences share one scale of colours.
+        The figure. All differences share one colour scale.
 
     Raises:
-        ValueError: If the model lacks a layer or an α, or the patches are of another model.
+        ValueError: If the model has no such layer or α, or the patches belong to another model.
         RuntimeError: If the model is not fitted.
     """
     restored = restore(model, picture, nearest)

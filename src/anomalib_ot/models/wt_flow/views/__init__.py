@@ -1,4 +1,4 @@
-"""Views of WtFlow: how its velocity field moves the cells of a picture."""
+"""Views of WtFlow: how its velocity field moves the cells of an image."""
 
 from matplotlib.figure import Figure
 
@@ -9,12 +9,12 @@ from .flow import Ways, draw_flow, ways_of
 
 __all__ = ["MODEL_VIEWS", "PICTURE_VIEWS", "Ways", "draw_flow", "ways_of"]
 
-# Normal pictures that the flow of a picture is drawn beside.
+# Normal images in the figure of an image.
 _BESIDE = 8
 
 
 def _normal_pictures(subject: Subject) -> list[Picture]:
-    """A few normal pictures, held out from training if there are any."""
+    """A few normal images, held out from training if there are any."""
     items = subject.data.held_out or subject.data.training
     return list(subject.prepared([items[index] for index in range(min(_BESIDE, len(items)))]))
 
@@ -23,7 +23,7 @@ def _no_normal(subject: Subject) -> str:
     return (
         ""
         if subject.data.held_out or subject.data.training
-        else "there are no normal pictures; give the data module as data"
+        else "there are no normal images; give the data module as data"
     )
 
 
@@ -33,7 +33,7 @@ def _draw_flow(subject: Subject, picture: Picture) -> dict[str, Figure]:
 
 PICTURE_VIEWS = {
     "flow": View(
-        "How the velocity field moves usual and anomalous cells from features to noise, among normal ones.",
+        "Trajectories of usual and anomalous cells from features to noise, among normal ones.",
         _draw_flow,
         _no_normal,
     ),

@@ -1,4 +1,4 @@
-"""How WtFlow's field carries the cells of a picture from features to noise."""
+"""Trajectories of an image's cells in WtFlow's velocity field, from features to noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from anomalib_ot.models.wt_flow import WtFlowModel
 _NORMAL = "#0072b2"
 _ODD = "#d55e00"
 _OTHER = "grey"
-# Cells of each kind whose way is drawn, and normal cells behind them.
+# Cells of each kind whose trajectory is drawn, and normal cells in the background.
 _WAYS = 3
 _CLOUD = 1500
 
 
 @dataclass(frozen=True)
 class Ways:
-    """The ways of the cells of a picture and of normal pictures through the field of one layer.
+    """Trajectories of the cells of an image and of normal images in the field of one layer.
 
     Args:
         layer: The layer.
-        times: From 0, the features, to 1, the noise, (T,).
-        picture: x_t of the picture's cells, (T, C, H, W).
-        normal: x_t of the cells of the normal pictures, (T, N, C).
-        minus_log_density: −log p of the picture's cells, (H, W), by as many steps as the model scores with; the mean
+        times: Times from 0, the features, to 1, the noise, (T,).
+        picture: x_t of the image's cells, (T, C, H, W).
+        normal: x_t of the cells of the normal images, (T, N, C).
+        minus_log_density: −log p of the image's cells, (H, W), by the number of steps of the model's score; the mean
             over channels, without the constant.
     """
 
@@ -42,27 +42,27 @@ class Ways:
 
 
 def ways_of(model: WtFlowModel, picture: Picture, normal: Sequence[Picture], steps: int = 16) -> list[Ways]:
-    """Follow the cells of a picture, and those of normal pictures, from t = 0 to 1.
+    """Follow the cells of an image, and those of normal images, from t = 0 to 1.
 
     Args:
         model: The torch model of a fitted WtFlow.
-        picture: The picture, as :func:`pictures_of` prepares it for the model.
-        normal: Normal pictures, prepared likewise, at least one.
-        steps: Euler steps, finer than those of the scores so that the ways are seen.
+        picture: The image, as :func:`pictures_of` prepares it for the model.
+        normal: Normal images, prepared likewise, at least one.
+        steps: Number of Euler steps; more than for the scores, so that the trajectories are visible.
 
     Returns:
-        The ways in each layer.
+        The trajectories in each layer.
 
     Raises:
-        ValueError: If there are no normal pictures or no steps.
+        ValueError: If there are no normal images or no steps.
         RuntimeError: If the model is not fitted.
     """
     if not normal:
-        msg = "the flow of a picture is drawn beside that of normal pictures, and there are none"
+        msg = "the flow of an image is drawn among that of normal images, but there are none; give one or more"
         raise ValueError(msg)
     own = model.trajectories(picture.prepared[None], steps)
     others = model.trajectories(stack(normal), steps)
-    ends = model.trajectories(picture.prepared[None], model.euler_steps)
+    ends = model.trajectories(picture.prepared[None], model.settings.euler_steps)
     times = torch.linspace(0, 1, steps + 1)
     return [
         Ways(
@@ -77,15 +77,16 @@ def ways_of(model: WtFlowModel, picture: Picture, normal: Sequence[Picture], ste
 
 
 def draw_flow(ways: Sequence[Ways], picture: Picture) -> Figure:
-    """Draw where cells of a picture lie and go, a row for each layer.
+    """Draw positions and trajectories of cells of an image, one row for each layer.
 
-    From left to right: the picture with its most anomalous cells and some usual ones; the density map; their ways in
-    the first two principal components of normal features; and the size of the features over time, in normal pictures,
-    in this one and in its most anomalous cells. Features that are whitened start at about one where they are normal.
+    From left to right: the image with its most anomalous cells and some usual ones; the density map; the trajectories
+    of these cells in the first two principal components of normal features; and the root mean square of the features
+    over time, for normal images, for this image and for its most anomalous cells. For normal cells, whitened features
+    start at about one.
 
     Args:
         ways: From :func:`ways_of`.
-        picture: The same picture.
+        picture: The same image.
 
     Returns:
         The figure.
@@ -94,7 +95,7 @@ def draw_flow(ways: Sequence[Ways], picture: Picture) -> Figure:
     figure, panels = new_figure(len(ways), 4, title, 3.4)
     for row, each in zip(panels, ways, strict=True):
         odd, usual = _choose(each.minus_log_density)
-        show_image(row[0], picture.image, f"{each.layer}: cells that are followed", picture.mask)
+        show_image(row[0], picture.image, f"{each.layer}: cells of the trajectories", picture.mask)
         for cells, colour in ((odd, _ODD), (usual, _NORMAL)):
             _mark(row[0], cells, each.minus_log_density.shape, picture, colour)
         show_map(row[1], each.minus_log_density, "minus log density of each cell, per channel")
@@ -104,7 +105,7 @@ def draw_flow(ways: Sequence[Ways], picture: Picture) -> Figure:
 
 
 def _choose(minus_log_density: Tensor) -> tuple[Tensor, Tensor]:
-    """The cells of the lowest density, no two of them neighbours, and cells of about the median density."""
+    """The cells with the lowest density, without neighbours, and cells with about the median density."""
     left = minus_log_density.clone()
     odd = []
     for _ in range(_WAYS):
@@ -124,7 +125,7 @@ def _mark(panel: Axes, cells: Tensor, grid: torch.Size, picture: Picture, colour
 
 
 def _draw_ways(panel: Axes, ways: Ways, odd: Tensor, usual: Tensor) -> None:
-    """Ways in the principal components of the normal features, with these behind them."""
+    """Draw trajectories in the principal components of the normal features, above these features."""
     start = ways.normal[0]
     mean = start.mean(0)
     values, vectors = torch.linalg.eigh((start - mean).mT @ (start - mean) / len(start))
@@ -144,20 +145,20 @@ def _draw_ways(panel: Axes, ways: Ways, odd: Tensor, usual: Tensor) -> None:
     _with_ticks(panel)
     panel.set_xlabel(f"1st component, {float(shares[0]):.0%} of the variance", fontsize="small")
     panel.set_ylabel(f"2nd component, {float(shares[1]):.0%}", fontsize="small")
-    panel.set_title("their ways among normal features", fontsize="small")
+    panel.set_title("trajectories among normal features", fontsize="small")
     panel.legend(fontsize="x-small", loc="best")
 
 
 def _draw_norms(panel: Axes, ways: Ways, odd: Tensor) -> None:
-    """Root mean square of the channels over time, mean and standard deviation over cells."""
+    """Draw the root mean square of the channels over time, as mean and standard deviation over cells."""
     times = ways.times.numpy()
     normal = ways.normal.square().mean(-1).sqrt().cpu()
     own = ways.picture.square().mean(1).sqrt().flatten(1).cpu()
-    # As many cells as a twentieth of the picture, for three would have no standard deviation to speak of.
+    # A twentieth of the image's cells, as the standard deviation of three would mean little.
     highest = own[:, ways.minus_log_density.flatten().topk(max(len(odd), own.shape[1] // 20)).indices.cpu()]
     for values, colour, name in (
-        (normal, _NORMAL, "normal pictures"),
-        (own, _OTHER, "this picture"),
+        (normal, _NORMAL, "normal images"),
+        (own, _OTHER, "this image"),
         (highest, _ODD, "its most anomalous twentieth"),
     ):
         mean, spread = values.mean(1).numpy(), values.std(1).numpy()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
 from anomalib_ot.models.pradot.views.assignments import draw_all_assignments, draw_assignments
 
 
@@ -84,7 +84,7 @@ def test_an_unknown_layer_or_alpha_is_refused_by_naming_those_there_are(fitted, 
 
 def test_a_model_that_is_not_fitted_is_refused(fitted, pictures):
     [picture] = pictures(fitted("Pradot"))
-    model = PradotModel("resnet18", ["layer2"], pre_trained=False)
+    model = PradotModel(PradotSettings(backbone="resnet18", layers=["layer2"], pre_trained=False))
     for draw in (draw_all_assignments, lambda *arguments: draw_assignments(*arguments, "layer2", 0.3)):
         with pytest.raises(RuntimeError, match=r"no prototypes .* fit it, or load a checkpoint"):
             draw(model, picture)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from anomalib_ot.drawing.pictures import Picture, stack
-from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
 from anomalib_ot.models.pradot.views.cells import write_page
 from anomalib_ot.models.pradot.views.prototypes import nearest_patches
 
@@ -63,12 +63,14 @@ def pictures():
 def model():
     torch.manual_seed(0)
     model = PradotModel(
-        "resnet18",
-        ["layer2", "layer3"],
-        pre_trained=False,
-        prototypes_per_cell=[2, 1],
-        alphas=[0.0, 0.25],
-        whitened_channels=0,
+        PradotSettings(
+            backbone="resnet18",
+            layers=["layer2", "layer3"],
+            pre_trained=False,
+            prototypes_per_cell=[2, 1],
+            alphas=[0.0, 0.25],
+            whitened_channels=0,
+        )
     ).eval()
     model.initialise(model.extract(torch.rand(2, 3, 64, 64)))
     return model
@@ -188,7 +190,7 @@ def test_same_pictures_give_the_same_page(model, pictures, written, tmp_path):
 
 
 def test_without_pictures_there_is_no_page(model, tmp_path):
-    with pytest.raises(ValueError, match="no pictures to show; give one or more"):
+    with pytest.raises(ValueError, match="no images to show; give one or more"):
         write_page(model, [], tmp_path / "page.html")
 
 
@@ -206,4 +208,8 @@ def test_patches_of_another_model_are_refused(model, pictures, patches, tmp_path
 
 def test_model_that_is_not_fitted_is_refused(pictures, tmp_path):
     with pytest.raises(RuntimeError, match="no prototypes to compare with yet"):
-        write_page(PradotModel("resnet18", ["layer3"], pre_trained=False).eval(), pictures, tmp_path / "page.html")
+        write_page(
+            PradotModel(PradotSettings(backbone="resnet18", layers=["layer3"], pre_trained=False)).eval(),
+            pictures,
+            tmp_path / "page.html",
+        )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.manifold import trustworthiness
 
-from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
 from anomalib_ot.models.pradot.views import projection
 from anomalib_ot.models.pradot.views.projection import draw_projection, project, sample_cells
 from anomalib_ot.models.pradot.views.prototypes import plain_cost
@@ -87,7 +87,7 @@ def test_abnormal_pictures_without_a_mask_are_left_out(fitted, normal, pictures)
     model = fitted("Pradot")
     unknown = [replace(each, label=True) for each in pictures(model, 2)]
     assert len(sample_cells(model.model, [*unknown, *normal(model, 1)], "layer3", 100).features) == 16
-    with pytest.raises(ValueError, match="no cell to draw: give normal pictures, or abnormal ones with masks"):
+    with pytest.raises(ValueError, match="no cell to draw: give normal images, or abnormal ones with masks"):
         sample_cells(model.model, unknown, "layer3")
 
 
@@ -115,7 +115,11 @@ def test_what_cannot_be_projected_is_refused(fitted, normal):
     with pytest.raises(ValueError, match="count must be at least 3, not 2"):
         sample_cells(model.model, normal(model, 1), "layer3", 2)
     with pytest.raises(RuntimeError, match=r"no prototypes .* fit it"):
-        sample_cells(PradotModel("resnet18", ["layer3"], pre_trained=False), normal(model, 1), "layer3")
+        sample_cells(
+            PradotModel(PradotSettings(backbone="resnet18", layers=["layer3"], pre_trained=False)),
+            normal(model, 1),
+            "layer3",
+        )
 
 
 def test_without_umap_the_extra_to_install_is_named(fitted, normal, monkeypatch):

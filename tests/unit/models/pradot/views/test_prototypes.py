@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_ot.models.pradot import PradotModel
+from anomalib_ot.models.pradot import PradotModel, PradotSettings
 from anomalib_ot.models.pradot.views.prototypes import NearestPatches, assemble, cut, draw_prototypes, nearest_patches
 
 
@@ -132,7 +132,9 @@ def test_a_coarser_grid_and_compressed_prototypes_can_be_drawn(fitted, pictures)
 
 def test_no_pictures_and_no_prototypes_are_refused(fitted, pictures):
     model = fitted("Pradot")
-    with pytest.raises(ValueError, match="no pictures to look for patches in"):
+    with pytest.raises(ValueError, match="no images to find patches in"):
         nearest_patches(model.model, [])
     with pytest.raises(RuntimeError, match=r"no prototypes .* fit it"):
-        nearest_patches(PradotModel("resnet18", ["layer2"], pre_trained=False), pictures(model))
+        nearest_patches(
+            PradotModel(PradotSettings(backbone="resnet18", layers=["layer2"], pre_trained=False)), pictures(model)
+        )

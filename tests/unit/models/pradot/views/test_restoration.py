@@ -94,7 +94,7 @@ def test_picture_restored_picture_and_difference_are_drawn_for_each_layer_and_al
 def test_patches_of_another_model_are_refused(fitted, pictures):
     model, other = fitted("Pradot"), fitted("Pradot", prototypes_per_cell=2)
     nearest = nearest_patches(other.model, pictures(model))
-    with pytest.raises(ValueError, match=r"patches of layer2 and alpha 0 are not of this model's prototypes"):
+    with pytest.raises(ValueError, match=r"patches of layer2 and alpha 0 are not those of this model"):
         restore(model.model, *pictures(model), nearest)
     with pytest.raises(ValueError, match=r"alpha must be 0.0 or 0.3, not 0.9"):
         restore(model.model, *pictures(model), {("layer2", 0.9): nearest["layer2", 0.3]})

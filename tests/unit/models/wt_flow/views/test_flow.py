@@ -37,7 +37,7 @@ def test_ways_of_normal_pictures_are_those_of_their_cells(fitted, pictures):
 
 def test_a_flow_without_normal_pictures_is_refused(fitted, pictures):
     model = fitted("WtFlow")
-    with pytest.raises(ValueError, match="normal pictures"):
+    with pytest.raises(ValueError, match="normal images, but there are none"):
         ways_of(model.model, *pictures(model), [])
 
 
@@ -47,6 +47,6 @@ def test_flow_has_a_row_for_each_layer(fitted, pictures):
     figure = draw_flow(ways_of(model.model, shown[0], shown[1:]), shown[0])
     titles = [panel.get_title() for panel in figure.axes]
     assert [each for each in titles if each.startswith("layer")] == [
-        "layer2: cells that are followed",
-        "layer3: cells that are followed",
+        "layer2: cells of the trajectories",
+        "layer3: cells of the trajectories",
     ]

@@ -1,0 +1,120 @@
+"""Settings of a model: one dataclass for its Lightning and its torch module, with what each setting changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from anomalib_ot.features.extraction import Extraction
+from anomalib_ot.features.store import CachePlace
+from anomalib_ot.settings import require, require_image_size, require_smoothing, require_whole
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_T = TypeVar("_T")
+
+
+# What a setting changes: the scores of a trained model; only what is trained; or neither, but where and how fast
+# something is computed.
+Kind = Literal["scoring", "training", "running"]
+
+# Type of a field, with the kind of the setting.
+Scoring = Annotated[_T, "scoring"]
+Training = Annotated[_T, "training"]
+Running = Annotated[_T, "running"]
+
+
+def _hints(settings: type) -> dict[str, Any]:
+    return get_type_hints(settings, include_extras=True)
+
+
+def _kind(hint: Any) -> Kind | None:
+    return next((each for each in getattr(hint, "__metadata__", ()) if each in get_args(Kind)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Settings that every model has, and the checks that all models share.
+
+    A model's own settings inherit from it. Each field is annotated with its kind: ``Scoring[int]``, ``Training[int]``
+    or ``Running[int]``. The Lightning model has the same names as arguments of its constructor, with these defaults,
+    and documents them.
+
+    Attributes:
+        backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
+        pre_trained: Whether to load the backbone's pre-trained weights.
+        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+
+    Raises:
+        TypeError: If a field of a subclass has no kind.
+        ValueError: If a setting is out of its range.
+    """
+
+    backbone: Scoring[str | Path]
+    pre_trained: Training[bool]
+    image_size: Scoring[tuple[int, int]]
+    smoothing: Scoring[float]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if without := [name for name, hint in _hints(cls).items() if _kind(hint) is None]:
+            msg = f"{cls.__name__} must annotate {', '.join(without)} with Scoring, Training or Running"
+            raise TypeError(msg)
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            choice = get_args(hint)[0]
+            if get_origin(choice) is Literal:
+                require(getattr(self, name) in get_args(choice), name, get_args(choice), getattr(self, name))
+        require_image_size(self.image_size)
+        require_smoothing(self.smoothing)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Self":
+        """The settings among named values, such as the arguments of a constructor.
+
+        Args:
+            values: Value of each setting by name; other names are ignored.
+
+        Raises:
+            KeyError: If a setting is missing.
+            ValueError: If a setting is out of its range.
+        """
+        return cls(**{each.name: values[each.name] for each in fields(cls)})
+
+    @classmethod
+    def names(cls, kind: Kind) -> frozenset[str]:
+        """Names of the settings of a kind."""
+        return frozenset(name for name, hint in _hints(cls).items() if _kind(hint) == kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTrainingSettings(ModelSettings):
+    """Settings of the models that train on cached features, see :class:`FeatureTraining`.
+
+    Attributes:
+        batch_size: Images in a training batch; by default the model's usual number, or all images where there are
+            fewer.
+        validation_fraction: Fraction of the training images held out, in [0, 1).
+        patience: Measurements without an improvement after which training stops.
+        feature_cache: See :func:`train_on_features`.
+        cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
+        extraction: See :class:`FastExtractor`.
+    """
+
+    patience: Training[int]
+    batch_size: Training[int | None] = None
+    validation_fraction: Training[float] = 0.0
+    feature_cache: Running[CachePlace] = "auto"
+    cache_budget: Running[float] = 0.5
+    extraction: Running[Extraction] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole(1, "patience", self.patience)
+        if self.batch_size is not None:
+            require_whole(1, "batch_size", self.batch_size)
+        require(0 <= self.validation_fraction < 1, "validation_fraction", "in [0, 1)", self.validation_fraction)
+        require(0 < self.cache_budget <= 1, "cache_budget", "in (0, 1]", self.cache_budget)

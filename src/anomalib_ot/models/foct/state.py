@@ -1,0 +1,140 @@
+"""State of Foct: the memories, the navigator, and what queries have taught them."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor, nn
+
+from anomalib_ot.settings import require
+
+from .memory import EpisodicMemory, Memory, SemanticMemory
+from .navigator import new_navigator
+from .settings import FoctSettings
+
+# Queries that can be undone. With the default settings and a Wide ResNet-50 they take 60 MB at most.
+_HISTORY = 100
+
+
+class Taught(NamedTuple):
+    """What queries have taught up to a point in time.
+
+    Attributes:
+        memory: The episodic memory, (1, N, C) and (1, N).
+        navigator: State of the navigator.
+    """
+
+    memory: Memory
+    navigator: dict[str, Tensor]
+
+
+class FoctState(DynamicBufferMixin, nn.Module):
+    """A semantic memory, and an episodic memory and a navigator, which queries may teach.
+
+    All stay in float32 for every precision of the backbone.
+
+    Args:
+        settings: The settings that :class:`Foct` documents.
+        channels: C, the dimensions of the points that are compared.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, settings: FoctSettings, channels: int) -> None:
+        super().__init__()
+        self.settings = settings
+        # Whether queries teach nothing.
+        self.is_frozen = False
+        self.semantic = SemanticMemory(settings.foreground_ratio, settings.background_ratio)
+        self.episodic = EpisodicMemory(settings.capacity, settings.compression)
+        # Mean (C,) and total standard deviation () of the support features.
+        self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        self._new_navigator = partial(new_navigator, channels, settings)
+        # Fitted to the support set, and the current one.
+        self.support_navigator = self._new_navigator()
+        self.navigator = deepcopy(self.support_navigator)
+        # State before each of the last queries.
+        self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FoctState":
+        super()._apply(fn, recurse)
+        self.centre, self.scale = self.centre.float(), self.scale.float()
+        for part in (self.semantic, self.episodic, self.support_navigator, self.navigator):
+            part.float()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the history, which neither copies nor exported files need."""
+        return {**super().__getstate__(), "earlier": deque(maxlen=_HISTORY)}
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a support set, from training or a checkpoint."""
+        return self.semantic.is_fitted
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            msg = "Foct has no support set yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+
+    def reset(self) -> None:
+        """Discard the queries: empty the episodic memory, and restore the navigator of the support set."""
+        self.episodic.clear()
+        self.navigator.load_state_dict(self.support_navigator.state_dict())
+        self.earlier.clear()
+
+    def taught(self) -> Taught:
+        """A copy of what queries have taught so far."""
+        features, is_foreground = self.episodic.features.clone(), self.episodic.is_foreground.clone()
+        navigator = {name: value.clone() for name, value in self.navigator.state_dict().items()}
+        return Taught(Memory(features[None], is_foreground[None]), navigator)
+
+    def recall(self, taught: Taught) -> None:
+        """Restore memory and navigator to their state when :meth:`taught` was called."""
+        self.episodic.replace(*(part[0] for part in taught.memory))
+        self.navigator.load_state_dict(taught.navigator)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Start from a reset state, and restore memory, navigator and history on exit, also after an exception."""
+        taught, earlier = self.taught(), tuple(self.earlier)
+        self.reset()
+        try:
+            yield
+        finally:
+            self.recall(taught)
+            self.earlier.clear()
+            self.earlier.extend(earlier)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keep memory and navigator unchanged: queries teach nothing."""
+        before, self.is_frozen = self.is_frozen, True
+        try:
+            yield
+        finally:
+            self.is_frozen = before
+
+    def rollback(self, queries: int) -> None:
+        """Undo what the last queries taught, and score as before them.
+
+        Args:
+            queries: Number of queries, which are images and not batches; at most those since the last reset and at most
+                100.
+
+        Raises:
+            ValueError: If fewer queries can be undone.
+        """
+        count = len(self.earlier)
+        allowed = f"from 1 to {count}, the queries that can be undone (reset discards all)"
+        require(1 <= queries <= count, "queries", allowed, queries)
+        for _ in range(queries):
+            taught = self.earlier.pop()
+        self.recall(taught)

@@ -1,0 +1,89 @@
+"""Settings of Pradot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Literal
+
+from anomalib_ot.host.model_settings import FeatureTrainingSettings, Scoring, Training
+from anomalib_ot.settings import require, require_finite, require_whole
+from anomalib_ot.transport import SpatialCost
+
+Initialisation = Literal["sample", "normal", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PradotSettings(FeatureTrainingSettings):
+    """Settings of Pradot, each with what it changes; :class:`Pradot` documents them.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+
+    Example:
+        >>> PradotSettings(alphas=[0.0]).epsilon
+        0.01
+    """
+
+    backbone: Scoring[str | Path] = "resnet50"
+    layers: Scoring[Sequence[str]] = ("layer2", "layer3")
+    pre_trained: Training[bool] = True
+    image_size: Scoring[tuple[int, int]] = (224, 224)
+    prototypes_per_cell: Scoring[int | float | Sequence[float]] = 16
+    alphas: Scoring[Sequence[float]] = (0.0, 0.3)
+    epochs: Training[int] = 50
+    whitened_channels: Scoring[int] = 128
+    spatial: Scoring[SpatialCost] = "euclidean"
+    initialisation: Training[Initialisation] = "sample"
+    ema_rate: Training[float] = 0.95
+    ema_warm_up: Training[bool] = True
+    epsilon: Training[float] = 0.01
+    sinkhorn_iterations: Training[int] = 100
+    sinkhorn_tolerance: Training[float] = 0.1
+    free_coordinates: Training[bool] = False
+    normalize_score: Scoring[bool] = True
+    calibrate: Training[bool] = True
+    compress: Training[bool] = True
+    compress_tolerance: Training[float] = 0.1
+    smoothing: Scoring[float] = 4.0
+    transport_memory: Training[float] = 2.0
+    patience: Training[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_prototypes()
+        require_whole(1, "epochs", self.epochs)
+        require_whole(0, "whitened_channels", self.whitened_channels)
+        require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
+        require_finite(self.epsilon > 0, "epsilon", "positive", self.epsilon)
+        require_whole(1, "sinkhorn_iterations", self.sinkhorn_iterations)
+        require_finite(self.sinkhorn_tolerance >= 0, "sinkhorn_tolerance", "at least 0", self.sinkhorn_tolerance)
+        require_finite(self.compress_tolerance >= 0, "compress_tolerance", "at least 0", self.compress_tolerance)
+        require_finite(self.transport_memory > 0, "transport_memory", "positive", self.transport_memory)
+
+    def _check_prototypes(self) -> None:
+        for per_cell in self.per_cell:
+            is_whole = 1 <= per_cell < inf and per_cell == int(per_cell)
+            allowed = "a whole number or between 0 and 1"
+            require(0 < per_cell < 1 or is_whole, "prototypes_per_cell", allowed, per_cell)
+            if per_cell < 1 and self.free_coordinates:
+                msg = "free_coordinates needs prototypes_per_cell of at least 1: a coarser grid has fixed coordinates"
+                raise ValueError(msg)
+        if len(self.per_cell) != len(self.layers):
+            msg = (
+                f"prototypes_per_cell has {len(self.per_cell)} values for {len(self.layers)} layers; give one for "
+                "each, or one"
+            )
+            raise ValueError(msg)
+        for alpha in self.alphas:
+            require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
+        if not self.alphas or len(set(self.alphas)) < len(self.alphas):
+            msg = f"alphas must be one or more different weights, not {list(self.alphas)}"
+            raise ValueError(msg)
+
+    @property
+    def per_cell(self) -> list[float]:
+        """``prototypes_per_cell`` of each layer."""
+        given = self.prototypes_per_cell
+        values = [given] if isinstance(given, int | float) else list(given)
+        return values * len(self.layers) if len(values) == 1 else values
