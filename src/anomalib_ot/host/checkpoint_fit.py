@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .checkpoints import CheckpointRules
+from .checkpoint_rules import CheckpointRules
 
 
 def is_same(ours: Any, theirs: Any) -> bool:
@@ -16,7 +15,7 @@ def is_same(ours: Any, theirs: Any) -> bool:
     return _plain(ours) == _plain(theirs)
 
 
-def require_fit(model: AnomalibModule, checkpoint: Mapping[str, Any], rules: "CheckpointRules") -> None:
+def require_fit(model: AnomalibModule, checkpoint: Mapping[str, Any], rules: CheckpointRules) -> None:
     """Refuse a checkpoint whose tensors do not fit a model.
 
     Args:
@@ -40,7 +39,7 @@ def require_fit(model: AnomalibModule, checkpoint: Mapping[str, Any], rules: "Ch
         raise ValueError(msg)
 
 
-def _difference(model: AnomalibModule, theirs: Mapping[str, Tensor], rules: "CheckpointRules") -> str | None:
+def _difference(model: AnomalibModule, theirs: Mapping[str, Tensor], rules: CheckpointRules) -> str | None:
     """The first difference between a state dict and that of a model, in words."""
     parts = tuple(f"{part}." for part in rules.parts)
     ours = model.state_dict()

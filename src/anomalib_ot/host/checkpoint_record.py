@@ -1,7 +1,7 @@
 """The entry that this package adds to a checkpoint: format, model, backbone, tiles and components."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import AnomalibModule
@@ -10,8 +10,7 @@ from torch import nn
 
 from anomalib_ot.features.recorded_backbones import record_backbone
 
-if TYPE_CHECKING:
-    from .checkpoints import CheckpointRules
+from .checkpoint_rules import CheckpointRules
 
 ENTRY = "anomalib_ot"
 """Key of the entry in a checkpoint."""
@@ -42,7 +41,7 @@ def new_entry(model: AnomalibModule, backbone: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def read_entry(checkpoint: Mapping[str, Any], model: str, rules: "CheckpointRules") -> dict[str, Any]:
+def read_entry(checkpoint: Mapping[str, Any], model: str, rules: CheckpointRules) -> dict[str, Any]:
     """Read the entry of a checkpoint.
 
     Args:

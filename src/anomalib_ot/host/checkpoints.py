@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -24,39 +24,13 @@ from .asked_post_processing import AskedPostProcessing
 from .checkpoint_files import read_checkpoint
 from .checkpoint_fit import is_same, require_fit
 from .checkpoint_record import COMPONENTS, ENTRY, described, is_stored, new_entry, read_entry, tiling
+from .checkpoint_rules import CheckpointRules
 from .model_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
 # Errors that a constructor, or a reader of an own part of the checkpoint, raises for the content of another model.
 _UNFIT = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
-
-
-class CheckpointRules(NamedTuple):
-    """What a checkpoint decides about a model.
-
-    Attributes:
-        settings: The model's settings, each of which has a kind.
-        learned: Substrings of the names of tensors whose shape depends on the training images.
-        parts: Attributes of the Lightning model that are modules built from the settings.
-        marks: Prefixes of names of tensors that only this model has. Only a model that wrote checkpoints of the first
-            format, which do not record their model, needs them.
-    """
-
-    settings: type[ModelSettings]
-    learned: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ("model",)
-    marks: tuple[str, ...] = ()
-
-    @property
-    def score(self) -> frozenset[str]:
-        """Settings that change the scores of a trained model. The checkpoint decides them."""
-        return self.settings.names("scoring")
-
-    @property
-    def training(self) -> frozenset[str]:
-        """Settings that change what is trained only. When training continues, the given values apply."""
-        return self.settings.names("training")
 
 
 class SafeCheckpoints(AskedPostProcessing):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
-from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
+from anomalib_ot.host.checkpoint_rules import CheckpointRules
+from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.feature_cache import check_finite
 from anomalib_ot.host.finishing import validate_now
 from anomalib_ot.host.gradient_free import GradientFree

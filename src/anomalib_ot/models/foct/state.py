@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
-from torch import Tensor, nn
+from torch import Tensor
 
+from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.settings import require
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
@@ -33,7 +34,7 @@ class Taught(NamedTuple):
     navigator: dict[str, Tensor]
 
 
-class FoctState(DynamicBufferMixin, nn.Module):
+class FoctState(DynamicBufferMixin, SinglePrecisionParts):
     """A semantic memory, and an episodic memory and a navigator, which queries may teach.
 
     All stay in float32 for every precision of the backbone.
@@ -43,6 +44,9 @@ class FoctState(DynamicBufferMixin, nn.Module):
         channels: C, the dimensions of the points that are compared.
     """
 
+    single_precision: ClassVar[tuple[str, ...]] = (
+        *("centre", "scale", "semantic", "episodic", "support_navigator", "navigator"),
+    )
     centre: Tensor
     scale: Tensor
 
@@ -62,13 +66,6 @@ class FoctState(DynamicBufferMixin, nn.Module):
         self.navigator = deepcopy(self.support_navigator)
         # State before each of the last queries.
         self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "FoctState":
-        super()._apply(fn, recurse)
-        self.centre, self.scale = self.centre.float(), self.scale.float()
-        for part in (self.semantic, self.episodic, self.support_navigator, self.navigator):
-            part.float()
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the history, which neither copies nor exported files need."""

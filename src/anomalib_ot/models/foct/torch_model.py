@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -82,17 +82,14 @@ class FoctModel(FoctState):
         torch.Size([2, 1, 64, 64])
     """
 
+    single_precision = (*FoctState.single_precision, "anomaly_map_generator")
+
     def __init__(self, settings: FoctSettings) -> None:
         extractor = prepare_extractor(settings.backbone, settings.layers, settings.pre_trained)
         super().__init__(settings, sum(extractor.out_dims) + 2 * (settings.position_weight > 0))
         self.tiler: Tiler | None = None
         self.feature_extractor = extractor
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "FoctModel":
-        super()._apply(fn, recurse)
-        self.anomaly_map_generator.float()
-        return self
 
     def extract(self, images: Tensor) -> Tensor:
         """Features of cells as in PatchCore: averaged over 3 x 3 cells, layers concatenated at the finest grid.

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
+from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.settings import require
 from anomalib_ot.transport import NotConvergedWarning, Workspace
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
 
-class PradotModel(nn.Module):
+class PradotModel(SinglePrecisionParts):
     """Multi-layer frozen features and their local and global prototypes.
 
     Prototypes and maps stay in float32 for every precision of the backbone: bfloat16 cannot resolve an update by a
@@ -46,6 +47,8 @@ class PradotModel(nn.Module):
         torch.Size([2, 1, 64, 64])
     """
 
+    single_precision = ("weights", "whitening", "prototypes", "anomaly_map_generator")
+
     def __init__(self, settings: PradotSettings) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
@@ -65,13 +68,6 @@ class PradotModel(nn.Module):
         )
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         self._has_warned = False
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "PradotModel":
-        super()._apply(fn, recurse)
-        self.weights = self.weights.float()
-        for part in (self.whitening, self.prototypes, self.anomaly_map_generator):
-            part.float()
-        return self
 
     @property
     def is_initialised(self) -> bool:

@@ -29,7 +29,8 @@ from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction
 from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace
-from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
+from anomalib_ot.host.checkpoint_rules import CheckpointRules
+from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.feature_cache import FeatureBatch, user_seed
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.verdicts import Verdicts

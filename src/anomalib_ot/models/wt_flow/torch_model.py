@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
+from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.features.whitening import LocalWhitening, nearest_cells
 from anomalib_ot.settings import require
 
@@ -27,7 +28,7 @@ _SHRINKAGE = 0.01
 _PRIOR = 0.1
 
 
-class WtFlowModel(nn.Module):
+class WtFlowModel(SinglePrecisionParts):
     """Frozen features, and a velocity field with its scores for each layer.
 
     The flow runs from the features x_0 at t = 0 to Gaussian noise x_1 at t = 1 on the straight lines
@@ -47,6 +48,8 @@ class WtFlowModel(nn.Module):
         torch.Size([2, 1, 64, 64])
     """
 
+    single_precision = ("anomaly_map_generator",)
+
     def __init__(self, settings: WtFlowSettings) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
@@ -56,14 +59,6 @@ class WtFlowModel(nn.Module):
         channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
         self.heads = nn.ModuleList(_Head(channels[layer], settings) for layer in self.layers)
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing, align_corners=True)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "WtFlowModel":
-        super()._apply(fn, recurse)
-        # Whitening and maps need single precision.
-        for head in self.heads:
-            cast("_Head", head).normalization.float()
-        self.anomaly_map_generator.float()
-        return self
 
     @property
     def is_fitted(self) -> bool:
@@ -208,7 +203,7 @@ class WtFlowModel(nn.Module):
         return density.amax((-2, -1), keepdim=True) - density
 
 
-class _Head(DynamicBufferMixin, nn.Module):
+class _Head(DynamicBufferMixin, SinglePrecisionParts):
     """Normalisation and velocity field of one layer.
 
     Args:
@@ -216,6 +211,7 @@ class _Head(DynamicBufferMixin, nn.Module):
         settings: The settings of the model.
     """
 
+    single_precision = ("normalization",)
     noise: Tensor
 
     def __init__(self, channels: int, settings: WtFlowSettings) -> None:

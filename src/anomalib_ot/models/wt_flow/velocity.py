@@ -1,17 +1,19 @@
 """The velocity field of WT-Flow: a compact U-Net with a time embedding."""
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_ot.features.single_precision import SinglePrecisionParts
+
 _GROUPS = 8
 _EMBEDDING = 64
 
 
-class VelocityField(nn.Module):
+class VelocityField(SinglePrecisionParts):
     """v(x, t), a U-Net over feature maps.
 
     Each level halves the resolution and has one residual block on the way down and one on the way up. All blocks have
@@ -29,6 +31,8 @@ class VelocityField(nn.Module):
         torch.Size([2, 4, 6, 6])
     """
 
+    single_precision = ("frequencies",)
+
     def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
         super().__init__()
         self.depth = depth
@@ -45,11 +49,6 @@ class VelocityField(nn.Module):
         frequencies = torch.exp(-math.log(1000) * torch.arange(_EMBEDDING // 2) / (_EMBEDDING // 2))
         self.frequencies: Tensor
         self.register_buffer("frequencies", 100 * frequencies, persistent=False)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "VelocityField":
-        super()._apply(fn, recurse)
-        self.frequencies = self.frequencies.float()
-        return self
 
     def check_size(self, height: int, width: int) -> None:
         """Check that maps can be halved ``depth`` times.

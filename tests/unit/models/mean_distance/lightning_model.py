@@ -7,7 +7,8 @@ from torch import cat, zeros
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.preprocessing import resize_and_normalize
-from anomalib_ot.host.checkpoints import CheckpointRules, SafeCheckpoints
+from anomalib_ot.host.checkpoint_rules import CheckpointRules
+from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
 from anomalib_ot.host.verdicts import Verdicts
