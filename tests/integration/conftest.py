@@ -1,4 +1,4 @@
-"""A real browser, with the network cut off, processes that need not import everything anew, and small models."""
+"""A real browser, with the network cut off, forked processes that skip the imports, and small models."""
 
 import multiprocessing
 import os
@@ -141,7 +141,7 @@ def engine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(backbone, data, engine):
-    """Trains a small model anew, on every call."""
+    """Trains a new small model on every call."""
 
     def train(name, seed, accelerator="cpu"):
         kind, arguments = MODELS[name]

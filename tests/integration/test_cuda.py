@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-KERNELS = {"kept": 2**31, "without similarities": 200_000, "computed anew": 20_000}
+KERNELS = {"kept": 2**31, "without similarities": 200_000, "recomputed": 20_000}
 SMALL = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "evaluator": False}
 FEW = {Pradot: {"epochs": 1}, WtFlow: {"training_steps": 2}, Foct: {"rotations": 2, "support_steps": 2}}
 
@@ -91,7 +91,7 @@ def test_navigator():
 
 def test_a_model_scores_alike_on_both(name, train, scores):
     model = train(name, 3, "gpu")
-    # A memory that queries teach begins each run anew.
+    # Each run starts with an untaught memory.
     for ours, theirs in zip(scores(model, "gpu"), scores(model), strict=True):
         spread = theirs.max() - theirs.min()
         assert spread > 0

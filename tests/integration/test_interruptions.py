@@ -217,7 +217,7 @@ READERS = {
 
 
 def visible(folder):
-    """All files but those under hidden names, which bear their own once they are whole."""
+    """All files except hidden ones, which are renamed once they are complete."""
     found = [path for path in folder.rglob("*.*") if path.is_file()]
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 

@@ -18,7 +18,7 @@ def test_a_public_name_is_no_module_before_or_after_the_modules_are_imported(pac
     module = import_module(package)
     names = getattr(module, "__all__", [])
     assert not [name for name in names if isinstance(getattr(module, name), ModuleType)]
-    # Whoever imports a module later puts it in the place of a name that is its own.
+    # A later import of a module replaces a name of the same spelling.
     assert not {*names} & {each.name for each in iter_modules(module.__path__)}
 
 

@@ -80,7 +80,7 @@ def test_the_model_is_found_from_a_checkpoint_that_does_not_record_it(fitted, ch
 
 @pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
 def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
-    # Its tensors may bear any names.
+    # Its tensors may have any names.
     path = checkpoint(torch.nn.Linear(1, 1), anomalib_ot={"format": 2, "model": name})
     assert _class_of_checkpoint(path, None).__name__ == name
 

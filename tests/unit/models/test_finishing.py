@@ -136,7 +136,7 @@ def test_however_training_ends_the_last_checkpoint_is_a_finished_model(data, eng
 
 
 class Bomb:
-    """What a pickle file may do to whoever loads it."""
+    """What a pickle file may do to the process that loads it."""
 
     def __init__(self, path):
         self._path = path

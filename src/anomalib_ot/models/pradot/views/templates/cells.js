@@ -347,7 +347,7 @@
   const start = async () => {
     const sheets = data.layers.flatMap((it) => it.sets).filter((it) => it.image).map((it) => it.image);
     await Promise.all([...images, ...sheets].map((it) => it.decode()));
-    // A browser may have kept what was chosen before the page was loaded anew.
+    // A browser may have kept what was chosen before the page was reloaded.
     state.picture = Number(document.querySelector("#pictures :checked").value);
     state.layer = Number(at("layer").value);
     state.set = Number(at("set").value);
