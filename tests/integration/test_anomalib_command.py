@@ -347,6 +347,6 @@ def test_flow_export(flow, folder, forked, kind, monkeypatch):
 def test_flow_export_of_other_scores(flow, folder, kind, score, monkeypatch):
     monkeypatch.chdir(folder)
     model = WtFlow.load_from_checkpoint(flow[2], score=score)
-    assert model.model.score == score
+    assert model.settings.score == score
     exported = getattr(model, f"to_{kind}")(folder / f"{score}_{kind}", input_size=(128, 128))
     check_exported(exported, kind, model, pictures(folder)[:1])

@@ -109,7 +109,7 @@ def test_each_cell_is_of_the_tile_that_it_is_in():
 @pytest.mark.parametrize(
     ("tiler", "reason"),
     [
-        (Tiler(32, 12), r"of layer layer2, which are of about \(8, 8\) pixels"),
+        (Tiler(32, 12), r"of layer layer2, which have about \(8, 8\) pixels"),
         (Tiler(128, 128), "exceeds image size"),
         (Tiler(32, 32, mode=ImageUpscaleMode.INTERPOLATION), "must be padding, not interpolation"),
     ],

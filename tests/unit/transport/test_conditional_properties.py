@@ -163,7 +163,7 @@ def test_without_steps_nothing_is_fitted():
 
 def test_an_empty_memory_or_query_is_refused():
     for sizes in ((0, 4), (4, 0)):
-        with pytest.raises(ValueError, match="must be finite, and at least one of each"):
+        with pytest.raises(ValueError, match="memory and query must each have at least one feature"):
             fit_navigator(Navigator(3), *(torch.rand(size, 3) for size in sizes))
     with pytest.raises(ValueError, match="features must be at least 1 or None, not 0"):
         fit_navigator(Navigator(3), torch.rand(4, 3), torch.rand(4, 3), features=0)

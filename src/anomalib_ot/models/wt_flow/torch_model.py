@@ -166,9 +166,14 @@ class WtFlowModel(SinglePrecisionParts):
                 ways[layer] = torch.stack(way)
         return ways
 
+    @property
+    def top_share(self) -> float:
+        """Share of the pixels, the highest ones, whose mean is the image score; 0 for the maximum."""
+        return self.settings.top_share
+
     def _image_score(self, anomaly_map: Tensor) -> Tensor:
         pixels = anomaly_map.flatten(1)
-        count = round(self.settings.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
+        count = round(self.top_share * anomaly_map.shape[-2] * anomaly_map.shape[-1])
         # For a single pixel, the maximum is much faster than sorting.
         return pixels.topk(count, dim=1).values.mean(1) if count > 1 else pixels.amax(1)
 
