@@ -122,11 +122,16 @@ def explain(
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
     require_sensitivities(sensitivities or {})
-    kind = _class_of_checkpoint(ckpt_path, model)
+    require(model is None or model in MODELS, "model", tuple(MODELS), model)
+    if not ckpt_path.is_file():
+        msg = f"there is no checkpoint {ckpt_path}"
+        raise FileNotFoundError(msg)
+    content = read_checkpoint(ckpt_path)
+    kind = _class_of(model or _recorded_name(content, ckpt_path))
     views_of(kind, views)
     require_place(kind, output)
     # Checkpoints of earlier versions have no split.
-    found = read_data(data, root, read_checkpoint(ckpt_path).get("split"))
+    found = read_data(data, root, content.get("split"))
     asked = requested(found, pictures) if pictures is not None else None
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     for name, value in (sensitivities or {}).items():
@@ -163,23 +168,15 @@ def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] 
     return NormalScores({path: scores[path] for path in paths}, data.why_none)
 
 
-def _class_of_checkpoint(path: Path, name: str | None) -> type[AnomalibModule]:
-    """The class that a checkpoint records, or, in the first format, that the names of its tensors imply."""
-    require(name is None or name in MODELS, "model", tuple(MODELS), name)
-    if not path.is_file():
-        msg = f"there is no checkpoint {path}"
-        raise FileNotFoundError(msg)
-    if name is not None:
-        return _class_of(name)
-    content = read_checkpoint(path)
-    recorded = recorded_model(content)
-    if recorded in MODELS:
-        return _class_of(recorded)
-    if recorded is None and (marked := _class_of_tensors(content["state_dict"])):
-        return marked
-    found = recorded or "an unknown model"
-    msg = f"{path} is a checkpoint of {found}; only {', '.join(MODELS)} have views"
-    raise ValueError(msg)
+def _recorded_name(content: Mapping[str, Any], path: Path) -> str:
+    """Name of the class that a checkpoint records, or, in the first format, that the names of its tensors imply."""
+    name = recorded_model(content)
+    if name is None:
+        name = _name_by_tensors(content["state_dict"])
+    if name not in MODELS:
+        msg = f"{path} is a checkpoint of {name or 'an unknown model'}; only {', '.join(MODELS)} have views"
+        raise ValueError(msg)
+    return name
 
 
 def _class_of(name: str) -> type[AnomalibModule]:
@@ -187,13 +184,13 @@ def _class_of(name: str) -> type[AnomalibModule]:
     return cast("type[AnomalibModule]", getattr(import_module(MODELS[name]), name))
 
 
-def _class_of_tensors(tensors: Iterable[str]) -> type[AnomalibModule] | None:
-    """The class that the names of tensors imply, in a checkpoint of the first format."""
+def _name_by_tensors(tensors: Iterable[str]) -> str | None:
+    """Name of the class that the names of tensors imply, in a checkpoint of the first format."""
     names = tuple(tensors)
-    for kind in map(_class_of, MODELS):
-        marks = cast("type[SafeCheckpoints]", kind).checkpoint_rules.marks
+    for model in MODELS:
+        marks = cast("type[SafeCheckpoints]", _class_of(model)).checkpoint_rules.marks
         if any(name.startswith(marks) for name in names):
-            return kind
+            return model
     return None
 
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,14 +13,10 @@ from anomalib_ot import MODELS, Foct, Pradot, WtFlow
 from anomalib_ot.drawing.data import Data, labels_of, paths_of
 from anomalib_ot.drawing.pictures import extent_of, name_of
 from anomalib_ot.explain.data import read_data
-from anomalib_ot.explain.explanation import (
-    _class_of_checkpoint,
-    explain,
-    summary,
-    write_views,
-)
+from anomalib_ot.explain.explanation import _recorded_name, explain, summary, write_views
 from anomalib_ot.explain.views import ScoredSubject, views_of
 from anomalib_ot.files import MARKER
+from anomalib_ot.host.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture
@@ -74,15 +71,14 @@ def test_other_models_have_no_views():
 @pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
 def test_the_model_is_found_from_a_checkpoint_that_does_not_record_it(fitted, checkpoint, name):
     path = checkpoint(fitted(name))
-    assert _class_of_checkpoint(path, None).__name__ == name
-    assert _class_of_checkpoint(path, "Foct") is Foct
+    assert _recorded_name(read_checkpoint(path), path) == name
 
 
 @pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
 def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
     # Its tensors may have any names.
     path = checkpoint(torch.nn.Linear(1, 1), anomalib_ot={"format": 2, "model": name})
-    assert _class_of_checkpoint(path, None).__name__ == name
+    assert _recorded_name(read_checkpoint(path), path) == name
 
 
 @pytest.mark.parametrize(
@@ -92,15 +88,27 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
         ({"format": 3, "model": "Pradot"}, "format 3, .* up to 2; run: pip install --upgrade anomalib-ot"),
     ],
 )
-def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(fitted, checkpoint, entry, reason):
+def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(
+    fitted, checkpoint, folder, tmp_path, entry, reason
+):
     path = checkpoint(fitted("Pradot"), anomalib_ot=entry)
     with pytest.raises(ValueError, match=reason):
-        _class_of_checkpoint(path, None)
+        explain(path, str(folder), tmp_path)
 
 
-def test_the_checkpoint_of_another_model_is_refused(checkpoint):
+def test_class_and_split_are_read_at_once(fitted, checkpoint, folder, tmp_path, monkeypatch):
+    path = checkpoint(fitted("Pradot"))
+    read = Mock(side_effect=read_checkpoint)
+    monkeypatch.setattr("anomalib_ot.explain.explanation.read_checkpoint", read)
+    # The file of this test has no settings.
+    with pytest.raises(ValueError, match="lacks the settings"):
+        explain(path, str(folder), tmp_path / "out")
+    assert read.call_count == 1
+
+
+def test_the_checkpoint_of_another_model_is_refused(checkpoint, folder, tmp_path):
     with pytest.raises(ValueError, match="is a checkpoint of an unknown model; only Foct, Pradot, WtFlow"):
-        _class_of_checkpoint(checkpoint(torch.nn.Linear(1, 1)), None)
+        explain(checkpoint(torch.nn.Linear(1, 1)), str(folder), tmp_path)
 
 
 @pytest.mark.parametrize(
