@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
@@ -124,9 +125,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     def __init__(
         self,
         backbone: str | Path = FoctSettings.backbone,
-        layers: Sequence[str] = FoctSettings.layers,
+        layers: Sequence[str] | None = FoctSettings.layers,
         pre_trained: bool = FoctSettings.pre_trained,
-        image_size: tuple[int, int] = FoctSettings.image_size,
+        image_size: tuple[int, int] | None = FoctSettings.image_size,
         measure: Measure = FoctSettings.measure,
         online: bool = FoctSettings.online,
         keep_memory: bool = FoctSettings.keep_memory,
@@ -156,9 +157,10 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints store names, not paths.
+        # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
         backbone = backbone_name(backbone)
         settings = FoctSettings.of(locals())
+        layers, image_size = settings.layers, settings.image_size
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -184,13 +186,13 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         """Resize and normalise with the backbone's own mean and standard deviation.
 
         Args:
-            image_size: Height and width, in pixels. Defaults to the paper's 336 × 336.
+            image_size: Height and width, in pixels. By default the paper's 336 × 336, where the backbone accepts it.
             backbone: Backbone whose data configuration to use.
 
         Returns:
             The pre-processor.
         """
-        return resize_and_normalize(image_size or (336, 336), backbone)
+        return resize_and_normalize(image_size or default_image_size(backbone, FoctSettings.usual_image_size), backbone)
 
     def on_fit_start(self) -> None:
         """Load the foreground finder before any image is read.
