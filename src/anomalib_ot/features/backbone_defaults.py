@@ -1,36 +1,48 @@
 """Layers and image size that suit a backbone, for models whose user gives neither.
 
-============================  ===========================  ===================================================
-family                        layers                       image size
-============================  ===========================  ===================================================
-hierarchical (ResNet,         the last layer of each       the model's own: the network accepts any size
-EfficientNet, ConvNeXt)       stride
-hierarchical, of a fixed      the last layer of each       the network's own: windows or position
-size (Swin, MaxViT)           stride                       embeddings fit no other
-plain vision transformer      blocks at shares of the      the model's own, rounded to whole patches:
-("vit" in timm's name)        depth                        position embeddings are resampled
-DINOv2, DINOv3, with and      blocks at shares of the      448 × 448, which is 32 × 32 patches of 14
-without registers             depth                        pixels or 28 × 28 patches of 16 pixels
-other network with one        blocks at shares of the      the network's own if timm declares it fixed,
-stride (DeiT, BEiT, XCiT)     depth                        otherwise the model's own, rounded to whole patches
-============================  ===========================  ===================================================
+.. list-table::
+   :header-rows: 1
 
-Strides. A model names the strides of its maps: 8 and 16 pixels for Pradot and Foct, 16 pixels for WtFlow. On a ResNet
-these are ``layer2`` and ``layer3``, as in PatchCore. Features of lower strides show edges rather than parts, and those
-of higher strides have too few cells to locate a defect. If a network has no layer of a stride, the layer of the nearest
-stride replaces it.
+   * - family
+     - layers
+     - image size
+     - reason for the size
+   * - ResNet, EfficientNet, ConvNeXt and other hierarchical networks
+     - by stride
+     - the model's own
+     - convolutions accept any size
+   * - Swin, MaxViT and other networks of a size that timm declares fixed
+     - by stride
+     - the network's own
+     - their windows or position embeddings fit no other size
+   * - plain vision transformer, ``vit_*`` in timm
+     - by depth
+     - the model's own, rounded to whole patches
+     - its position embeddings are resampled
+   * - DINOv2 and DINOv3, with and without registers
+     - by depth
+     - 448 × 448
+     - 32 × 32 patches of 14 pixels or 28 × 28 patches of 16 pixels, about as many cells as a ResNet's
+   * - DeiT, BEiT, XCiT and other networks of one stride
+     - by depth
+     - the network's own if timm declares it fixed, otherwise the model's own, rounded to whole patches
+     - as above
 
-Depth. All blocks of a plain vision transformer have the same stride. Two layers are the blocks at 1/2 and 5/6 of the
+By stride: a model names the strides of its maps, 8 and 16 pixels for Pradot and Foct, 16 pixels for WtFlow. The last
+layer of each stride is taken. On a ResNet these are ``layer2`` and ``layer3``, as in PatchCore. Maps of lower strides
+show edges rather than parts, and those of higher strides have too few cells to locate a defect. If a network has no
+layer of a stride, the layer of the nearest stride replaces it.
+
+By depth: all blocks of a plain vision transformer have the same stride. Two layers are the blocks at 1/2 and 5/6 of the
 depth, ``blocks.5`` and ``blocks.9`` of 12. One layer is the block at 3/4, ``blocks.8`` of 12. Middle blocks keep
-position and texture, and the last blocks serve the task of the pre-training. Dinomaly, RAD and SubspaceAD also use
-middle to late blocks. This choice follows the literature; it was not measured here, because pre-trained weights of such
-networks were not available.
+position and texture, and the last ones serve the task of the pre-training. In anomalib, Dinomaly and INP-Former use
+blocks 2 to 9 of 12, RAD 3, 6, 9 and 11. This choice follows the literature. It was not measured here, because no
+pre-trained weights of such networks were available.
 
-Image size. The size that a network was pre-trained with does not replace the model's own if the network accepts both:
-each model was measured at its own size, and the networks' sizes vary more than a model's time and memory allow (224 to
-600 pixels in EfficientNet). EfficientNet-Lite1 and Lite2 therefore use the model's size too, not their 240 and 260
-pixels. DINOv2 and DINOv3 exist to be used at many sizes; 448 pixels are common in anomaly detection and give about as
-many cells as the strides 8 and 16 of a ResNet at 224 to 336 pixels.
+The size that a network was trained with does not replace the model's own if the network accepts both. The models were
+measured at their own sizes, and the networks' sizes would change a model's time and memory by more than the choice of
+the network does: from 224 to 600 pixels in EfficientNet. EfficientNet-Lite1 and Lite2 therefore use the model's size as
+well, not their 240 and 260 pixels; give ``image_size`` to use these.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -63,10 +63,13 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     For one to a few normal images, which ``FewShot`` draws from any data module. Equations are those of the paper.
 
     Args:
-        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
-        layers: Layers of the backbone whose features are concatenated, at the finest grid among them.
+        backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone whose features are concatenated, at the finest grid among them. By default those
+            that suit it, see :mod:`anomalib_ot.features.backbone_defaults`: of strides 8 and 16, or at 1/2 and 5/6 of
+            the depth of a plain vision transformer.
         pre_trained: Whether to load the backbone's pre-trained weights.
-        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        image_size: Height and width that the default pre-processor resizes to, in pixels. By default 336 × 336;
+            448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
         online: Let queries teach the episodic memory and the navigator (paper). The result of an image then depends on
             the images before it. Otherwise the score of an image depends on the support set and that image only.

@@ -52,10 +52,13 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     those of the paper.
 
     Args:
-        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
-        layers: Layers of the backbone to take features from.
+        backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone to take features from. By default those that suit it, see
+            :mod:`anomalib_ot.features.backbone_defaults`: of strides 8 and 16, or at 1/2 and 5/6 of the depth of a
+            plain vision transformer.
         pre_trained: Whether to load the backbone's pre-trained weights.
-        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        image_size: Height and width that the default pre-processor resizes to, in pixels. By default 224 × 224;
+            448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         prototypes_per_cell: Prototypes in each cell of a feature map, n: one value for all layers, or one per layer.
             Below 1, the prototypes have a coarser grid of their own, with this many cells for each one of the map.
         alphas: Weights α of the spatial cost, in [0, 1]; 0 ignores positions. Prototypes are learned for each.

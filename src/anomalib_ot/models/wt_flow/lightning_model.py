@@ -58,10 +58,13 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     of the flow only. Scores use the exponential moving average of the weights.
 
     Args:
-        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
-        layers: Layers of the backbone to take features from. Each has its own flow, and their maps are averaged.
+        backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone to take features from. Each has its own flow, and their maps are averaged. By
+            default one that suits the backbone, see :mod:`anomalib_ot.features.backbone_defaults`: of stride 16, or at
+            3/4 of the depth of a plain vision transformer.
         pre_trained: Whether to load the backbone's pre-trained weights.
-        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        image_size: Height and width that the default pre-processor resizes to, in pixels. By default 256 × 256;
+            448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         normalization: ``whitening`` of each cell by its mean and covariance in normal images, see
             :class:`LocalWhitening`, or ``layer`` normalisation over the map, without parameters (paper).
         whitened_channels: Whitening projects features with more channels to this number.
