@@ -44,8 +44,8 @@ def is_plain_transformer(network: nn.Module) -> bool:
         network: Result of ``timm.create_model`` with ``features_only``.
 
     Returns:
-        True for :class:`~timm.models.vision_transformer.VisionTransformer` and :class:`~timm.models.eva.Eva` with "vit"
-        in their name; DeiT and EVA-02, for example, accept one size only.
+        True for timm's classes ``VisionTransformer`` and ``Eva`` with "vit" in the name of the architecture; DeiT and
+        EVA-02, for example, accept one size only.
     """
     is_transformer = isinstance(getattr(network, "model", None), VisionTransformer | Eva)
     return is_transformer and "vit" in cast("Any", network).pretrained_cfg["architecture"]
