@@ -20,12 +20,13 @@ from anomalib_ot.shipped import shipped_file, shipped_files
 logger = logging.getLogger(__name__)
 
 
-def weights(cache_dir: Path | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
-    """Print a backbone with ImageNet weights from a package, for --model.backbone "$(anomalib-ot weights)".
+def weights(cache_dir: Path | None = None, architecture: str = "lite0") -> str:
+    """Print a backbone with ImageNet weights from a package, for --model.backbone "$(anomalib-ot weights lite2)".
 
     Args:
         cache_dir: Folder of the backbone; by default the user's cache directory.
-        architecture: timm's name of the network: tf_efficientnet_lite0, …lite1 or …lite2.
+        architecture: EfficientNet-Lite lite0, lite1 or lite2, or its name in timm, such as tf_efficientnet_lite0. The
+            name of this option can be left out: anomalib-ot weights lite2.
 
     Returns:
         The backbone, ``local-dir:PATH``.
@@ -217,7 +218,7 @@ def main(args: list[str] | None = None) -> None:
         try:
             output = CLI(
                 _SUBCOMMANDS,
-                args=args,
+                args=_with_option(sys.argv[1:] if args is None else args),
                 as_positional=False,
                 prog="anomalib-ot",
                 version=__version__,
@@ -232,6 +233,14 @@ def main(args: list[str] | None = None) -> None:
                 traceback.print_exc()
             sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
     print(output)  # noqa: T201
+
+
+def _with_option(args: list[str]) -> list[str]:
+    """Insert the option that ``weights lite2`` leaves out: jsonargparse has no positional arguments with a default."""
+    match args:
+        case ["weights", name, *others] if not name.startswith("-"):
+            return ["weights", "--architecture", name, *others]
+    return args
 
 
 def _ignore_foreign_warnings() -> None:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _FILES = ("config.json", "model.safetensors")
 _CHECKSUMS = "SHA256SUMS"
+# The short names leave this out.
+_PREFIX = "tf_efficientnet_"
 
 
 class _Package(NamedTuple):
@@ -43,7 +45,7 @@ _PACKAGES = {
 }
 
 
-def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "tf_efficientnet_lite0") -> str:
+def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "lite0") -> str:
     """Convert the ImageNet weights of an installed package to a timm folder, once.
 
     A complete folder is reused; an incomplete one is written again. Several processes may call this function at the
@@ -51,7 +53,8 @@ def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "t
 
     Args:
         cache_dir: Parent folder; ``~`` is expanded. By default the user's cache directory.
-        architecture: timm's name of the network: ``tf_efficientnet_lite0``, ``…lite1`` or ``…lite2``.
+        architecture: ``lite0``, ``lite1`` or ``lite2``, or timm's name of the network, such as
+            ``tf_efficientnet_lite0``.
 
     Returns:
         ``local-dir:`` and the path of the folder. It is a ``backbone`` for any model of anomalib, and a name for
@@ -69,8 +72,11 @@ def offline_backbone(cache_dir: Path | str | None = None, architecture: str = "t
         >>> from anomalib.models import Padim
         >>> model = Padim(backbone=offline_backbone(), layers=["blocks.2", "blocks.4"], n_features=50)
     """
+    if f"{_PREFIX}{architecture}" in _PACKAGES:
+        architecture = f"{_PREFIX}{architecture}"
     if architecture not in _PACKAGES:
-        msg = f"no package with weights is known for {architecture!r}; choose from {', '.join(_PACKAGES)}"
+        names = ", ".join(name.removeprefix(_PREFIX) for name in _PACKAGES)
+        msg = f"no package with weights is known for {architecture!r}; choose from {names}"
         raise ValueError(msg)
     folder = Path(cache_dir or user_cache_dir("anomalib-ot")).expanduser().resolve() / architecture
     if "vit" in str(folder).lower():

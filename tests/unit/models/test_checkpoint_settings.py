@@ -295,6 +295,21 @@ def test_what_was_asked_for_otherwise_is_named(trained, backbone, root, tmp_path
     assert "epochs" not in line
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_follows_from_the_backbone_was_not_asked_for(trained, root, tmp_path, caplog, kind):
+    path, expected = trained(kind)
+    model = fresh(kind, backbone="test_vit", pre_trained=False)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "anomalib_ot"):
+        assert_same(scores(model, path, root, tmp_path), expected)
+    asked, taken = [each.getMessage() for each in caplog.records if each.name.endswith("host.checkpoints")]
+    assert "(given: 'test_vit')" in asked
+    assert "image_size" not in asked
+    assert "layers" not in asked
+    assert "image_size" in taken
+    assert "layers" in taken
+
+
 def test_a_resumed_training_names_what_it_does_otherwise(trained, backbone, root, tmp_path, caplog):
     path, _ = trained(Pradot)
     given = {"backbone": backbone, "image_size": SIZE, **TRAINED[Pradot], "epochs": 3, "ema_rate": 0.5}

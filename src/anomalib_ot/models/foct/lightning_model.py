@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
@@ -62,10 +63,13 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     For one to a few normal images, which ``FewShot`` draws from any data module. Equations are those of the paper.
 
     Args:
-        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
-        layers: Layers of the backbone whose features are concatenated, at the finest grid among them.
+        backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone whose features are concatenated, at the finest grid among them. By default those
+            that suit it, see :mod:`anomalib_ot.features.backbone_defaults`: of strides 8 and 16, or at 1/2 and 5/6 of
+            the depth of a plain vision transformer.
         pre_trained: Whether to load the backbone's pre-trained weights.
-        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        image_size: Height and width that the default pre-processor resizes to, in pixels. By default 336 × 336;
+            448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
         online: Let queries teach the episodic memory and the navigator (paper). The result of an image then depends on
             the images before it. Otherwise the score of an image depends on the support set and that image only.
@@ -124,9 +128,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     def __init__(
         self,
         backbone: str | Path = FoctSettings.backbone,
-        layers: Sequence[str] = FoctSettings.layers,
+        layers: Sequence[str] | None = FoctSettings.layers,
         pre_trained: bool = FoctSettings.pre_trained,
-        image_size: tuple[int, int] = FoctSettings.image_size,
+        image_size: tuple[int, int] | None = FoctSettings.image_size,
         measure: Measure = FoctSettings.measure,
         online: bool = FoctSettings.online,
         keep_memory: bool = FoctSettings.keep_memory,
@@ -156,9 +160,10 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints store names, not paths.
+        # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
         backbone = backbone_name(backbone)
         settings = FoctSettings.of(locals())
+        layers, image_size = settings.layers, settings.image_size
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -184,13 +189,13 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         """Resize and normalise with the backbone's own mean and standard deviation.
 
         Args:
-            image_size: Height and width, in pixels. Defaults to the paper's 336 × 336.
+            image_size: Height and width, in pixels. By default the paper's 336 × 336, where the backbone accepts it.
             backbone: Backbone whose data configuration to use.
 
         Returns:
             The pre-processor.
         """
-        return resize_and_normalize(image_size or (336, 336), backbone)
+        return resize_and_normalize(image_size or default_image_size(backbone, FoctSettings.usual_image_size), backbone)
 
     def on_fit_start(self) -> None:
         """Load the foreground finder before any image is read.

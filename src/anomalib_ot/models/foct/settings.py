@@ -1,9 +1,8 @@
 """Settings of Foct."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from anomalib_ot.host.model_settings import ModelSettings, Scoring, Training
 from anomalib_ot.settings import require, require_finite, require_whole
@@ -29,10 +28,10 @@ class FoctSettings(ModelSettings):
         100
     """
 
+    strides: ClassVar = (8, 16)
+    usual_image_size: ClassVar = (336, 336)
+
     backbone: Scoring[str | Path] = "wide_resnet50_2"
-    layers: Scoring[Sequence[str]] = ("layer2", "layer3")
-    pre_trained: Training[bool] = True
-    image_size: Scoring[tuple[int, int]] = (336, 336)
     measure: Scoring[Measure] = "transport"
     online: Scoring[bool] = False
     keep_memory: Scoring[bool] = False

@@ -85,7 +85,7 @@ class FoctModel(FoctState):
     single_precision = (*FoctState.single_precision, "anomaly_map_generator")
 
     def __init__(self, settings: FoctSettings) -> None:
-        extractor = prepare_extractor(settings.backbone, settings.layers, settings.pre_trained)
+        extractor = prepare_extractor(settings.backbone, settings.layer_names, settings.pre_trained)
         super().__init__(settings, sum(extractor.out_dims) + 2 * (settings.position_weight > 0))
         self.tiler: Tiler | None = None
         self.feature_extractor = extractor

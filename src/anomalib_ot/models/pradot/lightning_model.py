@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction
 from anomalib_ot.features.preprocessing import resize_and_normalize
@@ -51,10 +52,13 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     those of the paper.
 
     Args:
-        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
-        layers: Layers of the backbone to take features from.
+        backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone to take features from. By default those that suit it, see
+            :mod:`anomalib_ot.features.backbone_defaults`: of strides 8 and 16, or at 1/2 and 5/6 of the depth of a
+            plain vision transformer.
         pre_trained: Whether to load the backbone's pre-trained weights.
-        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        image_size: Height and width that the default pre-processor resizes to, in pixels. By default 224 × 224;
+            448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         prototypes_per_cell: Prototypes in each cell of a feature map, n: one value for all layers, or one per layer.
             Below 1, the prototypes have a coarser grid of their own, with this many cells for each one of the map.
         alphas: Weights α of the spatial cost, in [0, 1]; 0 ignores positions. Prototypes are learned for each.
@@ -123,9 +127,9 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     def __init__(
         self,
         backbone: str | Path = PradotSettings.backbone,
-        layers: Sequence[str] = PradotSettings.layers,
+        layers: Sequence[str] | None = PradotSettings.layers,
         pre_trained: bool = PradotSettings.pre_trained,
-        image_size: tuple[int, int] = PradotSettings.image_size,
+        image_size: tuple[int, int] | None = PradotSettings.image_size,
         prototypes_per_cell: int | float | Sequence[float] = PradotSettings.prototypes_per_cell,  # noqa: PYI041 - jsonargparse keeps an int an int
         alphas: Sequence[float] = PradotSettings.alphas,
         epochs: int = PradotSettings.epochs,
@@ -155,9 +159,10 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints store names, not paths.
+        # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
         backbone = backbone_name(backbone)
         settings = PradotSettings.of(locals())
+        layers, image_size = settings.layers, settings.image_size
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -185,13 +190,15 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         """Resize and normalise with the backbone's own mean and standard deviation.
 
         Args:
-            image_size: Height and width, in pixels. Defaults to the paper's 224 × 224.
+            image_size: Height and width, in pixels. By default the paper's 224 × 224, where the backbone accepts it.
             backbone: Backbone whose data configuration to use.
 
         Returns:
             The pre-processor.
         """
-        return resize_and_normalize(image_size or (224, 224), backbone)
+        return resize_and_normalize(
+            image_size or default_image_size(backbone, PradotSettings.usual_image_size), backbone
+        )
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change between epochs or training has ended."""

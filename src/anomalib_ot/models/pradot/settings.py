@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from anomalib_ot.host.model_settings import FeatureTrainingSettings, Scoring, Training
 from anomalib_ot.settings import require, require_finite, require_whole
@@ -25,10 +25,10 @@ class PradotSettings(FeatureTrainingSettings):
         0.01
     """
 
+    strides: ClassVar = (8, 16)
+    usual_image_size: ClassVar = (224, 224)
+
     backbone: Scoring[str | Path] = "resnet50"
-    layers: Scoring[Sequence[str]] = ("layer2", "layer3")
-    pre_trained: Training[bool] = True
-    image_size: Scoring[tuple[int, int]] = (224, 224)
     prototypes_per_cell: Scoring[int | float | Sequence[float]] = 16
     alphas: Scoring[Sequence[float]] = (0.0, 0.3)
     epochs: Training[int] = 50
@@ -69,9 +69,9 @@ class PradotSettings(FeatureTrainingSettings):
             if per_cell < 1 and self.free_coordinates:
                 msg = "free_coordinates needs prototypes_per_cell of at least 1: a coarser grid has fixed coordinates"
                 raise ValueError(msg)
-        if len(self.per_cell) != len(self.layers):
+        if len(self.per_cell) != len(self.layer_names):
             msg = (
-                f"prototypes_per_cell has {len(self.per_cell)} values for {len(self.layers)} layers; give one for "
+                f"prototypes_per_cell has {len(self.per_cell)} values for {len(self.layer_names)} layers; give one for "
                 "each, or one"
             )
             raise ValueError(msg)
@@ -86,4 +86,4 @@ class PradotSettings(FeatureTrainingSettings):
         """``prototypes_per_cell`` of each layer."""
         given = self.prototypes_per_cell
         values = [given] if isinstance(given, int | float) else list(given)
-        return values * len(self.layers) if len(values) == 1 else values
+        return values * len(self.layer_names) if len(values) == 1 else values

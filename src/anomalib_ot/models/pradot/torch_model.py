@@ -53,7 +53,7 @@ class PradotModel(SinglePrecisionParts):
         super().__init__()
         self.tiler: Tiler | None = None
         self.settings = settings
-        self.layers, alphas = tuple(settings.layers), settings.alphas
+        self.layers, alphas = settings.layer_names, settings.alphas
         self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
         self.workspace = Workspace(settings.transport_memory * 2**30)
         self.prototypes = nn.ModuleList(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction
 from anomalib_ot.features.preprocessing import resize_and_normalize
@@ -57,10 +58,13 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     of the flow only. Scores use the exponential moving average of the weights.
 
     Args:
-        backbone: Name of a timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
-        layers: Layers of the backbone to take features from. Each has its own flow, and their maps are averaged.
+        backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.
+        layers: Layers of the backbone to take features from. Each has its own flow, and their maps are averaged. By
+            default one that suits the backbone, see :mod:`anomalib_ot.features.backbone_defaults`: of stride 16, or at
+            3/4 of the depth of a plain vision transformer.
         pre_trained: Whether to load the backbone's pre-trained weights.
-        image_size: Height and width that the default pre-processor resizes to, in pixels.
+        image_size: Height and width that the default pre-processor resizes to, in pixels. By default 256 × 256;
+            448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         normalization: ``whitening`` of each cell by its mean and covariance in normal images, see
             :class:`LocalWhitening`, or ``layer`` normalisation over the map, without parameters (paper).
         whitened_channels: Whitening projects features with more channels to this number.
@@ -124,9 +128,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     def __init__(
         self,
         backbone: str | Path = WtFlowSettings.backbone,
-        layers: Sequence[str] = WtFlowSettings.layers,
+        layers: Sequence[str] | None = WtFlowSettings.layers,
         pre_trained: bool = WtFlowSettings.pre_trained,
-        image_size: tuple[int, int] = WtFlowSettings.image_size,
+        image_size: tuple[int, int] | None = WtFlowSettings.image_size,
         normalization: Normalization = WtFlowSettings.normalization,
         whitened_channels: int = WtFlowSettings.whitened_channels,
         pooling: bool = WtFlowSettings.pooling,
@@ -157,9 +161,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        # Settings and checkpoints store names, not paths.
+        # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
         backbone = backbone_name(backbone)
         settings = WtFlowSettings.of(locals())
+        layers, image_size = settings.layers, settings.image_size
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(
@@ -188,13 +193,15 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         """Resize and normalise with the backbone's own mean and standard deviation.
 
         Args:
-            image_size: Height and width, in pixels. Defaults to the paper's 256 × 256.
+            image_size: Height and width, in pixels. By default the paper's 256 × 256, where the backbone accepts it.
             backbone: Backbone whose data configuration to use.
 
         Returns:
             The pre-processor.
         """
-        return resize_and_normalize(image_size or (256, 256), backbone)
+        return resize_and_normalize(
+            image_size or default_image_size(backbone, WtFlowSettings.usual_image_size), backbone
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from anomalib_ot.host.model_settings import FeatureTrainingSettings, Scoring, Training
 from anomalib_ot.settings import require, require_finite, require_whole
@@ -31,10 +31,10 @@ class WtFlowSettings(FeatureTrainingSettings):
         1
     """
 
+    strides: ClassVar = (16,)
+    usual_image_size: ClassVar = (256, 256)
+
     backbone: Scoring[str | Path] = "wide_resnet50_2"
-    layers: Scoring[Sequence[str]] = ("layer3",)
-    pre_trained: Training[bool] = True
-    image_size: Scoring[tuple[int, int]] = (256, 256)
     normalization: Scoring[Normalization] = "whitening"
     whitened_channels: Scoring[int] = 128
     pooling: Scoring[bool] = False

@@ -54,7 +54,7 @@ class WtFlowModel(SinglePrecisionParts):
         super().__init__()
         self.tiler: Tiler | None = None
         self.settings = settings
-        self.layers = tuple(settings.layers)
+        self.layers = settings.layer_names
         self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
         channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
         self.heads = nn.ModuleList(_Head(channels[layer], settings) for layer in self.layers)

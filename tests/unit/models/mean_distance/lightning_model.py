@@ -28,7 +28,7 @@ class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientF
     def __init__(
         self,
         backbone=MeanDistanceSettings.backbone,
-        layer=MeanDistanceSettings.layer,
+        layers=MeanDistanceSettings.layers,
         pre_trained=MeanDistanceSettings.pre_trained,
         image_size=MeanDistanceSettings.image_size,
         smoothing=MeanDistanceSettings.smoothing,
@@ -36,6 +36,8 @@ class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientF
     ):
         backbone = backbone_name(backbone)
         settings = MeanDistanceSettings.of(locals())
+        layers, image_size = settings.layers, settings.image_size
+        # The host stores the arguments in checkpoints as they are here.
         components.setdefault("pre_processor", self.configure_pre_processor(image_size, backbone))
         super().__init__(**components)
         self.record_backbone(backbone)
@@ -45,7 +47,7 @@ class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientF
 
     @staticmethod
     def configure_pre_processor(image_size=None, backbone="resnet18"):
-        return resize_and_normalize(image_size or (224, 224), backbone)
+        return resize_and_normalize(image_size or MeanDistanceSettings.usual_image_size, backbone)
 
     def training_step(self, batch, *_):
         self._features.append(self.model(batch.image).detach())

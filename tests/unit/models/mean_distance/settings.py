@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from anomalib_ot.host.model_settings import ModelSettings, Scoring, Training
+from anomalib_ot.host.model_settings import ModelSettings, Scoring
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanDistanceSettings(ModelSettings):
-    """Settings of MeanDistance; ``__post_init__`` of the base checks the image size and the smoothing."""
+    """Settings of MeanDistance; the base has layers and image size, and checks the image size and the smoothing."""
+
+    strides: ClassVar = (8,)
+    usual_image_size: ClassVar = (224, 224)
 
     backbone: Scoring[str | Path] = "resnet18"
-    layer: Scoring[str] = "layer2"
-    pre_trained: Training[bool] = True
-    image_size: Scoring[tuple[int, int]] = (224, 224)
     smoothing: Scoring[float] = 4.0

@@ -14,8 +14,8 @@ class MeanDistanceModel(nn.Module):
     def __init__(self, settings):
         super().__init__()
         self.tiler = None
-        self.layer = settings.layer
-        self.feature_extractor = prepare_extractor(settings.backbone, [settings.layer], settings.pre_trained)
+        (self.layer,) = settings.layer_names
+        self.feature_extractor = prepare_extractor(settings.backbone, [self.layer], settings.pre_trained)
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         # What is learned is a buffer, so that checkpoints hold it.
         self.register_buffer("mean", zeros(self.feature_extractor.out_dims[0]))
