@@ -20,7 +20,8 @@ from anomalib_ot import FewShot, comparison
 from anomalib_ot.comparison.record import read_records
 from anomalib_ot.data import FullRange, LOCODataset, MVTecLOCOAD, image_defects, read_defects
 from anomalib_ot.data.reading import read_picture
-from anomalib_ot.features.backbones import create_extractor, normalization
+from anomalib_ot.features.backbones import create_extractor
+from anomalib_ot.features.preprocessing import normalization
 from anomalib_ot.host.image_check import blank_images, clipped_images
 
 from .mutation import Changed, altered, changed_text, mutated

@@ -2,6 +2,7 @@
 
 import ast
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,15 @@ def test_the_graph_has_relative_imports_and_imports_in_functions(graph):
     assert "anomalib_ot.transport" in graph["anomalib_ot.models.pradot.prototypes"]
     # The import of the compiled loops is in a function.
     assert "anomalib_ot.transport._sparse" in graph["anomalib_ot.transport._kernels"]
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.py")), ids=lambda path: str(path.relative_to(BENCHMARKS)))
+def test_benchmarks_import_names_that_exist(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ROOT.name):
+            source = import_module(node.module)
+            missing = [each.name for each in node.names if not hasattr(source, each.name)]
+            assert not [name for name in missing if f"{node.module}.{name}" not in MODULES]

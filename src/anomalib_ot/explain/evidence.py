@@ -126,7 +126,7 @@ class Evidence:
     def score_in_words(self) -> str:
         """The score and threshold as ``predict`` shows them, with the raw ones if these differ."""
         shown = _with_threshold(self.score, self.threshold)
-        if self.scale == Scale(threshold=self.threshold):
+        if self.scale.is_raw:
             return shown
         return f"{shown} (raw {_with_threshold(self.raw_score, self.scale.raw_threshold)})"
 

@@ -30,7 +30,14 @@ class CheckedExport(RunFolder):
         return nullcontext()
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export to torch and check the file, see :func:`~anomalib_ot.export.exporters.export_torch`."""
+        """Export to torch and check the file, see :func:`~anomalib_ot.export.exporters.export_torch`.
+
+        Returns:
+            Path of the ``.pt`` file. It is a pickle: load it only if you trust its source.
+
+        Raises:
+            ExportError: If the file differs from the model.
+        """
         with self.frozen():
             return export_torch(cast("AnomalibModule", self), self.own_export_root(export_root), model_file_name)
 
@@ -41,7 +48,16 @@ class CheckedExport(RunFolder):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Export to ONNX and check the file, see :func:`~anomalib_ot.export.exporters.export_onnx`."""
+        """Export to ONNX and check the file, see :func:`~anomalib_ot.export.exporters.export_onnx`.
+
+        Returns:
+            Path of the ``.onnx`` file. ``dynamic_axes={}`` makes a graph for one image at a time.
+
+        Raises:
+            ValueError: If there is no ``input_size`` and the pre-processor does not resize.
+            ModuleNotFoundError: If OpenVINO is not installed.
+            ExportError: If the file differs from the model.
+        """
         module, root = cast("AnomalibModule", self), self.own_export_root(export_root)
         with self.frozen():
             return export_onnx(module, root, model_file_name, input_size, **kwargs)
@@ -62,6 +78,15 @@ class CheckedExport(RunFolder):
         """Export to OpenVINO and check the files, see :func:`~anomalib_ot.export.exporters.export_openvino`.
 
         ``task`` is unused.
+
+        Returns:
+            Path of the ``.xml`` file.
+
+        Raises:
+            ValueError: If there is no ``input_size`` and the pre-processor does not resize, or an argument of the
+                compression is missing or out of range.
+            ModuleNotFoundError: If OpenVINO is not installed.
+            ExportError: If the files differ from the model.
         """
         del task
         module, root = cast("AnomalibModule", self), self.own_export_root(export_root)

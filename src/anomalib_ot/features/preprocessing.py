@@ -17,7 +17,7 @@ from .backbones import backbone_name
 
 
 def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that normalized the images in the training of a backbone's weights.
+    """Mean and standard deviation that normalised the images in the training of a backbone's weights.
 
     Args:
         backbone: As in :func:`~anomalib_ot.features.backbones.backbone_name`. Only ``hf-hub:`` may need a connection.
@@ -47,7 +47,7 @@ def normalization(backbone: str | Path) -> tuple[tuple[float, ...], tuple[float,
 
 
 def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> PreProcessor:
-    """The models' pre-processor: resize, then normalize with the mean and standard deviation of the backbone.
+    """The models' pre-processor: resize, then normalise with the mean and standard deviation of the backbone.
 
     Args:
         image_size: Height and width, in pixels.
@@ -68,7 +68,7 @@ def resize_and_normalize(image_size: tuple[int, int], backbone: str | Path) -> P
 
 
 def denormalize(images: Tensor, pre_processor: nn.Module | None) -> Tensor:
-    """Undo the normalization of a pre-processor.
+    """Undo the normalisation of a pre-processor.
 
     Args:
         images: Pre-processed images (..., 3, h, w).

@@ -22,6 +22,7 @@ anomalib:
   (``checkpoints``).
 - ``anomalib_pre_processor_config``, a key of checkpoints (``checkpoints``), and ``transform_to_spec``, which raises
   ``ValueError`` for a transform that a checkpoint cannot store (``checkpoint_record``).
+- ``MemoryBankMixin._is_fitted``: a new training of Foct starts without its support set (``models.foct``).
 - The frame of ``Engine.export``, which replaces the given model by one from the checkpoint (``asked_post_processing``).
 - ``PostProcessor.image_min``, ``image_max`` and their like for pixels: the scale of scores (``scale``, ``held_out``).
 - ``AnomalibDataModule._is_setup``: a second set-up keeps the split (``checkpoints``, ``held_out``).

@@ -39,6 +39,11 @@ class SafeCheckpoints(AskedPostProcessing):
     creates a model and then loads a checkpoint into it, the settings that change scores are those of the checkpoint.
     Only settings of the post-processor that the user gives override it. Only tensors and settings are unpickled,
     unless ``weights_only=False`` is given.
+
+    Attributes:
+        checkpoint_rules: The rules of the model's class.
+        settings: The model's settings, which its constructor sets. They follow a checkpoint that is loaded.
+        recorded_backbone: The backbone as checkpoints record it, see :meth:`record_backbone`.
     """
 
     checkpoint_rules: ClassVar[CheckpointRules]
@@ -119,7 +124,7 @@ class SafeCheckpoints(AskedPostProcessing):
             changed["backbone"] = theirs["backbone"]
             ours.recorded_backbone = record
         model.hparams.update(changed)
-        ours.settings = replace(ours.settings, **changed)
+        ours.replace_settings(changed)
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -173,8 +178,15 @@ class SafeCheckpoints(AskedPostProcessing):
             setattr(model, part, getattr(twin, part))
         model.train(model.training).to(model.device)
         model.hparams.update(settings)
-        self.settings = replace(self.settings, **scoring)
+        self.replace_settings(scoring)
         self.recorded_backbone = record
+
+    def replace_settings(self, values: Mapping[str, Any]) -> None:
+        """Replace settings of this model and, where it has them too, of its torch model."""
+        self.settings = replace(self.settings, **values)
+        torch_model = cast("Any", self).model
+        if hasattr(torch_model, "settings"):
+            torch_model.settings = self.settings
 
     def _defaults(self) -> dict[str, Any]:
         """Default of each setting; of those that follow from the backbone, for the backbone of this model."""

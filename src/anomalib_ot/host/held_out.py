@@ -198,7 +198,7 @@ class HeldOutCheck(Callback):
 def _widen(processor: Any) -> None:
     threshold, low, high = processor.image_threshold, processor.image_min, processor.image_max
     width = _WIDTH * threshold.abs()
-    # A comparison with NaN, if the host does not normalize, is false.
+    # A comparison with NaN, if the host does not normalise, is false.
     if width > high - low:
         low.copy_(threshold - width / 2)
         high.copy_(threshold + width / 2)

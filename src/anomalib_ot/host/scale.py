@@ -30,7 +30,7 @@ class Scale:
 
     @property
     def raw_threshold(self) -> float | None:
-        """The threshold before normalization."""
+        """The threshold before normalisation."""
         return None if self.threshold is None else self.zero + self.threshold * self.unit
 
     def shown(self, raw: Any) -> Any:
@@ -57,10 +57,10 @@ def scale_of(model: AnomalibModule, level: Literal["image", "pixel"]) -> Scale:
     is_thresholding = processor.enable_thresholding and isfinite(middle)
     unit = high - low
     if not (processor.enable_normalization and isfinite(unit)):
-        # The host compares raw scores with the threshold of normalized ones.
+        # The host compares raw scores with the threshold of normalised ones.
         return Scale(threshold=middle if is_thresholding else None)
     if not isfinite(middle):
         return Scale(low, unit)
-    # anomalib normalizes the threshold to 0.5, and sensitivity moves the threshold away from it.
+    # anomalib normalises the threshold to 0.5, and sensitivity moves the threshold away from it.
     threshold = float(getattr(processor, f"normalized_{level}_threshold"))
     return Scale(middle - 0.5 * unit, unit, threshold if is_thresholding else None)

@@ -122,7 +122,7 @@ class _VerdictTable(Callback):
         return f"{anomalous} of {count} images are anomalous ({scores} above the threshold {self._limit()})"
 
     def _limit(self) -> str:
-        """The threshold in the table; a normalized one is set by the user, and rounded from single precision."""
+        """The threshold in the table; a normalised one is set by the user, and rounded from single precision."""
         threshold = self._scale.threshold
         if threshold is None:
             return ""

@@ -253,7 +253,7 @@ def test_neither_folder_nor_network_is_needed_to_load(trained, backbone, root, t
     try:
         loaded = kind.load_from_checkpoint(path, visualizer=False)
         assert_same(scores(loaded, None, root, tmp_path), expected)
-        assert loaded.hparams.backbone == backbone
+        assert loaded.hparams.backbone == loaded.settings.backbone == loaded.model.settings.backbone == backbone
         # Saved again, it still knows its backbone.
         loaded.trainer.save_checkpoint(tmp_path / "again.ckpt")
         again = kind.load_from_checkpoint(tmp_path / "again.ckpt", visualizer=False)

@@ -184,7 +184,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
-        backbone: str | Path = "wide_resnet50_2",
+        backbone: str | Path = FoctSettings.backbone,
     ) -> PreProcessor:
         """Resize and normalise with the backbone's own mean and standard deviation.
 

@@ -185,7 +185,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
-        backbone: str | Path = "resnet50",
+        backbone: str | Path = PradotSettings.backbone,
     ) -> PreProcessor:
         """Resize and normalise with the backbone's own mean and standard deviation.
 

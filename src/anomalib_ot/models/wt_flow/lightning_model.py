@@ -188,7 +188,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
-        backbone: str | Path = "wide_resnet50_2",
+        backbone: str | Path = WtFlowSettings.backbone,
     ) -> PreProcessor:
         """Resize and normalise with the backbone's own mean and standard deviation.
 
@@ -205,9 +205,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""
-        optimizer = torch.optim.AdamW(
-            self.trained.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
-        )
+        # Lightning's learning-rate finder sets the rate in the hyperparameters.
+        rate = self.hparams["learning_rate"]
+        optimizer = torch.optim.AdamW(self.trained.parameters(), rate, weight_decay=self.settings.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from lightning.pytorch.utilities.parsing import lightning_setattr
 
 from anomalib_ot import WtFlow
 
@@ -102,6 +103,12 @@ def test_learning_rate_rises_and_falls_to_zero(model):
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[100] == pytest.approx(0, abs=1e-9)
     assert flow._share_of_learning_rate(500) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_learning_rate_finder_of_lightning_changes_the_rate(model):
+    flow = model(learning_rate=0.1)
+    lightning_setattr(flow, "learning_rate", 0.5)
+    assert flow.configure_optimizers()["optimizer"].defaults["lr"] == 0.5
 
 
 def test_same_seed_same_weights(data, engine, model, monkeypatch):

@@ -6,7 +6,7 @@
   const unpack = ({ type, values }) => new types[type](Uint8Array.from(atob(values), (it) => it.charCodeAt(0)).buffer);
   const images = [...document.querySelectorAll("#pictures img")];
   const [width, height] = data.size;
-  // RGBA of each share of the scale: as they are, and clear where nothing costs anything, to lay over a picture.
+  // RGBA of each share of the scale: as they are, and clear where nothing costs anything, to lay over an image.
   const colours = { map: new Uint8ClampedArray(1024), overlay: new Uint8ClampedArray(1024) };
   unpack(data.colours).forEach((value, index) => {
     const [share, channel] = [Math.floor(index / 3), index % 3];
@@ -64,7 +64,7 @@
       return [first, Math.min(first + 1, cells - 1), position - first];
     });
 
-  /** The costs as a picture: bilinear between cells, in the colours of the scale. */
+  /** The costs as an image: bilinear between cells, in the colours of the scale. */
   const colouredMap = (values, table) => {
     const { rows, columns, highest } = layer();
     const whole = new Uint32Array(table.buffer);
