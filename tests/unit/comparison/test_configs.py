@@ -25,7 +25,8 @@ def test_plan_is_valid_and_says_how_to_run_it(name, plans):
 @pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem)
 def test_reference_is_of_what_its_plan_runs(path, plans):
     (plan,) = [plan for plan in plans.values() if plan.reference == path]
-    titles = {Group(label, shots, []).title for label in (*plan.categories(), "average") for shots in plan.shots}
+    groups = [Group(label, shots, []) for label in plan.categories() for shots in plan.shots]
+    titles = {title for group in groups for title in (group.title, *group.averages)}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
