@@ -1,6 +1,10 @@
 import csv
 
 import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 from anomalib_ot.comparison import read_plan
 from anomalib_ot.comparison.report.groups import Group
@@ -38,3 +42,34 @@ def test_reference_is_of_what_its_plan_runs(path, plans):
     assert {row["model"] for row in rows} & plan.models.keys()
     # One number for each quantity and source.
     assert len({(row["category"], row["model"], row["metric"], row["source"]) for row in rows}) == len(rows)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A function that saves a network with random weights in timm's format."""
+
+    def save(name):
+        folder = tmp_path_factory.mktemp("weights") / name
+        save_for_hf(timm.create_model(name, num_classes=0), str(folder), safe_serialization=True)
+        return folder
+
+    return save
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "super_add"),
+    [
+        ("vit_small_patch14_reg4_dinov2", "SuperADD"),
+        ("vit_small_patch16_dinov3", {"class_path": "SuperADD"}),
+    ],
+)
+def test_all_models_of_the_plan_for_dino_load_the_same_weights(network, super_add, encoder):
+    folder = encoder(network)
+    models = [super_add if label == "SuperADD" else label for label in read_plan("dino").models]
+    weights = load_file(folder / "model.safetensors")["patch_embed.proj.weight"]
+    for job in read_plan("dino", models, ["Assembly"], backbone=folder).jobs():
+        state = job.create_model().state_dict()
+        own = [each for name, each in state.items() if name.endswith("patch_embed.proj.weight")]
+        assert own, job.key.model
+        assert all(torch.equal(each, weights) for each in own), job.key.model
