@@ -284,10 +284,11 @@ def draw(runs: pd.DataFrame, path: Path) -> None:
     counts = _ordered(chosen["images"].unique())
     mpl.use("Agg")
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for index, model in enumerate(chosen["model"].unique()):
+    models = chosen["model"].unique()
+    for index, model in enumerate(models):
         own = draws.loc[model].reindex(counts)
         # Side by side, so that the bars do not hide one another.
-        places = [place + 0.04 * index for place in range(len(counts))]
+        places = [place + 0.04 * (index - (len(models) - 1) / 2) for place in range(len(counts))]
         axis.errorbar(places, own.mean(axis=1), own.std(axis=1).fillna(0), marker="o", capsize=2, label=model)
     categories = chosen["category"].nunique()
     title = f"mean of {categories} categories" if categories > 1 else "".join(chosen["category"].unique())

@@ -123,3 +123,11 @@ def test_table_leaves_out_categories_without_masks(runs):
 def test_plot_is_drawn(runs, tmp_path):
     draw(runs, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_without_a_complete_category_there_is_no_mean_and_an_empty_plot(runs, tmp_path):
+    part = runs[(runs["category"] == "c") | (runs["model"] == "PaDiM")]
+    part = part[(part["category"] != "c") | (part["model"] == "Pradot")]
+    assert "mean" not in table(part, "image_AUROC")
+    draw(part, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
