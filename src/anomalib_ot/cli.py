@@ -79,8 +79,9 @@ def compare(
     Each run is stored when it ends. To continue an interrupted comparison, repeat the command.
 
     Args:
-        plan: YAML file with models, data and settings, or the name of a shipped plan: quick, real, few_shot, mvtec_ad,
-            mvtec_loco or mpdd_few_shot. Other options override it. anomalib-ot configs lists the paths of the plans.
+        plan: YAML file with models, data and settings, or the name of a shipped plan: quick, real, few_shot, dino,
+            mvtec_ad, mvtec_loco or mpdd_few_shot. Other options override it. anomalib-ot configs lists the paths of the
+            plans.
         models: Models of the plan to run, or other models, by class as for anomalib; one or a list.
         data: Data of the plan to use, or other data, by class as for anomalib; one or a list.
         root: Base folder of the data's relative roots.

@@ -18,7 +18,9 @@ def test_a_plan_is_run_by_its_name_or_path_and_an_unknown_one_is_told_where_the_
             main(["compare", "--plan", plan, "--baseline", "x"])
     with pytest.raises(SystemExit) as stop:
         main(["compare", "--plan", "quik"])
-    assert "no file quik, and no shipped file of this name; choose from few_shot, mpdd_few_shot," in stop.value.code
+    assert (
+        "no file quik, and no shipped file of this name; choose from dino, few_shot, mpdd_few_shot," in stop.value.code
+    )
     assert stop.value.code.endswith(str(folder))
 
 
@@ -37,6 +39,6 @@ def test_configurations_are_listed_with_paths_and_one_is_printed_for_the_hosts_c
         main(["configs", "--name", name])
         assert capsys.readouterr().out == f"{path}\n"
         assert yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    others = "no shipped file of this name; choose from compare/few_shot,"
+    others = "no shipped file of this name; choose from compare/dino,"
     with pytest.raises(SystemExit, match=f"no file model/x, and {others}"):
         main(["configs", "--name", "model/x"])

@@ -30,6 +30,8 @@ _PUBLISHED = ("category", "model", "metric", "value", "source")
 # Keys of a model in a plan besides its class and arguments.
 _OWN = ("image_size", "shots", "trainer", "why")
 _FORMS = {"init_args": dict, "trainer": dict, "image_size": list | tuple, "categories": list | tuple}
+# Arguments of models that name their backbone; anomalib's models for vision transformers have the second.
+_BACKBONES = ("backbone", "encoder_name")
 # Arguments of the trainer that a plan can set; each job sets the others.
 _TRAINER = signature(Trainer).parameters.keys() - {"accelerator", "callbacks", "default_root_dir", "logger"}
 _HIGHEST_SEED = 2**32 - 1
@@ -107,8 +109,9 @@ class Job:
         return data if self.training_images is None else FewShot(data, self.training_images, self.key.seed)
 
     def _pre_processor(self) -> PreProcessor:
-        if backbone := self.model["init_args"].get("backbone"):
-            return resize_and_normalize(self.image_size, backbone)
+        for name in _BACKBONES:
+            if backbone := self.model["init_args"].get(name):
+                return resize_and_normalize(self.image_size, backbone)
         return class_of(AnomalibModule, self.model).configure_pre_processor(self.image_size)
 
 
@@ -120,8 +123,8 @@ class Plan:
         models: ``class_path`` and ``init_args`` for each label. Optional keys are ``trainer``, ``image_size``,
             ``shots`` and ``why``, the reason why the model differs from the others.
         data: ``class_path`` and ``init_args`` of a data module for each label, and ``categories`` if it has several.
-        backbone: Backbone of all models that accept one and do not set their own. A folder is ``local-dir:PATH`` or a
-            ``Path``, and may begin with ``~``.
+        backbone: Backbone of all models that accept one, as ``backbone`` or as ``encoder_name``, and do not set their
+            own. A folder is ``local-dir:PATH`` or a ``Path``, and may begin with ``~``.
         layers: Layers of all models that accept several and do not set their own. By default, each model uses its own
             layers. If the backbone has no layers of these names, the model uses its last layers of the same strides.
         image_size: Height and width in pixels.
@@ -251,11 +254,10 @@ class Plan:
         kind = class_of(AnomalibModule, config)
         accepted = {*signature(kind).parameters}
         own = config.get("init_args", {})
-        shared = {"backbone": self.backbone, "layers": self.layers and list(self.layers)}
+        shared = {**dict.fromkeys(_BACKBONES, self.backbone), "layers": self.layers and list(self.layers)}
         given = {name: value for name, value in shared.items() if value and name in accepted and name not in own}
         init_args = {**given, **own}
-        if backbone := init_args.get("backbone"):
-            init_args["backbone"] = backbone_name(backbone)
+        init_args |= {name: backbone_name(init_args[name]) for name in _BACKBONES if init_args.get(name)}
         image_size = tuple(config.get("image_size", self.image_size))
         defaults = defaults_for(kind, init_args, image_size)
         init_args |= {name: default.value for name, default in defaults.items()}
@@ -273,7 +275,7 @@ class Plan:
     def _overrides(self, config: dict[str, Any], accepted: set[str]) -> dict[str, str]:
         """Settings that the model sets itself, and those that it does not accept."""
         own = {**config.get("init_args", {}), **{name: config[name] for name in _OWN if name in config}}
-        if self.backbone and "backbone" not in accepted:
+        if self.backbone and accepted.isdisjoint(_BACKBONES):
             own["backbone"] = "its own"
         return {name: str(value) for name, value in own.items()}
 

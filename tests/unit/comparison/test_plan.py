@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from anomalib_ot.comparison import Job, Key, Plan, read_plan
+from anomalib_ot.features.backbones import backbone_name
 
 PADIM = {"class_path": "Padim", "init_args": {"n_features": 10}}
 MODELS = {"PaDiM": PADIM, "Flow": {"class_path": "WtFlow", "init_args": {"layers": ["blocks.4"]}}}
@@ -46,6 +47,17 @@ def test_a_backbone_in_the_home_directory_is_found_by_models_of_anomalib_too(mon
     assert shared.model["init_args"]["backbone"] == "local-dir:/home/someone/weights/resnet18"
     assert own.model["init_args"]["backbone"] == "local-dir:/home/someone/mine"
     assert Job.from_dict(json.loads(json.dumps(shared.to_dict()))) == shared
+
+
+def test_models_that_call_their_backbone_an_encoder_share_it():
+    models = {
+        "AnomalyDINO": {"class_path": "AnomalyDINO"},
+        "Own": {"class_path": "Dinomaly", "init_args": {"encoder_name": "local-dir:~/base"}},
+    }
+    shared, own = Plan(models, {"tray": DATA["tray"]}, "vit_small_patch14_dinov2", image_size=(28, 28)).jobs()
+    assert shared.model["init_args"] == {"encoder_name": "vit_small_patch14_dinov2"}
+    assert shared.overrides == {}
+    assert own.model["init_args"] == {"encoder_name": backbone_name("local-dir:~/base")}
 
 
 def test_a_model_that_takes_no_backbone_is_told_of():

@@ -235,6 +235,17 @@ def test_published_averages_and_shots_stand_beside_ours(keep, runs, tmp_path):
     assert measured == ["85.0", "70.0", "80.0", ABSENT]
 
 
+def test_a_published_average_of_a_data_set_stands_beside_that_of_its_categories(keep, runs, tmp_path):
+    for category, auroc in (("MPDD/tubes", 60), ("MPDD/connector", 80), ("VisA/candle", 10)):
+        keep(category, "A", 0, LEVEL, shots=1, image_AUROC=auroc)
+    published = {"model": "A", "metric": "image_AUROC", "value": "1", "source": "Them"}
+    categories = ("MPDD/average, 1 shot", "VisA/average, 1 shot", "average, 1 shot", "MPDD/average")
+    reference = [{"category": category, **published} for category in categories]
+    text = write_report(read_records(runs), tmp_path / "out", "it", reference=reference)[0].read_text()
+    measured = [line.split(" | ")[4] for line in block(text, "Published by others")[1:]]
+    assert measured == ["70.0", "10.0", "50.0", ABSENT]
+
+
 def test_what_was_run(text):
     assert block(text, "Settings in which a model differs")[1:] == ["| A | batch_size | 16 (memory) | all |"]
     assert block(text, "Configuration of all runs")[1:] == ["| image_size | [8, 16] |"]

@@ -32,6 +32,12 @@ class Group:
         """Name of the group."""
         return name_of(self.category, self.shots)
 
+    @property
+    def averages(self) -> list[str]:
+        """Names of the averages that the group is part of: that of its data set, if it has categories, and of all."""
+        data, separator, _ = self.category.rpartition("/")
+        return [name_of(each, self.shots) for each in ("average", *[f"{data}/average"] * bool(separator))]
+
     def values(self, model: str, metric: str) -> list[float]:
         """A metric of a model in percent, for the seeds that have it."""
         return [run.metrics[metric] for run in self.runs[model] if metric in run.metrics]

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from anomalib_ot.comparison.bootstrap import Difference
-from anomalib_ot.comparison.record import Key, Record, name_of
+from anomalib_ot.comparison.record import Key, Record
 
 from .groups import Group
 
@@ -144,9 +144,12 @@ def published(reference: Sequence[Mapping[str, str]], groups: Sequence[Group]) -
 
 
 def _measured_here(row: Mapping[str, str], groups: Sequence[Group]) -> str:
-    """The same number from our runs, for one group or averaged over all groups with this number of training images."""
+    """The same number from our runs: for one group, or averaged over all groups with this number of training images.
+
+    ``average`` is over all categories, and ``MVTecAD/average`` over those of this data set.
+    """
     name, model, metric = row["category"], row["model"], row["metric"]
-    averaged = [group for group in groups if name_of("average", group.shots) == name]
+    averaged = [group for group in groups if name in group.averages]
     if averaged:
         means = [fmean(values) for group in averaged if (values := _values(group, model, metric))]
         return _percent(fmean(means)) if len(means) == len(averaged) else ABSENT

@@ -1,0 +1,306 @@
+"""Accuracy against the number of good training images, as a table and a plot.
+
+Run as ``python -m benchmarks.few_images --root DATA``; :func:`~benchmarks.categories.categories_in` describes DATA. The
+embedded category needs no DATA. The models, the backbone, its layers and the image size are those of
+``configs/compare/real.yaml``. The features of the test images are extracted once for all models and draws.
+``anomalib-ot compare`` tests with anomalib's engine instead.
+
+All runs may take many hours. The options select a part of them. Runs that are already in the output are not repeated,
+and the table and the plot show all runs in the output.
+"""
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib as mpl
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from anomalib.models.image.patchcore.anomaly_map import AnomalyMapGenerator
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+from matplotlib import pyplot as plt
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_ot.comparison import Job, Key, Plan, Predictions, evaluate, read_plan
+from anomalib_ot.comparison.measurement import QUIET
+from anomalib_ot.features.backbones import create_extractor
+from anomalib_ot.features.extraction import FeatureMaps, extract_by_parts
+from anomalib_ot.features.preprocessing import resize_and_normalize
+from anomalib_ot.models.foct.rotations import turned_views
+from anomalib_ot.offline import offline_backbone
+
+from .categories import EMBEDDED, categories_in
+from .references import NearestCell, Subspace, top_mean
+from .rows import appended
+from .versions import versions
+
+# Pixel metrics use maps and masks at half of the size.
+REDUCED = (112, 112)
+# With more images, selecting a coreset of 10 % takes minutes on two cores. PatchCore then has the 1 % of the plan.
+LARGE_CORESET = 50
+MODELS = ("Pradot", "WtFlow", "PaDiM", "PatchCore")
+# Each with the number of turned views of a training image; AnomalyDINO has eight where there are few images.
+RULES = {
+    "AnomalyDINO rule": (NearestCell, 1),
+    "AnomalyDINO rule (8 views)": (NearestCell, 8),
+    "SubspaceAD rule": (Subspace, 1),
+}
+METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
+KEY = ("category", "model", "images", "seed", "every")
+ALL = "all"
+
+# From the features of an image to its score and its map (1, 1, h, w).
+Scorer = Callable[[FeatureMaps], tuple[Tensor, Tensor]]
+
+
+def main(
+    root: Path | None = None,
+    output: Path = Path("results/few_images.csv"),
+    categories: list[str] | None = None,
+    counts: list[int | None] = [5, 10, 20, 50, None],  # noqa: B006 - jsonargparse shows the default, and nothing changes it
+    seeds: int = 3,
+    models: list[str] = [*MODELS, "AnomalyDINO rule"],  # noqa: B006
+    every: int = 1,
+) -> None:
+    """Measure the models on the same draws, print the tables and draw the plot.
+
+    Args:
+        root: Folder of the categories.
+        output: CSV file of the runs, continued if it exists. The plot has the same name with the suffix ``.png``.
+        categories: Categories to run; all by default.
+        counts: Numbers of training images; null for all images. A category with too few images is left out.
+        seeds: Number of draws per number of training images.
+        models: Models to run: Pradot, WtFlow, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views) and
+            SubspaceAD rule.
+        every: Use every n-th test image only, if all would take too long.
+    """
+    command = shlex.join(["python", "-m", "benchmarks.few_images", *sys.argv[1:]])
+    print(f"{command}\n{versions('anomalib-ot', 'anomalib', 'torch', 'timm')}, seeds 0 to {seeds - 1}", flush=True)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    found = categories_in(root)
+    plan = read_plan("real", MODELS, [EMBEDDED], backbone=offline_backbone(), shots=counts, seeds=[*range(seeds)])
+    plan = replace(plan, data={name: found[name] for name in categories or found})
+    done = [tuple(row[name] for name in KEY) for row in _read(output)]
+    with appended(output, (*KEY, *METRICS)) as add:
+        for category in plan.data:
+            keys = [Key(category, *rest) for rest in product(models, plan.shots, plan.seeds)]
+            for key, values in measured(plan, [key for key in keys if as_row(key, every) not in done], every):
+                row = dict(zip(KEY, as_row(key, every), strict=True))
+                add(row | {name: f"{values[name]:.2f}" for name in METRICS if name in values})
+    runs = pd.DataFrame(_read(output)).replace("", "nan").astype(dict.fromkeys(METRICS, float))
+    for metric in METRICS:
+        print(f"\n{metric}\n{table(runs, metric)}")
+    draw(runs, output.with_suffix(".png"))
+
+
+def as_row(key: Key, every: int) -> tuple[str, ...]:
+    """The values of ``KEY`` in the output."""
+    return key.category, key.model, str(key.shots or ALL), str(key.seed), str(every)
+
+
+def _read(output: Path) -> list[dict[str, str]]:
+    return pd.read_csv(output, dtype=str, keep_default_na=False).to_dict("records") if output.exists() else []
+
+
+def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key, dict[str, float]]]:
+    """Metrics of runs on one category, in percent; none for more training images than there are."""
+    if not keys:
+        return
+    jobs = {job.key: job for job in plan.jobs()}
+    layers = {layer for job in jobs.values() for layer in job.model["init_args"]["layers"]}
+    features = Features(plan, layers)
+    whole = draw_images(plan, replace(keys[0], shots=None))
+    test = TestImages(whole, features, every)
+    for key in keys:
+        if key.shots and key.shots >= len(whole.train_data):
+            continue
+        data = draw_images(plan, key)
+        seed_everything(key.seed, workers=True, verbose=False)
+        if key.model in RULES:
+            scorer = fitted_rule(*RULES[key.model], [item.image for item in data.train_data], features)
+        else:
+            scorer = on_features(fitted_model(jobs[key], data), plan.image_size)
+        yield key, test.metrics(scorer)
+
+
+def draw_images(plan: Plan, key: Key) -> AnomalibDataModule:
+    """The data module of a run, with its draw of training images, set up."""
+    data = Job(key, {}, plan.data[key.category]).create_data()
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+class Features:
+    """Features of images with the backbone and the image size of a plan.
+
+    Args:
+        plan: The plan.
+        layers: Layers of all models.
+    """
+
+    def __init__(self, plan: Plan, layers: Iterable[str]) -> None:
+        backbone = str(plan.backbone)
+        self.image_size, self.joined_layers = plan.image_size, plan.layers or ()
+        self._extractor = create_extractor(backbone, sorted({*layers, *self.joined_layers}))
+        self._transform = resize_and_normalize(plan.image_size, backbone).transform
+
+    @torch.inference_mode()
+    def of(self, image: Tensor, views: int = 1) -> FeatureMaps:
+        """Feature map (views, D, H, W) of each layer for an image (3, h, w) and its turned views."""
+        return extract_by_parts(self._extractor, turned_views(self._transform(image)[None], views)[0])
+
+    def joined(self, features: FeatureMaps) -> Tensor:
+        """Feature maps (B, D, H, W) of the layers of the plan together, resized to the finest as in PatchCore."""
+        maps = [features[layer] for layer in self.joined_layers]
+        return torch.cat([F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps], dim=1)
+
+
+class TestImages:
+    """Features, labels and masks of every n-th test image.
+
+    Args:
+        data: Data module that is set up.
+        features: The backbone.
+        every: Step between the images.
+    """
+
+    def __init__(self, data: AnomalibDataModule, features: Features, every: int) -> None:
+        self.features, labels, masks = [], [], []
+        for index in track(range(0, len(data.test_data), every), "Extracting features"):
+            item = data.test_data[index]
+            self.features.append(features.of(item.image))
+            labels.append(bool(item.gt_label))
+            mask = torch.zeros(1, 1, *REDUCED) if item.gt_mask is None else item.gt_mask[None, None].float()
+            masks.append(F.adaptive_max_pool2d(mask, REDUCED)[0, 0].bool())
+        self.labels, self.masks = torch.tensor(labels), torch.stack(masks)
+
+    def metrics(self, scorer: Scorer) -> dict[str, float]:
+        """Metrics of a model, in percent; image metrics only if there are no masks."""
+        scores, maps = zip(*map(scorer, self.features), strict=True)
+        predictions = Predictions(
+            images=[str(index) for index in range(len(self.features))],
+            kinds=["anomalous" if label else "good" for label in self.labels],
+            labels=self.labels.long().numpy(),
+            scores=torch.stack(scores).numpy(),
+            maps=torch.cat([F.adaptive_avg_pool2d(each, REDUCED)[:, 0] for each in maps]).numpy(),
+            truth=self.masks.numpy(),
+        )
+        return evaluate(predictions)[0]
+
+
+def fitted_model(job: Job, data: AnomalibDataModule) -> nn.Module:
+    """The network of a model of the plan, fitted to training images."""
+    if job.key.model == "PatchCore" and len(data.train_data) <= LARGE_CORESET:
+        own = {**job.model["init_args"], "coreset_sampling_ratio": 0.1}
+        job = replace(job, model={**job.model, "init_args": own})
+    model = job.create_model()
+    with TemporaryDirectory() as folder:
+        engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, limit_val_batches=0, **QUIET)
+        engine.fit(model, datamodule=data)
+    return model.model.eval()
+
+
+def on_features(network: nn.Module, image_size: tuple[int, int]) -> Scorer:
+    """A fitted network, called with features instead of images."""
+    network.feature_extractor = _Given()
+    blank = torch.empty(1, 3, *image_size)
+
+    @torch.inference_mode()
+    def score(features: FeatureMaps) -> tuple[Tensor, Tensor]:
+        network.feature_extractor.features = features
+        result = network(blank)
+        return result.pred_score.flatten()[0], result.anomaly_map
+
+    return score
+
+
+class _Given(nn.Module):
+    """Returns given features instead of those of the images."""
+
+    features: FeatureMaps
+
+    def forward(self, images: Tensor) -> FeatureMaps:
+        del images
+        return self.features
+
+
+def fitted_rule(
+    rule: Callable[[Tensor], Callable[[Tensor], Tensor]], views: int, images: Iterable[Tensor], features: Features
+) -> Scorer:
+    """A reference, fitted to turned views of training images, with AnomalyDINO's image score and map."""
+    fitted = rule(torch.cat([features.joined(features.of(image, views)) for image in images]))
+    enlarge = AnomalyMapGenerator()
+
+    def score(maps: FeatureMaps) -> tuple[Tensor, Tensor]:
+        distances = fitted(features.joined(maps))
+        return top_mean(distances)[0], enlarge(distances[:, None], features.image_size)
+
+    return score
+
+
+def table(runs: pd.DataFrame, metric: str) -> str:
+    """Mean ± standard deviation over the draws by number of images, and the mean over the complete categories."""
+    index = ["category", "model"]
+    mean, spread = (runs.pivot_table(metric, index, "images", each, sort=False) for each in ("mean", "std"))
+    cells = mean.map("{:.1f}".format) + spread.reindex_like(mean).map(" ± {:.1f}".format)
+    overall = complete(runs).pivot_table(metric, index, "images", sort=False).groupby("model", sort=False).mean()
+    overall.index = pd.MultiIndex.from_product([["mean"], overall.index], names=index)
+    rows = pd.concat([cells.replace(" ± nan", "", regex=True), overall.map("{:.1f}".format)])
+    return rows.replace("nan", "")[_ordered(rows.columns)].to_string()
+
+
+def complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs on categories that have all models and numbers of images of the table."""
+    wanted = len(runs[["model", "images"]].drop_duplicates())
+    return runs.groupby("category", sort=False).filter(
+        lambda own: len(own[["model", "images"]].drop_duplicates()) == wanted
+    )
+
+
+def _ordered(images: Iterable[str]) -> list[str]:
+    return sorted(images, key=lambda count: float("inf") if count == ALL else int(count))
+
+
+def draw(runs: pd.DataFrame, path: Path) -> None:
+    """Save the mean image AUROC over the complete categories against the number of images, with a line for each model.
+
+    The bars are the standard deviation over the draws.
+    """
+    chosen = complete(runs)
+    draws = chosen.pivot_table("image_AUROC", ["model", "images"], "seed", sort=False)
+    counts = _ordered(chosen["images"].unique())
+    mpl.use("Agg")
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    models = chosen["model"].unique()
+    for index, model in enumerate(models):
+        own = draws.loc[model].reindex(counts)
+        # Side by side, so that the bars do not hide one another.
+        places = [place + 0.04 * (index - (len(models) - 1) / 2) for place in range(len(counts))]
+        axis.errorbar(places, own.mean(axis=1), own.std(axis=1).fillna(0), marker="o", capsize=2, label=model)
+    categories = chosen["category"].nunique()
+    title = f"mean of {categories} categories" if categories > 1 else "".join(chosen["category"].unique())
+    axis.set(xlabel="good training images", ylabel="image AUROC in %", title=title)
+    axis.set_xticks(range(len(counts)), counts)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    print(f"\nPlot: {path}")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
