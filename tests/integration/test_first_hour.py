@@ -122,8 +122,7 @@ def test_readme_gives_verdicts_an_export_with_the_same_scores_and_reasons(plant)
 def checkpoint(plant):
     """The checkpoint that the guides begin with, by the names that they use."""
     (line,) = [each for each in commands("docs/guides/install.md") if " train " in each and "--data Assembly" in each]
-    # Smaller than its defaults, as the guides draw all of it again and again. With some seeds, the parity gate refuses
-    # INT8 for so small a model.
+    # Smaller than its defaults, as the guides draw all of it again and again.
     small = "--model.prototypes_per_cell 1 --model.whitened_channels 16 --model.epochs 2"
     typed(plant, [f"{line} {small} --seed_everything 0"])
     (trained,) = (plant / "results/Pradot/Assembly").glob("*/v0/weights/lightning/model.ckpt")
