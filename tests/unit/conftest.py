@@ -46,7 +46,8 @@ def fitted():
                 features = model.model.extract(images)
                 model.model.fit_whitening([features])
                 model.model.initialise(features)
-                model.model.weights = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+                parts = model.model.weights.shape[1]
+                model.model.weights = torch.tensor([[0.1, 0.2, 0.05], [0.3, 0.4, 0.05]])[:, :parts]
             else:
                 model.model.fit_normalization([model.model.extract(images)])
                 # A field that is still zero would move nothing.

@@ -18,8 +18,8 @@ ENTRY = "anomalib_ot"
 COMPONENTS = ("pre_processor", "post_processor")
 """Attributes of a Lightning model whose classes the entry records."""
 
-# The first format had no entry.
-_FORMAT = 2
+# The first format had no entry. The second one lacks settings that came later.
+_FORMAT = 3
 
 
 def new_entry(model: AnomalibModule, backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def new_entry(model: AnomalibModule, backbone: Mapping[str, Any]) -> dict[str, A
 
 
 def read_entry(checkpoint: Mapping[str, Any], model: str, rules: CheckpointRules) -> dict[str, Any]:
-    """Read the entry of a checkpoint.
+    """Read the entry of a checkpoint, and add the settings that it lacks because of its format.
 
     Args:
         checkpoint: Content of the checkpoint.
@@ -59,6 +59,8 @@ def read_entry(checkpoint: Mapping[str, Any], model: str, rules: CheckpointRules
     if entry["format"] > 1 and entry["model"] != model:
         msg = f"the checkpoint is of {entry['model']}, not of {model}; give --model {entry['model']}"
         raise ValueError(msg)
+    if entry["format"] < _FORMAT:
+        checkpoint["hyper_parameters"].update({**rules.before, **checkpoint["hyper_parameters"]})
     if missing := sorted((rules.score | rules.training) - checkpoint["hyper_parameters"].keys()):
         msg = f"the checkpoint is not of {model}, or is damaged: it lacks the settings {', '.join(missing)}"
         raise ValueError(msg)

@@ -1,6 +1,8 @@
 """What a checkpoint decides about a model."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from .model_settings import ModelSettings
 
@@ -14,12 +16,14 @@ class CheckpointRules(NamedTuple):
         parts: Attributes of the Lightning model that are modules built from the settings.
         marks: Prefixes of names of tensors that only this model has. Only a model that wrote checkpoints of the first
             format, which do not record their model, needs them.
+        before: Settings that checkpoints of the first two formats lack, with the values that give the same scores.
     """
 
     settings: type[ModelSettings]
     learned: tuple[str, ...] = ()
     parts: tuple[str, ...] = ("model",)
     marks: tuple[str, ...] = ()
+    before: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def score(self) -> frozenset[str]:

@@ -64,13 +64,78 @@ def test_projects_many_channels_alike_in_each_run():
     assert torch.equal(whitening.projection, fitted(maps, max_channels=8).projection)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_a_larger_map_takes_the_nearest_cells_covariance(maps, centred):
-    whitening = fitted(maps, centred=centred)
-    doubled = maps.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(
-        whitening(doubled)[..., [0, -1], :][..., [0, -1]], whitening(maps)[..., [0, -1], :][..., [0, -1]]
-    )
+def test_large_maps_have_one_covariance_for_each_block_of_cells():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(9 * 9, 3, 3, generator=generator).view(9, 9, 3, 3)
+    mixing = mixing.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    noise = torch.randn(10, 18, 18, 3, generator=generator)
+    maps = torch.einsum("bhwc,hwcd->bdhw", noise, mixing) + 5 * torch.randn(3, 18, 18, generator=generator)
+    whitening = fitted(maps, prior=0.0)
+    assert whitening.matrices.shape == (9, 9, 3, 3)
+    residual = (maps - maps.mean(0)).double().numpy()
+    for row, column in ((0, 0), (4, 7), (8, 8)):
+        block = residual[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        points = block.transpose(1, 0, 2, 3).reshape(3, -1)
+        values, vectors = np.linalg.eigh(points @ points.T / points.shape[1])
+        expected = vectors / np.sqrt(values + 0.1 * values.mean()) @ vectors.T
+        np.testing.assert_allclose(whitening.matrices[row, column], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def aligned():
+    """Maps with a mean of their own at each cell, two factors that all cells share, and noise, (40, 5, 3, 4)."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.linalg.qr(torch.randn(60, 2, generator=generator)).Q
+    weights = torch.randn(40, 2, generator=generator) * torch.tensor([9.0, 6.0])
+    noise = 0.3 * torch.randn(40, 60, generator=generator)
+    return (20 * torch.randn(60, generator=generator) + weights @ factors.T + noise).view(40, 5, 3, 4)
+
+
+def test_modes_are_the_principal_components_of_whole_maps(aligned):
+    # The images are not entirely aligned, which leaves two of three modes.
+    whitening = fitted(aligned, max_modes=3, prior=0.0)
+    assert whitening.modes.shape == (3, 4, 5, 2)
+    centred = (aligned - aligned.mean(0)).double().flatten(1).numpy()
+    components = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    residual = (centred - centred @ components.T @ components).reshape(aligned.shape)
+    mean = aligned.mean(0).double().numpy()
+    for row, column in ((0, 0), (2, 3)):
+        points = residual[:, :, row, column].T
+        values, vectors = np.linalg.eigh(points @ points.T / 40)
+        matrix = vectors / np.sqrt(values + 0.1 * values.mean()) @ vectors.T
+        expected = (points.T + mean[:, row, column]) @ matrix
+        np.testing.assert_allclose(whitening(aligned)[:, :, row, column], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_defect_of_one_cell_stays_when_modes_are_removed(aligned):
+    whitening = fitted(aligned, max_modes=3, centred=True)
+    defect = aligned[:1].clone()
+    defect[0, :, 1, 2] += 5
+    before, after = (whitening(each).square().sum(1)[0] for each in (aligned[:1], defect))
+    assert int((after - before).flatten().argmax()) == 1 * 4 + 2
+    assert after[1, 2] > 10 * before.max()
+
+
+def test_few_or_unaligned_images_have_fewer_modes(aligned):
+    assert fitted(aligned, max_modes=32).modes.shape[-1] in (4, 5)
+    assert fitted(aligned[:16], max_modes=32).modes.shape[-1] == 1
+    textures = torch.randn(40, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    whitening = fitted(textures, max_modes=32)
+    assert whitening.aligned_share < 0.01
+    torch.testing.assert_close(whitening(textures), fitted(textures)(textures))
+
+
+def test_batches_do_not_matter_to_modes(aligned):
+    parts = fitted(*aligned.split(7), max_modes=2)
+    torch.testing.assert_close(parts(aligned), fitted(aligned, max_modes=2)(aligned), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"centred": True}, {"max_modes": 2}])
+def test_a_larger_map_takes_what_is_known_of_the_nearest_cells(aligned, arguments):
+    whitening = fitted(aligned, **arguments)
+    doubled = aligned.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    corners, expected = (whitening(each)[..., [0, -1], :][..., [0, -1]] for each in (doubled, aligned))
+    torch.testing.assert_close(corners, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_images_all_alike_stay_finite():
@@ -78,11 +143,11 @@ def test_images_all_alike_stay_finite():
     torch.testing.assert_close(fitted(maps)(maps), maps)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_state_dict_round_trip(maps, centred):
-    fresh = LocalWhitening(centred=centred)
-    fresh.load_state_dict(fitted(maps, centred=centred).state_dict())
-    assert torch.equal(fresh(maps), fitted(maps, centred=centred)(maps))
+@pytest.mark.parametrize("arguments", [{}, {"centred": True}, {"max_modes": 2, "centred": True}])
+def test_state_dict_round_trip(aligned, arguments):
+    fresh = LocalWhitening(**arguments)
+    fresh.load_state_dict(fitted(aligned, **arguments).state_dict())
+    assert torch.equal(fresh(aligned), fitted(aligned, **arguments)(aligned))
 
 
 def test_use_before_fitting_is_refused(maps):

@@ -40,8 +40,8 @@ from .torch_model import PradotModel
 
 logger = logging.getLogger(__name__)
 
-# As in the paper.
-_BATCH = 64
+# Half of the paper's: a step then takes half the time, and with few images there are more steps.
+_BATCH = 32
 
 
 class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
@@ -60,13 +60,19 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         image_size: Height and width that the default pre-processor resizes to, in pixels. By default 224 × 224;
             448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         prototypes_per_cell: Prototypes in each cell of a feature map, n: one value for all layers, or one per layer.
-            Below 1, the prototypes have a coarser grid of their own, with this many cells for each one of the map.
+            Below 1, the prototypes have a coarser grid of their own, with this many cells for each one of the map. By
+            default 16 as in the paper, or fewer on maps of more than 14 × 14 cells, so that all maps have as many.
         alphas: Weights α of the spatial cost, in [0, 1]; 0 ignores positions. Prototypes are learned for each.
         epochs: Largest number of passes over the training images.
         batch_size: Training images in one transport problem, at most their total number; at least
-            ``prototypes_per_cell`` is recommended. The default is 64 as in the paper, or all images if there are fewer.
+            ``prototypes_per_cell`` is recommended. The default is 32, or all images if there are fewer; the paper has
+            64.
         whitened_channels: Whiten the features locally, see :class:`LocalWhitening`. Features with more channels are
             first projected to this many random directions. 0 compares the features as they are (paper).
+        global_modes: Largest number of principal components of whole maps that are removed before the whitening, at
+            least 0. Few images and images that are not aligned have fewer. None without whitening.
+        deviation: Also score the distance of each whitened feature from the mean at its cell. Its share of the score
+            follows from how aligned the training images are. Needs whitening and ``calibrate``.
         spatial: ``squared`` distance of positions (paper) or ``euclidean`` (authors' code).
         initialisation: Start prototypes at features of training images (``sample``), at N(0, 1) (``normal``, paper) or
             at U(0, 1) (``uniform``, authors' code).
@@ -122,6 +128,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         PradotSettings,
         learned=("prototypes",),
         marks=("model.prototypes.",),
+        before={"global_modes": 0, "deviation": False},
     )
 
     def __init__(
@@ -130,11 +137,13 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         layers: Sequence[str] | None = PradotSettings.layers,
         pre_trained: bool = PradotSettings.pre_trained,
         image_size: tuple[int, int] | None = PradotSettings.image_size,
-        prototypes_per_cell: int | float | Sequence[float] = PradotSettings.prototypes_per_cell,  # noqa: PYI041 - jsonargparse keeps an int an int
+        prototypes_per_cell: int | float | Sequence[float] | None = PradotSettings.prototypes_per_cell,  # noqa: PYI041 - jsonargparse keeps an int an int
         alphas: Sequence[float] = PradotSettings.alphas,
         epochs: int = PradotSettings.epochs,
         batch_size: int | None = PradotSettings.batch_size,
         whitened_channels: int = PradotSettings.whitened_channels,
+        global_modes: int = PradotSettings.global_modes,
+        deviation: bool = PradotSettings.deviation,
         spatial: SpatialCost = PradotSettings.spatial,
         initialisation: Initialisation = PradotSettings.initialisation,
         ema_rate: float = PradotSettings.ema_rate,
@@ -267,7 +276,9 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             )
         highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
         if self.settings.compress:
-            change = (highest - before).abs().amax(-1) / before.mean(-1).clamp(min=torch.finfo(before.dtype).tiny)
+            change = (highest[:, : before.shape[1]] - before).abs().amax(-1) / before.mean(-1).clamp(
+                min=torch.finfo(before.dtype).tiny
+            )
             logger.info(
                 "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
                 self.model.count,

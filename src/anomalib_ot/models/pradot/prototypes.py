@@ -26,6 +26,9 @@ from anomalib_ot.transport import (
 from .hitting_set import hitting_set
 from .settings import PradotSettings
 
+# Prototypes of a layer and an α by default, as many as on 14 x 14 cells in the paper, and the paper's number in a cell.
+_USUAL = 14 * 14 * 16
+_MOST_PER_CELL = 16
 # Where all cells equal all prototypes up to rounding, no largest cost can serve as the scale.
 _SAME = 1e-6
 
@@ -73,7 +76,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
     Args:
         per_cell: Prototypes in a cell of the feature map, n. Below 1, the prototypes have a coarser grid of their own,
-            with this many cells for each one of the feature map.
+            with this many cells for each one of the feature map. None for :func:`usual_per_cell`.
         alpha: Weight of the spatial cost, in [0, 1]; 0 makes the prototypes global.
         settings: How they are learned and compared; :class:`Pradot` documents the settings.
         workspace: Memory in which the transport is solved. Prototypes that learn one after another may share it.
@@ -86,7 +89,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     steps: Tensor
 
     def __init__(
-        self, per_cell: float, alpha: float, settings: PradotSettings, workspace: Workspace | None = None
+        self, per_cell: float | None, alpha: float, settings: PradotSettings, workspace: Workspace | None = None
     ) -> None:
         super().__init__()
         self.per_cell = per_cell
@@ -110,16 +113,19 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         """Whether there are prototypes, from training or a checkpoint."""
         return self.features.numel() > 0
 
+    def layout(self, height: int, width: int) -> tuple[int, int, int]:
+        """Prototypes in a cell of their grid, and height and width of this grid, for feature maps of a size."""
+        density = usual_per_cell(height * width) if self.per_cell is None else self.per_cell
+        share = sqrt(min(density, 1))
+        return max(1, int(density)), ceil(height * share), ceil(width * share)
+
     def initialise(self, features: Tensor) -> None:
         """Create the prototypes.
 
         Args:
             features: Feature maps (B, D, H, W) of the first batch of training images.
         """
-        height, width = features.shape[-2:]
-        per_cell = max(1, int(self.per_cell))
-        if self.per_cell < 1:
-            height, width = (ceil(side * sqrt(self.per_cell)) for side in (height, width))
+        per_cell, height, width = self.layout(*features.shape[-2:])
         shape = (per_cell, height * width, features.shape[1])
         # Depends on the seed only, not on random numbers that were drawn before.
         generator = torch.Generator().manual_seed(torch.initial_seed())
@@ -337,6 +343,23 @@ class Prototypes(DynamicBufferMixin, nn.Module):
         farthest = self._space(features).max()
         # A single cell has no distance to scale by.
         self.reach = torch.where(farthest > 0, farthest, 1.0)
+
+
+def usual_per_cell(cells: int) -> float:
+    """Default number of prototypes in a cell: 16 as in the paper, but at most 3,136 in all.
+
+    Args:
+        cells: Number of cells of a feature map.
+
+    Returns:
+        A whole number, or below 1 the number of cells of a coarser grid for each one of the map.
+
+    Example:
+        >>> [usual_per_cell(side**2) for side in (7, 14, 28, 32)]
+        [16, 16, 4, 3]
+    """
+    density = min(_MOST_PER_CELL, _USUAL / cells)
+    return int(density) if density >= 1 else density
 
 
 def _unit(vectors: Tensor) -> Tensor:

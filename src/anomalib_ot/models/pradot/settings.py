@@ -29,10 +29,12 @@ class PradotSettings(FeatureTrainingSettings):
     usual_image_size: ClassVar = (224, 224)
 
     backbone: Scoring[str | Path] = "resnet50"
-    prototypes_per_cell: Scoring[int | float | Sequence[float]] = 16
+    prototypes_per_cell: Scoring[int | float | Sequence[float] | None] = None
     alphas: Scoring[Sequence[float]] = (0.0, 0.3)
-    epochs: Training[int] = 50
+    epochs: Training[int] = 5
     whitened_channels: Scoring[int] = 128
+    global_modes: Scoring[int] = 32
+    deviation: Scoring[bool] = True
     spatial: Scoring[SpatialCost] = "euclidean"
     initialisation: Training[Initialisation] = "sample"
     ema_rate: Training[float] = 0.95
@@ -54,6 +56,7 @@ class PradotSettings(FeatureTrainingSettings):
         self._check_prototypes()
         require_whole(1, "epochs", self.epochs)
         require_whole(0, "whitened_channels", self.whitened_channels)
+        require_whole(0, "global_modes", self.global_modes)
         require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
         require_finite(self.epsilon > 0, "epsilon", "positive", self.epsilon)
         require_whole(1, "sinkhorn_iterations", self.sinkhorn_iterations)
@@ -62,7 +65,8 @@ class PradotSettings(FeatureTrainingSettings):
         require_finite(self.transport_memory > 0, "transport_memory", "positive", self.transport_memory)
 
     def _check_prototypes(self) -> None:
-        for per_cell in self.per_cell:
+        given = [each for each in self.per_cell if each is not None]
+        for per_cell in given:
             is_whole = 1 <= per_cell < inf and per_cell == int(per_cell)
             allowed = "a whole number or between 0 and 1"
             require(0 < per_cell < 1 or is_whole, "prototypes_per_cell", allowed, per_cell)
@@ -82,8 +86,13 @@ class PradotSettings(FeatureTrainingSettings):
             raise ValueError(msg)
 
     @property
-    def per_cell(self) -> list[float]:
-        """``prototypes_per_cell`` of each layer."""
+    def has_deviation(self) -> bool:
+        """Whether the deviation is scored, which needs whitening, and calibration for its scale."""
+        return self.deviation and self.whitened_channels > 0 and self.calibrate
+
+    @property
+    def per_cell(self) -> list[float | None]:
+        """``prototypes_per_cell`` of each layer; None where it follows from the number of cells."""
         given = self.prototypes_per_cell
-        values = [given] if isinstance(given, int | float) else list(given)
+        values: list[float | None] = list(given) if isinstance(given, Sequence) else [given]
         return values * len(self.layer_names) if len(values) == 1 else values

@@ -18,6 +18,7 @@ from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.settings import require
 from anomalib_ot.transport import NotConvergedWarning, Workspace
 
+from .deviation import Deviation
 from .prototypes import Prototypes
 from .settings import PradotSettings
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PradotModel(SinglePrecisionParts):
-    """Multi-layer frozen features and their local and global prototypes.
+    """Multi-layer frozen features, their local and global prototypes, and the deviation from their means.
 
     Prototypes and maps stay in float32 for every precision of the backbone: bfloat16 cannot resolve an update by a
     twentieth, nor the differences between costs.
@@ -47,7 +48,7 @@ class PradotModel(SinglePrecisionParts):
         torch.Size([2, 1, 64, 64])
     """
 
-    single_precision = ("weights", "whitening", "prototypes", "anomaly_map_generator")
+    single_precision = ("weights", "whitening", "deviations", "prototypes", "anomaly_map_generator")
 
     def __init__(self, settings: PradotSettings) -> None:
         super().__init__()
@@ -60,12 +61,18 @@ class PradotModel(SinglePrecisionParts):
             nn.ModuleList(Prototypes(n, alpha, settings, self.workspace) for alpha in alphas) for n in settings.per_cell
         )
         channels = settings.whitened_channels
-        self.whitening = nn.ModuleDict({_key(layer): LocalWhitening(channels) for layer in self.layers if channels})
-        # Share of each layer and α in the anomaly map, (layers, α); equal until calibration.
-        self.weights: Tensor
-        self.register_buffer(
-            "weights", torch.full((len(self.layers), len(alphas)), 1 / (len(self.layers) * len(alphas)))
+        self.whitening = nn.ModuleDict(
+            {
+                _key(layer): LocalWhitening(channels, max_modes=settings.global_modes)
+                for layer in self.layers
+                if channels
+            }
         )
+        self.deviations = nn.ModuleDict({_key(layer): Deviation() for layer in self.layers if settings.has_deviation})
+        # Weight of each layer's maps: one for each α, then the deviation, (layers, maps). Equal until calibration.
+        self.weights: Tensor
+        count = len(alphas) + settings.has_deviation
+        self.register_buffer("weights", torch.full((len(self.layers), count), 1 / (len(self.layers) * count)))
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         self._has_warned = False
 
@@ -106,9 +113,7 @@ class PradotModel(SinglePrecisionParts):
         Raises:
             RuntimeError: If there are no prototypes yet.
         """
-        if not self.is_initialised:
-            msg = "Pradot has no prototypes to compare with yet: fit it, or load a checkpoint"
-            raise RuntimeError(msg)
+        self._require_prototypes()
         return self._embed(self.extract(images))
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
@@ -128,6 +133,8 @@ class PradotModel(SinglePrecisionParts):
                 self._whitening_of(layer).update(features[layer])
         for layer in self.layers:
             self._whitening_of(layer).compute()
+            if self.deviations:
+                self._deviation_of(layer).fit(self._whitening_of(layer))
 
     def initialise(self, features: dict[str, Tensor]) -> None:
         """Create the prototypes from the feature maps (B, D, H, W) of the first batch of training images."""
@@ -169,13 +176,13 @@ class PradotModel(SinglePrecisionParts):
 
     @torch.no_grad()
     def highest_scores(self, batches: Iterable[dict[str, Tensor]]) -> Tensor:
-        """Highest score of each image in the maps of each layer and α.
+        """Highest score of each image in each map of each layer: one for each α, then the deviation.
 
         Args:
             batches: Feature maps (B, D, H, W) of N images.
 
         Returns:
-            (layers, alphas, N).
+            (layers, maps, N).
         """
         return torch.cat(
             [
@@ -188,15 +195,23 @@ class PradotModel(SinglePrecisionParts):
         )
 
     def calibrate(self, highest: Tensor) -> None:
-        """Weight layers and α by the inverse of the scores of normal images, so that none dominates the others.
+        """Weight the maps by the inverse of the scores of normal images, so that none dominates the others.
+
+        In each layer, the deviation has its share of the weight and the prototypes have the remainder.
 
         Args:
-            highest: :meth:`highest_scores` of the training images, (layers, alphas, N).
+            highest: :meth:`highest_scores` of the training images, (layers, maps, N).
         """
+        count = len(self.settings.alphas)
         mean = highest.mean(-1)
+        prototypes, deviations = mean[:, :count], mean[:, count:]
         # With more prototypes than features, normal images may score zero everywhere, which gives no scale.
-        shares = 1 / mean.clamp(min=1e-3 * float(mean.max()) or 1.0)
-        self.weights = shares / shares.sum()
+        weights = 1 / prototypes.clamp(min=1e-3 * float(prototypes.max()) or 1.0)
+        if self.deviations:
+            shares = torch.stack([self._deviation_of(layer).share for layer in self.layers])[:, None]
+            smallest = torch.finfo(mean.dtype).tiny
+            weights = torch.cat([(1 - shares) / count * weights, shares / deviations.clamp(min=smallest)], dim=1)
+        self.weights = weights / weights.sum()
 
     def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
         """Drop prototypes that no cell of a normal image needs to keep its score low.
@@ -217,7 +232,7 @@ class PradotModel(SinglePrecisionParts):
                     prototypes.add_needed(mask, embeddings[layer], tolerance)
                     for (layer, prototypes), mask in zip(self.by_layer(), needed, strict=True)
                 ]
-            highest.append(torch.stack(scores).unflatten(0, self.weights.shape))
+            highest.append(torch.stack(scores).unflatten(0, (len(self.layers), -1)))
         for (_, prototypes), mask in zip(self.by_layer(), needed, strict=True):
             prototypes.keep(mask)
         return torch.cat(highest, dim=-1)
@@ -238,9 +253,7 @@ class PradotModel(SinglePrecisionParts):
         features = self.extract(images)
         if self.training:
             return features
-        if not self.is_initialised:
-            msg = "Pradot has no prototypes yet: fit it, or load a checkpoint with ckpt_path"
-            raise RuntimeError(msg)
+        self._require_prototypes()
         scores = self._scores(features)
         maps = [sum(self.weights[i, j] * score for j, score in enumerate(row)) for i, row in enumerate(scores)]
         anomaly_map = self.anomaly_map_generator(maps, images.shape[-2:])
@@ -248,32 +261,36 @@ class PradotModel(SinglePrecisionParts):
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """Contribution of each layer and α to the anomaly map, which is their sum.
+        """Contribution of each map of each layer to the anomaly map, which is their sum.
 
         Args:
             images: (B, 3, h, w), pre-processed.
 
         Returns:
-            (B, 1, h, w) for each layer and α, named after both, in the order of :meth:`by_layer`.
+            (B, 1, h, w) for each layer and each of its α and, where it counts, its deviation; named after both.
 
         Raises:
             RuntimeError: If there are no prototypes yet.
         """
-        embeddings = self.embeddings(images)
-        with full_precision(embeddings):
-            return {
-                f"{layer}, alpha {prototypes.alpha:g}": self.anomaly_map_generator(
-                    [weight * prototypes(embeddings[layer])], images.shape[-2:]
-                )
-                for (layer, prototypes), weight in zip(self.by_layer(), self.weights.flatten(), strict=True)
-            }
+        self._require_prototypes()
+        scores = self._scores(self.extract(images))
+        names = [*(f"alpha {alpha:g}" for alpha in self.settings.alphas), "deviation"]
+        return {
+            f"{layer}, {name}": self.anomaly_map_generator([weight * score], images.shape[-2:])
+            for layer, row, weights in zip(self.layers, scores, self.weights, strict=True)
+            for name, score, weight in zip(names, row, weights, strict=False)
+            if name != "deviation" or weight > 0
+        }
 
     def _scores(self, features: dict[str, Tensor]) -> list[list[Tensor]]:
-        """Score map (B, 1, H, W) of each layer and, within it, each α."""
+        """Score map (B, 1, H, W) of each layer and, within it, each α and then the deviation."""
         with full_precision(features):
             embeddings = self._embed(features)
             return [
-                [prototypes(embeddings[layer]) for prototypes in cast("nn.ModuleList", group)]
+                [
+                    *(prototypes(embeddings[layer]) for prototypes in cast("nn.ModuleList", group)),
+                    *([self._deviation_of(layer)(embeddings[layer])] if self.deviations else []),
+                ]
                 for layer, group in zip(self.layers, self.prototypes, strict=True)
             ]
 
@@ -282,6 +299,14 @@ class PradotModel(SinglePrecisionParts):
         if not self.whitening:
             return features
         return {layer: self._whitening_of(layer)(features[layer]) for layer in self.layers}
+
+    def _require_prototypes(self) -> None:
+        if not self.is_initialised:
+            msg = "Pradot has no prototypes yet: fit it, or load a checkpoint with ckpt_path"
+            raise RuntimeError(msg)
+
+    def _deviation_of(self, layer: str) -> Deviation:
+        return cast("Deviation", self.deviations[_key(layer)])
 
     def _whitening_of(self, layer: str) -> LocalWhitening:
         return cast("LocalWhitening", self.whitening[_key(layer)])

@@ -37,6 +37,7 @@ class WtFlowSettings(FeatureTrainingSettings):
     backbone: Scoring[str | Path] = "wide_resnet50_2"
     normalization: Scoring[Normalization] = "whitening"
     whitened_channels: Scoring[int] = 128
+    global_modes: Scoring[int] = 32
     pooling: Scoring[bool] = False
     width: Scoring[int] = 64
     depth: Scoring[int] = 1
@@ -59,6 +60,7 @@ class WtFlowSettings(FeatureTrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole(1, "whitened_channels", self.whitened_channels)
+        require_whole(0, "global_modes", self.global_modes)
         require(
             self.width >= _MULTIPLE and self.width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", self.width
         )

@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
+from anomalib_ot.features.moments import nearest_cells
 from anomalib_ot.features.single_precision import SinglePrecisionParts
-from anomalib_ot.features.whitening import LocalWhitening, nearest_cells
+from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.settings import require
 
 from .settings import WtFlowSettings
@@ -225,7 +226,9 @@ class _Head(DynamicBufferMixin, SinglePrecisionParts):
         # From feature maps (B, D, H, W) to (B, C, H, W).
         self.normalization: nn.Module = _LayerNorm()
         if settings.normalization == "whitening":
-            self.normalization = LocalWhitening(settings.whitened_channels, _SHRINKAGE, _PRIOR, centred=True)
+            self.normalization = LocalWhitening(
+                settings.whitened_channels, _SHRINKAGE, _PRIOR, centred=True, max_modes=settings.global_modes
+            )
             channels = min(channels, settings.whitened_channels)
         self.velocity = VelocityField(channels, settings.width, settings.depth)
         # Noise maps for ``mismatch``.

@@ -19,6 +19,11 @@ def small(**settings):
     return PradotModel(PradotSettings(**{"backbone": "resnet18", "pre_trained": False, **settings}))
 
 
+@pytest.mark.parametrize(("side", "count"), [(7, 16 * 49), (14, 3136), (28, 3136), (32, 3 * 1024), (80, 56 * 56)])
+def test_the_default_number_of_prototypes_does_not_grow_with_the_map(side, count):
+    assert len(make(torch.rand(2, 4, side, side), per_cell=None).features) == count
+
+
 def make(features, per_cell=2, alpha=0.3, **settings):
     prototypes = Prototypes(per_cell, alpha, PradotSettings(**settings))
     prototypes.initialise(features)
@@ -362,6 +367,14 @@ def start(model, images):
     return features
 
 
+def score_maps(model, features):
+    """The score maps of each layer: those of its prototypes, and then its deviation."""
+    for layer, maps in features.items():
+        white = model.whitening[layer](maps)
+        yield from (each(white) for name, each in model.by_layer() if name == layer)
+        yield model.deviations[layer](white)
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 1.5, 4.0])
 def test_map_is_the_sum_of_upsampled_and_smoothed_scores(align_corners, smoothing):
@@ -397,7 +410,7 @@ class TestModel:
         embeddings = model.embeddings(images)
         for layer, maps in embeddings.items():
             torch.testing.assert_close(maps, model.whitening[layer](features[layer]))
-        model.weights = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+        model.weights = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         score = model.prototypes_of("layer3", 0.3)(embeddings["layer3"])
         torch.testing.assert_close(model(images).anomaly_map, model.anomaly_map_generator([score], (64, 64)))
 
@@ -409,7 +422,7 @@ class TestModel:
 
     def test_embeddings_need_prototypes(self):
         model = small(layers=["layer3"])
-        with pytest.raises(RuntimeError, match="no prototypes to compare with yet: fit it"):
+        with pytest.raises(RuntimeError, match="no prototypes yet: fit it"):
             model.embeddings(torch.rand(1, 3, 64, 64))
 
     @pytest.mark.parametrize("size", [(64, 64), (50, 93), (224, 97)])
@@ -443,25 +456,48 @@ class TestModel:
     def test_weights_are_the_inverse_of_the_mean_highest_score(self, model):
         features = start(model.eval(), torch.rand(4, 3, 64, 64))
         model.update(features)
+        for deviation, share in zip(model.deviations.values(), (0.25, 0.5), strict=True):
+            deviation.share.fill_(share)
         parts = [{layer: maps[part] for layer, maps in features.items()} for part in (slice(3), slice(3, 4))]
         model.calibrate(model.highest_scores(parts))
-        highest = torch.stack(
-            [each(model.whitening[layer](features[layer])).amax((1, 2, 3)).mean() for layer, each in model.by_layer()]
-        ).view(2, 2)
-        torch.testing.assert_close(model.weights * highest, torch.full((2, 2), 1 / float((1 / highest).sum())))
+        highest = torch.stack([each.amax((2, 3)).mean() for each in score_maps(model, features)]).view(2, 3)
+        # The two sets of prototypes of a layer have the remainder of its deviation.
+        shares = torch.tensor([[0.375, 0.375, 0.25], [0.25, 0.25, 0.5]])
+        torch.testing.assert_close(model.weights * highest / (model.weights * highest).sum(), shares / 2)
         assert float(model.weights.sum()) == pytest.approx(1)
 
-    def test_map_is_the_weighted_sum_of_the_layers_and_alphas(self, model):
+    def test_a_share_of_zero_leaves_the_prototypes_alone(self, model):
+        features = start(model.eval(), torch.rand(4, 3, 64, 64))
+        for deviation in model.deviations.values():
+            deviation.share.zero_()
+        model.calibrate(model.highest_scores([features]))
+        highest = torch.stack([each.amax((2, 3)).mean() for each in score_maps(model, features)]).view(2, 3)
+        inverse = 1 / highest[:, :2]
+        torch.testing.assert_close(model.weights[:, :2], inverse / inverse.sum())
+        assert not model.weights[:, 2].any()
+        assert not any("deviation" in name for name in model.contributions(torch.rand(1, 3, 64, 64)))
+
+    @pytest.mark.parametrize("without", [{"whitened_channels": 0}, {"calibrate": False}, {"deviation": False}])
+    def test_the_deviation_needs_whitening_and_calibration(self, without):
+        model = small(prototypes_per_cell=1, **without)
+        assert not model.deviations
+        assert model.weights.shape == (2, 2)
+
+    def test_map_is_the_weighted_sum_of_the_layers_and_their_maps(self, model):
         images = torch.rand(2, 3, 64, 64)
         features = start(model.eval(), images)
         model.update(features)
-        model.weights = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-        scores = [each(model.whitening[layer](features[layer])) for layer, each in model.by_layer()]
+        model.weights = torch.tensor([[0.1, 0.2, 0.05], [0.3, 0.3, 0.05]])
         expected = sum(
             weight * torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")
-            for weight, score in zip((0.1, 0.2, 0.3, 0.4), scores, strict=True)
+            for weight, score in zip(model.weights.flatten(), score_maps(model, features), strict=True)
         )
-        torch.testing.assert_close(model(images).anomaly_map, GaussianBlur2d(sigma=4)(expected), atol=1e-5, rtol=1e-4)
+        expected = GaussianBlur2d(sigma=4)(expected)
+        torch.testing.assert_close(model(images).anomaly_map, expected, atol=1e-5, rtol=1e-4)
+        parts = model.contributions(images)
+        names = ("alpha 0", "alpha 0.3", "deviation")
+        assert [*parts] == [f"{layer}, {name}" for layer in ("layer2", "layer3") for name in names]
+        torch.testing.assert_close(sum(parts.values()), expected, atol=1e-5, rtol=1e-4)
 
     def test_warns_once_where_transport_does_not_converge(self):
         model = small(sinkhorn_iterations=1, sinkhorn_tolerance=1e-6)

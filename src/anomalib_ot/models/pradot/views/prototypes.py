@@ -120,9 +120,7 @@ class _Search:
 
     def result(self) -> NearestPatches:
         """The nearest patches of all images so far."""
-        # Number of cells of a coarser grid, relative to the feature map.
-        share = min(self.prototypes.per_cell, 1)
-        height, width = (ceil(side * sqrt(share)) for side in self.grid)
+        _, height, width = self.prototypes.layout(*self.grid)
         return NearestPatches(
             self.layer,
             self.prototypes.alpha,
