@@ -27,6 +27,7 @@ NAMES = {
     "alphas": "each of alphas",
     "image_size": "each of image_size",
     "max_channels": "whitened_channels",
+    "max_modes": "global_modes",
 }
 
 

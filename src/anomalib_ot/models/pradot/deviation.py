@@ -51,4 +51,4 @@ class Deviation(DynamicBufferMixin, nn.Module):
             (B, 1, H, W).
         """
         centre = nearest_cells(self.centre, *white.shape[-2:]).permute(2, 0, 1)
-        return (white - centre).square().sum(1, keepdim=True).sqrt()
+        return torch.linalg.vector_norm(white - centre, dim=1, keepdim=True)

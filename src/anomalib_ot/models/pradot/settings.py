@@ -86,11 +86,6 @@ class PradotSettings(FeatureTrainingSettings):
             raise ValueError(msg)
 
     @property
-    def has_deviation(self) -> bool:
-        """Whether the deviation is scored, which needs whitening, and calibration for its scale."""
-        return self.deviation and self.whitened_channels > 0 and self.calibrate
-
-    @property
     def per_cell(self) -> list[float | None]:
         """``prototypes_per_cell`` of each layer; None where it follows from the number of cells."""
         given = self.prototypes_per_cell

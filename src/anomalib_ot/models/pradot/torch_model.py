@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
@@ -60,7 +61,7 @@ class PradotModel(SinglePrecisionParts):
         self.prototypes = nn.ModuleList(
             nn.ModuleList(Prototypes(n, alpha, settings, self.workspace) for alpha in alphas) for n in settings.per_cell
         )
-        channels = settings.whitened_channels
+        channels, count = settings.whitened_channels, len(alphas)
         self.whitening = nn.ModuleDict(
             {
                 _key(layer): LocalWhitening(channels, max_modes=settings.global_modes)
@@ -68,11 +69,13 @@ class PradotModel(SinglePrecisionParts):
                 if channels
             }
         )
-        self.deviations = nn.ModuleDict({_key(layer): Deviation() for layer in self.layers if settings.has_deviation})
-        # Weight of each layer's maps: one for each α, then the deviation, (layers, maps). Equal until calibration.
+        self.deviations = nn.ModuleDict({layer: Deviation() for layer in self.whitening if settings.deviation})
+        # Weight of each layer's maps: one for each α, then the deviation, (layers, maps). Until calibration, which gives
+        # the deviation a scale, those of the prototypes are equal.
         self.weights: Tensor
-        count = len(alphas) + settings.has_deviation
         self.register_buffer("weights", torch.full((len(self.layers), count), 1 / (len(self.layers) * count)))
+        if self.deviations:
+            self.weights = F.pad(self.weights, (0, 1))
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing)
         self._has_warned = False
 

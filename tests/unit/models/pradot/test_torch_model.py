@@ -477,11 +477,15 @@ class TestModel:
         assert not model.weights[:, 2].any()
         assert not any("deviation" in name for name in model.contributions(torch.rand(1, 3, 64, 64)))
 
-    @pytest.mark.parametrize("without", [{"whitened_channels": 0}, {"calibrate": False}, {"deviation": False}])
-    def test_the_deviation_needs_whitening_and_calibration(self, without):
+    @pytest.mark.parametrize("without", [{"whitened_channels": 0}, {"deviation": False}])
+    def test_the_deviation_needs_whitening(self, without):
         model = small(prototypes_per_cell=1, **without)
         assert not model.deviations
-        assert model.weights.shape == (2, 2)
+        assert torch.equal(model.weights, torch.full((2, 2), 0.25))
+
+    def test_the_deviation_has_no_weight_without_calibration(self):
+        model = small(prototypes_per_cell=1, calibrate=False)
+        assert torch.equal(model.weights, torch.tensor([[0.25, 0.25, 0.0]] * 2))
 
     def test_map_is_the_weighted_sum_of_the_layers_and_their_maps(self, model):
         images = torch.rand(2, 3, 64, 64)
