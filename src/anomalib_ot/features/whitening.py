@@ -35,7 +35,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
     difference moves the features of many cells at once, while a defect moves those of few. The principal components of
     whole maps, the modes, are therefore removed before the whitening, and the covariance is that of the residual.
     Together they are a factor analysis: common factors of all cells, and a covariance of its own at each cell. Images
-    that are not aligned have no such modes: their number is a share of the allowed one, the :attr:`aligned_share`.
+    that are not aligned have no such modes: their number is a share of the allowed one, the ``aligned_share``.
 
     Args:
         max_channels: Largest number of channels to keep, at least 1.
