@@ -1,11 +1,13 @@
 """Means and covariances of feature maps over images, and what they say about the images' alignment."""
 
 from math import ceil
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
-# Share of the largest variance that single precision cannot tell from zero.
+# Share of the largest variance that features in single precision cannot tell from zero.
 _ROUNDING = 1e-6
 
 
@@ -29,7 +31,7 @@ def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
     return grid[row[:, None], column]
 
 
-def principal_components(maps: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def principal_components(maps: Tensor, most: int) -> Tensor:
     """Principal components of centred maps.
 
     Args:
@@ -37,17 +39,63 @@ def principal_components(maps: Tensor, most: int) -> tuple[Tensor, Tensor]:
         most: Largest number of components.
 
     Returns:
-        Orthonormal components (P, K), those of the largest variances first, and their variances (K,) in float64.
+        Orthonormal components (P, K), those of the largest variances first.
     """
-    values, vectors = torch.linalg.eigh((maps @ maps.mT).double())
+    values, vectors = torch.linalg.eigh(maps @ maps.mT)
     values, vectors = values.flip(0)[:most], vectors.flip(1)
     # Components without variance have no direction.
     values = values[values > _ROUNDING * values[:1]]
-    return maps.mT @ (vectors[:, : len(values)] / values.sqrt()).to(maps.dtype), values / len(maps)
+    return maps.mT @ (vectors[:, : len(values)] / values.sqrt())
+
+
+class Blocks(NamedTuple):
+    """Square blocks of neighbouring cells of a grid; those at the end may be smaller.
+
+    Attributes:
+        grid: Height and width of the grid, in cells.
+        side: Height and width of a block, in cells.
+    """
+
+    grid: tuple[int, int]
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns of blocks."""
+        return ceil(self.grid[0] / self.side), ceil(self.grid[1] / self.side)
+
+    def gather(self, cells: Tensor) -> Tensor:
+        """Collect what the cells of each block have.
+
+        Args:
+            cells: (H, W, N, E).
+
+        Returns:
+            (G, side² · N, E). Cells that a block at the end lacks are zero.
+        """
+        (rows, columns), side = self.shape, self.side
+        if side > 1:
+            missing = (0, columns * side - self.grid[1], 0, rows * side - self.grid[0])
+            cells = F.pad(cells, (0, 0, 0, 0, *missing)).unflatten(0, (rows, side)).unflatten(2, (columns, side))
+            cells = cells.transpose(1, 2).flatten(2, 4)
+        return cells.flatten(0, 1)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Reverse :meth:`gather`: from (G, side² · N, E) to (H, W, N, E)."""
+        (rows, columns), side = self.shape, self.side
+        values = values.unflatten(0, (rows, columns))
+        if side > 1:
+            values = values.unflatten(2, (side, side, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        return values[: self.grid[0], : self.grid[1]]
+
+    def sizes(self) -> Tensor:
+        """Number of cells (G,) of each block."""
+        rows, columns = (torch.arange(length).div(self.side, rounding_mode="floor").bincount() for length in self.grid)
+        return (rows[:, None] * columns).flatten()
 
 
 class Moments:
-    """First and second moments of each cell's features over images, and some of the maps.
+    """First and second moments of each cell's features over images.
 
     Neighbouring cells form blocks. The second moments are those of blocks, about the mean of each cell.
 
@@ -55,44 +103,26 @@ class Moments:
         grid: Height and width of the maps, in cells.
         shift: Features (H·W, 1, E) that moments are taken about internally.
         longest_side: Largest number of blocks along a side.
-        most_maps: Largest number of maps to keep, evenly spaced among all.
     """
 
-    def __init__(self, grid: torch.Size, shift: Tensor, longest_side: int, most_maps: int = 0) -> None:
+    def __init__(self, grid: torch.Size, shift: Tensor, longest_side: int) -> None:
         self.grid = grid
         self.shift = shift
         self.count = 0
-        side = ceil(max(grid) / longest_side)
-        self.block_grid = torch.Size(ceil(each / side) for each in grid)
-        blocks = torch.arange(self.block_grid.numel(), device=shift.device).view(self.block_grid)
-        self._blocks = nearest_cells(blocks, *grid).flatten()
-        self._sizes = self._blocks.bincount().to(shift.dtype)
-        self._most_maps = most_maps
-        self._kept: list[Tensor] = []
-        self._spacing = 1
+        height, width = grid
+        self.blocks = Blocks((height, width), ceil(max(grid) / longest_side))
+        self._sizes = self.blocks.sizes().to(shift)
         self._total = torch.zeros_like(shift)
         channels = shift.shape[-1]
-        self._outer = shift.new_zeros(self.block_grid.numel(), channels, channels)
+        self._outer = shift.new_zeros(len(self._sizes), channels, channels)
 
     def add(self, cells: Tensor) -> None:
         """Add the cells (H·W, B, E) of B images."""
         deviations = cells - self.shift
         self._total += deviations.sum(1, keepdim=True)
-        self._outer.index_add_(0, self._blocks, deviations.mT @ deviations)
-        for each in cells.unbind(1):
-            self._keep(each)
-            self.count += 1
-
-    def _keep(self, cells: Tensor) -> None:
-        if self._most_maps and self.count % self._spacing == 0:
-            self._kept.append(cells.flatten().float())
-        if len(self._kept) > self._most_maps:
-            self._kept = self._kept[::2]
-            self._spacing *= 2
-
-    def maps(self) -> Tensor:
-        """The kept maps (N, H·W·E), cell by cell."""
-        return torch.stack(self._kept)
+        block = self.blocks.gather(deviations.unflatten(0, self.grid))
+        self._outer.baddbmm_(block.mT, block)
+        self.count += cells.shape[1]
 
     def mean(self) -> Tensor:
         """Mean (H·W, 1, E) at each cell."""
@@ -102,15 +132,10 @@ class Moments:
         """Number of features (G,) of each block."""
         return self.count * self._sizes
 
-    def by_block(self, values: Tensor) -> Tensor:
-        """Means (G, ...) over the cells of each block, of values (H·W, ...)."""
-        sums = values.new_zeros(len(self._sizes), *values.shape[1:]).index_add_(0, self._blocks, values)
-        return sums / self._sizes.view(-1, *[1] * (values.ndim - 1))
-
     def covariance(self) -> Tensor:
         """Covariance (G, E, E) of each block."""
-        mean = self._total / self.count
-        return self._outer / self.samples()[:, None, None] - self.by_block(mean.mT @ mean)
+        mean = self.blocks.gather((self._total / self.count).unflatten(0, self.grid))
+        return (self._outer / self.count - mean.mT @ mean) / self._sizes[:, None, None]
 
 
 def share_of_alignment(moments: Moments) -> float:

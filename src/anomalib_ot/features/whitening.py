@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from threading import Lock
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from anomalib_ot.settings import require_finite, require_whole
 
 from .extraction import full_precision
-from .moments import Moments, nearest_cells, principal_components, share_of_alignment
+from .moments import Blocks, Moments, nearest_cells, principal_components, share_of_alignment
 
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):
@@ -95,6 +96,9 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self.register_buffer("modes", torch.empty(0, dtype=torch.float32), persistent=max_modes > 0)
         self.register_buffer("mode_offsets", torch.empty(0, dtype=torch.float32), persistent=max_modes > 0)
         self._moments: Moments | None = None
+        # The first maps, until the modes are found in them; from then on the moments of what the modes leave.
+        self._first: list[Tensor] = []
+        self._residual: Moments | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -110,9 +114,14 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             cells = self._project(maps).permute(2, 0, 1).double()
         if self._moments is None:
             # Moments about the first batch's mean avoid the cancellation of moments about zero.
-            most_maps = _MOST_MAPS if self.max_modes else 0
-            self._moments = Moments(maps.shape[-2:], cells.mean(1, keepdim=True), _LONGEST_SIDE, most_maps)
+            self._moments = Moments(maps.shape[-2:], cells.mean(1, keepdim=True), _LONGEST_SIDE)
         self._moments.add(cells)
+        if self._residual is not None:
+            self._residual.add(cells - self._along_modes(cells))
+        elif self.max_modes:
+            self._first.append(cells)
+            if self._moments.count >= _MAPS_FOR_MODES:
+                self._find_modes(self._moments)
 
     @torch.no_grad()
     def compute(self) -> None:
@@ -125,20 +134,27 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             msg = "there are no features to estimate the whitening from: call update first"
             raise RuntimeError(msg)
         moments = self._moments
-        local, samples = moments.covariance(), moments.samples()[:, None, None]
-        self.mean = moments.mean().float().unflatten(0, moments.grid)
+        if self._first:
+            self._find_modes(moments)
+        mean = moments.mean()
+        self.mean = mean.float().unflatten(0, moments.grid)
         self.aligned_share = share_of_alignment(moments)
-        if self.max_modes:
-            local -= self._fit_modes(moments)
+        if self.modes.numel():
+            self.mode_offsets = (mean.float().flatten() @ self.modes.flatten(0, 2)).float()
+        whole, samples = moments.covariance(), moments.samples()[:, None, None]
+        local = self._residual.covariance() if self._residual else whole
         pooled, prior = (samples * local).sum(0) / samples.sum(), self.prior * local.shape[-1]
         with _one_thread():
             values, vectors = torch.linalg.eigh((samples * local + prior * pooled) / (samples + prior))
         values = values.clamp(min=0)
         floor = self.shrinkage * values.mean(1, keepdim=True)
+        if self._residual:
+            # If modes explain all of the variance, what they leave is rounding.
+            floor = floor.clamp(min=_ROUNDING * float(whole.diagonal(dim1=1, dim2=2).mean()))
         # If all images are equal, all variances are 0 and the features stay as they are.
         scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
-        self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, moments.block_grid)
-        self._moments = None
+        self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, moments.blocks.shape)
+        self._moments = self._residual = None
 
     def forward(self, maps: Tensor) -> Tensor:
         """Whiten feature maps.
@@ -167,19 +183,30 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 
     def whiten(self, projected: Tensor, height: int, width: int) -> Tensor:
         """Multiply projected features (B, E, H·W) by the matrices, without removing mean or modes: (B, E, H, W)."""
-        matrices = nearest_cells(self.matrices, height, width).flatten(0, 1)
+        blocks = Blocks((height, width), ceil(height / self.matrices.shape[0]))
+        matrices = self.matrices
+        if blocks.shape != matrices.shape[:2]:
+            blocks, matrices = Blocks((height, width), 1), nearest_cells(matrices, height, width)
+        cells = blocks.gather(projected.permute(2, 0, 1).unflatten(0, (height, width)))
         # The matrices are symmetric. OpenVINO is faster with them on the left, where it does not pack them as weights.
-        return (matrices @ projected.permute(2, 1, 0)).permute(2, 1, 0).unflatten(2, (height, width))
+        return blocks.scatter((matrices.flatten(0, 1) @ cells.mT).mT).permute(2, 3, 0, 1)
 
-    def _fit_modes(self, moments: Moments) -> Tensor:
-        """Find the modes; return the covariances (G, E, E) of the blocks that they explain."""
-        most = int(self.aligned_share * min(self.max_modes, moments.count / _IMAGES_PER_MODE))
-        mean = moments.mean()
-        modes, variances = principal_components(moments.maps() - mean.flatten().float(), most)
-        self.mode_offsets = (mean.flatten() @ modes.double()).float()
+    def _find_modes(self, moments: Moments) -> None:
+        """Find the modes in the first maps, and start the moments of what they leave, if there are any."""
+        cells, self._first = torch.cat(self._first, dim=1), []
+        most = int(share_of_alignment(moments) * min(self.max_modes, cells.shape[1] / _IMAGES_PER_MODE))
+        maps = (cells - cells.mean(1, keepdim=True)).transpose(0, 1).flatten(1)
+        modes = principal_components(maps, most).float()
         self.modes = modes.unflatten(0, (*moments.grid, -1))
-        modes = modes.double().unflatten(0, (len(mean), -1))
-        return moments.by_block((modes * variances) @ modes.mT)
+        if self.modes.numel():
+            self._residual = Moments(moments.grid, moments.shift - self._along_modes(moments.shift), _LONGEST_SIDE)
+            self._residual.add(cells - self._along_modes(cells))
+
+    def _along_modes(self, cells: Tensor) -> Tensor:
+        """The part of cells (H·W, B, E) along the modes."""
+        modes = self.modes.flatten(0, 2).to(cells.dtype)
+        parts = cells.transpose(0, 1).flatten(1) @ modes @ modes.mT
+        return parts.unflatten(1, (len(cells), -1)).transpose(0, 1)
 
     def _common(self, projected: Tensor, height: int, width: int) -> Tensor:
         """The part (B, E, H·W) of projected features that differs from the mean along the modes."""
@@ -207,8 +234,10 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 _LONGEST_SIDE = 16
 # Fewer images for each mode make it fit chance: with 20 images, one for every four lost a point of image AUROC.
 _IMAGES_PER_MODE = 8
-# Maps from which the modes are found; with 28 x 28 cells of 40 channels they take 32 MB.
-_MOST_MAPS = 256
+# Maps in which the modes are found, if there are as many; in float64, with 28 x 28 cells of 40 channels, 64 MB.
+_MAPS_FOR_MODES = 256
+# Share of the variance that features in single precision cannot tell from zero.
+_ROUNDING = 1e-6
 _THREADS = Lock()
 
 

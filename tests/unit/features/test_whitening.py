@@ -125,6 +125,19 @@ def test_few_or_unaligned_images_have_fewer_modes(aligned):
     torch.testing.assert_close(whitening(textures), fitted(textures)(textures))
 
 
+def test_many_images_have_the_covariance_of_what_the_modes_of_the_first_ones_leave(aligned, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.features.whitening._MAPS_FOR_MODES", 24)
+    whitening = fitted(*aligned.split(8), max_modes=3, prior=0.0, shrinkage=1e-9, centred=True)
+    first = (aligned[:24] - aligned[:24].mean(0)).flatten(1)
+    modes = torch.linalg.svd(first, full_matrices=False)[2][:2].T
+    torch.testing.assert_close(
+        (whitening.modes.permute(2, 0, 1, 3).flatten(0, 2).T @ modes).abs(), torch.eye(2), atol=1e-3, rtol=0
+    )
+    white = whitening(aligned).permute(2, 3, 1, 0)
+    # With the covariance of these images, what is left is white at each cell.
+    torch.testing.assert_close(white @ white.mT / 40, torch.eye(5).expand(3, 4, 5, 5), atol=1e-2, rtol=0)
+
+
 def test_batches_do_not_matter_to_modes(aligned):
     parts = fitted(*aligned.split(7), max_modes=2)
     torch.testing.assert_close(parts(aligned), fitted(aligned, max_modes=2)(aligned), atol=1e-3, rtol=1e-3)

@@ -70,8 +70,8 @@ class PradotModel(SinglePrecisionParts):
             }
         )
         self.deviations = nn.ModuleDict({layer: Deviation() for layer in self.whitening if settings.deviation})
-        # Weight of each layer's maps: one for each α, then the deviation, (layers, maps). Until calibration, which gives
-        # the deviation a scale, those of the prototypes are equal.
+        # Weight of each layer's maps: one for each α, then the deviation, (layers, maps). Until calibration, which
+        # gives it a scale, the deviation has no weight, and the prototypes have equal ones.
         self.weights: Tensor
         self.register_buffer("weights", torch.full((len(self.layers), count), 1 / (len(self.layers) * count)))
         if self.deviations:

@@ -39,7 +39,8 @@ def test_the_mean_has_no_deviation_with_modes_either():
     maps = 10 * draw(1, 3, 4, 4) + draw(20, 1, 1, 1)
     whitening, deviation = fit(maps, max_modes=2)
     assert whitening.modes.shape[-1] > 0
-    assert float(deviation(whitening(maps.mean(0, keepdim=True))).max()) < 1e-3
+    # Only rounding is left of images that differ along one mode alone.
+    assert float(deviation(whitening(maps.mean(0, keepdim=True))).max()) < 1e-2
 
 
 def test_a_map_of_another_size_uses_the_nearest_cells():
