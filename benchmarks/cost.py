@@ -19,6 +19,7 @@ layers of Pradot. Scoring includes pre- and post-processing. The peak memory cov
 torch, with the libraries of all runtimes loaded. The fit includes no validation.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -204,6 +205,7 @@ def measured(job: Job, limit: float) -> Costs:
 def _run(sender: Connection, job: Job, folder: Path) -> None:
     """Send an empty dictionary before the fit, and then the costs as soon as they are known."""
     warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
     torch.set_num_threads(job.threads or 1)
     seed_everything(job.key.seed, workers=True, verbose=False)
     model, data = job.create_model(), job.create_data()

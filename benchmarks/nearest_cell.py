@@ -48,7 +48,8 @@ class NearestCellModel(nn.Module):
             self.store.append(features)
             return None
         distances = self.rule(features)
-        return InferenceBatch(top_mean(distances), self.enlarge(distances[:, None], tuple(images.shape[-2:])))
+        anomaly_map = self.enlarge(distances[:, None], tuple(images.shape[-2:]))
+        return InferenceBatch(pred_score=top_mean(distances), anomaly_map=anomaly_map)
 
 
 class NearestCellDetector(MemoryBankMixin, AnomalibModule):
@@ -65,7 +66,7 @@ class NearestCellDetector(MemoryBankMixin, AnomalibModule):
 
     def __init__(
         self,
-        backbone: str,
+        backbone: str = "resnet18",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_processor: PreProcessor | bool = True,
         post_processor: nn.Module | bool = True,
