@@ -106,10 +106,8 @@ def main(
         threads: Number of threads for each runtime.
         seed: Random seed.
     """
-    print(
-        f"{versions('anomalib-ot', 'anomalib', 'torch', 'timm', 'openvino')}, {backbone} at {image_size} pixels, "
-        f"{threads} threads, seed {seed}"
-    )
+    packages, name = versions("anomalib-ot", "anomalib", "torch", "timm", "openvino"), Path(backbone).name
+    print(f"{packages}, {name} at {image_size} pixels, {threads} threads, seed {seed}", flush=True)
     with TemporaryDirectory() as folder:
         jobs = jobs_of(with_weights(backbone, Path(folder)), image_size, images, names, Path(folder), threads, seed)
         jobs[0].create_data().prepare_data()
@@ -120,8 +118,8 @@ def main(
                 rows[job.key.model] = measured(job, limit)
             print(f"\n{count} images\n\n{table(rows)}", flush=True)
     print(
-        f"\nIn brackets: fit, as a ratio to the fastest of the others than {' and '.join(OURS)}; other columns, as a "
-        "ratio to the backbone alone. The backbone is the median of all processes."
+        f"\nIn brackets: a fit is divided by the fastest fit of a model other than {' and '.join(OURS)}, another cost by "
+        "that of the backbone alone in the same process. The row of the backbone is the median of the processes."
     )
 
 

@@ -86,6 +86,7 @@ def test_fit_over_the_limit_is_shown(tmp_path):
     assert measured(job, 0) == {FIT: "> 0"}
 
 
+@pytest.mark.slow
 def test_small_models_are_measured(capsys):
     main("resnet18", 64, [2], ["WtFlow", "PaDiM"])
     header, _, backbone, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
