@@ -118,8 +118,8 @@ def main(
                 rows[job.key.model] = measured(job, limit)
             print(f"\n{count} images\n\n{table(rows)}", flush=True)
     print(
-        f"\nIn brackets: a fit is divided by the fastest fit of a model other than {' and '.join(OURS)}, another cost by "
-        "that of the backbone alone in the same process. The row of the backbone is the median of the processes."
+        f"\nIn brackets: a fit is divided by the fastest fit of a model other than {' and '.join(OURS)}, another cost "
+        "by that of the backbone alone in the same process. The row of the backbone is the median of the processes."
     )
 
 
