@@ -41,7 +41,7 @@ from anomalib_ot.models.foct.rotations import turned_views
 from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, categories_in
-from .references import NearestCell, Subspace, top_mean
+from .references import NearestCell, Subspace, joined, top_mean
 from .rows import appended
 from .versions import versions
 
@@ -163,9 +163,8 @@ class Features:
         return extract_by_parts(self._extractor, turned_views(self._transform(image)[None], views)[0])
 
     def joined(self, features: FeatureMaps) -> Tensor:
-        """Feature maps (B, D, H, W) of the layers of the plan together, resized to the finest as in PatchCore."""
-        maps = [features[layer] for layer in self.joined_layers]
-        return torch.cat([F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps], dim=1)
+        """Feature maps (B, D, H, W) of the layers of the plan together."""
+        return joined([features[layer] for layer in self.joined_layers])
 
 
 class TestImages:

@@ -123,10 +123,10 @@ def fit(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: int
     return model.eval()
 
 
-def backbone_file(extractor: nn.Module, path: Path) -> Path:
+def backbone_file(extractor: nn.Module, path: Path, image_size: tuple[int, int] = IMAGE_SIZE) -> Path:
     """The extractor alone as an ONNX file for batches of any size."""
     # An example with one image would fix the batch size at one.
-    example = torch.from_numpy(picture()).repeat(2, 1, 1, 1)
+    example = torch.from_numpy(picture(image_size)).repeat(2, 1, 1, 1)
     batch = {0: torch.export.Dim("batch")}
     torch.onnx.export(extractor, (example,), path, dynamo=True, dynamic_shapes=(batch,), verbose=False)
     return path
@@ -168,17 +168,19 @@ def in_int8(
     return in_eight_bits, in_single
 
 
-def compiled(model: Model, threads: int, **settings: str) -> Callable[[], object]:
+def compiled(
+    model: Model, threads: int, image_size: tuple[int, int] = IMAGE_SIZE, **settings: str
+) -> Callable[[], object]:
     """A function that scores one image with OpenVINO."""
     settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
-    network, image = openvino.Core().compile_model(model, "CPU", settings), picture()
+    network, image = openvino.Core().compile_model(model, "CPU", settings), picture(image_size)
     return lambda: network(image)
 
 
-def of_one(path: Path) -> Model:
+def of_one(path: Path, image_size: tuple[int, int] = IMAGE_SIZE) -> Model:
     """An exported model for one image at a time."""
     one = openvino.Core().read_model(path)
-    one.reshape([1, 3, *IMAGE_SIZE])
+    one.reshape([1, 3, *image_size])
     return one
 
 
@@ -188,19 +190,21 @@ def latency_row(name: str, form: str, alone: Callable[[], object], whole: Callab
     return f"| {name} | {form} | {median:.1f} | {worst:.1f} | {floor:.1f} | {median / floor:.2f} |"
 
 
-def times_in_turns(alone: Callable[[], object], whole: Callable[[], object]) -> tuple[float, float, float]:
+def times_in_turns(
+    alone: Callable[[], object], whole: Callable[[], object], pictures: int = PICTURES, warm_up: int = WARM_UP
+) -> tuple[float, float, float]:
     """Median and 99th percentile of the whole model, and median of the backbone, in ms.
 
     Their calls alternate, because the speed of the machine drifts.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(PICTURES + WARM_UP):
+    for _ in range(pictures + warm_up):
         for function, taken in zip((alone, whole), times, strict=True):
             start = time.perf_counter()
             function()
             taken.append(1000 * (time.perf_counter() - start))
-    median, worst = np.quantile(times[1][WARM_UP:], (0.5, 0.99))
-    return median, worst, float(np.median(times[0][WARM_UP:]))
+    median, worst = np.quantile(times[1][warm_up:], (0.5, 0.99))
+    return median, worst, float(np.median(times[0][warm_up:]))
 
 
 def rate_row(name: str, alone: Model, whole: Model, threads: int) -> str:
@@ -222,9 +226,9 @@ def rate(model: Model, threads: int, streams: int) -> float:
 
 
 @cache
-def picture() -> np.ndarray:
+def picture(image_size: tuple[int, int] = IMAGE_SIZE) -> np.ndarray:
     """A random image (1, 3, h, w) in [0, 1]."""
-    return np.random.default_rng(0).random((1, 3, *IMAGE_SIZE), dtype=np.float32)
+    return np.random.default_rng(0).random((1, 3, *image_size), dtype=np.float32)
 
 
 if __name__ == "__main__":

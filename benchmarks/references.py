@@ -5,6 +5,8 @@ scores alone, so that a comparison on the same features shows the effect of the 
 images when there are few; add the features of the turned views to the training features for that.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -58,6 +60,11 @@ class Subspace:
         centred = _cells(features).double() - self.mean
         residuals = centred - centred @ self.directions @ self.directions.T
         return residuals.square().sum(1).view(batch, height, width).to(features.dtype)
+
+
+def joined(maps: Sequence[Tensor]) -> Tensor:
+    """Feature maps (B, D, H, W) of several layers together, resized to those of the first layer as in PatchCore."""
+    return torch.cat([F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps], dim=1)
 
 
 def top_mean(maps: Tensor, share: float = 0.01) -> Tensor:
