@@ -1,7 +1,7 @@
 """The whole four-part model of the paper on features of the shape of ResNet-50, including extraction.
 
-Run as ``python -m benchmarks.whole``. Pradot has its defaults: two layers, two α, 16 prototypes per cell, batches of
-64. The weights are random, because only the shapes matter.
+Run as ``python -m benchmarks.whole``. Pradot has the paper's size: two layers, two α, 16 prototypes per cell, batches of
+64 and up to 50 epochs. The weights are random, because only the shapes matter.
 """
 
 import time
@@ -33,7 +33,8 @@ def main(images: int = 320, threads: int = 2, seed: int = 0, accelerator: Litera
     folder = Path(mkdtemp())
     data = Assembly(folder, n_train=images)
     data.prepare_data()
-    model = Pradot(pre_trained=False, evaluator=False, visualizer=False)
+    size = {"prototypes_per_cell": 16, "batch_size": 64, "epochs": 50}
+    model = Pradot(pre_trained=False, evaluator=False, visualizer=False, **size)
     engine = Engine(default_root_dir=folder, accelerator=accelerator, logger=False, limit_val_batches=0)
     start = time.perf_counter()
     engine.fit(model, datamodule=data)

@@ -129,7 +129,7 @@ def test_plans_and_configurations_that_are_named_are_shipped(path):
 
 
 def test_tables_of_results_are_those_of_the_kept_runs():
-    for page, table in importlib.import_module("benchmarks.readme_tables").tables().items():
+    for page, table in importlib.import_module("benchmarks.readme_tables").tables():
         assert table in text(ROOT / page)
 
 

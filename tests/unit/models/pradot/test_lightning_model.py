@@ -449,7 +449,7 @@ def test_fewer_images_than_the_usual_batch_are_one(data, engine, model, caplog):
     usual, given = model(batch_size=None), model(batch_size=10)
     with caplog.at_level("INFO"):
         engine().fit(usual, datamodule=data())
-    assert "All 10 training images make one batch; the usual size is 64." in caplog.text
+    assert "All 10 training images make one batch; the usual size is 32." in caplog.text
     engine().fit(given, datamodule=data())
     torch.testing.assert_close(usual.model.state_dict(), given.model.state_dict(), rtol=0, atol=0)
 
