@@ -1,7 +1,7 @@
 """The whole four-part model of the paper on features of the shape of ResNet-50, including extraction.
 
-Run as ``python -m benchmarks.whole``. Pradot has the paper's size: two layers, two α, 16 prototypes per cell, batches of
-64 and up to 50 epochs. The weights are random, because only the shapes matter.
+Run as ``python -m benchmarks.whole``. Pradot has the paper's size: two layers, two α, 16 prototypes per cell, batches
+of 64 and up to 50 epochs. The weights are random, because only the shapes matter.
 """
 
 import time
