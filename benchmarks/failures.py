@@ -79,7 +79,7 @@ def draw(build: Callable[[], AnomalibModule], data: AnomalibDataModule, seed: in
     shown = [*missed[:MISSED], *false[:FALSE]]
     # The colour scale ends at the highest score of a normal image.
     limits = (float(maps.min()), float(scores[~anomalous].max()))
-    figure, rows = new_figure(2, len(shown), 2.2)
+    figure, rows = new_figure(2, len(shown), side=2.2)
     for column, index in enumerate(shown):
         picture, is_missed = pictures[index], bool(anomalous[index])
         others = scores[~anomalous] if is_missed else scores[anomalous]

@@ -207,7 +207,7 @@ def test_patches_of_another_model_are_refused(model, pictures, patches, tmp_path
 
 
 def test_model_that_is_not_fitted_is_refused(pictures, tmp_path):
-    with pytest.raises(RuntimeError, match="no prototypes to compare with yet"):
+    with pytest.raises(RuntimeError, match="no prototypes yet"):
         write_page(
             PradotModel(PradotSettings(backbone="resnet18", layers=["layer3"], pre_trained=False)).eval(),
             pictures,
