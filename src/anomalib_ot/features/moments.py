@@ -41,11 +41,11 @@ def principal_components(maps: Tensor, most: int) -> Tensor:
     Returns:
         Orthonormal components (P, K), those of the largest variances first.
     """
-    values, vectors = torch.linalg.eigh(maps @ maps.mT)
+    values, vectors = torch.linalg.eigh((maps @ maps.mT).double())
     values, vectors = values.flip(0)[:most], vectors.flip(1)
     # Components without variance have no direction.
     values = values[values > _ROUNDING * values[:1]]
-    return maps.mT @ (vectors[:, : len(values)] / values.sqrt())
+    return maps.mT @ (vectors[:, : len(values)] / values.sqrt()).to(maps)
 
 
 class Blocks(NamedTuple):

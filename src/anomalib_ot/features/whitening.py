@@ -96,8 +96,8 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self.register_buffer("modes", torch.empty(0, dtype=torch.float32), persistent=max_modes > 0)
         self.register_buffer("mode_offsets", torch.empty(0, dtype=torch.float32), persistent=max_modes > 0)
         self._moments: Moments | None = None
-        # The first maps, until the modes are found in them; from then on the moments of what the modes leave.
-        self._first: list[Tensor] = []
+        # The first maps, until the modes are found in them; from then on the moments of what the modes leave, if any.
+        self._first: list[Tensor] | None = []
         self._residual: Moments | None = None
 
     @property
@@ -118,10 +118,11 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self._moments.add(cells)
         if self._residual is not None:
             self._residual.add(cells - self._along_modes(cells))
-        elif self.max_modes:
-            self._first.append(cells)
-            if self._moments.count >= _MAPS_FOR_MODES:
-                self._find_modes(self._moments)
+        elif self.max_modes and self._first is not None:
+            self._first.append(cells.float())
+            taken = sum(each.nbytes for each in self._first)
+            if self._moments.count >= _MAPS_FOR_MODES or taken >= _MEMORY_FOR_MODES:
+                self._find_modes(self._moments, self._first)
 
     @torch.no_grad()
     def compute(self) -> None:
@@ -135,12 +136,12 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
         moments = self._moments
         if self._first:
-            self._find_modes(moments)
+            self._find_modes(moments, self._first)
         mean = moments.mean()
         self.mean = mean.float().unflatten(0, moments.grid)
         self.aligned_share = share_of_alignment(moments)
-        if self.modes.numel():
-            self.mode_offsets = (mean.float().flatten() @ self.modes.flatten(0, 2)).float()
+        if self.max_modes:
+            self.mode_offsets = self.mean.flatten() @ self.modes.flatten(0, 2)
         whole, samples = moments.covariance(), moments.samples()[:, None, None]
         local = self._residual.covariance() if self._residual else whole
         pooled, prior = (samples * local).sum(0) / samples.sum(), self.prior * local.shape[-1]
@@ -154,7 +155,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         # If all images are equal, all variances are 0 and the features stay as they are.
         scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
         self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, moments.blocks.shape)
-        self._moments = self._residual = None
+        self._moments, self._first, self._residual = None, [], None
 
     def forward(self, maps: Tensor) -> Tensor:
         """Whiten feature maps.
@@ -191,16 +192,17 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         # The matrices are symmetric. OpenVINO is faster with them on the left, where it does not pack them as weights.
         return blocks.scatter((matrices.flatten(0, 1) @ cells.mT).mT).permute(2, 3, 0, 1)
 
-    def _find_modes(self, moments: Moments) -> None:
+    def _find_modes(self, moments: Moments, first: list[Tensor]) -> None:
         """Find the modes in the first maps, and start the moments of what they leave, if there are any."""
-        cells, self._first = torch.cat(self._first, dim=1), []
-        most = int(share_of_alignment(moments) * min(self.max_modes, cells.shape[1] / _IMAGES_PER_MODE))
-        maps = (cells - cells.mean(1, keepdim=True)).transpose(0, 1).flatten(1)
-        modes = principal_components(maps, most).float()
+        self._first = None
+        maps = torch.cat(first, dim=1).transpose(0, 1).flatten(1)
+        most = int(share_of_alignment(moments) * min(self.max_modes, len(maps) / _IMAGES_PER_MODE))
+        modes = principal_components(maps - maps.mean(0), most)
         self.modes = modes.unflatten(0, (*moments.grid, -1))
         if self.modes.numel():
             self._residual = Moments(moments.grid, moments.shift - self._along_modes(moments.shift), _LONGEST_SIDE)
-            self._residual.add(cells - self._along_modes(cells))
+            for cells in first:
+                self._residual.add(cells.double() - self._along_modes(cells.double()))
 
     def _along_modes(self, cells: Tensor) -> Tensor:
         """The part of cells (H·W, B, E) along the modes."""
@@ -234,8 +236,10 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 _LONGEST_SIDE = 16
 # Fewer images for each mode make it fit chance: with 20 images, one for every four lost a point of image AUROC.
 _IMAGES_PER_MODE = 8
-# Maps in which the modes are found, if there are as many; in float64, with 28 x 28 cells of 40 channels, 64 MB.
+# Maps in which the modes are found, and the bytes that they may take. 256 maps take 32 MB with 28 x 28 cells of 40
+# channels, and 134 MB with 32 x 32 cells of 128 channels.
 _MAPS_FOR_MODES = 256
+_MEMORY_FOR_MODES = 2**29
 # Share of the variance that features in single precision cannot tell from zero.
 _ROUNDING = 1e-6
 _THREADS = Lock()

@@ -138,6 +138,33 @@ def test_many_images_have_the_covariance_of_what_the_modes_of_the_first_ones_lea
     torch.testing.assert_close(white @ white.mT / 40, torch.eye(5).expand(3, 4, 5, 5), atol=1e-2, rtol=0)
 
 
+def test_the_modes_are_sought_once(monkeypatch):
+    monkeypatch.setattr("anomalib_ot.features.whitening._MAPS_FOR_MODES", 16)
+    generator = torch.Generator().manual_seed(0)
+    # Positions explain nothing of the first images and much of the later ones, which alone would have modes.
+    first = torch.randn(16, 5, 3, 4, generator=generator)
+    later = 20 * torch.randn(1, 5, 3, 4, generator=generator) + torch.randn(64, 1, 1, 1, generator=generator)
+    whitening = fitted(first, *later.split(32), max_modes=32)
+    assert whitening.aligned_share > 0.5
+    assert not whitening.modes.numel()
+    torch.testing.assert_close(whitening.matrices, fitted(first, *later.split(32)).matrices)
+
+
+def test_a_second_fit_replaces_the_first(aligned):
+    whitening = fitted(aligned, max_modes=3)
+    for part in (torch.randn(40, 5, 3, 4, generator=torch.Generator().manual_seed(0)), aligned + 1):
+        whitening.update(part)
+        whitening.compute()
+        torch.testing.assert_close(whitening(part), fitted(part, max_modes=3)(part), atol=1e-4, rtol=1e-4)
+
+
+def test_large_maps_give_modes_from_fewer_images(aligned, monkeypatch):
+    expected = fitted(aligned[:24], max_modes=3).modes
+    monkeypatch.setattr("anomalib_ot.features.whitening._MEMORY_FOR_MODES", 24 * aligned[0].nbytes)
+    modes = fitted(*aligned.split(8), max_modes=3).modes
+    torch.testing.assert_close(modes, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_batches_do_not_matter_to_modes(aligned):
     parts = fitted(*aligned.split(7), max_modes=2)
     torch.testing.assert_close(parts(aligned), fitted(aligned, max_modes=2)(aligned), atol=1e-3, rtol=1e-3)
