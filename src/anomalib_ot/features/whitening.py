@@ -14,6 +14,19 @@ from anomalib_ot.settings import require_finite, require_whole
 from .extraction import full_precision
 from .moments import Blocks, Moments, nearest_cells, principal_components, share_of_alignment
 
+# Largest number of blocks along a side, so that maps of 14 x 14 cells, where blocks cost accuracy, have none.
+_LONGEST_SIDE = 16
+# With fewer images for each mode, modes fit chance.
+_IMAGES_PER_MODE = 8
+MOST_MODES = 32
+"""Largest number of modes."""
+# Maps in which the modes are found, and the bytes that they may take. 256 maps take 32 MB with 28 x 28 cells of 40
+# channels, and 134 MB with 32 x 32 cells of 128 channels.
+_MAPS_FOR_MODES = MOST_MODES * _IMAGES_PER_MODE
+_MEMORY_FOR_MODES = 2**29
+# Share of the variance that features in single precision cannot tell from zero.
+_ROUNDING = 1e-6
+
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):
     """Multiplies the feature of each cell by the inverse square root of the covariance at this cell.
@@ -43,8 +56,9 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         shrinkage: Share of the mean variance that is added to each direction, at least 0.
         prior: Number of samples that the pooled covariance counts as, as a share of D, at least 0.
         centred: Whether to subtract the mean at each cell.
-        max_modes: Largest number of modes to remove, at least 0. There is at most one for eight images, as few images
-            cannot tell a mode from chance.
+        max_modes: Largest number of modes to remove, from 0 to 32. There is at most one for eight images, as few images
+            cannot tell a mode from chance. Modes are found in the first 256 images, or in as many as fit into half a
+            GiB.
 
     Attributes:
         mean: Mean (H, W, 1, E) of the projected features at each cell. Without ``centred``, only known after a fit.
@@ -81,7 +95,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         require_whole(1, "whitened_channels", max_channels)
         require_finite(shrinkage >= 0, "shrinkage", "at least 0", shrinkage)
         require_finite(prior >= 0, "prior", "at least 0", prior)
-        require_whole(0, "global_modes", max_modes)
+        require_whole(0, "global_modes", max_modes, MOST_MODES)
         self.max_channels = max_channels
         self.shrinkage = shrinkage
         self.prior = prior
@@ -95,15 +109,20 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         # Orthonormal modes (H, W, E, K), and the coefficients (K,) of the mean. K may be 0.
         self.register_buffer("modes", torch.empty(0, dtype=torch.float32), persistent=max_modes > 0)
         self.register_buffer("mode_offsets", torch.empty(0, dtype=torch.float32), persistent=max_modes > 0)
-        self._moments: Moments | None = None
+        self._moments: Moments | None
         # The first maps, until the modes are found in them; from then on the moments of what the modes leave, if any.
-        self._first: list[Tensor] | None = []
-        self._residual: Moments | None = None
+        self._first: list[Tensor] | None
+        self._residual: Moments | None
+        self.reset()
 
     @property
     def is_fitted(self) -> bool:
         """Whether there are covariances, from training or from a checkpoint."""
         return self.matrices.numel() > 0
+
+    def reset(self) -> None:
+        """Forget the batches since the last fit, such as those of an interrupted one."""
+        self._moments, self._first, self._residual = None, [], None
 
     @torch.no_grad()
     def update(self, maps: Tensor) -> None:
@@ -155,7 +174,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         # If all images are equal, all variances are 0 and the features stay as they are.
         scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
         self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, moments.blocks.shape)
-        self._moments, self._first, self._residual = None, [], None
+        self.reset()
 
     def forward(self, maps: Tensor) -> Tensor:
         """Whiten feature maps.
@@ -184,8 +203,9 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
 
     def whiten(self, projected: Tensor, height: int, width: int) -> Tensor:
         """Multiply projected features (B, E, H·W) by the matrices, without removing mean or modes: (B, E, H, W)."""
-        blocks = Blocks((height, width), ceil(height / self.matrices.shape[0]))
         matrices = self.matrices
+        side = max(ceil(length / count) for length, count in zip((height, width), matrices.shape, strict=False))
+        blocks = Blocks((height, width), side)
         if blocks.shape != matrices.shape[:2]:
             blocks, matrices = Blocks((height, width), 1), nearest_cells(matrices, height, width)
         cells = blocks.gather(projected.permute(2, 0, 1).unflatten(0, (height, width)))
@@ -232,16 +252,6 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         return self.projection @ cells if len(self.projection) < self.projection.shape[1] else cells
 
 
-# Sides of the grid of covariances, in blocks. On 28 x 28 cells, blocks of 2 x 2 lost nothing.
-_LONGEST_SIDE = 16
-# Fewer images for each mode make it fit chance: with 20 images, one for every four lost a point of image AUROC.
-_IMAGES_PER_MODE = 8
-# Maps in which the modes are found, and the bytes that they may take. 256 maps take 32 MB with 28 x 28 cells of 40
-# channels, and 134 MB with 32 x 32 cells of 128 channels.
-_MAPS_FOR_MODES = 256
-_MEMORY_FOR_MODES = 2**29
-# Share of the variance that features in single precision cannot tell from zero.
-_ROUNDING = 1e-6
 _THREADS = Lock()
 
 

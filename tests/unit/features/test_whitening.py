@@ -81,6 +81,36 @@ def test_large_maps_have_one_covariance_for_each_block_of_cells():
         np.testing.assert_allclose(whitening.matrices[row, column], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(12, 72), (72, 12), (4, 40), (1, 17), (23, 35)])
+def test_the_training_images_are_white_in_each_block_of_any_grid(grid):
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.rand(grid, generator=generator).mul(6).exp()
+    maps = torch.randn(60, 2, *grid, generator=generator) * scale
+    whitening = fitted(maps, prior=0.0, shrinkage=1e-9, centred=True)
+    side = -(-max(grid) // 16)
+    for row, column in ((0, 0), (grid[0] - 1, grid[1] - 1), (grid[0] // 2, grid[1] // 2)):
+        rows, columns = (slice(at // side * side, at // side * side + side) for at in (row, column))
+        block = whitening(maps)[:, :, rows, columns]
+        torch.testing.assert_close(block.square().mean((0, 2, 3)), torch.ones(2), atol=1e-2, rtol=0)
+
+
+def test_matrices_of_each_cell_from_earlier_checkpoints_are_those_of_its_block():
+    maps = torch.randn(10, 3, 18, 18, generator=torch.Generator().manual_seed(0))
+    whitening = fitted(maps)
+    expected = whitening(maps)
+    whitening.matrices = whitening.matrices.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    torch.testing.assert_close(whitening(maps), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_interrupted_fit_leaves_nothing(aligned):
+    whitening = LocalWhitening(max_modes=3)
+    whitening.update(torch.randn(4, 5, 6, 6))
+    whitening.reset()
+    whitening.update(aligned)
+    whitening.compute()
+    torch.testing.assert_close(whitening(aligned), fitted(aligned, max_modes=3)(aligned))
+
+
 @pytest.fixture
 def aligned():
     """Maps with a mean of their own at each cell, two factors that all cells share, and noise, (40, 5, 3, 4)."""

@@ -61,7 +61,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
         prototypes_per_cell: Prototypes in each cell of a feature map, n: one value for all layers, or one per layer.
             Below 1, the prototypes have a coarser grid of their own, with this many cells for each one of the map. By
-            default 16 as in the paper, or fewer on maps of more than 14 × 14 cells, so that all maps have as many.
+            default 16 as in the paper, or fewer on maps of more than 14 × 14 cells, for about 3,136 at most.
         alphas: Weights α of the spatial cost, in [0, 1]; 0 ignores positions. Prototypes are learned for each.
         epochs: Largest number of passes over the training images.
         batch_size: Training images in one transport problem, at most their total number; at least
@@ -69,8 +69,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             64.
         whitened_channels: Whiten the features locally, see :class:`LocalWhitening`. Features with more channels are
             first projected to this many random directions. 0 compares the features as they are (paper).
-        global_modes: Largest number of principal components of whole maps that are removed before the whitening, at
-            least 0. Few images and images that are not aligned have fewer. None without whitening.
+        global_modes: Largest number of principal components of whole maps that are removed before the whitening, from
+            0 to 32. Few images and images that are not aligned have fewer. None without whitening.
         deviation: Also score the distance of each whitened feature from the mean at its cell. Its share of the score
             follows from how aligned the training images are. Needs whitening and ``calibrate``.
         spatial: ``squared`` distance of positions (paper) or ``euclidean`` (authors' code).

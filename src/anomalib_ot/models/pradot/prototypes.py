@@ -116,6 +116,9 @@ class Prototypes(DynamicBufferMixin, nn.Module):
     def layout(self, height: int, width: int) -> tuple[int, int, int]:
         """Prototypes in a cell of their grid, and height and width of this grid, for feature maps of a size."""
         density = usual_per_cell(height * width) if self.per_cell is None else self.per_cell
+        if self.settings.free_coordinates:
+            # A coarser grid has fixed coordinates.
+            density = max(density, 1)
         share = sqrt(min(density, 1))
         return max(1, int(density)), ceil(height * share), ceil(width * share)
 
@@ -346,7 +349,7 @@ class Prototypes(DynamicBufferMixin, nn.Module):
 
 
 def usual_per_cell(cells: int) -> float:
-    """Default number of prototypes in a cell: 16 as in the paper, but at most 3,136 in all.
+    """Default number of prototypes in a cell: 16 as in the paper, but about 3,136 in all at most.
 
     Args:
         cells: Number of cells of a feature map.

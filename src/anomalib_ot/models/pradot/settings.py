@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from anomalib_ot.features.whitening import MOST_MODES
 from anomalib_ot.host.model_settings import FeatureTrainingSettings, Scoring, Training
 from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import SpatialCost
@@ -56,7 +57,7 @@ class PradotSettings(FeatureTrainingSettings):
         self._check_prototypes()
         require_whole(1, "epochs", self.epochs)
         require_whole(0, "whitened_channels", self.whitened_channels)
-        require_whole(0, "global_modes", self.global_modes)
+        require_whole(0, "global_modes", self.global_modes, MOST_MODES)
         require(0 <= self.ema_rate <= 1, "ema_rate", "in [0, 1]", self.ema_rate)
         require_finite(self.epsilon > 0, "epsilon", "positive", self.epsilon)
         require_whole(1, "sinkhorn_iterations", self.sinkhorn_iterations)

@@ -131,6 +131,8 @@ class PradotModel(SinglePrecisionParts):
         """
         if not self.whitening or all(self._whitening_of(layer).is_fitted for layer in self.layers):
             return
+        for layer in self.layers:
+            self._whitening_of(layer).reset()
         for features in batches:
             for layer in self.layers:
                 self._whitening_of(layer).update(features[layer])
@@ -207,13 +209,10 @@ class PradotModel(SinglePrecisionParts):
         """
         count = len(self.settings.alphas)
         mean = highest.mean(-1)
-        prototypes, deviations = mean[:, :count], mean[:, count:]
-        # With more prototypes than features, normal images may score zero everywhere, which gives no scale.
-        weights = 1 / prototypes.clamp(min=1e-3 * float(prototypes.max()) or 1.0)
+        weights = _inverse(mean[:, :count])
         if self.deviations:
             shares = torch.stack([self._deviation_of(layer).share for layer in self.layers])[:, None]
-            smallest = torch.finfo(mean.dtype).tiny
-            weights = torch.cat([(1 - shares) / count * weights, shares / deviations.clamp(min=smallest)], dim=1)
+            weights = torch.cat([(1 - shares) / count * weights, shares * _inverse(mean[:, count:])], dim=1)
         self.weights = weights / weights.sum()
 
     def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
@@ -313,6 +312,11 @@ class PradotModel(SinglePrecisionParts):
 
     def _whitening_of(self, layer: str) -> LocalWhitening:
         return cast("LocalWhitening", self.whitening[_key(layer)])
+
+
+def _inverse(scores: Tensor) -> Tensor:
+    """Inverse of scores; those far below the highest one give no scale, as with more prototypes than features."""
+    return 1 / scores.clamp(min=1e-3 * float(scores.max()) or 1.0)
 
 
 def _key(layer: str) -> str:

@@ -68,8 +68,8 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         normalization: ``whitening`` of each cell by its mean and covariance in normal images, see
             :class:`LocalWhitening`, or ``layer`` normalisation over the map, without parameters (paper).
         whitened_channels: Whitening projects features with more channels to this number.
-        global_modes: Largest number of principal components of whole maps that are removed before the whitening, at
-            least 0. Few images and images that are not aligned have fewer.
+        global_modes: Largest number of principal components of whole maps that are removed before the whitening, from
+            0 to 32. Few images and images that are not aligned have fewer.
         pooling: Average the features over 3 x 3 cells at every second cell (paper).
         width: Channels of the velocity field, a multiple of 16, at most 16384.
         depth: Number of times that the velocity field halves the resolution, at most 16; 0 for none.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from anomalib_ot.features.whitening import MOST_MODES
 from anomalib_ot.host.model_settings import FeatureTrainingSettings, Scoring, Training
 from anomalib_ot.settings import require, require_finite, require_whole
 from anomalib_ot.transport import CouplingName, Scope, Solver, create_coupling
@@ -60,7 +61,7 @@ class WtFlowSettings(FeatureTrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole(1, "whitened_channels", self.whitened_channels)
-        require_whole(0, "global_modes", self.global_modes)
+        require_whole(0, "global_modes", self.global_modes, MOST_MODES)
         require(
             self.width >= _MULTIPLE and self.width % _MULTIPLE == 0, "width", f"a multiple of {_MULTIPLE}", self.width
         )

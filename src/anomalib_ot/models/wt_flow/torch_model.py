@@ -80,6 +80,8 @@ class WtFlowModel(SinglePrecisionParts):
             ValueError: If the maps are too small for the velocity field.
         """
         heads = [cast("_Head", head) for head in self.heads]
+        for head in heads:
+            head.reset()
         for features in batches:
             for layer, head in zip(self.layers, heads, strict=True):
                 head.count_in(features[layer])
@@ -236,6 +238,10 @@ class _Head(DynamicBufferMixin, SinglePrecisionParts):
         # (H, W, draws, C), set by the fit.
         self.register_buffer("noise", torch.empty(0))
         self._shape: torch.Size | None = None
+
+    def reset(self) -> None:
+        if isinstance(self.normalization, LocalWhitening):
+            self.normalization.reset()
 
     def count_in(self, maps: Tensor) -> None:
         pooled = self.pool(maps)

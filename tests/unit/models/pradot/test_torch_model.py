@@ -24,6 +24,10 @@ def test_the_default_number_of_prototypes_does_not_grow_with_the_map(side, count
     assert len(make(torch.rand(2, 4, side, side), per_cell=None).features) == count
 
 
+def test_prototypes_with_free_coordinates_have_one_for_each_cell_at_least():
+    assert len(make(torch.rand(2, 4, 80, 80), per_cell=None, free_coordinates=True).features) == 80 * 80
+
+
 def make(features, per_cell=2, alpha=0.3, **settings):
     prototypes = Prototypes(per_cell, alpha, PradotSettings(**settings))
     prototypes.initialise(features)
