@@ -160,7 +160,8 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self.mean = mean.float().unflatten(0, moments.grid)
         self.aligned_share = share_of_alignment(moments)
         if self.max_modes:
-            self.mode_offsets = self.mean.flatten() @ self.modes.flatten(0, 2)
+            with full_precision(self.mean):
+                self.mode_offsets = self.mean.flatten() @ self.modes.flatten(0, 2)
         whole, samples = moments.covariance(), moments.samples()[:, None, None]
         local = self._residual.covariance() if self._residual else whole
         pooled, prior = (samples * local).sum(0) / samples.sum(), self.prior * local.shape[-1]
@@ -217,7 +218,8 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         self._first = None
         maps = torch.cat(first, dim=1).transpose(0, 1).flatten(1)
         most = int(share_of_alignment(moments) * min(self.max_modes, len(maps) / _IMAGES_PER_MODE))
-        modes = principal_components(maps - maps.mean(0), most)
+        with full_precision(maps):
+            modes = principal_components(maps - maps.mean(0), most)
         self.modes = modes.unflatten(0, (*moments.grid, -1))
         if self.modes.numel():
             self._residual = Moments(moments.grid, moments.shift - self._along_modes(moments.shift), _LONGEST_SIDE)

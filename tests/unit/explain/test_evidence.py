@@ -48,7 +48,10 @@ def test_contributions_add_up_to_map_and_score(fitted, pictures, name, arguments
     ("name", "parts"),
     [
         ("Foct", ["layer2", "layer3", "position"]),
-        ("Pradot", ["layer2, alpha 0", "layer2, alpha 0.3", "layer3, alpha 0", "layer3, alpha 0.3"]),
+        (
+            "Pradot",
+            [f"{layer}, {name}" for layer in ("layer2", "layer3") for name in ("alpha 0", "alpha 0.3", "deviation")],
+        ),
         ("WtFlow", ["layer2", "layer3"]),
     ],
 )

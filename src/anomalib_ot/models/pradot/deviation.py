@@ -4,6 +4,7 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
+from anomalib_ot.features.extraction import full_precision
 from anomalib_ot.features.moments import nearest_cells
 from anomalib_ot.features.whitening import LocalWhitening
 
@@ -37,7 +38,8 @@ class Deviation(DynamicBufferMixin, nn.Module):
     def fit(self, whitening: LocalWhitening) -> None:
         """Take the mean from a whitening that was just computed, and the share from how aligned its images are."""
         mean = whitening.mean.flatten(0, 2).mT[None]
-        self.centre = whitening.whiten(mean, *whitening.mean.shape[:2])[0].permute(1, 2, 0)
+        with full_precision(mean):
+            self.centre = whitening.whiten(mean, *whitening.mean.shape[:2])[0].permute(1, 2, 0)
         self.share.fill_(whitening.aligned_share)
 
     def forward(self, white: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def weights_of(model):
 
 @pytest.mark.parametrize("score", ["density", "log_density", "mismatch"])
 def test_trains_and_scores_with_the_hosts_thresholds_and_metrics(data, engine, model, score):
-    flow = model(score=score)
+    # A defect far larger than what differs between ten images also moves their mode, which lowers each cell's density.
+    flow = model(score=score, global_modes=0 if score == "density" else 32)
     metrics = engine().train(flow, datamodule=data())[0]
     assert {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"} <= set(metrics)
     # Measured from the highest density of each image, the density does not compare between images.
