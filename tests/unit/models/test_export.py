@@ -35,7 +35,8 @@ SHARED = {
 MODELS = {
     "Pradot": lambda: Pradot(prototypes_per_cell=1, whitened_channels=16, epochs=2, batch_size=4, **SHARED),
     "Foct": lambda: Foct(rotations=2, support_steps=3, online=True, **SHARED),
-    "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=7, batch_size=4, **SHARED),
+    # These images are almost equal: without their mode, eight-bit rounding exceeds what is left.
+    "WtFlow": lambda: WtFlow(global_modes=0, width=16, whitened_channels=16, training_steps=7, batch_size=4, **SHARED),
 }
 COMPRESSIONS = [
     None,
