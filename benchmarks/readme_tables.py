@@ -6,7 +6,6 @@ models that ran on all categories, and ``docs/results.md`` AUPRO and the other m
 these tables.
 """
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -58,40 +57,30 @@ def table_of_all(runs: pd.DataFrame, metric: str, caption: str) -> Table:
 
 def table_of_others(runs: pd.DataFrame) -> Table:
     """Image AUROC ± standard deviation over the seeds of the models that ran on some categories only."""
-    scores = runs.groupby(["model", "category"])["image_AUROC"].agg(["mean", "std"])
-    means = _arranged(scores["mean"])
-    return _table(
-        "Image AUROC",
-        means[means.isna().any(axis=1)].dropna(axis=1),
-        lambda model, category: (f" ± {scores.loc[(model, category), 'std']:.1f}", ""),
-    )
+    scores = runs.groupby(["model", "category"])["image_AUROC"]
+    means = _arranged(scores.mean())
+    incomplete = means[means.isna().any(axis=1)].dropna(axis=1)
+    return _table("Image AUROC", incomplete, scores.std())
 
 
 def _arranged(values: pd.Series) -> pd.DataFrame:
     """Models as rows and categories as columns, in the order of the tables."""
     table = values.reset_index().pivot_table(index="model", columns="category", values=values.name)
-    return table.reindex(_ordered(table.index), columns=[name for name in _CATEGORIES.values() if name in table])
+    return table.reindex(
+        [name for name in _MODELS.values() if name in table.index],
+        columns=[name for name in _CATEGORIES.values() if name in table],
+    )
 
 
-def _ordered(models: Iterable[str]) -> list[str]:
-    present = set(models)
-    return [name for name in _MODELS.values() if name in present]
-
-
-def _table(
-    caption: str, means: pd.DataFrame, spread: Callable[[str, str], tuple[str, str]] = lambda _model, _column: ("", "")
-) -> Table:
-    """A table of means with the best of each column in bold; ``spread`` gives a suffix and a remark for each mean."""
+def _table(caption: str, means: pd.DataFrame, deviations: pd.Series | None = None) -> Table:
+    """A table of means, with their standard deviations if given, and the best of each column in bold."""
     best = means.round(1).max()
     table = Table(caption, ["model", *means])
     for model, values in means.iterrows():
         cells = [Cell(model)]
         for column, mean in values.items():
-            if pd.isna(mean):
-                cells.append(Cell(""))
-                continue
-            more, note = spread(model, column) if column != "mean" else ("", "")
-            cells.append(Cell(f"{mean:.1f}{more}", round(mean, 1) == best[column], note))
+            spread = "" if deviations is None else f" ± {deviations[model, column]:.1f}"
+            cells.append(Cell(f"{mean:.1f}{spread}", round(mean, 1) == best[column]))
         table.rows.append(cells)
     return table
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-# Share of the largest variance that features in single precision cannot tell from zero.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
+"""Share of a variance that features in single precision cannot tell from zero."""
 
 
 def nearest_cells(grid: Tensor, height: int, width: int) -> Tensor:
@@ -44,7 +44,7 @@ def principal_components(maps: Tensor, most: int) -> Tensor:
     values, vectors = torch.linalg.eigh((maps @ maps.mT).double())
     values, vectors = values.flip(0)[:most], vectors.flip(1)
     # Components without variance have no direction.
-    values = values[values > _ROUNDING * values[:1]]
+    values = values[values > ROUNDING * values[:1]]
     return maps.mT @ (vectors[:, : len(values)] / values.sqrt()).to(maps)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anomalib_ot.settings import require_finite, require_whole
 
 from .extraction import full_precision
-from .moments import Blocks, Moments, nearest_cells, principal_components, share_of_alignment
+from .moments import ROUNDING, Blocks, Moments, nearest_cells, principal_components, share_of_alignment
 
 # Largest number of blocks along a side, so that maps of 14 x 14 cells, where blocks cost accuracy, have none.
 _LONGEST_SIDE = 16
@@ -24,8 +24,6 @@ MOST_MODES = 32
 # channels, and 134 MB with 32 x 32 cells of 128 channels.
 _MAPS_FOR_MODES = MOST_MODES * _IMAGES_PER_MODE
 _MEMORY_FOR_MODES = 2**29
-# Share of the variance that features in single precision cannot tell from zero.
-_ROUNDING = 1e-6
 
 
 class LocalWhitening(DynamicBufferMixin, nn.Module):
@@ -171,7 +169,7 @@ class LocalWhitening(DynamicBufferMixin, nn.Module):
         floor = self.shrinkage * values.mean(1, keepdim=True)
         if self._residual:
             # If modes explain all of the variance, what they leave is rounding.
-            floor = floor.clamp(min=_ROUNDING * float(whole.diagonal(dim1=1, dim2=2).mean()))
+            floor = floor.clamp(min=ROUNDING * float(whole.diagonal(dim1=1, dim2=2).mean()))
         # If all images are equal, all variances are 0 and the features stay as they are.
         scales = (values + torch.where(floor > 0, floor, 1.0)).rsqrt()
         self.matrices = ((vectors * scales[:, None]) @ vectors.mT).float().unflatten(0, moments.blocks.shape)
