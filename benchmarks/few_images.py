@@ -1,8 +1,13 @@
 """Accuracy against the number of good training images, as a table and a plot.
 
 Run as ``python -m benchmarks.few_images --root DATA``; :func:`~benchmarks.categories.categories_in` describes DATA. The
-embedded category needs no DATA. The models, the backbone, its layers and the image size are those of
-``configs/compare/real.yaml``. The features of the test images are extracted once for all models and draws.
+embedded category needs no DATA. The models, the backbone and its layers are those of ``configs/compare/real.yaml``, and
+so is the image size by default. With a few images, at Foct's own image size::
+
+    python -m benchmarks.few_images --root DATA --counts '[1, 2, 4, 8]' --image_size '[336, 336]' --every 2 \
+        --models '[Foct, PaDiM, PatchCore, AnomalyDINO rule (8 views), SubspaceAD rule (8 views)]'
+
+The features of the test images are extracted once for all models and draws.
 ``anomalib-ot compare`` tests with anomalib's engine instead.
 
 All runs may take many hours. The options select a part of them. Runs that are already in the output are not repeated,
@@ -45,16 +50,17 @@ from .references import NearestCell, Subspace, joined, top_mean
 from .rows import appended
 from .versions import versions
 
-# Pixel metrics use maps and masks at half of the size.
+# Size of the maps and masks of pixel metrics.
 REDUCED = (112, 112)
 # With more images, selecting a coreset of 10 % takes minutes on two cores. PatchCore then has the 1 % of the plan.
 LARGE_CORESET = 50
-MODELS = ("Pradot", "WtFlow", "PaDiM", "PatchCore")
+MODELS = ("Pradot", "WtFlow", "Foct", "PaDiM", "PatchCore")
 # Each with the number of turned views of a training image; AnomalyDINO has eight where there are few images.
 RULES = {
     "AnomalyDINO rule": (NearestCell, 1),
     "AnomalyDINO rule (8 views)": (NearestCell, 8),
     "SubspaceAD rule": (Subspace, 1),
+    "SubspaceAD rule (8 views)": (Subspace, 8),
 }
 METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 KEY = ("category", "model", "images", "seed", "every")
@@ -70,7 +76,8 @@ def main(
     categories: list[str] | None = None,
     counts: list[int | None] = [5, 10, 20, 50, None],  # noqa: B006 - jsonargparse shows the default, and nothing changes it
     seeds: int = 3,
-    models: list[str] = [*MODELS, "AnomalyDINO rule"],  # noqa: B006
+    models: list[str] = ["Pradot", "WtFlow", "PaDiM", "PatchCore", "AnomalyDINO rule"],  # noqa: B006
+    image_size: tuple[int, int] | None = None,
     every: int = 1,
 ) -> None:
     """Measure the models on the same draws, print the tables and draw the plot.
@@ -81,8 +88,9 @@ def main(
         categories: Categories to run; all by default.
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         seeds: Number of draws per number of training images.
-        models: Models to run: Pradot, WtFlow, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views) and
-            SubspaceAD rule.
+        models: Models to run: Pradot, WtFlow, Foct, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
+            SubspaceAD rule and SubspaceAD rule (8 views).
+        image_size: Height and width in pixels; those of the plan by default.
         every: Use every n-th test image only, if all would take too long.
     """
     command = shlex.join(["python", "-m", "benchmarks.few_images", *sys.argv[1:]])
@@ -91,7 +99,12 @@ def main(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     found = categories_in(root)
     plan = read_plan("real", MODELS, [EMBEDDED], backbone=offline_backbone(), shots=counts, seeds=[*range(seeds)])
-    plan = replace(plan, data={name: found[name] for name in categories or found})
+    # Foct has a number of images of its own in the plan.
+    own = {
+        name: {key: value for key, value in config.items() if key != "shots"} for name, config in plan.models.items()
+    }
+    data = {name: found[name] for name in categories or found}
+    plan = replace(plan, models=own, data=data, image_size=image_size or plan.image_size)
     done = [tuple(row[name] for name in KEY) for row in _read(output)]
     with appended(output, (*KEY, *METRICS)) as add:
         for category in plan.data:

@@ -35,11 +35,11 @@ REDUCED = (84, 84)
 
 # Each variant adds to the one before. Our parts come first, then those of the paper.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "nearest": {"measure": "nearest", "foreground": "none", "rotations": 1, "position_weight": 0.0},
-    "+ views, positions": {"measure": "nearest", "foreground": "none"},
-    "+ transport": {"foreground": "none"},
-    "+ foreground": {},
-    "+ online": {"online": True, "query_steps": 5},
+    "nearest": {"measure": "nearest", "rotations": 1, "position_weight": 0.0},
+    "+ views, positions": {"measure": "nearest"},
+    "+ transport": {},
+    "+ foreground": {"foreground": "pca"},
+    "+ online": {"foreground": "pca", "online": True, "query_steps": 5},
 }
 METRICS = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max")
 COLUMNS = ("category", "model", "shots", "seed", *METRICS)

@@ -19,6 +19,7 @@ MODELS = {
     "PatchCore": {"class_path": "Patchcore", "init_args": {"coreset_sampling_ratio": 0.01}},
     "WtFlow": {"class_path": "WtFlow", "init_args": {"layers": ["blocks.4"], "training_steps": 2, "width": 16}},
     "Pradot": {"class_path": "Pradot", "init_args": {"prototypes_per_cell": 1, "epochs": 1}},
+    "Foct": {"class_path": "Foct", "init_args": {"rotations": 2, "support_steps": 2}},
 }
 
 

@@ -98,7 +98,7 @@ OTHERWISE = {
         "measure": "transport",
         "online": True,
         "keep_memory": True,
-        "foreground": "none",
+        "foreground": "pca",
         "sam_checkpoint": "sam.pth",
         "sam_prompt": "point",
         "rotations": 4,

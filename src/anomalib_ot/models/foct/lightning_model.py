@@ -74,8 +74,8 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         online: Let queries teach the episodic memory and the navigator (paper). The result of an image then depends on
             the images before it. Otherwise the score of an image depends on the support set and that image only.
         keep_memory: Keep what queries taught from one test or prediction to the next, instead of resetting it.
-        foreground: How to find the product in the support images: ``pca``, the first principal component of the
-            features; ``sam``, segment-anything (paper); or ``none``.
+        foreground: How to find the product in the support images: ``none`` takes all cells, ``pca`` the first principal
+            component of the features, ``sam`` segment-anything (paper).
         sam_checkpoint: File of SAM's weights, for ``foreground="sam"``.
         sam_prompt: Prompt of SAM: a ``box`` around the image or a ``point`` at its centre.
         rotations: Views of each support image, rotated by equal angles. A query is compared with the nearest view; 1

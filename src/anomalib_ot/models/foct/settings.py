@@ -35,7 +35,7 @@ class FoctSettings(ModelSettings):
     measure: Scoring[Measure] = "transport"
     online: Scoring[bool] = False
     keep_memory: Scoring[bool] = False
-    foreground: Training[ForegroundName] = "pca"
+    foreground: Training[ForegroundName] = "none"
     sam_checkpoint: Training[Path | str | None] = None
     sam_prompt: Training[Prompt] = "box"
     rotations: Scoring[int] = 12

@@ -15,6 +15,7 @@ from anomalib_ot.drawing.figures import COLOURS, OUTLINE, new_figure, show_image
 from anomalib_ot.drawing.pictures import Picture, stack
 from anomalib_ot.models.foct import FoctModel
 from anomalib_ot.models.foct.foreground import Foreground
+from anomalib_ot.models.foct.torch_model import QueryPlan
 from anomalib_ot.settings import require
 
 # Up to this mean distance, in standard deviations of the features, an image counts as the source of features.
@@ -82,13 +83,7 @@ def draw_transport(
     masses = plan.forward[cell[0] * columns + cell[1]]
     of_support = masses[: len(support) * plan.of_support].unflatten(0, (len(support), -1))
     shown = of_support.sum(-1).argsort(descending=True)[:_MOST].tolist()
-    foreground = float(masses[plan.is_foreground].sum())
-    episodic = float(masses.sum() - of_support.sum())
-    earlier = f", {episodic:.0%} to what earlier images taught" if episodic > 0 else ""
-    title = (
-        f"Where transport sends the marked cell of {picture.name}: "
-        f"{foreground:.0%} to features of the product, {1 - foreground:.0%} to the background{earlier}"
-    )
+    title = f"Where transport sends the marked cell of {picture.name}{_shares(plan, masses, of_support)}"
     figure, panels = new_figure(1, 1 + len(shown), title)
     show_image(panels[0][0], picture.image, f"{picture.name}, the marked cell")
     _mark_cell(panels[0][0], cell, plan.grid, (height, width))
@@ -156,6 +151,18 @@ def _draw_masses(panel: Axes, places: Tensor | None, masses: Tensor, highest: fl
     )
 
 
+def _shares(plan: QueryPlan, masses: Tensor, of_support: Tensor) -> str:
+    """The shares that go to product and background, unless all is product, and to earlier queries, if any."""
+    shares = []
+    if not plan.is_foreground.all():
+        foreground = float(masses[plan.is_foreground].sum())
+        shares = [f"{foreground:.0%} to features of the product", f"{1 - foreground:.0%} to the background"]
+    episodic = float(masses.sum() - of_support.sum())
+    if episodic > 0:
+        shares.append(f"{episodic:.0%} to what earlier images taught")
+    return f": {', '.join(shares)}" if shares else ""
+
+
 @torch.no_grad()
 def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Foreground) -> Figure:
     """Draw the foreground that was found in the support images, and the cells that the memory keeps.
@@ -170,10 +177,8 @@ def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Fo
     """
     masks = foreground(torch.stack([each.image for each in support]), model.extract(stack(support)))
     semantic = model.semantic
-    title = (
-        f"The support set: the product is outlined; dots are the {semantic.features.shape[2]} cells of each image "
-        "that the memory keeps"
-    )
+    dots = f"dots are the {semantic.features.shape[2]} cells of each image that the memory keeps"
+    title = f"The support set: {dots}" if masks.all() else f"The support set: the product is outlined; {dots}"
     figure, panels = new_figure(1, min(len(support), _MOST), title)
     for number, (panel, picture) in enumerate(zip(panels[0], support, strict=False)):
         height, width = picture.image.shape[-2:]
@@ -189,9 +194,10 @@ def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Fo
             chosen = flags == is_product
             panel.plot(x[chosen], y[chosen], ".", markersize=5, color=colour)
         counts = int(flags.sum()), int((~flags).sum())
-        panel.set_xlabel(
-            f"{counts[0]} of the product (orange),\n{counts[1]} of the background (blue)", fontsize="small"
-        )
+        if counts[1]:
+            panel.set_xlabel(
+                f"{counts[0]} of the product (orange),\n{counts[1]} of the background (blue)", fontsize="small"
+            )
     return figure
 
 

@@ -3,7 +3,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from anomalib_ot.models.foct.foreground import PrincipalComponent
+from anomalib_ot.drawing.pictures import stack
+from anomalib_ot.models.foct.foreground import Foreground, PrincipalComponent
 from anomalib_ot.models.foct.views.memory import (
     draw_foreground,
     draw_growth,
@@ -77,11 +78,35 @@ def test_a_pixel_outside_the_picture_is_refused(fitted, pictures):
         draw_transport(model.model, picture, [None] * 4, (64.0, 3.0))
 
 
+class UpperHalf(Foreground):
+    def masks(self, images, features):
+        del images
+        masks = torch.zeros(features[:, 0].shape, dtype=torch.bool)
+        masks[:, : masks.shape[1] // 2] = True
+        return masks
+
+
 def test_foreground_is_drawn(fitted, pictures):
+    model = fitted("Foct", foreground_ratio=0.5, background_ratio=0.5).model
+    support = pictures(fitted("Foct"), 4, seed=0)
+    model.fit(stack(support), foreground=UpperHalf())
+    figure = draw_foreground(model, support, UpperHalf())
+    kept = model.semantic.features.shape[2]
+    assert kept > 1
+    assert {each.get_xlabel() for each in figure.axes} == {
+        f"{kept // 2} of the product (orange),\n{kept // 2} of the background (blue)"
+    }
+    assert "the product is outlined" in figure.get_suptitle()
+
+
+def test_neither_product_nor_background_is_named_without_a_foreground(fitted, pictures):
     model = fitted("Foct")
-    figure = draw_foreground(model.model, pictures(model, 4, seed=0), PrincipalComponent())
-    kept = model.model.semantic.features.shape[2]
-    assert f"{kept} of the product (orange),\n0 of the background (blue)" in {each.get_xlabel() for each in figure.axes}
+    support = pictures(model, 4, seed=0)
+    figure = draw_foreground(model.model, support, model.foreground)
+    assert not any(panel.get_xlabel() for panel in figure.axes)
+    (picture,) = pictures(model)
+    titles = figure.get_suptitle(), draw_transport(model.model, picture, support).get_suptitle()
+    assert not any("product" in title or "background" in title for title in titles)
 
 
 def test_the_title_of_a_narrow_figure_is_within_it(fitted, pictures):
