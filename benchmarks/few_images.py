@@ -227,12 +227,13 @@ def fitted_model(job: Job, data: AnomalibDataModule) -> nn.Module:
 
 def on_features(network: nn.Module, image_size: tuple[int, int]) -> Scorer:
     """A fitted network, called with features instead of images."""
+    layers = network.feature_extractor.layers
     network.feature_extractor = _Given()
     blank = torch.empty(1, 3, *image_size)
 
     @torch.inference_mode()
     def score(features: FeatureMaps) -> tuple[Tensor, Tensor]:
-        network.feature_extractor.features = features
+        network.feature_extractor.features = {layer: features[layer] for layer in layers}
         result = network(blank)
         return result.pred_score.flatten()[0], result.anomaly_map
 

@@ -38,7 +38,7 @@ def test_scores_of_given_features_are_those_of_the_image(plan, name):
     image = data.test_data[0].image
     with torch.inference_mode():
         expected = network(job.create_model().pre_processor.transform(image)[None])
-    features = Features(plan, job.model["init_args"]["layers"])
+    features = Features(plan, ["blocks.1", *job.model["init_args"]["layers"]])
     score, anomaly_map = on_features(network, SIZE)(features.of(image))
     assert torch.allclose(score, expected.pred_score.flatten()[0], rtol=1e-3)
     assert torch.allclose(anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-3 * float(anomaly_map.max()))

@@ -208,12 +208,30 @@ def test_averages_name_their_categories(records, keep, page):
     assert [row[1].text for row in table.rows] == ["79.0", "77.5", "80.0"]
 
 
-def test_lowest_costs_are_bold(text):
+def test_averages_of_two_metrics(records, keep):
+    (image,) = averages(group_records(records))
+    run = keep("screw", "A", 0, LEVEL, image_AUROC=60, pixel_AUPRO=40)
+    both = averages(group_records([*records, replace(run, key=replace(run.key, category="tile"))]))
+    assert image.caption.startswith("Image AUROC by category")
+    assert both[1].caption.startswith("Pixel AUPRO by category")
+    assert both[1].columns == ["model", "average", "tray", "tile"]
+    assert [row[0].text for row in both[1].rows] == [ODD, "A"]
+
+
+def test_more_models_than_colours_have_lines_of_their_own(keep):
+    curves = {"ROC": [[0.0, 1.0], [0.0, 1.0]]}
+    runs = [keep("screw", f"model {index}", 0, LEVEL, image_AUROC=90) for index in range(20)]
+    (group,) = group_records([replace(run, curves=curves) for run in runs])
+    (chart,) = charts(group)
+    assert len({(line.colour, line.dash) for line in chart.lines}) == 20
+
+
+def test_lowest_costs_are_bold_but_not_the_fewest_parameters(text):
     assert block(text, "Costs on screw") == [
         "| model | fit, s | parameters |",
-        r"| \<b\>x\</b\> \& " + r'"y" \| z (1 of 2 seeds) | **10.0** | **3,412,000** |',
-        "| A | 10.5 | **3,412,000** |",
-        "| B | 10.5 | **3,412,000** |",
+        r"| \<b\>x\</b\> \& " + r'"y" \| z (1 of 2 seeds) | **10.0** | 3,412,000 |',
+        "| A | 10.5 | 3,412,000 |",
+        "| B | 10.5 | 3,412,000 |",
     ]
 
 

@@ -89,7 +89,9 @@ def _lines(group: Group, name: str, limit: float, area: str) -> list[Line]:
             values = group.values(model, area)
             value = f"{np.mean(values):.1f}" if values else ""
             points = " ".join(f"{x:.4g},{1 - y:.4g}" for x, y in _mean_curve(curves, limit))
-            lines.append(Line(model, value, index % COLOURS, DASHES[index % len(DASHES)], points))
+            # With more models than colours, a colour returns with other dashes.
+            dash = DASHES[(index + index // COLOURS) % len(DASHES)]
+            lines.append(Line(model, value, index % COLOURS, dash, points))
     return lines
 
 

@@ -24,6 +24,9 @@ _COSTS = {
     "size_mib": "size on disk, MiB",
     "parameters": "parameters",
 }
+# Neither fewer nor more of them is better.
+_WITHOUT_BEST = {"parameters"}
+_AVERAGED = ("image_AUROC", "pixel_AUPRO")
 # Characters that Markdown interprets; an underscore only at the edge of a word.
 _MARKDOWN = re.compile(r"[\\`*~<>|&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 _TIME = "time"
@@ -93,17 +96,21 @@ def results_by_kind(group: Group) -> Table | None:
 
 
 def averages(groups: Sequence[Group]) -> list[Table]:
-    """Image AUROC by category and on average, for each number of training images with several categories."""
+    """Image AUROC and AUPRO by category and on average, for each number of training images with several categories."""
     by_shots: dict[int | None, list[Group]] = defaultdict(list)
     for group in groups:
         by_shots[group.shots].append(group)
-    return [_average(several) for several in by_shots.values() if len(several) > 1]
+    return [
+        _average(measured, metric)
+        for several in by_shots.values()
+        for metric in _AVERAGED
+        if len(measured := [group for group in several if metric in _measured(group)]) > 1
+    ]
 
 
-def _average(groups: Sequence[Group]) -> Table:
+def _average(groups: Sequence[Group], metric: str) -> Table:
     means = {
-        group.title: {m: fmean(values) for m in group.runs if (values := group.values(m, "image_AUROC"))}
-        for group in groups
+        group.title: {m: fmean(values) for m in group.runs if (values := group.values(m, metric))} for group in groups
     }
     models = [model for model in groups[0].runs if any(model in mean for mean in means.values())]
     shared = [title for title, mean in means.items() if all(model in mean for model in models)]
@@ -115,12 +122,13 @@ def _average(groups: Sequence[Group]) -> Table:
         if shared
         else "no category has results of all models"
     )
-    caption = f"Image AUROC by category, in percent, mean over seeds; {what}"
+    label = _label(metric)
+    caption = f"{label[0].upper()}{label[1:]} by category, in percent, mean over seeds; {what}"
     return _table(caption, ["model", "average", *means], [Cell(model) for model in models], columns)
 
 
 def costs(group: Group) -> Table | None:
-    """Mean of each cost over the seeds, with the lowest in bold; None if nothing was measured."""
+    """Mean of each cost over the seeds, with the lowest in bold, if lower is better; None if nothing was measured."""
     names = {cost for model in group.runs for run in group.runs[model] for cost in run.costs}
     shown = [name for name in _COSTS if name in names]
     if not shown:
@@ -128,7 +136,8 @@ def costs(group: Group) -> Table | None:
     columns = []
     for name in shown:
         values = [group.costs(model, name) for model in group.runs]
-        columns.append(_column([fmean(v) if v else None for v in values], _significant, min))
+        choose = None if name in _WITHOUT_BEST else min
+        columns.append(_column([fmean(v) if v else None for v in values], _significant, choose))
     headers = [_COSTS[name] for name in shown]
     return _table(f"Costs on {group.title}, mean over seeds", ["model", *headers], _models(group), columns)
 
@@ -271,11 +280,13 @@ def _difference(group: Group, model: str, baseline: str, differences: Mapping[st
     return Cell(f"{_signed(it.mean, '+')} [{_signed(it.low)}, {_signed(it.high)}]", note=seeds)
 
 
-def _column(values: Sequence[float | None], show: Callable[[float], str], choose: Callable[..., str]) -> list[Cell]:
+def _column(
+    values: Sequence[float | None], show: Callable[[float], str], choose: Callable[..., str] | None
+) -> list[Cell]:
     """Cells of a column. With two values or more, all that equal the best at the shown precision are marked."""
     texts = [ABSENT if value is None else show(value) for value in values]
     shown = [text for text in texts if text != ABSENT]
-    best = choose(shown, key=lambda text: float(text.replace(",", ""))) if len(shown) > 1 else None
+    best = choose(shown, key=lambda text: float(text.replace(",", ""))) if choose and len(shown) > 1 else None
     return [Cell(text, text == best) for text in texts]
 
 
