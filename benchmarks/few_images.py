@@ -128,7 +128,7 @@ def _read(output: Path) -> list[dict[str, str]]:
 
 
 def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key, dict[str, float]]]:
-    """Metrics of runs on one category, in percent; none for more training images than there are."""
+    """Metrics of runs on one category, in percent; none for more training images than there are, or too few for PaDiM."""
     if not keys:
         return
     jobs = {job.key: job for job in plan.jobs()}
@@ -137,7 +137,8 @@ def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key,
     whole = draw_images(plan, replace(keys[0], shots=None))
     test = TestImages(whole, features, every)
     for key in keys:
-        if key.shots and key.shots >= len(whole.train_data):
+        # PaDiM has no covariance of one image.
+        if key.shots and (key.shots >= len(whole.train_data) or (key.model == "PaDiM" and key.shots == 1)):
             continue
         data = draw_images(plan, key)
         seed_everything(key.seed, workers=True, verbose=False)
