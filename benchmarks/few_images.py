@@ -128,7 +128,7 @@ def _read(output: Path) -> list[dict[str, str]]:
 
 
 def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key, dict[str, float]]]:
-    """Metrics of runs on one category, in percent; none for more training images than there are, or too few for PaDiM."""
+    """Metrics of runs on one category, in percent; none with more training images than there are, or too few."""
     if not keys:
         return
     jobs = {job.key: job for job in plan.jobs()}
