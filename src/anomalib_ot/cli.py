@@ -140,7 +140,17 @@ def compare(
 
 
 def _several(given: Any) -> Any:
-    """A list of one or several given values."""
+    """A list of one or several given values.
+
+    Raises:
+        ValueError: If a dictionary is none of a class.
+    """
+    if isinstance(given, dict) and "class_path" not in given:
+        msg = (
+            f"expected class_path and init_args, or a list of them, got a dictionary of {', '.join(map(str, given))}; "
+            "labels are for the file of a --plan"
+        )
+        raise ValueError(msg)
     return [given] if isinstance(given, str | dict) else given
 
 

@@ -93,6 +93,14 @@ def test_failure_is_one_line_and_status_1(arguments, reason):
     assert done.stderr.count("\n") == 1
 
 
+def test_models_with_labels_are_for_a_plan(tmp_path, capsys):
+    models = "{A: {class_path: anomalib_ot.Pradot, init_args: {epochs: 1}}}"
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--models", models, "--data", "[Assembly]", "--output", str(tmp_path)])
+    assert "or a list of them, got a dictionary of A; labels are for the file of a --plan" in stop.value.code
+    assert capsys.readouterr().out == ""
+
+
 def test_import_is_light():
     script = "import sys, anomalib_ot.cli, anomalib_ot.offline; print({'torch', 'anomalib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
