@@ -21,6 +21,7 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
@@ -164,7 +165,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         cache_budget: float = PradotSettings.cache_budget,
         extraction: Extraction = PradotSettings.extraction,
         pre_processor: nn.Module | bool = True,
-        post_processor: PostProcessor | nn.Module | bool = True,
+        post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
@@ -190,6 +191,10 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         self._lowest_cost = float("inf")
         self._epochs_since = 0
         self._best_prototypes: dict[str, Tensor] | None = None
+
+    def configure_post_processor(self) -> ConformalPostProcessor:
+        """A threshold that promises a rate of false alarms, from good images alone."""
+        return ConformalPostProcessor()
 
     @staticmethod
     def configure_pre_processor(

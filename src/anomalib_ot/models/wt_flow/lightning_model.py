@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
@@ -161,7 +162,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         cache_budget: float = WtFlowSettings.cache_budget,
         extraction: Extraction = WtFlowSettings.extraction,
         pre_processor: nn.Module | bool = True,
-        post_processor: PostProcessor | nn.Module | bool = True,
+        post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
@@ -188,6 +189,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         self._lowest_loss = float("inf")
         self._looks_since = 0
         self._best_weights: dict[str, Tensor] | None = None
+
+    def configure_post_processor(self) -> ConformalPostProcessor:
+        """A threshold that promises a rate of false alarms, from good images alone."""
+        return ConformalPostProcessor()
 
     @staticmethod
     def configure_pre_processor(
