@@ -316,7 +316,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         model = WtFlowModel(self.settings, self.model.feature_extractor).to(self.device).eval()
         model.fit_normalization(features.in_order())
         batches = (batch for number in count() for batch in features.epoch(number))
-        fit_flow(model, batches, self.coupling, self.global_step)
+        fit_flow(model, batches, self.coupling, self.global_step, self.hparams["learning_rate"])
         return model
 
     @torch.no_grad()

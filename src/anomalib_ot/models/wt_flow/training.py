@@ -69,7 +69,9 @@ def average_into(averages: nn.Module, trained: nn.Module, step: int, ema_rate: f
         average.lerp_(weights.to(average.dtype), 1 - rate)
 
 
-def fit_flow(model: WtFlowModel, batches: Iterable[FeatureMaps], coupling: Coupling, steps: int) -> None:
+def fit_flow(
+    model: WtFlowModel, batches: Iterable[FeatureMaps], coupling: Coupling, steps: int, learning_rate: float
+) -> None:
     """Train the velocity fields of a model whose normalisation is fitted, as the trainer does, in single precision.
 
     Args:
@@ -77,11 +79,12 @@ def fit_flow(model: WtFlowModel, batches: Iterable[FeatureMaps], coupling: Coupl
         batches: Feature maps (B, D, H, W) of training batches, at least one for each step.
         coupling: Pairs features with noise.
         steps: Number of steps.
+        learning_rate: Highest learning rate.
     """
     settings, averages = model.settings, model.velocities()
     trained = deepcopy(averages).requires_grad_()
     model.requires_grad_(requires_grad=False)
-    optimizer, schedule = create_optimizer(trained, settings, settings.learning_rate)
+    optimizer, schedule = create_optimizer(trained, settings, learning_rate)
     with torch.enable_grad():
         for step, features in enumerate(islice(batches, steps)):
             embeddings = [maps.detach() for maps in model.embed(features)]
