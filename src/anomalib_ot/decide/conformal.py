@@ -201,7 +201,7 @@ def require_numbers(scores: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ConformalScale:
-    """How a raw score is shown: 0.5 + 0.5 · u / (1 + |u|) with u = (raw − threshold) / unit.
+    """How a raw score is shown: ``0.5 + 0.5 · u / (1 + |u|)`` with u = (raw − threshold) / unit.
 
     Shown scores are in (0, 1), the threshold is 0.5, and no two raw scores are shown alike, apart from rounding. Its
     methods take numbers, arrays or tensors.

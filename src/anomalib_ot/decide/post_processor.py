@@ -36,7 +36,7 @@ _THRESHOLD = 0.5
 
 
 class ConformalPostProcessor(PostProcessor):
-    r"""Verdicts with at most a promised rate of false alarms; for any model of anomalib.
+    """Verdicts with at most a promised rate of false alarms; for any model of anomalib.
 
     The threshold is computed from scores of good images that the model was not trained on: those of the validation
     set, or those that the model provides from a cross-fit, see :class:`~anomalib_ot.host.calibration.CalibratesItself`.
@@ -51,7 +51,7 @@ class ConformalPostProcessor(PostProcessor):
     above it, the mask has the highest pixel. The mask of a normal image is empty. A pixel of a good image is therefore
     marked with a probability of at most ``false_alarm_rate``.
 
-    Shown scores and maps are 0.5 + 0.5 · u / (1 + \|u\|) with u = (raw − threshold) / unit, see
+    Shown scores and maps are ``0.5 + 0.5 · u / (1 + |u|)`` with u = (raw − threshold) / unit, see
     :class:`~anomalib_ot.decide.conformal.ConformalScale`: in (0, 1), with the threshold at 0.5. A checkpoint holds the
     calibration scores, so that another rate can be set after training.
 

@@ -122,8 +122,8 @@ class FeatureTrainingSettings(ModelSettings):
             fewer.
         validation_fraction: Fraction of the training images held out, in [0, 1).
         patience: Measurements without an improvement after which training stops.
-        calibration_folds: Folds of the training images whose scores set the threshold, see :func:`cross_fit`; 0 takes
-            the scores of the validation images.
+        calibration_folds: Folds of the training images whose scores set the threshold, see
+            :mod:`anomalib_ot.host.cross_fit`; 0 takes the scores of the validation images.
         feature_cache: See :func:`train_on_features`.
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: See :class:`FastExtractor`.
