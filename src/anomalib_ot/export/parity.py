@@ -159,7 +159,10 @@ def _verdicts(
     with warnings.catch_warnings():
         # The post-processor has said that it lacks images.
         warnings.simplefilter("ignore", UnsupportedRateWarning)
-        verdicts, limit = torch.from_numpy(decision.is_anomalous(scores.numpy())), decision.threshold()
+        # As the exported model shows them, in single precision.
+        shown = scores.float() if decision.image.scale is None else decision.image.scale.shown(scores).float()
+        raw_scores, limit = decision.raw_scores(shown.numpy()), decision.threshold()
+        verdicts = torch.from_numpy(decision.is_anomalous(raw_scores))
     raw = InferenceBatch(pred_score=expected.float().to(module.device))
     labels = cast("nn.Module", module.post_processor)(raw).pred_label
     if labels is None:
@@ -208,7 +211,7 @@ class Scores:
 
 
 class Normalization:
-    """A post-processor's normalisation without clipping, and its inverse.
+    """A post-processor's normalisation before it clips or compresses, which rounds high scores, and its inverse.
 
     Args:
         post_processor: anomalib's post-processor, one with a scale of its own, or None.
@@ -219,23 +222,28 @@ class Normalization:
 
     def apply(self, scores: Scores) -> Scores:
         """Normalise maps and scores."""
-        pixel, image = self._scale("pixel"), self._scale("image")
+        pixel, image = self._line("pixel"), self._line("image")
         return Scores(
-            pixel.shown(scores.maps) if pixel else scores.maps, image.shown(scores.scores) if image else scores.scores
+            pixel.apply(scores.maps) if pixel else scores.maps, image.apply(scores.scores) if image else scores.scores
         )
 
     def undo(self, scores: Scores) -> Scores:
         """Undo the normalisation."""
-        pixel, image = self._scale("pixel"), self._scale("image")
+        pixel, image = self._line("pixel"), self._line("image")
         return Scores(
-            pixel.raw(scores.maps) if pixel else scores.maps, image.raw(scores.scores) if image else scores.scores
+            pixel.undo(scores.maps) if pixel else scores.maps, image.undo(scores.scores) if image else scores.scores
         )
 
     @property
     def clipped(self) -> list[str]:
-        """Names of the outputs that the post-processor clips."""
+        """Names of the outputs that the post-processor normalises, and clips or compresses."""
         fields: dict[str, Literal["image", "pixel"]] = {"anomaly_map": "pixel", "pred_score": "image"}
-        return [output for output, field in fields.items() if isinstance(self._scale(field), _Line)]
+        return [output for output, field in fields.items() if self._line(field)]
+
+    @property
+    def operation(self) -> str:
+        """Operation of OpenVINO whose input is the normalised output before it is clipped or compressed."""
+        return "Abs" if isinstance(self._post_processor, ConformalPostProcessor) else "Clamp"
 
     @property
     def width(self) -> float:
@@ -245,13 +253,13 @@ class Normalization:
         low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
         return 0.0 if isnan(high - low) else high - low
 
-    def _scale(self, field: Literal["image", "pixel"]) -> "_Line | ConformalScale | None":
+    def _line(self, field: Literal["image", "pixel"]) -> "_Line | None":
         """Normalisation of maps or scores, None without normalisation."""
         if self._post_processor is None:
             return None
         if isinstance(self._post_processor, ConformalPostProcessor):
             own = self._post_processor.scale(field)
-            return own if isinstance(own, ConformalScale) else None
+            return _Line(own.unit, own.raw_threshold / own.unit) if isinstance(own, ConformalScale) else None
         low, high, threshold = (
             float(getattr(self._post_processor, f"{field}_{name}")) for name in ("min", "max", "threshold")
         )
@@ -271,11 +279,11 @@ class _Line:
     scale: float
     shift: float
 
-    def shown(self, raw: Tensor) -> Tensor:
-        return raw / self.scale - self.shift
+    def apply(self, values: Tensor) -> Tensor:
+        return values / self.scale - self.shift
 
-    def raw(self, shown: Tensor) -> Tensor:
-        return (shown + self.shift) * self.scale
+    def undo(self, values: Tensor) -> Tensor:
+        return (values + self.shift) * self.scale
 
 
 class _Record:

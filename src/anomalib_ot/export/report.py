@@ -73,8 +73,11 @@ def check_graph(
     Raises:
         ExportError: If the file is out of tolerance.
     """
-    clipped = Normalization(module.post_processor).clipped
-    graphs = {"float32": GraphRunner(path, FLOAT32, clipped), "default": GraphRunner(path, {}, clipped)}
+    scale = Normalization(module.post_processor)
+    graphs = {
+        name: GraphRunner(path, precision, scale.clipped, scale.operation)
+        for name, precision in (("float32", FLOAT32), ("default", {}))
+    }
     properties = {"batch_size": graphs["float32"].batch_size, "default_precision": graphs["default"].precision}
     check(module, path, graphs, tolerance, images, {**details, **properties})
 
