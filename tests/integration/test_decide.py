@@ -39,7 +39,7 @@ def export(name, checkpoint, model, folder, forked):
     # The command loads the models of anomalib without the post-processor that is given.
     loaded = Patchcore.load_from_checkpoint(checkpoint, post_processor=ConformalPostProcessor(), evaluator=False)
     loaded.post_processor.false_alarm_rate = 0.2
-    return loaded.to_openvino(folder / "exported", input_size=SIZE)
+    return loaded.to_openvino(folder / "exported", input_size=SIZE, onnx_kwargs={"dynamic_axes": {}})
 
 
 @pytest.mark.parametrize("name", MODELS)
