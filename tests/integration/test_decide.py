@@ -18,7 +18,7 @@ MODELS = {
     "WtFlow": [*OURS, "--model.width", "16", "--model.training_steps", "4", "--model.post_processor"],
     "Patchcore": [
         *("--model.backbone", "resnet18", "--model.layers", "[layer2]", "--model.pre_trained", "false"),
-        *("--model.coreset_sampling_ratio", "0.05", "--model.post_processor"),
+        *("--model.coreset_sampling_ratio", "0.005", "--model.post_processor"),
     ],
 }
 POST_PROCESSOR = ["ConformalPostProcessor", "--model.post_processor.false_alarm_rate"]
