@@ -84,8 +84,8 @@ def _register_models() -> None:
 
     try:
         import_module("anomalib_ot.host.versions").require_versions()
-        # Data modules and the visualizer are found by short names too.
-        for module in ("anomalib_ot.data", "anomalib_ot.explain.visualizer"):
+        # Data modules, the post-processor and the visualizer are found by short names too.
+        for module in ("anomalib_ot.data", "anomalib_ot.decide.post_processor", "anomalib_ot.explain.visualizer"):
             import_module(module)
         models = [getattr(import_module(place), name) for name, place in anomalib_ot.MODELS.items()]
         import_module("anomalib_ot.host.registration").register(*models)

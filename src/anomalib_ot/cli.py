@@ -166,6 +166,7 @@ def explain(
     formats: list[Literal["png", "svg", "pdf"]] = ["png", "svg"],  # noqa: B006 - never modified
     model: str | None = None,
     seed: int = 0,
+    false_alarm_rate: float | None = None,
     image_sensitivity: float | None = None,
     pixel_sensitivity: float | None = None,
 ) -> str:
@@ -191,7 +192,9 @@ def explain(
         model: Class of the model; by default the class in the checkpoint. The error message for an unknown name lists
             the models.
         seed: Seed of random choices.
-        image_sensitivity: Sensitivity for images in [0, 1], as for anomalib predict; by default the checkpoint's.
+        false_alarm_rate: Promised rate of false alarms in (0, 1), such as 0.05; by default the checkpoint's.
+        image_sensitivity: Sensitivity for images in [0, 1], for a model that was trained with anomalib's PostProcessor;
+            by default the checkpoint's.
         pixel_sensitivity: Sensitivity for pixels, likewise.
 
     Returns:
@@ -201,10 +204,14 @@ def explain(
     from anomalib_ot.explain.explanation import summary  # noqa: PLC0415
 
     names = [pictures] if isinstance(pictures, str) else pictures
-    asked = {"image_sensitivity": image_sensitivity, "pixel_sensitivity": pixel_sensitivity}
+    asked = {
+        "false_alarm_rate": false_alarm_rate,
+        "image_sensitivity": image_sensitivity,
+        "pixel_sensitivity": pixel_sensitivity,
+    }
     page, explained = write_explanation(
         *(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed),
-        sensitivities={name: value for name, value in asked.items() if value is not None},
+        post_processing={name: value for name, value in asked.items() if value is not None},
     )
     return "\n".join([*map(summary, explained), str(page)])
 

@@ -21,6 +21,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import Assembly, Foct, Pradot, WtFlow
+from anomalib_ot.decide import Decision
 from anomalib_ot.shipped import shipped_file
 
 pytestmark = pytest.mark.slow
@@ -105,25 +106,35 @@ def verdicts(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_sensitivity_that_is_typed_moves_verdicts_and_the_export(trained, folder, monkeypatch, forked):
+def test_a_rate_that_is_typed_moves_verdicts_and_the_export(trained, folder, monkeypatch, forked):
     monkeypatch.chdir(folder)  # the inferencer leaves its cache in the working folder
-    arguments = ["--model", "Pradot", "--ckpt_path", trained[1], "--model.post_processor.image_sensitivity"]
+    arguments = ["--model", "Pradot", "--ckpt_path", trained[1], "--model.post_processor.false_alarm_rate"]
     predict = ["predict", "--data", folder / "data/tray/test"]
-    for sensitivity, threshold in ((0.75, 0.25), (0.25, 0.75)):
-        forked(folder, *predict, *arguments, sensitivity)
+    for rate in (0.9, 0.2):
+        forked(folder, *predict, *arguments, rate)
         rows = verdicts(folder)
-        assert {float(row["threshold"]) for row in rows} == {threshold}
-        scores = [float(row["score"]) for row in rows]
-        assert [row["label"] == "anomalous" for row in rows] == [score > threshold for score in scores]
-    middle = sorted(scores)[len(scores) // 2]
-    picture = next(row["path"] for row in rows if float(row["score"]) == middle)
-    image = resize(read_image(picture, as_tensor=True), [128, 128]).clamp(0, 1)
-    for sensitivity, expected in ((1.02 - middle, True), (0.98 - middle, False)):
-        output = forked(folder, "export", "--export_type", "openvino", *arguments, sensitivity)
+        assert {float(row["threshold"]) for row in rows} == {0.5}
+        assert [row["label"] == "anomalous" for row in rows] == [float(row["score"]) > 0.5 for row in rows]
+        # The folds of 64 training images support both rates.
+        assert [row["label"] == "anomalous" for row in rows] == [float(row["p_value"]) <= rate for row in rows]
+    anomalous = [row for row in rows if row["label"] == "anomalous"]
+    row = max(anomalous, key=lambda row: float(row["p_value"]))
+    image = resize(read_image(row["path"], as_tensor=True), [128, 128]).clamp(0, 1)
+    lowest = 1 / 65
+    for rate in (0.2, lowest / 2):
+        output = forked(folder, "export", "--export_type", "openvino", *arguments, rate)
         exported = verdicts_of(folder).parents[1] / "weights/openvino/model.xml"
         assert str(exported) in output
+        decision = Decision.load(exported)
+        assert decision.false_alarm_rate == rate
+        assert ("64 good images support no rate below 0.015" in output) == (rate < lowest)
+        expected = float(row["p_value"]) <= max(rate, lowest)
         runner = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-        assert bool(np.squeeze(runner.predict(image.permute(1, 2, 0).numpy()).pred_label)) == expected
+        found = runner.predict(image.permute(1, 2, 0).numpy())
+        raw = decision.raw_scores(np.ravel(found.pred_score))
+        assert raw == pytest.approx(float(row["score_raw"]), rel=1e-3)
+        assert bool(np.squeeze(found.pred_label)) == bool(decision.is_anomalous(raw)[0]) == expected
+        assert bool(np.squeeze(found.pred_mask).any()) == expected
     assert not (folder / "results/weights").exists()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from anomalib.data import ImageItem
+from anomalib.post_processing import PostProcessor
 
 from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.drawing.pictures import pictures_of
@@ -26,10 +27,11 @@ def set_threshold(processor, threshold):
 
 @pytest.fixture
 def fitted():
-    """A model fitted to four pictures, with the thresholds given."""
+    """A model fitted to four pictures, with anomalib's post-processor and the thresholds given."""
 
     def make(name, threshold=None, **arguments):
         torch.manual_seed(0)
+        arguments.setdefault("post_processor", PostProcessor())
         if name == "Foct":
             model = Foct("resnet18", **{**SETTINGS, "rotations": 2, "support_steps": 3, **arguments}).eval()
         elif name == "Pradot":

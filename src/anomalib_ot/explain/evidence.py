@@ -238,9 +238,7 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
         map=anomaly_map,
         contributions={name: Contribution(each, float(each.flatten()[counted].mean())) for name, each in parts.items()},
         highest=_in_file(picture, (column + 0.5, row + 0.5, column + 0.5, row + 0.5))[:2],
-        regions=None
-        if None in {scale.threshold, pixel_scale.threshold}
-        else _regions(picture, processed, anomaly_map, cast("float", pixel_scale.threshold)),
+        regions=None if None in {scale.threshold, pixel_scale.threshold} else _regions(picture, processed, anomaly_map),
         normal=others,
         p_value=conformal_p_value(float(raw_score), others) if others else None,
         why_no_p_value="" if others else _ITSELF if normal.scores else normal.why_none,
@@ -291,11 +289,11 @@ def _own_extent(picture: Picture) -> Extent:
     return 0.0, 0.0, float(width), float(height)
 
 
-def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor, threshold: float) -> tuple[Region, ...]:
-    """Regions of the shown map above the pixel threshold, ordered by their highest raw score."""
+def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor) -> tuple[Region, ...]:
+    """Regions of the mask, ordered by their highest raw score."""
     shown = cast("Tensor", processed.anomaly_map)[0, 0].cpu().numpy()
     # anomalib's own boxes omit a region that fills the image.
-    labels = label(shown > threshold, connectivity=2)
+    labels = label(cast("Tensor", processed.pred_mask)[0, 0].cpu().numpy(), connectivity=2)
     # Shown scores are clipped to 1, so that many may be equal.
     intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
     found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])

@@ -23,7 +23,7 @@ from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.host.asked_post_processing import require_sensitivities
 from anomalib_ot.host.checkpoint_files import read_checkpoint
-from anomalib_ot.host.checkpoint_record import recorded_model
+from anomalib_ot.host.checkpoint_record import described, recorded_model
 from anomalib_ot.settings import require
 
 from .data import read_data
@@ -84,7 +84,7 @@ def explain(
     pixel: tuple[float, float] | None = None,
     formats: Sequence[str] = FORMATS,
     seed: int = 0,
-    sensitivities: Mapping[str, float] | None = None,
+    post_processing: Mapping[str, float] | None = None,
 ) -> tuple[Path, list[Explained]]:
     """Write all views of some images and of the model.
 
@@ -107,7 +107,8 @@ def explain(
             pixel of the map.
         formats: Formats of the figures: png, svg and pdf.
         seed: Seed of random choices.
-        sensitivities: ``image_sensitivity`` and ``pixel_sensitivity`` in [0, 1]. They replace those of the checkpoint.
+        post_processing: Settings that replace those of the checkpoint: ``false_alarm_rate`` in (0, 1), or, for
+            anomalib's post-processor, ``image_sensitivity`` and ``pixel_sensitivity`` in [0, 1].
 
     Returns:
         The page, and the explanation of each image.
@@ -121,7 +122,8 @@ def explain(
     require(count >= 1, "count", "at least 1", count)
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
-    require_sensitivities(sensitivities or {})
+    settings = post_processing or {}
+    require_sensitivities({name: value for name, value in settings.items() if name.endswith("_sensitivity")})
     require(model is None or model in MODELS, "model", tuple(MODELS), model)
     if not ckpt_path.is_file():
         msg = f"there is no checkpoint {ckpt_path}"
@@ -134,7 +136,11 @@ def explain(
     found = read_data(data, root, content.get("split"))
     asked = requested(found, pictures) if pictures is not None else None
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
-    for name, value in (sensitivities or {}).items():
+    for name, value in settings.items():
+        if not hasattr(fitted.post_processor, name):
+            theirs = described(fitted.post_processor)
+            msg = f"{name} cannot be used with this checkpoint, which has the post_processor {theirs}; leave it out"
+            raise ValueError(msg)
         setattr(fitted.post_processor, name, value)
     scores = {} if asked is not None else _scores(fitted, found.shown)
     subject = ScoredSubject(fitted, found, normal_scores(fitted, found, scores), seed, pixel)

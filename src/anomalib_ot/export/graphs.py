@@ -19,29 +19,35 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 _BACKBONE = "feature_extractor"
+# Operations between an output and the one that clips or compresses it: the switch for normalisation, or arithmetic.
+_STEPS = {
+    "Clamp": {"Result", "Select", "Convert"},
+    "Abs": {"Result", "Convert", "Add", "Multiply", "Divide", "Power"},
+}
 
 
 class GraphRunner:
-    """An exported graph on the CPU. It returns maps and scores before the post-processor clips them.
+    """An exported graph on the CPU. It returns maps and scores before the post-processor clips or compresses them.
 
     Args:
         path: An ``.xml`` or ``.onnx`` file.
         precision: OpenVINO's settings of the precision. If empty, OpenVINO chooses.
-        clipped: Names of the outputs that the graph clips.
+        clipped: Names of the outputs that the graph clips or compresses.
+        operation: The operation that does it, ``Clamp``, or that is its first step, ``Abs``.
 
     Attributes:
         batch_size: Images per call, None for a dynamic batch.
         precision: Precision in which OpenVINO computes operations that are not quantized.
     """
 
-    def __init__(self, path: Path, precision: dict[str, str], clipped: Sequence[str]) -> None:
+    def __init__(self, path: Path, precision: dict[str, str], clipped: Sequence[str], operation: str = "Clamp") -> None:
         import openvino  # noqa: PLC0415 - optional
 
         # Conversion also turns ONNX's operation Clip into OpenVINO's Clamp.
         model = openvino.convert_model(path) if path.suffix == ".onnx" else openvino.Core().read_model(path)
         self._indices = {name: _index(model, name) for name in ("anomaly_map", "pred_score")}
         for name in clipped:
-            unclipped = _before_clipping(model.output(name))
+            unclipped = _before(operation, model.output(name))
             self._indices[name] = len(model.outputs)
             model.add_outputs(unclipped)
         self._compiled = openvino.compile_model(model, "CPU", precision)
@@ -60,17 +66,17 @@ def _index(model: "openvino.Model", name: str) -> int:
     return next(index for index, output in enumerate(model.outputs) if name in output.names)
 
 
-def _before_clipping(output: Any) -> Any:
-    """The input of the operation that clips an output, found behind the switch for normalisation."""
+def _before(operation: str, output: Any) -> Any:
+    """The input of the operation that clips or compresses an output, found behind the steps that follow it."""
     pending = [output.get_node()]
     while pending:
         node = pending.pop(0)
-        if node.get_type_name() == "Clamp":
+        if node.get_type_name() == operation:
             return node.input_value(0)
-        if node.get_type_name() in {"Result", "Select", "Convert"}:
+        if node.get_type_name() in _STEPS[operation]:
             pending += [each.get_source_output().get_node() for each in node.inputs()]
     msg = (
-        f"the output {output.any_name} of the graph has no Clamp operation, expected that of anomalib's "
+        f"the output {output.any_name} of the graph has no {operation} operation, expected that of the "
         "post-processor; use anomalib's, or one with enable_normalization=False"
     )
     raise ValueError(msg)

@@ -1,9 +1,10 @@
 """Comparison of an exported model with the model in torch."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isnan
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -12,6 +13,10 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_ot.decide.conformal import ConformalScale, UnsupportedRateWarning
+from anomalib_ot.decide.decision import Decision
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 
 from .trial_images import TrialImages
 
@@ -51,9 +56,9 @@ class SameValues:
         return [
             f"the largest {name.replace('_', ' ')} is {measured[name]:.1e} of the maps' range, more than "
             f"{self.largest_difference}"
-            for name in ("map_difference", "score_difference")
+            for name in ("map_difference", "score_difference", "verdict_difference")
             # NaN is out of tolerance too.
-            if not measured[name] <= self.largest_difference
+            if not measured.get(name, 0.0) <= self.largest_difference
         ]
 
 
@@ -90,7 +95,11 @@ class SameOrder:
 
 
 def compare(
-    module: AnomalibModule, runners: Mapping[str, Runner], images: TrialImages, batch_size: int | None
+    module: AnomalibModule,
+    runners: Mapping[str, Runner],
+    images: TrialImages,
+    batch_size: int | None,
+    decision: Decision | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Compare exported models with the model in torch.
 
@@ -103,11 +112,14 @@ def compare(
             post-processor has normalised but not clipped.
         images: Images to run them on.
         batch_size: Images per call, None for a dynamic batch.
+        decision: The decision beside the exported model, if it has one.
 
     Returns:
         Image and pixel AUROC of the model in torch, None without both normal and anomalous images. For each exported
         model: the same; the largest difference of maps and of scores as a share of the range of torch's maps, on these
-        images or in the model's validation, whichever is wider; and the rank correlation of the maps' pixels.
+        images or in the model's validation, whichever is wider; and the rank correlation of the maps' pixels. With a
+        decision, also the number of images for which it decides otherwise than torch, and their largest distance from
+        the threshold, as a share of the same range.
     """
     scale = Normalization(module.post_processor)
     reference = _Record()
@@ -133,10 +145,31 @@ def compare(
             "score_difference": record.score_difference / span,
             "rank_correlation": _rank_correlation(record.maps, reference.maps),
             **truth.auroc(record),
+            **(_verdicts(module, decision, record.scores, reference.scores, span) if decision else {}),
         }
         for name, record in records.items()
     }
     return truth.auroc(reference), measured
+
+
+def _verdicts(
+    module: AnomalibModule, decision: Decision, scores: Tensor, expected: Tensor, span: float
+) -> dict[str, float]:
+    """Compare the verdicts of a decision on exported scores with those of the post-processor on torch's."""
+    with warnings.catch_warnings():
+        # The post-processor has said that it lacks images.
+        warnings.simplefilter("ignore", UnsupportedRateWarning)
+        # As the exported model shows them, in single precision.
+        shown = scores.float() if decision.image.scale is None else decision.image.scale.shown(scores).float()
+        raw_scores, limit = decision.raw_scores(shown.numpy()), decision.threshold()
+        verdicts = torch.from_numpy(decision.is_anomalous(raw_scores))
+    raw = InferenceBatch(pred_score=expected.float().to(module.device))
+    labels = cast("nn.Module", module.post_processor)(raw).pred_label
+    if labels is None:
+        return {}
+    changed = verdicts != labels.cpu()
+    distances = (expected - limit).abs()[changed] / span
+    return {"changed_verdicts": int(changed.sum()), "verdict_difference": max(distances.tolist(), default=0.0)}
 
 
 def run_exported_module(module: AnomalibModule) -> Runner:
@@ -161,7 +194,7 @@ def _run_as_engine(module: AnomalibModule, images: Tensor) -> InferenceBatch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Anomaly maps (B, h, w) and image scores (B,), float32 on the CPU."""
+    """Anomaly maps (B, h, w) and image scores (B,) on the CPU, float64: undoing a normalisation loses digits."""
 
     maps: Tensor
     scores: Tensor
@@ -169,7 +202,7 @@ class Scores:
     @classmethod
     def of(cls, batch: InferenceBatch) -> "Scores":
         """Take them from a batch with maps (B, 1, h, w)."""
-        maps, scores = (torch.as_tensor(each).float().cpu() for each in (batch.anomaly_map, batch.pred_score))
+        maps, scores = (torch.as_tensor(each).cpu().double() for each in (batch.anomaly_map, batch.pred_score))
         return cls(maps.reshape(-1, *maps.shape[-2:]), scores.flatten())
 
     def first(self, count: int) -> "Scores":
@@ -178,14 +211,14 @@ class Scores:
 
 
 class Normalization:
-    """A post-processor's normalisation without clipping, and its inverse.
+    """A post-processor's normalisation before it clips or compresses, which rounds high scores, and its inverse.
 
     Args:
-        post_processor: anomalib's post-processor, or None.
+        post_processor: anomalib's post-processor, one with a scale of its own, or None.
     """
 
     def __init__(self, post_processor: nn.Module | None) -> None:
-        self._post_processor = post_processor if getattr(post_processor, "enable_normalization", False) else None
+        self._post_processor: Any = post_processor if getattr(post_processor, "enable_normalization", False) else None
 
     def apply(self, scores: Scores) -> Scores:
         """Normalise maps and scores."""
@@ -203,9 +236,14 @@ class Normalization:
 
     @property
     def clipped(self) -> list[str]:
-        """Names of the outputs that the post-processor normalises, and therefore clips."""
-        fields = {"anomaly_map": "pixel", "pred_score": "image"}
+        """Names of the outputs that the post-processor normalises, and clips or compresses."""
+        fields: dict[str, Literal["image", "pixel"]] = {"anomaly_map": "pixel", "pred_score": "image"}
         return [output for output, field in fields.items() if self._line(field)]
+
+    @property
+    def operation(self) -> str:
+        """Operation of OpenVINO whose input is the normalised output before it is clipped or compressed."""
+        return "Abs" if isinstance(self._post_processor, ConformalPostProcessor) else "Clamp"
 
     @property
     def width(self) -> float:
@@ -215,10 +253,13 @@ class Normalization:
         low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
         return 0.0 if isnan(high - low) else high - low
 
-    def _line(self, field: str) -> "_Line | None":
+    def _line(self, field: Literal["image", "pixel"]) -> "_Line | None":
         """Normalisation of maps or scores, None without normalisation."""
         if self._post_processor is None:
             return None
+        if isinstance(self._post_processor, ConformalPostProcessor):
+            own = self._post_processor.scale(field)
+            return _Line(own.unit, own.raw_threshold / own.unit) if isinstance(own, ConformalScale) else None
         low, high, threshold = (
             float(getattr(self._post_processor, f"{field}_{name}")) for name in ("min", "max", "threshold")
         )

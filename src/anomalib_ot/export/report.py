@@ -18,7 +18,9 @@ The report ``NAME.parity.json`` lies beside the file. It has these fields:
 ``float32``, ``default``
     The same of the exported file in float32, which the check uses, and of a graph at OpenVINO's default precision.
     Also the largest difference of maps and of scores, as a share of the range of torch's maps on these images or in the
-    model's validation, whichever is wider; and the rank correlation of the maps' pixels.
+    model's validation, whichever is wider; and the rank correlation of the maps' pixels. For a model whose
+    post-processor is calibrated, also the number of images for which the file with its decision and torch decide
+    otherwise, and their largest distance from the threshold, as a share of the same range.
 ``versions``
     Versions of the packages.
 """
@@ -34,6 +36,8 @@ from typing import Any
 
 from anomalib.models.components import AnomalibModule
 
+from anomalib_ot.decide.decision import Decision
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.features.extraction import FLOAT32
 
 from .graphs import GraphRunner
@@ -69,8 +73,11 @@ def check_graph(
     Raises:
         ExportError: If the file is out of tolerance.
     """
-    clipped = Normalization(module.post_processor).clipped
-    graphs = {"float32": GraphRunner(path, FLOAT32, clipped), "default": GraphRunner(path, {}, clipped)}
+    scale = Normalization(module.post_processor)
+    graphs = {
+        name: GraphRunner(path, precision, scale.clipped, scale.operation)
+        for name, precision in (("float32", FLOAT32), ("default", {}))
+    }
     properties = {"batch_size": graphs["float32"].batch_size, "default_precision": graphs["default"].precision}
     check(module, path, graphs, tolerance, images, {**details, **properties})
 
@@ -83,7 +90,7 @@ def check(
     images: TrialImages,
     details: Mapping[str, Any],
 ) -> None:
-    """Compare an exported file with the module in torch, and write the report beside it.
+    """Compare an exported file with the module in torch, and write the report and the decision beside it.
 
     Args:
         module: The module that was exported.
@@ -97,7 +104,9 @@ def check(
         ExportError: If the file is out of tolerance. No report is written.
     """
     module.eval()
-    reference, measured = compare(module, runners, images, details.get("batch_size"))
+    # Before the report, which lists all files.
+    decision = _write_decision(module, path)
+    reference, measured = compare(module, runners, images, details.get("batch_size"), decision)
     broken = tolerance.broken_by(measured["float32"], reference)
     if broken:
         msg = (
@@ -136,6 +145,16 @@ def log_result(path: Path) -> None:
         report["pictures"]["source"],
         _report_of(path),
     )
+
+
+def _write_decision(module: AnomalibModule, path: Path) -> Decision | None:
+    """Write ``NAME.calibration.json`` beside a file, and read it as a user does; None without calibration scores."""
+    processor = module.post_processor
+    decision = processor.decision(type(module).__name__) if isinstance(processor, ConformalPostProcessor) else None
+    if decision is None:
+        return None
+    decision.write(path)
+    return Decision.load(path)
 
 
 def _report_of(path: Path) -> Path:

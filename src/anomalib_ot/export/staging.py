@@ -87,7 +87,9 @@ def published(export_root: Path | str, staged_file: Path) -> Path:
 
 
 def _place(path: Path) -> int:
-    """Order of a file: weights, then the graph that reads them, then the report, which marks a complete export."""
+    """Order of a file: weights, the graph that reads them, its calibration, and the report of a complete export."""
+    if path.name.endswith(REPORT):
+        return 3
     return 2 if path.suffix == ".json" else int(path.suffix in {".onnx", ".xml"})
 
 

@@ -37,6 +37,8 @@ it:
 - ``features.single_precision`` and torch models: ``nn.Module._apply``.
 - ``data``: ``_setup``, ``_create_test_split`` and ``_create_val_split`` of ``AnomalibDataModule``.
 - ``metrics``: ``_to_sync`` and ``_should_unsync`` of torchmetrics.
+- ``decide``: ``_image_threshold``, ``_pixel_threshold``, ``_image_min_max_metric``, ``_pixel_min_max_metric`` and
+  ``_checkpoint_config_keys`` of ``PostProcessor``, whose other metrics stay unused.
 - ``export``: ``PreProcessor.export_transform``.
 """
 

@@ -33,7 +33,7 @@ class AskedPostProcessing:
         """Load a model as the base class does; in an export, with the user's post-processor."""
         given = _given_to_export(inspect.currentframe())
         post_processor = getattr(given, "post_processor", None)
-        if _asked(post_processor, {}):
+        if asked_settings(post_processor):
             kwargs.setdefault("post_processor", deepcopy(post_processor))
         return cast("type[AnomalibModule]", super()).load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
@@ -44,7 +44,7 @@ class AskedPostProcessing:
             ValueError: If a sensitivity is not in [0, 1].
         """
         model = cast("AnomalibModule", self)
-        asked = _asked(model.post_processor, self._of_checkpoint or {})
+        asked = asked_settings(model.post_processor, self._of_checkpoint)
         require_sensitivities({name: value for name, value in asked.items() if name.endswith("_sensitivity")})
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
         if not isinstance(model.post_processor, PostProcessor):
@@ -71,17 +71,26 @@ def require_sensitivities(sensitivities: Mapping[str, float]) -> None:
         require(0 <= value <= 1, name, "in [0, 1]", value)
 
 
-def _asked(post_processor: Any, of_checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a post-processor that are neither its defaults nor those of a checkpoint."""
+def asked_settings(post_processor: Any, of_checkpoint: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of a post-processor that are neither its defaults nor those of a checkpoint.
+
+    Args:
+        post_processor: A post-processor. One that is not anomalib's has no settings.
+        of_checkpoint: Settings of the checkpoint that it was loaded from.
+
+    Returns:
+        The settings by name.
+    """
     if not isinstance(post_processor, PostProcessor):
         return {}
+    theirs = of_checkpoint or {}
     # A subclass may pass settings on to that of the host.
     kinds = (PostProcessor, type(post_processor))
     defaults = {name: each for kind in kinds for name, each in inspect.signature(kind).parameters.items()}
     return {
         name: value
         for name, value in post_processor.checkpoint_config().items()
-        if name in defaults and value not in (defaults[name].default, of_checkpoint.get(name, defaults[name].default))
+        if name in defaults and value not in (defaults[name].default, theirs.get(name, defaults[name].default))
     }
 
 

@@ -12,6 +12,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -19,7 +20,7 @@ from torch import nn
 from anomalib_ot.features.backbones import backbone_name, fetch_weights
 from anomalib_ot.features.recorded_backbones import record_backbone, recorded_backbone
 
-from .asked_post_processing import AskedPostProcessing
+from .asked_post_processing import AskedPostProcessing, asked_settings
 from .checkpoint_files import read_checkpoint
 from .checkpoint_fit import is_same, require_fit
 from .checkpoint_record import COMPONENTS, ENTRY, described, is_stored, new_entry, read_entry, tiling
@@ -140,8 +141,11 @@ class SafeCheckpoints(AskedPostProcessing):
         """
         model = cast("AnomalibModule", self)
         entry = read_entry(checkpoint, type(self).__name__, self.checkpoint_rules)
+        # The first format had anomalib's post-processor, and did not record it.
+        recorded = entry["components"] if entry["format"] > 1 else {"post_processor": described(PostProcessor())}
+        self._take_post_processor(recorded["post_processor"])
         if entry["format"] > 1:
-            self._check_components(checkpoint, entry["components"])
+            self._check_components(checkpoint, recorded)
         self._take_settings(checkpoint, entry["backbone"])
         if entry["format"] > 1:
             self._take_tiling(entry["tiler"])
@@ -207,6 +211,29 @@ class SafeCheckpoints(AskedPostProcessing):
         if torch_model.tiler is not None:
             logger.warning("%s: the tiles are those of the checkpoint, %s", type(self).__name__, theirs or "none")
         torch_model.tiler = Tiler(**{**theirs, "mode": ImageUpscaleMode(theirs["mode"])}) if theirs else None
+
+    def _take_post_processor(self, theirs: str | None) -> None:
+        """Replace the post-processor by one of the class in the checkpoint, if that is anomalib's or the default.
+
+        Raises:
+            ValueError: If the user gave settings that the class in the checkpoint does not have.
+        """
+        model = cast("AnomalibModule", self)
+        ours = model.post_processor
+        known = {described(each): each for each in (PostProcessor(), model.configure_post_processor())}
+        if theirs not in known or described(ours) not in known or theirs == described(ours):
+            return
+        if asked := asked_settings(ours):
+            msg = (
+                f"{', '.join(asked)} cannot be used with this checkpoint: it has the post_processor {theirs}, and "
+                f"{'this is a setting' if len(asked) == 1 else 'these are settings'} of {described(ours)}. Leave it "
+                "out, or train again."
+            )
+            raise ValueError(msg)
+        model.post_processor = cast("nn.Module", known[theirs]).to(model.device)
+        if _has_trainer(model):
+            trainer = cast("Any", model.trainer)
+            trainer.callbacks = [model.post_processor if each is ours else each for each in trainer.callbacks]
 
     def _check_components(self, checkpoint: dict[str, Any], theirs: Mapping[str, str | None]) -> None:
         """Refuse a model whose pre- or post-processor differs from that of the checkpoint and cannot be restored."""

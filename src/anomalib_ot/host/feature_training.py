@@ -1,10 +1,12 @@
 """Models whose epochs run over frozen features of the training images."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from lightning.pytorch import Callback, Trainer
 from rich.progress import track
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from anomalib_ot.features.extraction import FastExtractor, FeatureMaps, extract_by_tiles
 
-from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features
+from .calibration import CalibrationScores, HasPValues
+from .cross_fit import FoldFeatures, cross_fit
+from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features, user_seed
 from .finishing import Finishing
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
@@ -23,23 +27,31 @@ if TYPE_CHECKING:
 
     from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 
+logger = logging.getLogger(__name__)
+
+_FEWEST_IN_FOLD = 2
+
 
 class FeatureTraining(ChecksImages, HoldsOut, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` in its constructor, :meth:`extract_training_features` when its fit
-    starts, and :meth:`forget_training_features` when its fit ends. A failed fit releases the features too. The torch
-    model returns features in training mode.
+    starts, and :meth:`forget_training_features` when its fit ends. A failed fit releases the features too. The model
+    overrides :meth:`fit_fold`. The torch model returns features in training mode, and its method ``score`` scores
+    features.
 
     Attributes:
         settings: The model's settings.
         training_features: Features of the training images, during a fit.
+        calibration_scores: Scores of training images by models that were fitted without them, from the last fit; None
+            if the validation images calibrate.
     """
 
     device: Any
     model: nn.Module
     settings: FeatureTrainingSettings
     pre_processor: Any
+    calibration_scores: CalibrationScores | None = None
 
     def set_feature_training(self, settings: FeatureTrainingSettings, usual_batch_size: int) -> None:
         """Set how features are extracted and cached.
@@ -52,6 +64,8 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         self.batch_size = settings.batch_size or usual_batch_size
         self.training_features = TrainingFeatures(())
         self._extractor: FastExtractor | None = None
+        # Height and width of the pre-processed training images.
+        self._image_size = torch.Size()
 
     def resumes_what_has_ended(self) -> bool:
         """Stop the trainer at once if it resumes a training that has ended, whose last checkpoint is the result.
@@ -89,6 +103,42 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             device=self.device,
             hold_out=self.settings.validation_fraction,
         )
+
+    def fit_fold(self, features: FoldFeatures) -> nn.Module:
+        """Fit a new torch model on some of the training images, as this one was fitted on all of them.
+
+        Args:
+            features: Features of these images.
+
+        Returns:
+            The model, in evaluation mode. It shares the feature extractor of this one.
+        """
+        raise NotImplementedError
+
+    def calibrate(self) -> None:
+        """Score the training images by models that were fitted without them, unless the validation images calibrate."""
+        self.calibration_scores = None
+        folds = self.settings.calibration_folds
+        if not (folds and self.trainer.enable_validation and isinstance(cast("Any", self).post_processor, HasPValues)):
+            return
+        loader = self.training_features.trained_on
+        if reason := _why_no_folds(loader, folds, self.trainer.world_size):
+            logger.info("The scores of the validation images set the threshold, not those of folds: %s.", reason)
+            return
+        dataset = cast("DataLoader", loader).dataset
+        features = FoldFeatures(dataset, self.batch_size, self.device, user_seed())
+        try:
+            # The seed of the user decides the folds, which change no other random numbers.
+            with torch.random.fork_rng():
+                torch.manual_seed(user_seed())
+                self.calibration_scores = cross_fit(features, folds, self._scorer_of_fold)
+        except (RuntimeError, ValueError) as error:
+            # The training must not fail at its end.
+            logger.warning("The scores of the validation images set the threshold, as folds failed: %s", error)
+
+    def _scorer_of_fold(self, features: FoldFeatures) -> Callable[[FeatureMaps], InferenceBatch]:
+        model: Any = self.fit_fold(features)
+        return partial(model.score, size=self._image_size)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks of the host, and one that releases the features if a fit fails."""
@@ -137,9 +187,22 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         with self.trainer.precision_plugin.forward_context():
             transform = getattr(self.pre_processor, "transform", None)
             images = transform(images) if transform else images
+            self._image_size = images.shape[-2:]
             # Check before training, as no map is computed until its end.
             cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
+
+
+def _why_no_folds(features: Iterable[FeatureBatch], folds: int, processes: int) -> str | None:
+    """Why there are no folds, or None."""
+    if not isinstance(features, DataLoader):
+        return "the features of the training images are not cached"
+    if processes > 1:
+        return f"{processes} processes train"
+    count = len(cast("Sized", features.dataset))
+    if count < _FEWEST_IN_FOLD * folds:
+        return f"{count} training images are fewer than {_FEWEST_IN_FOLD} in each of {folds} folds"
+    return None
 
 
 class _FeatureRelease(Callback):

@@ -25,7 +25,8 @@ class Finishing:
     model is written to the checkpoints of the last step. A checkpoint of an interrupted training records that, and a
     test of it gives a warning.
 
-    The model overrides :meth:`finish`, :meth:`finished_part` and ``has_converged``.
+    The model overrides :meth:`finish`, :meth:`finished_part` and ``has_converged``, and may override
+    :meth:`calibrate`.
 
     Attributes:
         is_finished: Whether training has ended and the model is finished; None if no trainer has trained the model.
@@ -49,6 +50,9 @@ class Finishing:
     def finish(self) -> None:
         """Finish the model after the last step."""
         raise NotImplementedError
+
+    def calibrate(self) -> None:
+        """Calibrate the finished model before it is validated; a terminated training does not."""
 
     def finished_part(self) -> nn.Module:
         """The part of the model that both training and :meth:`finish` change."""
@@ -77,7 +81,7 @@ class Finishing:
         """Finish and validate the model after the last epoch, before the trainer saves it."""
         was_terminated, self._was_terminated = self._was_terminated, False
         if was_terminated or self._stops() or self._is_last_epoch():
-            self._conclude()
+            self._conclude(hurries=was_terminated)
         cast("AnomalibModule", super()).on_train_epoch_end()
         if was_terminated:
             self.trainer._signal_connector.received_sigterm = True  # noqa: SLF001 - Lightning now ends the training
@@ -102,11 +106,13 @@ class Finishing:
     def _is_last_epoch(self) -> bool:
         return 0 <= self.trainer.max_epochs <= self.current_epoch + 1
 
-    def _conclude(self) -> None:
+    def _conclude(self, *, hurries: bool = False) -> None:
         part = self.finished_part()
         self._unfinished = {name: value.clone() for name, value in part.state_dict().items()}
         self.finish()
         self.is_finished = True
+        if not hurries:
+            self.calibrate()
         validate_now(self.trainer)
 
     def _amend_checkpoints(self) -> None:

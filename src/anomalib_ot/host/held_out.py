@@ -9,6 +9,8 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .calibration import CalibratesItself
+from .scale import HasScale
 from .splits import Split, count_held_out, joined, overlaps, split_of, trained_but_held_out, use_split
 
 if TYPE_CHECKING:
@@ -144,14 +146,25 @@ class HeldOutCheck(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Widen the scale and report the source of the threshold, if there was no anomalous image."""
+        """Report what a threshold from good images alone means. For that of anomalib, widen the scale of the scores."""
         good, anomalous = self._counts(trainer, pl_module)
-        if anomalous or not good:
-            return
         processor = getattr(pl_module, "post_processor", None)
-        if getattr(processor, "enable_thresholding", False):
+        if not good or not getattr(processor, "enable_thresholding", False):
+            return
+        if isinstance(processor, HasScale):
+            self._warn_of_own_images(pl_module)
+        elif not anomalous:
             _widen(processor)
             logger.warning("%s", self._about_threshold(good, float(cast("Any", processor).image_threshold), pl_module))
+
+    def _warn_of_own_images(self, model: Any) -> None:
+        """Warn that a promised rate of false alarms does not hold, if the scores behind it are of training images."""
+        own = model.calibration_scores if isinstance(model, CalibratesItself) else None
+        if own is None and _was_trained_on_held_out(model):
+            logger.warning(
+                "The model was trained on some of the good images that its threshold is computed from. New good images "
+                "score higher: expect far more false alarms than false_alarm_rate. Hold images out."
+            )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if the metrics mean nothing."""
@@ -176,9 +189,7 @@ class HeldOutCheck(Callback):
         names = ", ".join(Path(path).name for path in self._good[:_NAMED])
         more = ", …" if good > _NAMED else ""
         which = f"the highest score of {good} good images" if good > 1 else "the score of one good image"
-        data = _data(model.trainer)
-        split = getattr(model, "split", None)
-        if data is not None and split is not None and trained_but_held_out(data, split):
+        if _was_trained_on_held_out(model):
             chance = (
                 "The model was trained on some of these images, and new good images score higher: expect most of them "
                 "to be flagged. Hold images out, or validate with anomalous images, for a usable threshold"
@@ -202,6 +213,11 @@ def _widen(processor: Any) -> None:
     if width > high - low:
         low.copy_(threshold - width / 2)
         high.copy_(threshold + width / 2)
+
+
+def _was_trained_on_held_out(model: Any) -> bool:
+    data, split = _data(model.trainer), getattr(model, "split", None)
+    return data is not None and split is not None and trained_but_held_out(data, split) > 0
 
 
 def _data(trainer: Any) -> AnomalibDataModule | None:

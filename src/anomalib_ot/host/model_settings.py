@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-# What a setting changes: the scores of a trained model; only what is trained; or neither, but where and how fast
-# something is computed.
+# What a setting changes: the scores of a trained model; only what is trained; or neither, but its threshold, or where
+# and how fast something is computed.
 Kind = Literal["scoring", "training", "running"]
 
 # Type of a field, with the kind of the setting.
@@ -122,6 +122,8 @@ class FeatureTrainingSettings(ModelSettings):
             fewer.
         validation_fraction: Fraction of the training images held out, in [0, 1).
         patience: Measurements without an improvement after which training stops.
+        calibration_folds: Folds of the training images whose scores set the threshold, see
+            :mod:`anomalib_ot.host.cross_fit`; 0 takes the scores of the validation images.
         feature_cache: See :func:`train_on_features`.
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: See :class:`FastExtractor`.
@@ -130,6 +132,7 @@ class FeatureTrainingSettings(ModelSettings):
     patience: Training[int]
     batch_size: Training[int | None] = None
     validation_fraction: Training[float] = 0.0
+    calibration_folds: Running[int] = 3
     feature_cache: Running[CachePlace] = "auto"
     cache_budget: Running[float] = 0.5
     extraction: Running[Extraction] = "auto"
@@ -140,4 +143,6 @@ class FeatureTrainingSettings(ModelSettings):
         if self.batch_size is not None:
             require_whole(1, "batch_size", self.batch_size)
         require(0 <= self.validation_fraction < 1, "validation_fraction", "in [0, 1)", self.validation_fraction)
+        require_whole(0, "calibration_folds", self.calibration_folds)
+        require(self.calibration_folds != 1, "calibration_folds", "0 or at least 2", self.calibration_folds)
         require(0 < self.cache_budget <= 1, "cache_budget", "in (0, 1]", self.cache_budget)

@@ -13,8 +13,9 @@ from torch import Tensor
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.transport import Processes
 
+from .calibration import HasPValues
 from .run_folder import RunFolder
-from .scale import Scale, scale_of
+from .scale import LinearScale, Scale, scale_of
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -24,16 +25,17 @@ logger = logging.getLogger(__name__)
 TABLE = "predictions.csv"
 """Name of the table, in the folder of the drawn images."""
 
-_COLUMNS = ("path", "score", "threshold", "label", "score_raw")
+_COLUMNS = ("path", "score", "threshold", "label", "score_raw", "p_value")
 
 
 class Verdicts(RunFolder):
     """Part of a Lightning model whose predictions write a table of verdicts, ``predictions.csv``.
 
     The table lies beside the images that the host draws. It replaces an earlier table once it is complete. Each image
-    has a row: its path, its score, the threshold on the same scale, its label (``anomalous`` or ``normal``) and the raw
-    score. If no threshold is known, threshold and label are empty. A line on standard output gives the path of the
-    table and the number of anomalous images.
+    has a row: its path, its score, the threshold on the same scale, its label (``anomalous`` or ``normal``), the raw
+    score, and its p-value among good images. If no threshold is known, threshold and label are empty; so is the p-value
+    if the post-processor has none. A line on standard output gives the path of the table and the number of anomalous
+    images.
 
     Attributes:
         raw_scores: Scores (B,) of the last predicted batch, before the post-processor.
@@ -66,7 +68,7 @@ class _VerdictTable(Callback):
         self._rows = StringIO()
         self._count = 0
         self._anomalous = 0
-        self._scale = Scale()
+        self._scale: Scale = LinearScale()
         self._why_none = ""
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -90,10 +92,11 @@ class _VerdictTable(Callback):
             self._anomalous += sum(is_anomalous)
         paths = outputs.image_path or [""] * len(scores)
         limit = self._limit()
-        raw = _written(pl_module.raw_scores.flatten())
+        raw = pl_module.raw_scores.flatten()
+        places = _p_values(pl_module.post_processor, raw)
         writer = csv.writer(self._rows, lineterminator="\n")
-        for path, score, label, raw_score in zip(paths, _written(scores), labels, raw, strict=True):
-            writer.writerow((path, score, limit, label, raw_score))
+        for path, score, label, *rest in zip(paths, _written(scores), labels, _written(raw), places, strict=True):
+            writer.writerow((path, score, limit, label, *rest))
         self._count += len(scores)
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -133,7 +136,15 @@ def _why_no_threshold(post_processor: Any) -> str:
     """Why a post-processor has no threshold, if it has none."""
     if not isinstance(post_processor, PostProcessor):
         return "the model has no post-processor of anomalib"
-    return "no validation images" if post_processor.enable_thresholding else "thresholding is off"
+    if not post_processor.enable_thresholding:
+        return "thresholding is off"
+    return "no scores of good images" if isinstance(post_processor, HasPValues) else "no validation images"
+
+
+def _p_values(post_processor: Any, raw_scores: Tensor) -> list[str]:
+    """P-values of raw image scores (N,), empty where they are not known."""
+    known = post_processor.p_values(raw_scores) if isinstance(post_processor, HasPValues) else None
+    return [""] * len(raw_scores) if known is None else [f"{each:.6g}" for each in known]
 
 
 def _encodable(text: str) -> str:

@@ -122,7 +122,11 @@ def test_the_checkpoint_of_another_model_is_refused(checkpoint, folder, tmp_path
         ({"data": "Nowhere"}, ValueError, "data must be a data module, an image or a folder"),
         ({"pictures": ["c/000"]}, ValueError, "'c/000' is neither an image of the data, such as"),
         ({"pictures": []}, ValueError, "pictures must be at least one, or left out"),
-        ({"sensitivities": {"image_sensitivity": 1.4}}, ValueError, r"image_sensitivity must be in \[0, 1\], not 1.4"),
+        (
+            {"post_processing": {"image_sensitivity": 1.4}},
+            ValueError,
+            r"image_sensitivity must be in \[0, 1\], not 1.4",
+        ),
         ({"pictures": ["000"]}, ValueError, "'000' matches a/000, b/000; give one of these names"),
     ],
 )

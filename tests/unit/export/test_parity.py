@@ -154,9 +154,9 @@ def test_normalization_is_the_hosts_without_clipping():
     ours = Normalization(post_processor)
     assert ours.clipped == ["anomaly_map", "pred_score"]
     there = ours.apply(Scores.of(raw))
-    assert torch.allclose(there.maps.clamp(0, 1), normalized.anomaly_map[:, 0], atol=1e-6)
-    assert torch.allclose(there.scores.clamp(0, 1), normalized.pred_score, atol=1e-6)
-    assert torch.allclose(ours.undo(there).maps, raw.anomaly_map[:, 0], atol=1e-6)
+    assert torch.allclose(there.maps.clamp(0, 1), normalized.anomaly_map[:, 0].double(), atol=1e-6)
+    assert torch.allclose(there.scores.clamp(0, 1), normalized.pred_score.double(), atol=1e-6)
+    assert torch.allclose(ours.undo(there).maps, raw.anomaly_map[:, 0].double(), atol=1e-6)
     assert Normalization(None).clipped == []
 
 
@@ -200,7 +200,7 @@ def test_a_graph_is_compared_before_it_clips_whatever_its_range(post_processor, 
     scale = Normalization(post_processor)
     assert scale.clipped == ["anomaly_map", "pred_score"]
     raw = scale.undo(Scores.of(GraphRunner(path, FLOAT32, scale.clipped)(images)))
-    assert torch.allclose(raw.maps, images[:, 0] * 3 - 1, atol=1e-5)
+    assert torch.allclose(raw.maps, images[:, 0].double() * 3 - 1, atol=1e-5)
     assert torch.allclose(raw.scores, raw.maps.amax((-2, -1)), atol=1e-5)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from anomalib.data import AnomalibDataModule, Folder, InferenceBatch
+from anomalib.data import AnomalibDataModule, Folder, ImageBatch, InferenceBatch
 from anomalib.data.datasets import AnomalibDataset
 from anomalib.engine import Engine
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
@@ -315,6 +315,20 @@ def test_post_processor_shows_scores_on_the_scale_of_its_minimum_and_maximum(lev
     torch.testing.assert_close(scale.shown(raw), expected)
     assert scale.raw_threshold == 3.0
     assert scale.is_raw == (not normalizes or math.isnan(low))
+
+
+def test_post_processor_computes_a_range_without_thresholds():
+    processor = PostProcessor()
+    scores, maps = torch.tensor([1.0, 3.0]), torch.rand(2, 4, 4)
+    batch = ImageBatch(image=torch.rand(2, 3, 4, 4), pred_score=scores, anomaly_map=maps)
+    processor._image_min_max_metric.update(batch)
+    processor._pixel_min_max_metric.update(batch)
+    processor.on_validation_epoch_end(None, None)
+    assert (processor.image_min, processor.image_max) == (1.0, 3.0)
+    assert processor.pixel_max == maps.max()
+    assert processor._image_threshold.isnan()
+    assert processor._pixel_threshold.isnan()
+    assert set(processor._checkpoint_config_keys) == processor.checkpoint_config().keys()
 
 
 def test_post_processor_takes_a_range_that_is_written_in_place():

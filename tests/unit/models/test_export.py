@@ -22,6 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot.decide import Decision
 from anomalib_ot.export.parity import ExportError
 
 SIZE = (64, 64)
@@ -136,15 +137,19 @@ def predict(path, images, folder, monkeypatch):
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_openvino_files_give_the_scores_of_torch(fitted, data, compression, tmp_path, monkeypatch):
     path = fitted.to_openvino(tmp_path, input_size=SIZE, compression_type=compression, datamodule=data)
-    assert sorted(each.name for each in path.parent.iterdir()) == ["model.bin", "model.parity.json", "model.xml"]
+    reports = ["model.calibration.json", "model.parity.json"]
+    assert sorted(each.name for each in path.parent.iterdir()) == ["model.bin", *reports, "model.xml"]
     report = report_of(path)
     assert report["compression"] == getattr(compression, "value", "fp32")
     assert report["batch_size"] is None
-    assert report["bytes"] == {name: (path.parent / name).stat().st_size for name in ("model.bin", "model.xml")}
+    names = ("model.bin", "model.calibration.json", "model.xml")
+    assert report["bytes"] == {name: (path.parent / name).stat().st_size for name in names}
+    decision = Decision.load(path)
     images, _ = validation_images(data)
     maps, scores = predict(path, images, tmp_path, monkeypatch)
     with fitted.frozen(), torch.inference_mode():
         ours = fitted(images)
+    assert np.array_equal(decision.is_anomalous(decision.raw_scores(scores)), scores > 0.5)
     if allowed := {None: 1e-3, CompressionType.FP16: 1e-2}.get(compression):
         assert float((maps - ours.anomaly_map[:, 0]).abs().max()) < allowed
         assert float((scores - ours.pred_score).abs().max()) < allowed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from anomalib.data import Folder, ImageBatch, ImageItem
+from anomalib.data import Folder, ImageBatch, ImageItem, InferenceBatch
 from anomalib.data import PredictDataset as Pictures
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
@@ -17,6 +17,7 @@ from anomalib.visualization import ImageVisualizer
 from torch.utils.data import DataLoader
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot.decide import ConformalPostProcessor, Decision
 
 SHARED = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": (64, 64)}
 SETTINGS = {
@@ -24,7 +25,7 @@ SETTINGS = {
     Foct: {"rotations": 1, "support_steps": 1},
     WtFlow: {"width": 16, "whitened_channels": 16, "training_steps": 2, "batch_size": 4},
 }
-COLUMNS = ["path", "score", "threshold", "label", "score_raw"]
+COLUMNS = ["path", "score", "threshold", "label", "score_raw", "p_value"]
 
 
 def make(kind=WtFlow, **arguments):
@@ -48,13 +49,14 @@ def plant(tmp_path_factory, root):
     folder = tmp_path_factory.mktemp("plant")
     known = {}
 
-    def run(kind=WtFlow):
-        if kind not in known:
+    def run(kind=WtFlow, post_processor=ConformalPostProcessor):
+        if (kind, post_processor) not in known:
             runner = engine(default_root_dir=folder / "results")
             data = squares(root)
-            runner.fit(make(kind), datamodule=FewShot(data, 2) if kind is Foct else data)
-            known[kind] = Path(runner.trainer.default_root_dir)
-        return known[kind]
+            model = make(kind, post_processor=post_processor())
+            runner.fit(model, datamodule=FewShot(data, 2) if kind is Foct else data)
+            known[kind, post_processor] = Path(runner.trainer.default_root_dir)
+        return known[kind, post_processor]
 
     return folder, run
 
@@ -163,7 +165,8 @@ def test_pictures_in_memory_have_verdicts_without_a_path(run):
     [
         ({"post_processor": False}, "the model has no post-processor of anomalib"),
         ({"post_processor": PostProcessor(enable_thresholding=False)}, "thresholding is off"),
-        ({}, "no validation images"),
+        ({"post_processor": PostProcessor()}, "no validation images"),
+        ({}, "no scores of good images"),
     ],
 )
 def test_without_a_threshold_there_are_raw_scores_and_no_verdicts(tmp_path, root, capsys, given, why):
@@ -257,8 +260,8 @@ def test_a_sensitivity_that_is_asked_for_moves_verdicts(run, root, caplog):
     with caplog.at_level(logging.INFO, "anomalib_ot"):
         for sensitivity, label in ((0.0, "normal"), (1.0, "anomalous")):
             model = sensitive(image_sensitivity=sensitivity)
-            engine().predict(model, data_path=root / "bad", ckpt_path=model_of(run()))
-            rows = table(run() / "images/predictions.csv")
+            engine().predict(model, data_path=root / "bad", ckpt_path=model_of(run(post_processor=PostProcessor)))
+            rows = table(run(post_processor=PostProcessor) / "images/predictions.csv")
             assert {row["threshold"] for row in rows} == {str(1 - sensitivity)}
             assert label in {row["label"] for row in rows}
     assert "WtFlow: image_sensitivity is 1.0 as given, not 0.5 as in the checkpoint" in caplog.text
@@ -267,13 +270,14 @@ def test_a_sensitivity_that_is_asked_for_moves_verdicts(run, root, caplog):
 
 
 def test_a_sensitivity_out_of_its_range_is_refused(run, root):
+    path = model_of(run(post_processor=PostProcessor))
     with pytest.raises(ValueError, match=r"image_sensitivity must be in \[0, 1\], not 1.4"):
-        engine().predict(sensitive(image_sensitivity=1.4), data_path=root / "bad", ckpt_path=model_of(run()))
+        engine().predict(sensitive(image_sensitivity=1.4), data_path=root / "bad", ckpt_path=path)
 
 
 def test_a_sensitivity_that_is_asked_for_moves_test_and_masks(run, root):
     model = sensitive(image_sensitivity=0.3, pixel_sensitivity=0.2)
-    engine().test(model, datamodule=squares(root), ckpt_path=model_of(run()))
+    engine().test(model, datamodule=squares(root), ckpt_path=model_of(run(post_processor=PostProcessor)))
     post = model.post_processor
     assert (post.image_sensitivity, post.pixel_sensitivity) == (0.3, 0.2)
     assert not post.image_threshold.isnan()
@@ -282,14 +286,14 @@ def test_a_sensitivity_that_is_asked_for_moves_test_and_masks(run, root):
 @pytest.mark.parametrize("setting", ["enable_normalization", "enable_thresholding", "enable_threshold_matching"])
 def test_what_is_switched_off_stays_off(run, root, setting):
     model = sensitive(**{setting: False})
-    engine().predict(model, data_path=root / "bad", ckpt_path=model_of(run()))
+    engine().predict(model, data_path=root / "bad", ckpt_path=model_of(run(post_processor=PostProcessor)))
     assert getattr(model.post_processor, setting) is False
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_an_export_has_the_sensitivity_that_is_asked_for(run, kind):
     def exported(**arguments):
-        path = engine().export(make(kind, **arguments), "torch", ckpt_path=model_of(run(kind)))
+        path = engine().export(make(kind, **arguments), "torch", ckpt_path=model_of(run(kind, PostProcessor)))
         return torch.load(path, weights_only=False)["model"].post_processor
 
     asked = exported(post_processor=PostProcessor(image_sensitivity=0.4))
@@ -301,20 +305,89 @@ def test_an_export_has_the_sensitivity_that_is_asked_for(run, kind):
 
 def test_loading_takes_a_sensitivity_in_python(run, root):
     post_processor = PostProcessor(image_sensitivity=0.4)
-    loaded = WtFlow.load_from_checkpoint(model_of(run()), post_processor=post_processor)
+    loaded = WtFlow.load_from_checkpoint(model_of(run(post_processor=PostProcessor)), post_processor=post_processor)
     assert loaded.post_processor.image_sensitivity == 0.4
-    plain = WtFlow.load_from_checkpoint(model_of(run()))
+    plain = WtFlow.load_from_checkpoint(model_of(run(post_processor=PostProcessor)))
     assert plain.post_processor.image_sensitivity == 0.5
     plain.post_processor.image_sensitivity = 0.3
-    engine().predict(plain, data_path=root / "bad", ckpt_path=model_of(run()))
-    assert {row["threshold"] for row in table(run() / "images/predictions.csv")} == {"0.7"}
+    engine().predict(plain, data_path=root / "bad", ckpt_path=model_of(run(post_processor=PostProcessor)))
+    assert {row["threshold"] for row in table(run(post_processor=PostProcessor) / "images/predictions.csv")} == {"0.7"}
 
 
 def test_a_sensitivity_of_an_earlier_checkpoint_was_not_asked_for(run, root, tmp_path):
-    content = torch.load(model_of(run()), weights_only=True)
+    content = torch.load(model_of(run(post_processor=PostProcessor)), weights_only=True)
     content["anomalib_post_processor_config"]["image_sensitivity"] = 0.4
     torch.save(content, tmp_path / "other.ckpt")
     model = make()
-    for path, expected in ((tmp_path / "other.ckpt", 0.4), (model_of(run()), 0.5)):
+    for path, expected in ((tmp_path / "other.ckpt", 0.4), (model_of(run(post_processor=PostProcessor)), 0.5)):
         engine().predict(model, data_path=root / "bad", ckpt_path=path)
         assert model.post_processor.image_sensitivity == expected
+
+
+def test_a_rate_that_is_asked_for_moves_verdicts_test_and_export(run, root, caplog):
+    asked = make(post_processor=ConformalPostProcessor(0.3))
+    with caplog.at_level(logging.INFO, "anomalib_ot"):
+        engine().predict(asked, data_path=root / "bad", ckpt_path=model_of(run()))
+    assert "WtFlow: false_alarm_rate is 0.3 as given, not 0.01 as in the checkpoint" in caplog.text
+    # The four good images that were held out support a rate of 0.2; with 0.4, two of five may be above.
+    for rate, rank in ((0.01, -1), (0.4, -2)):
+        model = make(post_processor=ConformalPostProcessor(rate))
+        engine().test(model, datamodule=squares(root), ckpt_path=model_of(run()))
+        processor = model.post_processor
+        expected = processor.image_calibration.sort().values[rank]
+        assert processor.image_threshold == expected
+        path = engine().export(make(post_processor=ConformalPostProcessor(rate)), "torch", ckpt_path=model_of(run()))
+        exported = torch.load(path, weights_only=False)["model"].post_processor
+        assert (exported.false_alarm_rate, exported.image_threshold) == (rate, expected)
+        assert Decision.load(path).threshold() == expected
+
+
+def test_each_image_has_its_p_value(run, root):
+    loaded = WtFlow.load_from_checkpoint(model_of(run()))
+    engine().predict(loaded, data_path=root / "bad")
+    rows = table(run() / "images/predictions.csv")
+    known = loaded.post_processor.image_calibration
+    for row in rows:
+        expected = (1 + (known >= float(row["score_raw"])).sum()) / (len(known) + 1)
+        assert float(row["p_value"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_checkpoint_with_the_post_processor_of_anomalib_keeps_it(run, root):
+    path = model_of(run(post_processor=PostProcessor))
+    kept = WtFlow.load_from_checkpoint(path)
+    assert type(kept.post_processor) is PostProcessor
+    model = make()
+    batches = engine().predict(model, data_path=root / "bad", ckpt_path=path)
+    assert type(model.post_processor) is PostProcessor
+    saved = torch.load(path, weights_only=True)["state_dict"].items()
+    host = PostProcessor()
+    host.load_state_dict({name.split(".")[1]: each for name, each in saved if name.startswith("post_processor.")})
+    rows = table(run(post_processor=PostProcessor) / "images/predictions.csv")
+    raw = torch.tensor([float(row["score_raw"]) for row in rows])
+    assert host(InferenceBatch(pred_score=raw)).pred_score.equal(torch.cat([batch.pred_score for batch in batches]))
+    assert {row["p_value"] for row in rows} == {""}
+    # And back.
+    engine().predict(model, data_path=root / "bad", ckpt_path=model_of(run()))
+    assert type(model.post_processor) is ConformalPostProcessor
+
+
+def test_a_checkpoint_of_the_first_format_has_the_post_processor_of_anomalib(run, tmp_path):
+    content = torch.load(model_of(run(post_processor=PostProcessor)), weights_only=True)
+    del content["anomalib_ot"]
+    torch.save(content, tmp_path / "first.ckpt")
+    loaded = WtFlow.load_from_checkpoint(tmp_path / "first.ckpt")
+    assert type(loaded.post_processor) is PostProcessor
+    assert loaded.post_processor.image_threshold.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "setting"),
+    [
+        (PostProcessor, ConformalPostProcessor(0.2), "false_alarm_rate"),
+        (ConformalPostProcessor, PostProcessor(image_sensitivity=0.2), "image_sensitivity"),
+    ],
+)
+def test_a_setting_of_another_post_processor_is_refused(run, trained, given, setting):
+    message = f"{setting} cannot be used with this checkpoint: it has the post_processor .*{trained.__name__}"
+    with pytest.raises(ValueError, match=message):
+        WtFlow.load_from_checkpoint(model_of(run(post_processor=trained)), post_processor=given)

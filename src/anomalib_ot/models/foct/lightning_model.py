@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
@@ -156,7 +157,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         tolerance: float = FoctSettings.tolerance,
         smoothing: float = FoctSettings.smoothing,
         pre_processor: nn.Module | bool = True,
-        post_processor: PostProcessor | nn.Module | bool = True,
+        post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
@@ -180,6 +181,10 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         # Leaves the model as it was before validation.
         self._validation = ExitStack()
         self._is_validated = False
+
+    def configure_post_processor(self) -> ConformalPostProcessor:
+        """A threshold that promises a rate of false alarms, from good images alone."""
+        return ConformalPostProcessor()
 
     @staticmethod
     def configure_pre_processor(

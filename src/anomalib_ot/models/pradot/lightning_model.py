@@ -6,6 +6,7 @@ detection and localization, 2025, https://arxiv.org/abs/2508.12927
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,7 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
@@ -29,6 +31,7 @@ from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
+from anomalib_ot.host.cross_fit import FoldFeatures
 from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
@@ -99,6 +102,9 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         validation_fraction: Fraction of the training images that is held out to measure the transport cost, in [0, 1).
             The prototypes with the lowest cost are kept. The paper holds out none, the authors' code 0.2.
         patience: Training stops after this many epochs in which the transport cost did not fall by more than 0.5 %.
+        calibration_folds: Folds of the training images whose scores set the threshold. Each image is scored by a model
+            that was fitted on the other folds. 0 takes the scores of the validation images. So do fewer than two images
+            a fold, training without a feature cache, and training with several processes.
         feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk`` or ``none``. ``auto`` takes the first
             of these in which they fit.
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
@@ -160,11 +166,12 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         transport_memory: float = PradotSettings.transport_memory,
         validation_fraction: float = PradotSettings.validation_fraction,
         patience: int = PradotSettings.patience,
+        calibration_folds: int = PradotSettings.calibration_folds,
         feature_cache: CachePlace = PradotSettings.feature_cache,
         cache_budget: float = PradotSettings.cache_budget,
         extraction: Extraction = PradotSettings.extraction,
         pre_processor: nn.Module | bool = True,
-        post_processor: PostProcessor | nn.Module | bool = True,
+        post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
@@ -190,6 +197,10 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         self._lowest_cost = float("inf")
         self._epochs_since = 0
         self._best_prototypes: dict[str, Tensor] | None = None
+
+    def configure_post_processor(self) -> ConformalPostProcessor:
+        """A threshold that promises a rate of false alarms, from good images alone."""
+        return ConformalPostProcessor()
 
     @staticmethod
     def configure_pre_processor(
@@ -266,27 +277,19 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         """Restore the best prototypes, then compress them and weight their maps by the training images."""
         if self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
-        if not (self.settings.compress or self.settings.calibrate):
-            return
-        trained_on = self.training_features.trained_on
-        if self.settings.compress:
-            count = self.model.count
-            before = self.model.compress(
-                self.features_on_device(trained_on, "Compressing"), self.settings.compress_tolerance
-            )
-        highest = self.model.highest_scores(self.features_on_device(trained_on, "Scoring normal images"))
-        if self.settings.compress:
-            change = (highest[:, : before.shape[1]] - before).abs().amax(-1) / before.mean(-1).clamp(
-                min=torch.finfo(before.dtype).tiny
-            )
-            logger.info(
-                "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
-                self.model.count,
-                count,
-                100 * float(change.max()),
-            )
-        if self.settings.calibrate:
-            self.model.calibrate(highest)
+        self.model.finish(partial(self.features_on_device, self.training_features.trained_on))
+
+    def fit_fold(self, features: FoldFeatures) -> PradotModel:
+        """Fit a model on some of the training images, with as many epochs as this one."""
+        model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
+        model.fit_whitening(features.in_order())
+        model.initialise(next(features.in_order()))
+        for number in range(self.current_epoch + 1):
+            for batch in features.epoch(number):
+                model.update(batch)
+        model.finish(lambda _: features.in_order())
+        model.workspace.clear()
+        return model
 
     def on_fit_end(self) -> None:
         """Release the cached features and the memory for transport."""

@@ -1,7 +1,8 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
+import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, cast
@@ -26,6 +27,10 @@ from .settings import PradotSettings
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
+    from anomalib_ot.features.map_extractor import MapExtractor
+
+logger = logging.getLogger(__name__)
+
 
 class PradotModel(SinglePrecisionParts):
     """Multi-layer frozen features, their local and global prototypes, and the deviation from their means.
@@ -35,6 +40,7 @@ class PradotModel(SinglePrecisionParts):
 
     Args:
         settings: The settings that :class:`Pradot` documents.
+        feature_extractor: Extractor of another model of the same settings to share; by default a new one.
 
     Raises:
         ValueError: If the backbone lacks a layer.
@@ -51,12 +57,14 @@ class PradotModel(SinglePrecisionParts):
 
     single_precision = ("weights", "whitening", "deviations", "prototypes", "anomaly_map_generator")
 
-    def __init__(self, settings: PradotSettings) -> None:
+    def __init__(self, settings: PradotSettings, feature_extractor: "MapExtractor | None" = None) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
         self.settings = settings
         self.layers, alphas = settings.layer_names, settings.alphas
-        self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
+        self.feature_extractor = feature_extractor or prepare_extractor(
+            settings.backbone, self.layers, settings.pre_trained
+        )
         self.workspace = Workspace(settings.transport_memory * 2**30)
         self.prototypes = nn.ModuleList(
             nn.ModuleList(Prototypes(n, alpha, settings, self.workspace) for alpha in alphas) for n in settings.per_cell
@@ -239,6 +247,30 @@ class PradotModel(SinglePrecisionParts):
             prototypes.keep(mask)
         return torch.cat(highest, dim=-1)
 
+    def finish(self, batches: Callable[[str], Iterable[dict[str, Tensor]]]) -> None:
+        """Compress the prototypes and weight their maps by the training images, as the settings ask.
+
+        Args:
+            batches: Gives feature maps (B, D, H, W) of the training images, for a task that it may show.
+        """
+        settings = self.settings
+        if not (settings.compress or settings.calibrate):
+            return
+        if settings.compress:
+            count = self.count
+            before = self.compress(batches("Compressing"), settings.compress_tolerance)
+        highest = self.highest_scores(batches("Scoring normal images"))
+        if settings.compress:
+            change = (highest[:, : before.shape[1]] - before).abs().amax(-1) / before.mean(-1).clamp(
+                min=torch.finfo(before.dtype).tiny
+            )
+            logger.info(
+                "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
+                *(self.count, count, 100 * float(change.max())),
+            )
+        if settings.calibrate:
+            self.calibrate(highest)
+
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
         """Return features while training, and scores otherwise.
 
@@ -255,10 +287,25 @@ class PradotModel(SinglePrecisionParts):
         features = self.extract(images)
         if self.training:
             return features
+        return self.score(features, images.shape[-2:])
+
+    def score(self, features: dict[str, Tensor], size: Sequence[int]) -> InferenceBatch:
+        """Score feature maps (B, D, H, W) of each layer.
+
+        Args:
+            features: The feature maps.
+            size: Height and width of the images, in pixels.
+
+        Returns:
+            As :meth:`forward`.
+
+        Raises:
+            RuntimeError: If there are no prototypes yet.
+        """
         self._require_prototypes()
         scores = self._scores(features)
         maps = [sum(self.weights[i, j] * score for j, score in enumerate(row)) for i, row in enumerate(scores)]
-        anomaly_map = self.anomaly_map_generator(maps, images.shape[-2:])
+        anomaly_map = self.anomaly_map_generator(maps, size)
         return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
 
     @torch.no_grad()

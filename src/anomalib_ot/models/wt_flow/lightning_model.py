@@ -5,9 +5,9 @@ detection, 2025, https://arxiv.org/abs/2508.05461
 """
 
 import logging
-import math
 from collections.abc import Iterable, Sequence, Sized
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
@@ -32,7 +33,8 @@ from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
-from anomalib_ot.host.feature_cache import FeatureBatch, user_seed
+from anomalib_ot.host.cross_fit import FoldFeatures
+from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
@@ -40,12 +42,11 @@ from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create
 from .matching import matching_losses
 from .settings import Normalization, Score, WtFlowSettings
 from .torch_model import WtFlowModel
+from .training import GRADIENT_NORM, average_into, create_optimizer, fit_flow, noise_generator
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 16
-# Share of the training during which the learning rate rises.
-_WARM_UP = 0.1
 # Steps between two measurements of the held-out loss, and draws of noise and times in each.
 _INTERVAL = 25
 _DRAWS = 4
@@ -96,6 +97,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             no longer decreases, and the weights with the lowest loss are kept. 0 holds out none.
         patience: Training stops after this many measurements of the held-out loss, one every 25 steps, without a lower
             loss.
+        calibration_folds: Folds of the training images whose scores set the threshold. Each image is scored by a model
+            that was fitted on the other folds. 0 takes the scores of the validation images. So do fewer than two images
+            a fold, training without a feature cache, and training with several processes.
         feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk`` or ``none``. ``auto`` takes the first
             of these in which they fit.
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
@@ -157,11 +161,12 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         ema_rate: float = WtFlowSettings.ema_rate,
         validation_fraction: float = WtFlowSettings.validation_fraction,
         patience: int = WtFlowSettings.patience,
+        calibration_folds: int = WtFlowSettings.calibration_folds,
         feature_cache: CachePlace = WtFlowSettings.feature_cache,
         cache_budget: float = WtFlowSettings.cache_budget,
         extraction: Extraction = WtFlowSettings.extraction,
         pre_processor: nn.Module | bool = True,
-        post_processor: PostProcessor | nn.Module | bool = True,
+        post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
@@ -189,6 +194,10 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         self._looks_since = 0
         self._best_weights: dict[str, Tensor] | None = None
 
+    def configure_post_processor(self) -> ConformalPostProcessor:
+        """A threshold that promises a rate of false alarms, from good images alone."""
+        return ConformalPostProcessor()
+
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
@@ -210,15 +219,8 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""
         # Lightning's learning-rate finder sets the rate in the hyperparameters.
-        rate = self.hparams["learning_rate"]
-        optimizer = torch.optim.AdamW(self.trained.parameters(), rate, weight_decay=self.settings.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_learning_rate)
+        optimizer, schedule = create_optimizer(self.trained, self.settings, self.hparams["learning_rate"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _share_of_learning_rate(self, step: int) -> float:
-        # Warm-up times cosine, in closed form. A chain of torch's schedulers would round at each step.
-        done = min(1.0, (step + 1) / (self.settings.training_steps + 1))
-        return min(1.0, done / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, and estimate how they vary.
@@ -237,8 +239,8 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         sizes = {len(first[0])}
         for features in (trained_on, self.training_features.held_out):
             if isinstance(features, DataLoader):
-                count = len(cast("Sized", features.dataset))
-                sizes |= {min(count, self.batch_size), count % self.batch_size}
+                total = len(cast("Sized", features.dataset))
+                sizes |= {min(total, self.batch_size), total % self.batch_size}
         for size in sorted(sizes - {0}, reverse=True):
             for maps in first:
                 self.coupling.check((size, *maps.shape[1:]))
@@ -259,21 +261,17 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         """
         del args, kwargs
         embeddings = self.model.embed(self.features_of(batch))
-        processes = Processes.all()
-        losses = matching_losses(self.trained, embeddings, self.coupling, self._generator(), processes)
+        processes, generator = Processes.all(), noise_generator(self.global_step, self.device)
+        losses = matching_losses(self.trained, embeddings, self.coupling, generator, processes)
         # So that all processes report it, not only one.
         batch_losses = processes.sum(losses.detach() / self.trainer.world_size)
         if not batch_losses.isfinite().all():
             self._stop_at(batch_losses)
             return None
         # The finite loss shows that the weights are valid.
-        self._average()
+        average_into(self.model.velocities(), self.trained, self.global_step, self.settings.ema_rate)
         self.log("train_loss", batch_losses.mean(), prog_bar=True, batch_size=1)
         return losses.mean()
-
-    def _generator(self) -> torch.Generator:
-        """Noise and times depend on seed and step only, and not on resuming or on the number of processes."""
-        return torch.Generator(self.device).manual_seed(user_seed() * 1_000_003 + self.global_step)
 
     def _stop_at(self, losses: Tensor) -> None:
         layer = self.model.layers[int((~losses.isfinite()).nonzero()[0])]
@@ -286,16 +284,6 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             raise RuntimeError(msg)
         logger.error("Training stops with the weights of the step before: %s.", msg)
         self.trainer.should_stop = True
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        # As torch's get_ema_multi_avg_fn, but with a rising rate, and in the precision of the averages. AveragedModel
-        # would rename the weights in checkpoints.
-        rate = (
-            min(self.settings.ema_rate, (1 + self.global_step) / (10 + self.global_step)) if self.global_step else 0.0
-        )
-        for average, weights in zip(self.model.velocities().parameters(), self.trained.parameters(), strict=True):
-            average.lerp_(weights.to(average.dtype), 1 - rate)
 
     def on_train_batch_end(self, *args) -> None:
         """Measure the held-out loss at regular intervals."""
@@ -322,6 +310,14 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         """Restore the best weights, if images are held out."""
         if self._best_weights is not None:
             self.model.velocities().load_state_dict(self._best_weights)
+
+    def fit_fold(self, features: FoldFeatures) -> WtFlowModel:
+        """Fit a model on some of the training images, with as many steps as this one."""
+        model = WtFlowModel(self.settings, self.model.feature_extractor).to(self.device).eval()
+        model.fit_normalization(features.in_order())
+        batches = (batch for number in count() for batch in features.epoch(number))
+        fit_flow(model, batches, self.coupling, self.global_step, self.hparams["learning_rate"])
+        return model
 
     @torch.no_grad()
     def _held_out_loss(self, held_out: Iterable[FeatureBatch]) -> float:
@@ -390,7 +386,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         return {
             "max_epochs": -1,
             "max_steps": self.settings.training_steps,
-            "gradient_clip_val": 1.0,
+            "gradient_clip_val": GRADIENT_NORM,
             "num_sanity_val_steps": 0,
         }
 

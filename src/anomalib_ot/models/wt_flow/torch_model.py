@@ -24,6 +24,8 @@ from .velocity import VelocityField
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
+    from anomalib_ot.features.map_extractor import MapExtractor
+
 # Whitening relies more on the covariance at a cell than Pradot's, which only compares features with each other.
 _SHRINKAGE = 0.01
 _PRIOR = 0.1
@@ -37,6 +39,7 @@ class WtFlowModel(SinglePrecisionParts):
 
     Args:
         settings: The settings that :class:`WtFlow` documents.
+        feature_extractor: Extractor of another model of the same settings to share; by default a new one.
 
     Raises:
         ValueError: If the backbone lacks a layer.
@@ -51,12 +54,14 @@ class WtFlowModel(SinglePrecisionParts):
 
     single_precision = ("anomaly_map_generator",)
 
-    def __init__(self, settings: WtFlowSettings) -> None:
+    def __init__(self, settings: WtFlowSettings, feature_extractor: "MapExtractor | None" = None) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
         self.settings = settings
         self.layers = settings.layer_names
-        self.feature_extractor = prepare_extractor(settings.backbone, self.layers, settings.pre_trained)
+        self.feature_extractor = feature_extractor or prepare_extractor(
+            settings.backbone, self.layers, settings.pre_trained
+        )
         channels = dict(zip(self.feature_extractor.layers, self.feature_extractor.out_dims, strict=True))
         self.heads = nn.ModuleList(_Head(channels[layer], settings) for layer in self.layers)
         self.anomaly_map_generator = AnomalyMapGenerator(settings.smoothing, align_corners=True)
@@ -112,9 +117,24 @@ class WtFlowModel(SinglePrecisionParts):
         features = self.extract(images)
         if self.training:
             return features
+        return self.score(features, images.shape[-2:])
+
+    def score(self, features: dict[str, Tensor], size: Sequence[int]) -> InferenceBatch:
+        """Score feature maps (B, D, H, W) of each layer.
+
+        Args:
+            features: The feature maps.
+            size: Height and width of the images, in pixels.
+
+        Returns:
+            As :meth:`forward`.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
         self._require_fit()
         scores = [score / len(self.layers) for score in self.scores(features)]
-        anomaly_map = self.anomaly_map_generator(scores, images.shape[-2:])
+        anomaly_map = self.anomaly_map_generator(scores, size)
         return InferenceBatch(pred_score=self._image_score(anomaly_map), anomaly_map=anomaly_map)
 
     def _require_fit(self) -> None:

@@ -1,0 +1,259 @@
+"""Promised and realised rates of false alarms, for thresholds from good images alone and for those of anomalib.
+
+Run as ``python -m benchmarks.false_alarms --root DATA``; :func:`~benchmarks.categories.categories_in` describes DATA.
+The embedded category needs no DATA. In each split, the good training and test images are divided again at random: a
+part trains the model, and the others count its false alarms. The features of all images are extracted once.
+
+Each row is a model, a source of its threshold, a number of training images and a promised rate:
+
+``folds``
+    Threshold at the rate, from the training images that each fold left out.
+``held out``
+    The same from a fifth of the training images, which the model is then not trained on.
+``maximum``
+    Highest score of these held-out images. It promises nothing.
+``adaptive``
+    anomalib's threshold of the highest F1 score on the held-out images and half of the anomalous images.
+``adaptive, no anomalies``
+    The same on the held-out images alone.
+
+All runs may take many hours. The options select a part of them.
+"""
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from anomalib.metrics.threshold.f1_adaptive_threshold import _F1AdaptiveThreshold
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+from numpy.typing import NDArray
+from rich.progress import track
+from scipy.stats import binomtest
+
+from anomalib_ot.comparison import Job, Key, Plan, read_plan
+from anomalib_ot.comparison.measurement import QUIET
+from anomalib_ot.decide import supported_rate, threshold
+from anomalib_ot.decide.conformal import UnsupportedRateWarning
+from anomalib_ot.features.extraction import FeatureMaps
+from anomalib_ot.offline import offline_backbone
+
+from .categories import EMBEDDED, categories_in
+from .few_images import ALL, Features, Scorer, draw_images, on_features
+from .rows import appended
+from .versions import versions
+
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+MODELS = ("Pradot", "WtFlow")
+KEY = ("category", "model", "images", "seed")
+FIELDS = (*KEY, "threshold", "rate", "supported", "false_alarms", "good", "detected", "anomalous")
+# Share of the good images that count the false alarms, and of the training images that are held out.
+_TESTED = 0.4
+_HELD_OUT = 0.2
+_FEWEST = 2
+
+Numbers = NDArray[np.float64]
+
+
+def main(
+    root: Path | None = None,
+    output: Path = Path("results/false_alarms.csv"),
+    categories: list[str] | None = None,
+    counts: list[int | None] = [10, 20, 50, None],  # noqa: B006 - jsonargparse shows the default, and nothing changes it
+    seeds: int = 10,
+    models: list[str] = [*MODELS],  # noqa: B006
+) -> None:
+    """Measure the rates on the same splits, and print the table.
+
+    Args:
+        root: Folder of the categories.
+        output: CSV file of the runs, continued if it exists.
+        categories: Categories to run; all by default.
+        counts: Numbers of training images; null for all images. A category with too few images is left out.
+        seeds: Number of splits.
+        models: Models of ``configs/compare/real.yaml`` that calibrate on folds: Pradot and WtFlow.
+    """
+    command = shlex.join(["python", "-m", "benchmarks.false_alarms", *sys.argv[1:]])
+    print(f"{command}\n{versions('anomalib-ot', 'anomalib', 'torch', 'timm')}, seeds 0 to {seeds - 1}", flush=True)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    found = categories_in(root)
+    plan = read_plan("real", models, [EMBEDDED], backbone=offline_backbone())
+    plan = replace(plan, data={name: found[name] for name in categories or found})
+    done = (
+        set() if not output.exists() else {*pd.read_csv(output, dtype=str)[[*KEY]].itertuples(index=False, name=None)}
+    )
+    with appended(output, FIELDS) as add:
+        for category in plan.data:
+            images = GoodAndBad(plan, category)
+            for seed in range(seeds):
+                for split in images.splits(seed, counts):
+                    for model in models:
+                        if (category, model, split.name, str(seed)) not in done:
+                            for row in rows_of(plan, images, split, model):
+                                add({name: str(row[name]) for name in FIELDS})
+    print(table(pd.read_csv(output)))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A division of the good images.
+
+    Args:
+        name: Number of training images, or ``all``.
+        seed: Seed of the division.
+        training: Indices of the training images.
+        tested: Indices of the images that count the false alarms.
+    """
+
+    name: str
+    seed: int
+    training: list[int]
+    tested: list[int]
+
+
+class GoodAndBad:
+    """All good and all anomalous images of a category, with their features.
+
+    Args:
+        plan: The plan.
+        category: Name of the category in it.
+    """
+
+    def __init__(self, plan: Plan, category: str) -> None:
+        self.category = category
+        self.data = draw_images(plan, Key(category, "", None, 0))
+        test = self.data.test_data.samples
+        is_good = test.label_index == 0
+        self.good = pd.concat([self.data.train_data.samples, test[is_good]], ignore_index=True)
+        layers = {layer for job in plan.jobs() for layer in job.model["init_args"]["layers"]}
+        features = Features(plan, layers)
+        self.good_features = self._features(features, self.good)
+        self.anomalous_features = self._features(features, test[~is_good].reset_index(drop=True))
+
+    def _features(self, features: Features, samples: pd.DataFrame) -> list[FeatureMaps]:
+        self.data.test_data.samples = samples
+        return [features.of(self.data.test_data[index].image) for index in track(range(len(samples)), self.category)]
+
+    def splits(self, seed: int, counts: Sequence[int | None]) -> Iterator[Split]:
+        """Divisions with each number of training images that there are enough for; all test the same images."""
+        order = np.random.default_rng(seed).permutation(len(self.good)).tolist()
+        tested, pool = order[: round(_TESTED * len(order))], order[round(_TESTED * len(order)) :]
+        for count in counts:
+            if count is None or count < len(pool):
+                yield Split(str(count or ALL), seed, pool[:count], tested)
+
+    def training_data(self, indices: list[int]) -> AnomalibDataModule:
+        """The data module with these good images to train and to validate on."""
+        self.data.train_data.samples = self.good.loc[indices].reset_index(drop=True)
+        self.data.val_data.samples = self.data.train_data.samples
+        return self.data
+
+
+def rows_of(plan: Plan, images: GoodAndBad, split: Split, model: str) -> Iterator[dict[str, object]]:
+    """The rows of a model on a split."""
+    job = next(job for job in plan.jobs() if job.key.model == model)
+    key = dict(zip(KEY, (images.category, model, split.name, split.seed), strict=True))
+    held_out = split.training[: max(_FEWEST, round(_HELD_OUT * len(split.training)))]
+    kept = split.training[len(held_out) :]
+    # Half of the anomalous images may set anomalib's threshold, and the others are detected.
+    known, others = images.anomalous_features[::2], images.anomalous_features[1::2]
+    for name, indices in (("folds", split.training), ("held out", kept)):
+        own, score = fitted(job, plan, images.training_data(indices), split.seed, folds=name == "folds")
+        good = scores_of(score, [images.good_features[index] for index in split.tested])
+        bad = scores_of(score, others)
+        calibration = own if name == "folds" else scores_of(score, [images.good_features[index] for index in held_out])
+        limits = {(name, rate): conformal(calibration, rate) for rate in RATES}
+        if name == "held out":
+            limits["maximum", None] = calibration.max(), None
+            limits["adaptive", None] = adaptive(calibration, scores_of(score, known)), None
+            limits["adaptive, no anomalies", None] = adaptive(calibration, np.empty(0)), None
+        for (source, rate), (limit, supported) in limits.items():
+            yield key | {
+                "threshold": source,
+                "rate": "" if rate is None else rate,
+                "supported": "" if supported is None else supported,
+                "false_alarms": int((good > limit).sum()),
+                "good": len(good),
+                "detected": int((bad > limit).sum()),
+                "anomalous": len(bad),
+            }
+
+
+def fitted(job: Job, plan: Plan, data: AnomalibDataModule, seed: int, *, folds: bool) -> tuple[Numbers, Scorer]:
+    """A model fitted to the training images: the scores that its folds left out, and what scores features."""
+    seed_everything(seed, workers=True, verbose=False)
+    model = job.create_model()
+    if not folds:
+        model.replace_settings({"calibration_folds": 0})
+    with TemporaryDirectory() as folder:
+        engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, limit_val_batches=1, **QUIET)
+        engine.fit(model, datamodule=data)
+    own = model.calibration_scores
+    return np.array(own.images if own else ()), on_features(model.model.eval(), plan.image_size)
+
+
+def scores_of(score: Scorer, features: Sequence[FeatureMaps]) -> Numbers:
+    """Image scores of features."""
+    return np.array([float(score(each)[0]) for each in features])
+
+
+def conformal(calibration: Numbers, rate: float) -> tuple[float, float]:
+    """Threshold at a rate, and the rate that the images support."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsupportedRateWarning)
+        return threshold(calibration, rate), max(rate, supported_rate(len(calibration)))
+
+
+def adaptive(good: Numbers, anomalous: Numbers) -> float:
+    """Anomalib's threshold of the highest F1 score."""
+    metric = _F1AdaptiveThreshold()
+    scores = torch.from_numpy(np.concatenate([good, anomalous])).float()
+    metric.update(scores, torch.arange(len(scores)) >= len(good))
+    return float(metric.compute())
+
+
+def table(runs: pd.DataFrame) -> str:
+    """Realised rates with 95 % intervals, detection rates, and the share of splits that keep the promise."""
+    lines = []
+    for (model, images, source, rate), own in runs.groupby([*KEY[1:3], "threshold", "rate"], dropna=False, sort=False):
+        alarms, good = int(own.false_alarms.sum()), int(own.good.sum())
+        # Splits share images, so that this interval is too narrow.
+        low, high = binomtest(alarms, good).proportion_ci()
+        within = [kept(row) for row in own.itertuples()]
+        lines.append(
+            {
+                "model": model,
+                "images": images,
+                "threshold": source,
+                "promised %": 100 * rate,
+                "supported %": 100 * own.supported.mean(),
+                "realised %": 100 * alarms / good,
+                "interval": f"{100 * low:.1f} to {100 * high:.1f}",
+                "detected %": 100 * own.detected.sum() / own.anomalous.sum(),
+                "within": f"{sum(within)} of {len(within)}" if rate == rate else "",  # noqa: PLR0124 - NaN
+            }
+        )
+    return pd.DataFrame(lines).to_string(index=False, float_format="{:.1f}".format, na_rep="")
+
+
+def kept(row: Any) -> bool:
+    """Whether a split has no more false alarms than the supported rate explains, at 5 %."""
+    if row.supported != row.supported:
+        return False
+    return binomtest(row.false_alarms, row.good, row.supported, alternative="greater").pvalue > 0.05  # noqa: PLR2004
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

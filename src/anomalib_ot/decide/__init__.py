@@ -1,0 +1,28 @@
+"""Decisions with a promised rate of false alarms: thresholds and p-values from the scores of good images.
+
+The public names are imported on first use, because :mod:`anomalib_ot.decide.conformal` needs NumPy alone.
+"""
+
+_PUBLIC = {
+    "ConformalPostProcessor": "anomalib_ot.decide.post_processor",
+    "ConformalScale": "anomalib_ot.decide.conformal",
+    "Decision": "anomalib_ot.decide.decision",
+    "benjamini_hochberg": "anomalib_ot.decide.conformal",
+    "p_values": "anomalib_ot.decide.conformal",
+    "supported_rate": "anomalib_ot.decide.conformal",
+    "threshold": "anomalib_ot.decide.conformal",
+}
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605 - a list all the same
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        from importlib import import_module  # noqa: PLC0415
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,94 @@
+"""Scores of training images by models that were fitted without them, to calibrate verdicts without held-out images."""
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor
+from torch.utils.data import Dataset, RandomSampler, Subset
+
+from anomalib_ot.features.extraction import FeatureMaps
+
+from .calibration import CalibrationScores
+from .feature_cache import feature_loader
+
+
+@dataclass(frozen=True)
+class FoldFeatures:
+    """Cached features that a fold's model is fitted on.
+
+    Args:
+        dataset: The features, a :class:`~anomalib_ot.features.store.FeatureDataset` or a subset of one.
+        batch_size: Images in a training batch, at most their number.
+        device: Device to move features to.
+        seed: Seed of the order of the images.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    device: torch.device
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self.dataset))
+
+    def in_order(self) -> Iterator[FeatureMaps]:
+        """Batches of feature maps (B, D, H, W) of each layer, in the order of the images."""
+        return self._batches(None)
+
+    def epoch(self, number: int) -> Iterator[FeatureMaps]:
+        """The same in the random order of an epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return self._batches(RandomSampler(cast("Any", self.dataset), generator=generator))
+
+    def _batches(self, sampler: RandomSampler | None) -> Iterator[FeatureMaps]:
+        for batch in feature_loader(self.dataset, self.batch_size, sampler):
+            yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
+
+
+def cross_fit(
+    features: FoldFeatures,
+    folds: int,
+    fit: Callable[[FoldFeatures], Callable[[FeatureMaps], InferenceBatch]],
+) -> CalibrationScores:
+    """Score each training image by a model that was fitted on the other folds.
+
+    If verdicts were those of the fold models, a good image that is exchangeable with the training images would be
+    flagged with a probability of at most 2 · rate plus a term of the order k / n (cross-conformal prediction: Vovk,
+    Cross-conformal predictors, 2015; CV+: Barber, Candès, Ramdas and Tibshirani, Predictive inference with the
+    jackknife+, 2021, https://arxiv.org/abs/1905.02928), and usually with at most the rate. Here the final model, fitted
+    on all images, gives the verdicts: the rate is approximate. It is usually on the safe side, as the final model has
+    seen more images and scores good ones lower.
+
+    Args:
+        features: Features of all training images.
+        folds: Number of folds k, at least 2. Each has at least two images.
+        fit: Fits a model on features, and returns what scores feature maps (B, D, H, W) of each layer.
+
+    Returns:
+        The scores of all images.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    generator = torch.Generator().manual_seed(features.seed)
+    order = torch.randperm(len(features), generator=generator).tolist()
+    rows: list[tuple[float, float | None]] = []
+    for number in range(folds):
+        left_out = sorted(order[number::folds])
+        rest = Subset(features.dataset, sorted({*order} - {*left_out}))
+        size = min(features.batch_size, len(rest))
+        score = fit(FoldFeatures(rest, size, features.device, features.seed))
+        others = FoldFeatures(Subset(features.dataset, left_out), features.batch_size, features.device)
+        with torch.no_grad():
+            for batch in others.in_order():
+                scored = score(batch)
+                scores, maps = cast("Tensor", scored.pred_score), cast("Tensor", scored.anomaly_map)
+                rows += zip(scores.flatten().tolist(), maps.flatten(1).amax(1).tolist(), strict=True)
+    if not all(math.isfinite(score) for score, _ in rows):
+        msg = "a model of a fold gives scores that are NaN or infinite"
+        raise ValueError(msg)
+    return CalibrationScores.of(rows, f"were each left out of the training in one of {folds} folds")
