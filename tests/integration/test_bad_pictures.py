@@ -51,7 +51,7 @@ def predict(request, tmp_path_factory):
     """Scores that a fitted model gives to a file or to all files of a folder, by name."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("pictures")
-    data = Assembly(root / "data", train_batch_size=4, n_train=8, n_validation=1, n_test=1)
+    data = Assembly(root / "data", train_batch_size=4, n_train=8, n_validation=1, n_test=4)
     model = MODELS[request.param]()
     engine = Engine(default_root_dir=root, accelerator="cpu", logger=False, enable_progress_bar=False)
     engine.fit(model, datamodule=FewShot(data, 2) if request.param == "Foct" else data)

@@ -130,7 +130,7 @@ from types import ModuleType
 import anomalib_ot
 
 anomalib_ot.MODELS = {"Pradot": "anomalib_ot.models.pradot"}
-for name in ("data", "explain", "explain.visualizer", "models", "models.pradot"):
+for name in ("data", "decide", "decide.post_processor", "explain", "explain.visualizer", "models", "models.pradot"):
     sys.modules[f"anomalib_ot.{name}"] = ModuleType(f"anomalib_ot.{name}")
 sys.modules["anomalib_ot.models.pradot"].Pradot = type("Pradot", (), {})
 """

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.utilities.parsing import lightning_setattr
 
 from anomalib_ot import WtFlow
+from anomalib_ot.models.wt_flow import lightning_model
+from anomalib_ot.models.wt_flow.training import average_into, create_optimizer
 
 SMALL = {
     "backbone": "test_resnet",
@@ -60,14 +62,14 @@ def test_takes_all_steps_ends_in_the_midst_of_an_epoch_and_validates_once(data, 
 
 
 def test_the_model_has_the_moving_average_of_the_trained_weights(data, engine, model, monkeypatch):
-    flow = model(ema_rate=0.8)
-    steps, average = [], flow._average
+    flow = model(ema_rate=0.8, calibration_folds=0)
+    steps = []
 
-    def spy():
-        steps.append([parameter.detach().clone() for parameter in flow.trained.parameters()])
-        average()
+    def spy(averages, trained, *rest):
+        steps.append([parameter.detach().clone() for parameter in trained.parameters()])
+        average_into(averages, trained, *rest)
 
-    monkeypatch.setattr(flow, "_average", spy)
+    monkeypatch.setattr(lightning_model, "average_into", spy)
     engine().fit(flow, datamodule=data())
     expected = steps[0]
     for count, weights in enumerate(steps[1:], start=1):
@@ -97,13 +99,15 @@ def test_training_lowers_the_loss(data, engine, model):
 
 def test_learning_rate_rises_and_falls_to_zero(model):
     flow = model(training_steps=100)
-    shares = [flow._share_of_learning_rate(step) for step in range(101)]
+    _, schedule = create_optimizer(flow.trained, flow.settings, 1.0)
+    (share,) = schedule.lr_lambdas
+    shares = [share(step) for step in range(101)]
     peak = shares.index(max(shares))
     assert peak == 10
     assert shares[:11] == sorted(shares[:11])
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[100] == pytest.approx(0, abs=1e-9)
-    assert flow._share_of_learning_rate(500) == pytest.approx(0, abs=1e-9)
+    assert share(500) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_learning_rate_finder_of_lightning_changes_the_rate(model):
