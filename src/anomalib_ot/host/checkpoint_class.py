@@ -29,7 +29,7 @@ def recorded_name(content: Mapping[str, Any], path: Path) -> str:
     if name is None:
         name = _name_by_tensors(content["state_dict"])
     if name not in MODELS:
-        msg = f"{path} is a checkpoint of {name or 'an unknown model'}; only {', '.join(MODELS)} can be loaded here"
+        msg = f"{path} is a checkpoint of {name or 'an unknown model'}; only {', '.join(MODELS)} can be loaded"
         raise ValueError(msg)
     return name
 

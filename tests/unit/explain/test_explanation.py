@@ -87,7 +87,7 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
     [
         (
             {"format": 2, "model": "MyPradot"},
-            "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow can be loaded here",
+            "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow can be loaded",
         ),
         ({"format": 4, "model": "Pradot"}, "format 4, .* up to 3; run: pip install --upgrade anomalib-ot"),
     ],
