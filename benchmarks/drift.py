@@ -45,6 +45,8 @@ SHARES = (0.01, 0.02, 0.05, 0.1)
 _BEFORE = 500
 _AFTER = 1000
 _CALIBRATION = 100
+# Scores that streams with anomalous images are drawn from, repeated to the share.
+_POOL = 10_000
 
 
 def brighter(image: Tensor, share: float) -> Tensor:
@@ -127,8 +129,8 @@ def rows_of(
         alarms = partial(_alarms, calibration, good, streams=streams, rate=rate)
         yield {"calibration": source, "change": "none", **alarms(good, before=length, after=0)}
         for share in SHARES:
-            # The anomalous images are repeated to their share of all images.
-            mixed = np.concatenate([good, np.resize(anomalous, round(share / (1 - share) * len(good)) or 1)])
+            parts = (np.resize(good, round((1 - share) * _POOL)), np.resize(anomalous, round(share * _POOL)))
+            mixed = np.concatenate(parts)
             yield {"calibration": source, "change": f"{share:.0%} anomalous", **alarms(mixed, before=0, after=length)}
         for name, scores in changed.items():
             yield {"calibration": source, "change": name, **alarms(scores, before=_BEFORE, after=_AFTER)}

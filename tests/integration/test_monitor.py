@@ -96,7 +96,7 @@ def test_good_images_raise_no_alarm_and_changed_ones_do(root, trained, tmp_path,
     assert alarm > 10
     assert line.endswith(f"; alarm at {paths[alarm]}")
     began = paths.index(next(path for path in paths if f"since {path};" in line))
-    assert abs(began - 10) <= 5
+    assert abs(began - 10) <= 2
     content = WtFlow.load_from_checkpoint(trained(calibration_folds=0)).post_processor.image_calibration
     monitor = DriftMonitor(content.tolist())
     states = [monitor.update(float(row["score_raw"])) for row in rows]

@@ -64,7 +64,7 @@ def test_a_shift_is_found_with_its_direction_and_beginning(shift, began):
         errors.append(abs(first.began - began))
     assert min(delays) >= 7
     assert np.median(delays) <= 40
-    assert np.median(errors) <= 5
+    assert np.median(errors) <= 2
 
 
 def test_lower_scores_are_found_only_if_they_are_watched():
