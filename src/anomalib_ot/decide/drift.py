@@ -113,7 +113,7 @@ class DriftMonitor:
 
     @property
     def threshold(self) -> float:
-        """Value of the martingale at which the alarm is raised: 1 / rate."""
+        """The alarm is raised when the martingale reaches this value, 1 / rate."""
         return 1 / self.false_alarm_rate
 
     def update(self, score: float) -> DriftState:
