@@ -24,7 +24,7 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +41,7 @@ from lightning.pytorch import seed_everything
 from numpy.typing import NDArray
 from rich.progress import track
 from scipy.stats import binomtest
+from torch import Tensor
 
 from anomalib_ot.comparison import Job, Key, Plan, read_plan
 from anomalib_ot.comparison.measurement import QUIET
@@ -138,13 +139,15 @@ class GoodAndBad:
         is_good = test.label_index == 0
         self.good = pd.concat([self.data.train_data.samples, test[is_good]], ignore_index=True)
         layers = {layer for job in plan.jobs() for layer in job.model["init_args"]["layers"]}
-        features = Features(plan, layers)
-        self.good_features = self._features(features, self.good)
-        self.anomalous_features = self._features(features, test[~is_good].reset_index(drop=True))
+        self._extractor = Features(plan, layers)
+        self.good_features = self.features(self.good)
+        self.anomalous_features = self.features(test[~is_good].reset_index(drop=True))
 
-    def _features(self, features: Features, samples: pd.DataFrame) -> list[FeatureMaps]:
+    def features(self, samples: pd.DataFrame, change: Callable[[Tensor], Tensor] | None = None) -> list[FeatureMaps]:
+        """Features of images, after a change of each image (3, h, w)."""
         self.data.test_data.samples = samples
-        return [features.of(self.data.test_data[index].image) for index in track(range(len(samples)), self.category)]
+        items = (self.data.test_data[index].image for index in track(range(len(samples)), self.category))
+        return [self._extractor.of(image if change is None else change(image)) for image in items]
 
     def splits(self, seed: int, counts: Sequence[int | None]) -> Iterator[Split]:
         """Divisions with each number of training images that there are enough for; all test the same images."""

@@ -216,9 +216,50 @@ def explain(
     return "\n".join([*map(summary, explained), str(page)])
 
 
+def monitor(
+    ckpt_path: Path,
+    data: Path,
+    output: Path = Path("results/monitor"),
+    watch: float | None = None,
+    reference: Path | None = None,
+    false_alarm_rate: float = 0.01,
+    seed: int = 0,
+) -> str:
+    """Say when good images drift: anomalib-ot monitor --ckpt_path model.ckpt --data line.
+
+    Images are scored in the order of their paths. The output folder gets drift.csv, with a row for each image, and
+    drift.html, a page with the course, the first image of the drift, and the places that changed.
+
+    Args:
+        ckpt_path: Checkpoint of a fitted model of this package.
+        data: Folder of the images.
+        output: Folder to write to. Foreign files do not change.
+        watch: Seconds between two looks at a growing folder, which is followed until Ctrl+C; by default, the folder is
+            read once.
+        reference: Folder of good images to compare with, which the model was not trained on; by default, the images
+            are compared with the calibration scores of the checkpoint.
+        false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
+        seed: Seed of the smoothing of p-values.
+
+    Returns:
+        A line with the result, and the path of the page.
+    """
+    from anomalib_ot.monitor.watching import monitor as watched  # noqa: PLC0415
+    from anomalib_ot.monitor.watching import summary  # noqa: PLC0415
+
+    page, course = watched(ckpt_path, data, output, watch, reference, false_alarm_rate, seed)
+    return f"{summary(course)}\n{page}"
+
+
 # Packages whose ValueErrors and RuntimeErrors describe invalid input. Those of other packages are bugs.
 _EXPLAINING = {"anomalib", "anomalib_ot", "jsonargparse"}
-_SUBCOMMANDS = {"compare": compare, "configs": configs, "explain": explain, "weights": weights}
+_SUBCOMMANDS = {
+    "compare": compare,
+    "configs": configs,
+    "explain": explain,
+    "monitor": monitor,
+    "weights": weights,
+}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -7,6 +7,8 @@ _PUBLIC = {
     "ConformalPostProcessor": "anomalib_ot.decide.post_processor",
     "ConformalScale": "anomalib_ot.decide.conformal",
     "Decision": "anomalib_ot.decide.decision",
+    "DriftMonitor": "anomalib_ot.decide.drift",
+    "DriftState": "anomalib_ot.decide.drift",
     "benjamini_hochberg": "anomalib_ot.decide.conformal",
     "p_values": "anomalib_ot.decide.conformal",
     "supported_rate": "anomalib_ot.decide.conformal",

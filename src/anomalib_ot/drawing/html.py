@@ -18,7 +18,8 @@ def render_page(package: str, name: str, **content: object) -> str:
 
     Args:
         package: Package whose folder ``templates`` contains ``NAME.html``, which extends ``page.html`` and fills the
-            blocks ``title`` and ``body``, ``NAME.css``, which is added to the common style, and ``NAME.js``.
+            blocks ``title`` and ``body``, ``NAME.css``, which is added to the common style, and ``NAME.js`` if the page
+            has a script.
         name: Name of the templates.
         content: Variables of the template. Text is escaped.
 
@@ -32,7 +33,8 @@ def render_page(package: str, name: str, **content: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = _read(package, f"{name}.js")
+    has_script = (files(package) / "templates" / f"{name}.js").is_file()
+    script = _read(package, f"{name}.js") if has_script else ""
     return environment.get_template(f"{name}.html").render(
         style=_read(_PACKAGE, "page.css") + _read(package, f"{name}.css"),
         script=script,

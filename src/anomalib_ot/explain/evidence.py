@@ -183,7 +183,6 @@ def conformal_p_value(score: float, normal: Iterable[float]) -> float:
     return (1 + sum(other >= score for other in others)) / (len(others) + 1)
 
 
-@torch.no_grad()
 def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str, float]:
     """Image scores before normalisation.
 
@@ -194,11 +193,19 @@ def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str
     Returns:
         The scores by path, or by name for images without a file.
     """
-    scores = {}
-    for picture in pictures:
-        anomaly_map = torch.stack([*_contributions(model, picture).values()]).sum(0)
-        scores[_key(picture)] = float(anomaly_map.flatten()[_counted(model, anomaly_map)].mean())
-    return scores
+    return {_key(picture): scored_map(model, picture)[0] for picture in pictures}
+
+
+@torch.no_grad()
+def scored_map(model: AnomalibModule, picture: Picture) -> tuple[float, Tensor]:
+    """Image score and anomaly map (h, w) before normalisation. An online model does not update its memory.
+
+    Args:
+        model: A fitted model of this package.
+        picture: The image that :func:`pictures_of` has prepared for the model.
+    """
+    anomaly_map = torch.stack([*_contributions(model, picture).values()]).sum(0)
+    return float(anomaly_map.flatten()[_counted(model, anomaly_map)].mean()), anomaly_map
 
 
 @torch.no_grad()

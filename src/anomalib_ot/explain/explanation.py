@@ -4,11 +4,10 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
@@ -22,17 +21,15 @@ from anomalib_ot.drawing.pictures import Picture, pictures_of
 from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
 from anomalib_ot.host.asked_post_processing import require_sensitivities
+from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
-from anomalib_ot.host.checkpoint_record import described, recorded_model
+from anomalib_ot.host.checkpoint_record import described
 from anomalib_ot.settings import require
 
 from .data import read_data
 from .evidence import Evidence, NormalScores, image_scores
 from .selection import REASONS, informative, requested
 from .views import ScoredSubject, views_of
-
-if TYPE_CHECKING:
-    from anomalib_ot.host.checkpoints import SafeCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +126,7 @@ def explain(
         msg = f"there is no checkpoint {ckpt_path}"
         raise FileNotFoundError(msg)
     content = read_checkpoint(ckpt_path)
-    kind = _class_of(model or _recorded_name(content, ckpt_path))
+    kind = class_of(model or recorded_name(content, ckpt_path))
     views_of(kind, views)
     require_place(kind, output)
     # Checkpoints of earlier versions have no split.
@@ -172,32 +169,6 @@ def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] 
     missing = [data.held_out[index] for index, path in enumerate(paths) if path not in scores]
     scores |= _scores(model, missing)
     return NormalScores({path: scores[path] for path in paths}, data.why_none)
-
-
-def _recorded_name(content: Mapping[str, Any], path: Path) -> str:
-    """Name of the class that a checkpoint records, or, in the first format, that the names of its tensors imply."""
-    name = recorded_model(content)
-    if name is None:
-        name = _name_by_tensors(content["state_dict"])
-    if name not in MODELS:
-        msg = f"{path} is a checkpoint of {name or 'an unknown model'}; only {', '.join(MODELS)} have views"
-        raise ValueError(msg)
-    return name
-
-
-def _class_of(name: str) -> type[AnomalibModule]:
-    """The class of a model with this name."""
-    return cast("type[AnomalibModule]", getattr(import_module(MODELS[name]), name))
-
-
-def _name_by_tensors(tensors: Iterable[str]) -> str | None:
-    """Name of the class that the names of tensors imply, in a checkpoint of the first format."""
-    names = tuple(tensors)
-    for model in MODELS:
-        marks = cast("type[SafeCheckpoints]", _class_of(model)).checkpoint_rules.marks
-        if any(name.startswith(marks) for name in names):
-            return model
-    return None
 
 
 def _scores(model: AnomalibModule, items: Items) -> dict[str, float]:

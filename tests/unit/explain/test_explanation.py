@@ -13,9 +13,10 @@ from anomalib_ot import MODELS, Foct, Pradot, WtFlow
 from anomalib_ot.drawing.data import Data, labels_of, paths_of
 from anomalib_ot.drawing.pictures import extent_of, name_of
 from anomalib_ot.explain.data import read_data
-from anomalib_ot.explain.explanation import _recorded_name, explain, summary, write_views
+from anomalib_ot.explain.explanation import explain, summary, write_views
 from anomalib_ot.explain.views import ScoredSubject, views_of
 from anomalib_ot.files import MARKER
+from anomalib_ot.host.checkpoint_class import recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 
 
@@ -71,20 +72,23 @@ def test_other_models_have_no_views():
 @pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
 def test_the_model_is_found_from_a_checkpoint_that_does_not_record_it(fitted, checkpoint, name):
     path = checkpoint(fitted(name))
-    assert _recorded_name(read_checkpoint(path), path) == name
+    assert recorded_name(read_checkpoint(path), path) == name
 
 
 @pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
 def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
     # Its tensors may have any names.
     path = checkpoint(torch.nn.Linear(1, 1), anomalib_ot={"format": 2, "model": name})
-    assert _recorded_name(read_checkpoint(path), path) == name
+    assert recorded_name(read_checkpoint(path), path) == name
 
 
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"format": 2, "model": "MyPradot"}, "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow have views"),
+        (
+            {"format": 2, "model": "MyPradot"},
+            "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow can be loaded",
+        ),
         ({"format": 4, "model": "Pradot"}, "format 4, .* up to 3; run: pip install --upgrade anomalib-ot"),
     ],
 )

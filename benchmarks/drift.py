@@ -1,0 +1,168 @@
+"""Delay until the drift monitor raises an alarm, and its false alarms on streams of good images.
+
+Run as ``python -m benchmarks.drift --root DATA``; :func:`~benchmarks.categories.categories_in` describes DATA. The
+embedded category needs no DATA. Part of the good images trains the model, and the others are scored as they are and
+after each change. Streams draw these scores with replacement: good images, followed by changed ones.
+
+Each row is a model, a source of its calibration scores and a change:
+
+``held out``
+    Calibration scores that are drawn like the good images of the stream, for which the promise is exact.
+``folds``
+    Scores of the training images that each fold left out. Only higher scores are watched.
+
+With the change ``none``, all images are good. With ``n % anomalous``, a share of all images is anomalous.
+"""
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jsonargparse import auto_cli
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2 import functional as transforms
+
+from anomalib_ot.comparison import read_plan
+from anomalib_ot.decide import DriftMonitor
+from anomalib_ot.offline import offline_backbone
+
+from .categories import EMBEDDED, categories_in
+from .false_alarms import GoodAndBad, Numbers, fitted, scores_of
+from .rows import appended
+from .versions import versions
+
+FIELDS = ("category", "model", "calibration", "change", "streams", "alarms", "early", "delay")
+SHARES = (0.01, 0.02, 0.05, 0.1)
+# Images before a change, and at most after it.
+_BEFORE = 500
+_AFTER = 1000
+_CALIBRATION = 100
+# Scores that streams with anomalous images are drawn from, repeated to the share.
+_POOL = 10_000
+
+
+def brighter(image: Tensor, share: float) -> Tensor:
+    """An image (3, h, w) in [0, 1] with more light, or less for a negative share."""
+    return (image * (1 + share)).clamp(0, 1)
+
+
+def shifted(image: Tensor, pixels: int) -> Tensor:
+    """An image (3, h, w) moved to the right; its left column fills the gap."""
+    return pad(image[None], (pixels, 0, 0, 0), mode="replicate")[0, :, :, : image.shape[-1]]
+
+
+def blurred(image: Tensor, deviation: float) -> Tensor:
+    """An image (3, h, w) out of focus: a Gaussian of this standard deviation in pixels."""
+    return transforms.gaussian_blur(image, 4 * round(deviation) + 1, deviation)
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"brightness {share:+.0%}": partial(brighter, share=share) for share in (0.05, -0.05, 0.1, -0.1, 0.2, -0.2)},
+    "blur 1 px": partial(blurred, deviation=1.0),
+    "shift 2 px": partial(shifted, pixels=2),
+    "shift 8 px": partial(shifted, pixels=8),
+}
+
+
+def main(
+    root: Path | None = None,
+    output: Path = Path("results/drift.csv"),
+    categories: list[str] | None = None,
+    model: str = "WtFlow",
+    streams: int = 50,
+    length: int = 10_000,
+    rate: float = 0.01,
+    seed: int = 0,
+) -> None:
+    """Measure alarms and delays, and print the table.
+
+    Args:
+        root: Folder of the categories.
+        output: CSV file of the rows, continued if it exists.
+        categories: Categories to run; all by default.
+        model: Model of ``configs/compare/real.yaml`` that calibrates on folds: Pradot or WtFlow.
+        streams: Number of streams per row.
+        length: Images of a stream of good images.
+        rate: Promised probability of a false alarm over a stream.
+        seed: Seed of the split.
+    """
+    command = shlex.join(["python", "-m", "benchmarks.drift", *sys.argv[1:]])
+    print(f"{command}\n{versions('anomalib-ot', 'anomalib', 'torch', 'timm')}", flush=True)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    found = categories_in(root)
+    plan = read_plan("real", [model], [EMBEDDED], backbone=offline_backbone())
+    plan = replace(plan, data={name: found[name] for name in categories or found})
+    with appended(output, FIELDS) as add:
+        for category in plan.data:
+            images = GoodAndBad(plan, category)
+            (split,) = images.splits(seed, [None])
+            folds, score = fitted(plan.jobs()[0], plan, images.training_data(split.training), seed, folds=True)
+            tested = images.good.loc[split.tested].reset_index(drop=True)
+            changed = {name: scores_of(score, images.features(tested, change)) for name, change in CHANGES.items()}
+            good = scores_of(score, [images.good_features[index] for index in split.tested])
+            bad = scores_of(score, images.anomalous_features)
+            for row in rows_of(folds, good, changed, bad, streams, length, rate):
+                add({"category": category, "model": model, **row})
+    print(pd.read_csv(output).to_string(index=False, na_rep=""))
+
+
+def rows_of(
+    folds: Numbers,
+    good: Numbers,
+    changed: dict[str, Numbers],
+    anomalous: Numbers,
+    streams: int,
+    length: int,
+    rate: float,
+) -> Iterator[dict[str, str]]:
+    """The rows of a model, from scores of its folds, of good, changed and anomalous images."""
+    for source, calibration in (("held out", None), ("folds", folds)):
+        alarms = partial(_alarms, calibration, good, streams=streams, rate=rate)
+        yield {"calibration": source, "change": "none", **alarms(good, before=length, after=0)}
+        for share in SHARES:
+            parts = (np.resize(good, round((1 - share) * _POOL)), np.resize(anomalous, round(share * _POOL)))
+            mixed = np.concatenate(parts)
+            yield {"calibration": source, "change": f"{share:.0%} anomalous", **alarms(mixed, before=0, after=length)}
+        for name, scores in changed.items():
+            yield {"calibration": source, "change": name, **alarms(scores, before=_BEFORE, after=_AFTER)}
+
+
+def _alarms(
+    calibration: Numbers | None,
+    good: Numbers,
+    after_change: Numbers,
+    *,
+    streams: int,
+    rate: float,
+    before: int,
+    after: int,
+) -> dict[str, str]:
+    """Streams with an alarm, those with one before the change, and the median number of changed images until it."""
+    found: list[int] = []
+    for seed in range(streams):
+        random = np.random.default_rng(seed)
+        known = random.choice(good, _CALIBRATION) if calibration is None else calibration
+        monitor = DriftMonitor(known, rate, seed, watch_lower=calibration is None)
+        stream = np.concatenate([random.choice(good, before), random.choice(after_change, after)])
+        first = next((index for index, score in enumerate(stream) if monitor.update(float(score)).is_alarm), None)
+        found += [] if first is None else [first + 1]
+    late = [index - before for index in found if index > before]
+    return {
+        "streams": str(streams),
+        "alarms": str(len(found)),
+        "early": str(len(found) - len(late)),
+        "delay": f"{np.median(late):g}" if late else "",
+    }
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,51 @@
+"""The images of a folder as a stream."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+_State = tuple[int, int]
+
+
+def images_in(folder: Path) -> dict[Path, _State]:
+    """The images of a folder and of its subfolders in the order of their paths, with size and time of change.
+
+    Hidden files, which other programs use for unfinished files, are left out.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith("."):
+            try:
+                state = path.stat()
+            except FileNotFoundError:
+                continue
+            found[path] = state.st_size, state.st_mtime_ns
+    return found
+
+
+def stream_of(folder: Path, watch: float | None = None) -> Iterator[list[Path]]:
+    """Yield the images of a folder in the order of their paths, each once.
+
+    Args:
+        folder: The folder.
+        watch: Seconds between two looks at a growing folder. An image is yielded when its file did not change between
+            two looks. Without it, the images that are there are yielded at once.
+
+    Yields:
+        The new images of each look; never ends if the folder is watched.
+    """
+    if watch is None:
+        yield [*images_in(folder)]
+        return
+    earlier: dict[Path, _State] = {}
+    done: set[Path] = set()
+    while True:
+        found = images_in(folder)
+        ready = [path for path, state in found.items() if path not in done and earlier.get(path) == state]
+        if ready:
+            yield ready
+            done.update(ready)
+        earlier = found
+        time.sleep(watch)

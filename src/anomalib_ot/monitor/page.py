@@ -1,0 +1,116 @@
+"""The page of a monitor: the course of the martingale, the first images of the drift, and the places that changed."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from anomalib_ot.data.reading import read_picture
+from anomalib_ot.drawing.figures import new_figure, pixels_of, show_map
+from anomalib_ot.drawing.html import data_uri, render_page
+
+from .course import Course, Seen
+
+_CHANGED = 6
+_SIDE = 220
+# Images whose p-values are averaged.
+_WINDOW = 25
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image on the page.
+
+    Args:
+        uri: Its pixels as a data URI.
+        size: Its width and height in pixels.
+    """
+
+    uri: str
+    size: tuple[int, int]
+
+
+def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
+    """Render the page.
+
+    Args:
+        course: What the monitor has seen.
+        about: Names of the ``model``, the ``checkpoint``, the ``data`` and the ``reference``, None for the calibration.
+        summary: One line with the result.
+
+    Returns:
+        The page, which needs no other file.
+    """
+    maps = course.mean_maps() if course.since else None
+    first, last = course.since[:1], course.changed(_CHANGED)
+    return render_page(
+        "anomalib_ot.monitor",
+        "drift",
+        about=about,
+        summary=summary,
+        course=course,
+        curve=_embedded(draw_course(course)) if course.seen else None,
+        places=None if maps is None else _embedded(draw_places(*maps)),
+        first=[(each, _thumbnail(each)) for each in first],
+        changed=[(each, _thumbnail(each)) for each in last],
+    )
+
+
+def draw_course(course: Course) -> Figure:
+    """Draw the martingale on a logarithmic scale, and the p-values with their running mean."""
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    numbers = np.arange(1, len(course.seen) + 1)
+    upper.semilogy(numbers, [each.state.martingale for each in course.seen], color="tab:blue")
+    upper.axhline(course.monitor.threshold, color="tab:red", linestyle="--", label="alarm")
+    upper.set_ylabel("martingale")
+    values = np.array([each.state.p_value for each in course.seen])
+    lower.plot(numbers, values, ".", color="tab:gray", markersize=3)
+    if len(values) >= _WINDOW:
+        means = np.convolve(values, np.full(_WINDOW, 1 / _WINDOW), "valid")
+        lower.plot(numbers[_WINDOW - 1 :], means, color="tab:blue", label=f"mean of {_WINDOW}")
+    lower.set_ylim(0, 1)
+    lower.set_ylabel("p-value")
+    lower.set_xlabel("image")
+    if course.since:
+        for panel in (upper, lower):
+            panel.axvline(course.since[0].state.index + 1, color="tab:orange", label="drift began")
+    upper.legend(loc="upper left", fontsize="small")
+    return figure
+
+
+def draw_places(before: Tensor, since: Tensor) -> Figure:
+    """Draw mean maps (H, W) before the drift and since it began, on one scale, and their difference."""
+    figure, ((first, second, third),) = new_figure(1, 3)
+    limits = (float(min(before.min(), since.min())), float(max(before.max(), since.max())))
+    show_map(first, before, "mean map before", limits)
+    show_map(second, since, "mean map since the drift began", limits)
+    show_map(third, since - before, "difference")
+    return figure
+
+
+def _embedded(figure: Figure) -> Embedded:
+    image = Image.fromarray(pixels_of(figure)).convert("RGB")
+    return Embedded(data_uri(image, "WEBP"), image.size)
+
+
+def _thumbnail(seen: Seen) -> Embedded | None:
+    """The image, or None if its file has been removed since."""
+    with suppress(FileNotFoundError, ValueError):
+        return _small(seen.path)
+    return None
+
+
+def _small(path: Path) -> Embedded:
+    image = transforms.to_pil_image(read_picture(path))
+    image.thumbnail((_SIDE, _SIDE))
+    return Embedded(data_uri(image, "WEBP"), image.size)

@@ -1,0 +1,196 @@
+"""Monitor the images of a folder with the model of a checkpoint."""
+
+import csv
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import PredictDataset
+from anomalib.models.components import AnomalibModule
+from torch import Tensor
+
+from anomalib_ot.data.reading import naming_unreadable
+from anomalib_ot.decide.conformal import require_rate
+from anomalib_ot.decide.drift import DriftMonitor
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
+from anomalib_ot.drawing.pictures import pictures_of
+from anomalib_ot.explain.evidence import scored_map
+from anomalib_ot.files import claim, require_ours, write_text
+from anomalib_ot.host.checkpoint_class import class_of, recorded_name
+from anomalib_ot.host.checkpoint_files import read_checkpoint
+from anomalib_ot.host.checkpoint_record import described
+from anomalib_ot.settings import require, require_whole
+
+from .course import Course, Seen
+from .folder import images_in, stream_of
+from .page import drift_page
+
+logger = logging.getLogger(__name__)
+
+TABLE = "drift.csv"
+PAGE = "drift.html"
+_COLUMNS = ("path", "score_raw", "p_value", "martingale", "alarm")
+_PROGRESS = 500
+
+
+def monitor(
+    ckpt_path: Path,
+    data: Path,
+    output: Path,
+    watch: float | None = None,
+    reference: Path | None = None,
+    false_alarm_rate: float = 0.01,
+    seed: int = 0,
+) -> tuple[Path, Course]:
+    """Score the images of a folder in the order of their paths, and write ``drift.csv`` and ``drift.html``.
+
+    Args:
+        ckpt_path: Checkpoint of a fitted model of this package.
+        data: Folder of the images.
+        output: Folder to write to. Foreign files do not change.
+        watch: Seconds between two looks at a growing folder, which is followed until the command is interrupted; by
+            default, the folder is read once.
+        reference: Folder of good images to compare with, which the model was not trained on; by default, the images
+            are compared with the calibration scores of the checkpoint.
+        false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
+        seed: Seed of the smoothing of p-values.
+
+    Returns:
+        The page, and what the monitor has seen.
+
+    Raises:
+        ValueError: If an argument is invalid, no image can be read, the checkpoint does not contain a fitted model of
+            this package, or there is nothing to compare with.
+        FileNotFoundError: If the checkpoint or a folder does not exist, or a folder that is not watched is empty.
+        FileExistsError: If ``output`` contains foreign files of these names.
+    """
+    require_rate("false_alarm_rate", false_alarm_rate)
+    require_whole(0, "seed", seed)
+    require(watch is None or watch > 0, "watch", "a positive number of seconds, or left out", watch)
+    for folder, may_be_empty in ((data, watch is not None), (reference, False)):
+        if folder is not None:
+            _require_images(folder, may_be_empty)
+    require_ours(output, TABLE, PAGE)
+    model = _fitted(ckpt_path)
+    course = (
+        Course(_calibrated(model, ckpt_path, false_alarm_rate, seed))
+        if reference is None
+        else _referenced(model, reference, false_alarm_rate, seed)
+    )
+    about = {"model": model.name, "checkpoint": str(ckpt_path), "data": str(data), "reference": reference}
+    claim(output, TABLE, PAGE)
+    path = output / TABLE
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(_COLUMNS)
+        # An interruption is the usual end of watching.
+        with nullcontext() if watch is None else suppress(KeyboardInterrupt):
+            for paths in stream_of(data, watch):
+                had_alarm = course.alarm is not None
+                table.writerows(map(_row, _added(model, paths, course)))
+                file.flush()
+                _write_page(course, output, about)
+                if watch is not None and course.alarm and not had_alarm:
+                    logger.warning("%s", summary(course))
+    if not course.seen and watch is None:
+        first = next(iter(course.skipped.values()))
+        msg = f"none of the {len(course.skipped)} images of {data} can be scored; the first error: {first}"
+        raise ValueError(msg)
+    return _write_page(course, output, about), course
+
+
+def summary(course: Course) -> str:
+    """One line with the result for a stream."""
+    skipped = f", {len(course.skipped)} skipped" if course.skipped else ""
+    counts = f"{len(course.seen)} images{skipped}"
+    alarm = course.alarm
+    if alarm is None:
+        value = course.seen[-1].state.martingale if course.seen else 1.0
+        return f"{counts}: no drift (martingale {value:.3g}, alarm at {course.monitor.threshold:.6g})"
+    direction = "higher" if alarm.state.is_higher else "lower"
+    return f"{counts}: drift to {direction} scores, probably since {course.since[0].path}; alarm at {alarm.path}"
+
+
+def _require_images(folder: Path, may_be_empty: bool) -> None:
+    if not folder.is_dir():
+        msg = f"there is no folder {folder}"
+        raise FileNotFoundError(msg)
+    if not may_be_empty and not images_in(folder):
+        msg = f"there are no images in {folder}; to wait for images, set watch"
+        raise FileNotFoundError(msg)
+
+
+def _fitted(path: Path) -> AnomalibModule:
+    if not path.is_file():
+        msg = f"there is no checkpoint {path}"
+        raise FileNotFoundError(msg)
+    kind = class_of(recorded_name(read_checkpoint(path), path))
+    return kind.load_from_checkpoint(path, map_location="cpu").eval()
+
+
+def _calibrated(model: AnomalibModule, path: Path, rate: float, seed: int) -> DriftMonitor:
+    """A monitor that compares with the calibration scores of a checkpoint."""
+    processor: Any = model.post_processor
+    if not isinstance(processor, ConformalPostProcessor) or not processor.is_calibrated("image"):
+        msg = (
+            f"{path} has no scores of good images (its post_processor is {described(processor)}); set reference to a "
+            "folder of good images that the model was not trained on, or train with ConformalPostProcessor"
+        )
+        raise ValueError(msg)
+    has_folds = getattr(model.hparams, "calibration_folds", 0) > 0
+    if has_folds:
+        logger.info(
+            "Watching for higher scores only: with calibration_folds, the calibration scores come from the models of "
+            "the folds, which score good images slightly higher than this model. To watch for lower scores too, set "
+            "reference to a folder of good images that the model was not trained on."
+        )
+    return DriftMonitor(processor.image_calibration.cpu().numpy(), rate, seed, watch_lower=not has_folds)
+
+
+def _referenced(model: AnomalibModule, folder: Path, rate: float, seed: int) -> Course:
+    """A monitor that compares with the images of a folder."""
+    scored = [_scored(model, path) for path in images_in(folder)]
+    return Course(DriftMonitor([score for score, _ in scored], rate, seed), (each for _, each in scored))
+
+
+def _scored(model: AnomalibModule, path: Path) -> tuple[float, Tensor]:
+    """Raw score and map (h, w) of an image.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    with naming_unreadable(path):
+        item: Any = PredictDataset(path)[0]
+    (picture,) = pictures_of(model, [item])
+    return scored_map(model, picture)
+
+
+def _added(model: AnomalibModule, paths: Iterable[Path], course: Course) -> Iterator[Seen]:
+    """Add images to the course; those that cannot be scored are skipped."""
+    for path in paths:
+        try:
+            seen = course.add(path, *_scored(model, path))
+        except (FileNotFoundError, ValueError) as error:
+            course.skipped[path] = str(error)
+            logger.warning("Skipping %s: %s", path, error)
+            continue
+        if not len(course.seen) % _PROGRESS:
+            logger.info("Scored %d images", len(course.seen))
+        yield seen
+
+
+def _row(seen: Seen) -> tuple[str, ...]:
+    state = seen.state
+    return (
+        str(seen.path),
+        f"{seen.score:.9g}",
+        f"{state.p_value:.6g}",
+        f"{state.martingale:.6g}",
+        "yes" if state.is_alarm else "no",
+    )
+
+
+def _write_page(course: Course, output: Path, about: dict[str, Any]) -> Path:
+    return write_text(output / PAGE, drift_page(course, about, summary(course)))

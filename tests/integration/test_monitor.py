@@ -1,0 +1,186 @@
+"""``anomalib-ot monitor`` on a folder, and on a growing one until it is interrupted."""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
+from PIL import Image, ImageEnhance
+
+from anomalib_ot import Assembly, WtFlow
+from anomalib_ot.cli import main
+from anomalib_ot.decide import DriftMonitor
+
+pytestmark = pytest.mark.slow
+SETTINGS = {
+    "backbone": "test_resnet",
+    "layers": ["layer2"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "training_steps": 4,
+    "batch_size": 8,
+    "whitened_channels": 8,
+    "evaluator": False,
+    "visualizer": False,
+}
+CHANGED = 30
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with 20 good images ``calm``, and 30 brighter ones after 10 others ``changed``, and a broken file."""
+    root = tmp_path_factory.mktemp("monitor")
+    Assembly(root / "stream", n_train=30 + CHANGED, n_validation=1, n_test=1, seed=1).prepare_data()
+    good = sorted((root / "stream/tray/train/good").glob("*.png"))
+    for number, path in enumerate(good):
+        folder = root / ("calm" if number < 20 else "changed")
+        folder.mkdir(exist_ok=True)
+        image = Image.open(path).convert("RGB")
+        if number >= 30:
+            image = ImageEnhance.Brightness(image).enhance(1.5)
+        image.save(folder / path.name)
+    (root / "changed/broken.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    """Trains a model with these settings, once."""
+    made = {}
+
+    def trained(**settings):
+        key = tuple(map(str, settings.items()))
+        if key not in made:
+            folder = root / f"model{len(made)}"
+            data = Assembly(root / "data", n_train=30, n_validation=30, n_test=1, val_split_mode="from_dir")
+            engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+            engine.fit(WtFlow(**SETTINGS, **settings), datamodule=data)
+            made[key] = folder / "model.ckpt"
+            engine.trainer.save_checkpoint(made[key])
+        return str(made[key])
+
+    return trained
+
+
+def rows_of(folder):
+    with (folder / "drift.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def refusal(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["monitor", *map(str, arguments)])
+    return stop.value.code
+
+
+def test_good_images_raise_no_alarm_and_changed_ones_do(root, trained, tmp_path, capsys, caplog):
+    arguments = ["--ckpt_path", trained(calibration_folds=0), "--output", str(tmp_path)]
+    main(["monitor", *arguments, "--data", str(root / "calm")])
+    output = capsys.readouterr().out
+    assert output.splitlines()[-2].startswith("20 images: no drift (martingale ")
+    assert output.splitlines()[-1] == str(tmp_path / "drift.html")
+    assert "Watching for higher scores only" not in caplog.text
+    main(["monitor", *arguments, "--data", str(root / "changed")])
+    assert f"Skipping {root / 'changed/broken.png'}: cannot read" in caplog.text
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert line.startswith(f"{10 + CHANGED} images, 1 skipped: drift to higher scores, probably since ")
+    rows = rows_of(tmp_path)
+    paths = sorted(path for path in (root / "changed").iterdir() if path.name != "broken.png")
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    alarm = next(index for index, row in enumerate(rows) if row["alarm"] == "yes")
+    assert alarm > 10
+    assert line.endswith(f"; alarm at {paths[alarm]}")
+    began = paths.index(next(path for path in paths if f"since {path};" in line))
+    assert abs(began - 10) <= 2
+    content = WtFlow.load_from_checkpoint(trained(calibration_folds=0)).post_processor.image_calibration
+    monitor = DriftMonitor(content.tolist())
+    states = [monitor.update(float(row["score_raw"])) for row in rows]
+    assert [float(row["p_value"]) for row in rows] == pytest.approx([state.p_value for state in states], rel=1e-5)
+    assert [float(row["martingale"]) for row in rows] == pytest.approx([s.martingale for s in states], rel=1e-5)
+    page = (tmp_path / "drift.html").read_text(encoding="utf-8")
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+    for title in ("Course", "First image of the drift", "Images that changed most", "Places that changed", "Skipped"):
+        assert title in page
+    assert page.count("data:image/webp") == 9
+
+
+def test_folds_are_watched_for_higher_scores_and_a_reference_for_both(root, trained, tmp_path, capsys, caplog):
+    arguments = ["--ckpt_path", trained(calibration_folds=2), "--data", str(root / "calm"), "--output", str(tmp_path)]
+    main(["monitor", *arguments])
+    assert "Watching for higher scores only: with calibration_folds" in caplog.text
+    caplog.clear()
+    assert "only higher scores are watched" in (tmp_path / "drift.html").read_text(encoding="utf-8")
+    main(["monitor", *arguments, "--data", str(root / "changed"), "--reference", str(root / "calm")])
+    assert "Watching" not in caplog.text
+    assert "drift to higher scores" in capsys.readouterr().out
+    assert "only higher scores are watched" not in (tmp_path / "drift.html").read_text(encoding="utf-8")
+
+
+def test_a_growing_folder_is_followed_until_the_command_is_interrupted(root, trained, tmp_path):
+    line = tmp_path / "line"
+    line.mkdir()
+    script = "from anomalib_ot.cli import main; main()"
+    options = ["--ckpt_path", trained(calibration_folds=0), "--data", line, "--output", tmp_path / "out"]
+    command = [sys.executable, "-c", script, "monitor", *map(str, options), "--watch", "0.2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        paths = sorted((root / "calm").iterdir())[:5]
+        for count in (2, 5):
+            for path in paths[:count]:
+                if not (line / path.name).exists():
+                    shutil.copy(path, line / path.name)
+            _wait(process, lambda count=count: len(rows_of(tmp_path / "out")) == count)
+        process.send_signal(signal.SIGINT)
+        output, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert output.startswith("5 images: no drift")
+    assert [row["path"] for row in rows_of(tmp_path / "out")] == [str(line / path.name) for path in paths]
+    assert (tmp_path / "out/drift.html").exists()
+
+
+def _wait(process, is_done):
+    for _ in range(600):
+        try:
+            if is_done():
+                return
+        except FileNotFoundError:
+            pass
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    pytest.fail("the command has not scored the images in two minutes")
+
+
+def test_what_cannot_be_monitored_is_one_line(root, trained, tmp_path):
+    good = ["--ckpt_path", trained(calibration_folds=0), "--data", root / "calm", "--output", tmp_path / "out"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "there are no images in" in refusal([*good, "--data", empty])
+    assert "there are no images in" in refusal([*good, "--reference", empty])
+    assert "there is no folder absent" in refusal([*good, "--data", "absent"])
+    assert "there is no checkpoint absent" in refusal([*good, "--ckpt_path", "absent"])
+    assert "false_alarm_rate must be between 0 and 1" in refusal([*good, "--false_alarm_rate", "1"])
+    assert "watch must be a positive number of seconds" in refusal([*good, "--watch", "0"])
+    assert not (tmp_path / "out").exists()
+    (empty / "broken.png").write_bytes(b"no image")
+    assert "none of the 1 images of" in refusal([*good, "--data", empty])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/drift.csv").write_text("theirs")
+    assert "holds drift.csv, which anomalib-ot did not write" in refusal([*good, "--output", tmp_path / "foreign"])
+    assert (tmp_path / "foreign/drift.csv").read_text() == "theirs"
+
+
+def test_a_checkpoint_with_the_post_processor_of_anomalib_needs_a_reference(root, trained, tmp_path, capsys):
+    options = ["--ckpt_path", trained(post_processor=PostProcessor()), "--data", root / "changed"]
+    options += ["--output", tmp_path]
+    said = refusal(options)
+    assert "has no scores of good images (its post_processor is " in said
+    assert "set reference to a folder of good images" in said
+    main(["monitor", *map(str, options), "--reference", str(root / "calm")])
+    assert "drift to higher scores" in capsys.readouterr().out

@@ -1,0 +1,28 @@
+"""The benchmark of the drift monitor, on made-up scores and a small image."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.drift import CHANGES, FIELDS, SHARES, rows_of
+
+
+def test_each_change_keeps_the_shape_and_the_range_and_changes_the_image():
+    image = torch.rand(3, 32, 40, generator=torch.Generator().manual_seed(0))
+    for change in CHANGES.values():
+        changed = change(image)
+        assert changed.shape == image.shape
+        assert 0 <= changed.min() <= changed.max() <= 1
+        assert not torch.equal(changed, image)
+    assert torch.equal(CHANGES["shift 8 px"](image)[..., 8:], image[..., :-8])
+
+
+def test_rows_count_alarms_and_delays():
+    good = np.random.default_rng(0).normal(size=40)
+    rows = list(rows_of(good[:20] + 0.5, good, {"shift": good + 4}, np.array([9.0]), streams=4, length=200, rate=0.01))
+    assert [row["calibration"] for row in rows] == ["held out"] * (2 + len(SHARES)) + ["folds"] * (2 + len(SHARES))
+    assert all({*row} == {*FIELDS} - {"category", "model"} for row in rows)
+    calm, *_, shifted = rows[: 2 + len(SHARES)]
+    assert (calm["alarms"], calm["early"], calm["delay"]) == ("0", "0", "")
+    assert (shifted["alarms"], shifted["early"]) == ("4", "0")
+    assert float(shifted["delay"]) == pytest.approx(22, abs=8)

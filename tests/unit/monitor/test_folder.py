@@ -1,0 +1,44 @@
+"""A folder as a stream: the order of its images, and files that are still being written."""
+
+import pytest
+
+from anomalib_ot.monitor import folder as module
+from anomalib_ot.monitor.folder import images_in, stream_of
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b/002.png", "a/003.JPG", "001.tiff", ".001.png", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+def names(folder, paths):
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def test_images_come_once_in_the_order_of_their_paths(folder):
+    assert [names(folder, paths) for paths in stream_of(folder)] == [["001.tiff", "a/003.JPG", "b/002.png"]]
+    assert names(folder, images_in(folder)) == ["001.tiff", "a/003.JPG", "b/002.png"]
+
+
+def test_a_watched_image_comes_once_it_no_longer_changes(folder, monkeypatch):
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            (folder / "004.png").write_bytes(b"half")
+        if len(looks) == 3:
+            (folder / "004.png").write_bytes(b"all of it")
+        if len(looks) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend((len(looks), names(folder, paths)) for paths in stream_of(folder, watch=0.5))
+    assert found == [(1, ["001.tiff", "a/003.JPG", "b/002.png"]), (4, ["004.png"])]
+    assert set(looks) == {0.5}
