@@ -11,7 +11,7 @@ from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_ot.host.calibration import CalibratesItself, CalibrationScores
+from anomalib_ot.host.calibration import HELD_OUT, CalibratesItself, CalibrationScores
 from anomalib_ot.host.scale import LinearScale, Scale
 from anomalib_ot.transport import Processes
 
@@ -39,7 +39,8 @@ class ConformalPostProcessor(PostProcessor):
     """Verdicts with at most a promised rate of false alarms; for any model of anomalib.
 
     The threshold is computed from scores of good images that the model was not trained on: those of the validation
-    set, or those that the model provides from a cross-fit, see :class:`~anomalib_ot.host.calibration.CalibratesItself`.
+    set, or those that the model provides from a cross-fit, see :class:`~anomalib_ot.host.calibration.CalibratesItself`,
+    if they are not fewer.
     Anomalous validation images change nothing, and validation images without a label count as good.
 
     With held-out images, a new good image that is exchangeable with them is flagged with a probability of at most
@@ -83,11 +84,13 @@ class ConformalPostProcessor(PostProcessor):
             self.register_buffer(f"{level}_calibration", torch.empty(0))
             self.register_buffer(f"_{level}_unit", torch.tensor(1.0), persistent=False)
         self._scored: list[tuple[str, float, float | None]] = []
+        # Where the calibration scores are from, which a checkpoint keeps.
+        self.calibration_source = ""
         self.false_alarm_rate = false_alarm_rate
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate")
+        return (*super()._checkpoint_config_keys, "false_alarm_rate", "calibration_source")
 
     @property
     def false_alarm_rate(self) -> float:
@@ -194,8 +197,10 @@ class ConformalPostProcessor(PostProcessor):
             for rank, share in enumerate(shares)
             for index, (path, score, peak) in enumerate(share)
         }
+        held_out = CalibrationScores.of(rows.values(), HELD_OUT)
         own = pl_module.calibration_scores if isinstance(pl_module, CalibratesItself) else None
-        self.calibrate(own or CalibrationScores.of(rows.values(), "were held out"))
+        # The promise of held-out images is exact, but more images promise a lower rate.
+        self.calibrate(held_out if own is None or len(own.images) < len(held_out.images) else own)
 
     def calibrate(self, scores: CalibrationScores) -> None:
         """Compute the thresholds. Without usable scores there are none, and a warning gives the reason.
@@ -208,6 +213,7 @@ class ConformalPostProcessor(PostProcessor):
             device = self._image_threshold.device
             self.image_calibration = torch.tensor(_usable("image", scores.images), device=device)
             self.pixel_calibration = torch.tensor(_usable("pixel", scores.maps), device=device)
+        self.calibration_source = scores.source
         self._set_thresholds()
         if self.is_calibrated("image"):
             logger.info(

@@ -6,6 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+HELD_OUT = "were held out"
+"""Source of scores of images that no model was trained on."""
+
 
 @dataclass(frozen=True)
 class CalibrationScores:

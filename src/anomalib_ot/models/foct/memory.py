@@ -85,7 +85,7 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         self.is_foreground = torch.stack(flags).unflatten(0, is_foreground.shape[:2])
         self.threshold = torch.stack(reach).mean()
 
-    def register_to(self, query: Tensor) -> Memory:
+    def register_to(self, query: Tensor, without: int | None = None) -> Memory:
         """Select the nearest view of each support image.
 
         The distance of a view is the mean distance of the query's features from their nearest features in the view.
@@ -93,12 +93,15 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
 
         Args:
             query: (B, M, C).
+            without: Index of a support image to leave out.
 
         Returns:
-            The memory of each query, N = K n.
+            The memory of each query, N = K n, or (K − 1) n.
         """
         features, flags = [], []
-        for support, mask in zip(self.features, self.is_foreground, strict=True):
+        for index, (support, mask) in enumerate(zip(self.features, self.is_foreground, strict=True)):
+            if index == without:
+                continue
             best = _nearest_view(support, query)
             features.append(support[best])
             flags.append(mask[best])

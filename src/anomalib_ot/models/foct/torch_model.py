@@ -175,9 +175,36 @@ class FoctModel(FoctState):
                 score = self._score_and_learn if self._is_taught else self._score_frozen
                 with _teaching if self._is_taught else nullcontext():
                     scores = torch.cat([score(each) for each in query.split(1)])
-            maps = scores.unflatten(-1, features.shape[-2:])[:, None]
-            anomaly_map = self.anomaly_map_generator([maps], images.shape[-2:])
-        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+            return _predictions(self._anomaly_map(scores, features, images))
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def score_left_out(self, images: Tensor) -> InferenceBatch:
+        """Score each support image by the memory of the others. Queries teach nothing here.
+
+        Mean, scale and navigator are those of the whole support set.
+
+        Args:
+            images: The K support images of the last fit, in their order, (K, 3, h, w), K at least 2.
+
+        Returns:
+            The anomaly maps (K, 1, h, w) and the image scores (K,).
+        """
+        maps = []
+        for index, image in enumerate(images.split(1)):
+            features = self.extract(image)
+            with full_precision(features):
+                query = self._embed(features)
+                memory = self.semantic.register_to(query, without=index)
+                scores = self._score(query, memory, self.support_navigator)[0]
+                maps.append(self._anomaly_map(scores, features, image))
+        return _predictions(torch.cat(maps))
+
+    def _anomaly_map(self, scores: Tensor, features: Tensor, images: Tensor) -> Tensor:
+        """Anomaly maps (B, 1, h, w) of images for the scores (B, M) of the cells of their features (B, D, H, W)."""
+        maps = scores.unflatten(-1, features.shape[-2:])[:, None]
+        anomaly_map: Tensor = self.anomaly_map_generator([maps], images.shape[-2:])
+        return anomaly_map
 
     @property
     def _is_taught(self) -> bool:
@@ -354,3 +381,8 @@ class FoctModel(FoctState):
             ]
         )
         self.episodic.add(query[chosen], is_foreground[chosen])
+
+
+def _predictions(anomaly_map: Tensor) -> InferenceBatch:
+    """Anomaly maps (B, 1, h, w) with the image scores (B,), their maxima."""
+    return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)

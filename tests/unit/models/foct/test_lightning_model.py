@@ -7,6 +7,7 @@ import torch
 from anomalib.data import PredictDataset
 
 from anomalib_ot import FewShot, Foct
+from anomalib_ot.host.calibration import HELD_OUT
 
 SMALL = {
     "backbone": "test_resnet",
@@ -245,3 +246,22 @@ def test_a_loaded_memory_cannot_be_rolled_back_beyond_the_file(few, engine, mode
     foct.rollback(8)
     with pytest.raises(ValueError, match="from 1 to 0"):
         foct.rollback(1)
+
+
+def test_support_images_set_the_threshold_where_fewer_are_held_out(few, data, engine, model):
+    with_four_held_out, few_held_out = model(), model()
+    engine().fit(with_four_held_out, datamodule=few(3))
+    assert with_four_held_out.post_processor.image_calibration.numel() == 4
+    assert with_four_held_out.post_processor.calibration_source == HELD_OUT
+    engine().fit(few_held_out, datamodule=FewShot(data(), 5))
+    processor = few_held_out.post_processor
+    assert processor.image_calibration.tolist() == pytest.approx(sorted(few_held_out.calibration_scores.images))
+    assert processor.calibration_source == "are the support images, each compared with the others"
+    assert processor.image_threshold == processor.image_calibration.max()
+
+
+def test_one_support_image_has_no_other_to_be_compared_with(few, engine, model):
+    foct = model()
+    engine().fit(foct, datamodule=few(1))
+    assert foct.calibration_scores is None
+    assert foct.post_processor.image_calibration.numel() == 4

@@ -420,3 +420,18 @@ def test_copies_do_not_carry_what_could_be_taken_back(model):
     assert len(ours.earlier) == 2
     assert not copy.earlier
     assert same(state(copy), state(ours))
+
+
+@pytest.mark.parametrize("measure", ["transport", "nearest"])
+def test_a_support_image_that_is_left_out_is_scored_by_the_memory_of_the_others(model, measure):
+    foct = model(3, measure=measure, query_steps=0)
+    found = foct.score_left_out(images(3))
+    for index in range(3):
+        others = deepcopy(foct)
+        kept = [each for each in range(3) if each != index]
+        others.semantic.features = foct.semantic.features[kept]
+        others.semantic.is_foreground = foct.semantic.is_foreground[kept]
+        expected = score(others, images(3)[index : index + 1])
+        torch.testing.assert_close(found.anomaly_map[index], expected.anomaly_map[0])
+        torch.testing.assert_close(found.pred_score[index], expected.pred_score[0])
+    assert (found.pred_score > score(foct, images(3)).pred_score).all()
