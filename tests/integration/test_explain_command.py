@@ -98,10 +98,15 @@ def test_a_picture_from_the_line_is_explained_as_fully_as_one_of_the_data(fitted
     of_data = json.loads((tmp_path / "results" / "explain" / name / "evidence.json").read_text())
     assert of_line["score"] == of_data["score"]
     assert of_line["p_value"] == of_data["p_value"] is not None
-    for sensitivity, verdict in (("1.0", "anomalous"), ("0.0", "normal")):
-        main([*explain, "--pictures", "line/x.png", "--views", "[evidence]", "--image_sensitivity", sensitivity])
+    verdicts = []
+    for rate in ("0.001", "0.999"):
+        main([*explain, "--pictures", "line/x.png", "--views", "[evidence]", "--false_alarm_rate", rate])
         asked = json.loads((tmp_path / "results/explain/line/x/evidence.json").read_text())
-        assert (asked["verdict"], asked["threshold"]) == (verdict, 1 - float(sensitivity))
+        assert asked["threshold"] == 0.5
+        assert (asked["verdict"] == "anomalous") == (asked["score"] > 0.5)
+        verdicts.append(asked["score"])
+    # A higher rate lowers the threshold, so that the same image is shown higher.
+    assert verdicts[0] < verdicts[1]
 
 
 @pytest.mark.parametrize("visualizer", ["ExplainingVisualizer", "anomalib_ot.explain.ExplainingVisualizer"])
