@@ -36,7 +36,7 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, categories_in
 from .false_alarms import GoodAndBad, Numbers, fitted, scores_of
-from .rows import appended
+from .rows import appended, finished
 from .versions import versions
 
 FIELDS = ("category", "model", "calibration", "change", "streams", "alarms", "early", "delay")
@@ -101,8 +101,11 @@ def main(
     found = categories_in(root)
     plan = read_plan("real", [model], [EMBEDDED], backbone=offline_backbone())
     plan = replace(plan, data={name: found[name] for name in categories or found})
+    done = finished(output, FIELDS[:2])
     with appended(output, FIELDS) as add:
         for category in plan.data:
+            if (category, model) in done:
+                continue
             images = GoodAndBad(plan, category)
             (split,) = images.splits(seed, [None])
             folds, score = fitted(plan.jobs()[0], plan, images.training_data(split.training), seed, folds=True)
@@ -110,7 +113,8 @@ def main(
             changed = {name: scores_of(score, images.features(tested, change)) for name, change in CHANGES.items()}
             good = scores_of(score, [images.good_features[index] for index in split.tested])
             bad = scores_of(score, images.anomalous_features)
-            for row in rows_of(folds, good, changed, bad, streams, length, rate):
+            # All rows of a category come first, so that an interrupted one does not count as finished.
+            for row in [*rows_of(folds, good, changed, bad, streams, length, rate)]:
                 add({"category": category, "model": model, **row})
     print(pd.read_csv(output).to_string(index=False, na_rep=""))
 

@@ -5,6 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+
+
+def finished(output: Path, key: Sequence[str]) -> set[tuple[str, ...]]:
+    """Values of the key columns of the rows that a file has; empty if it does not exist."""
+    if not output.exists():
+        return set()
+    return {*pd.read_csv(output, dtype=str)[[*key]].itertuples(index=False, name=None)}
+
 
 @contextmanager
 def appended(output: Path, columns: Sequence[str]) -> Iterator[Callable[[dict[str, str]], None]]:

@@ -219,7 +219,7 @@ def explain(
 def monitor(
     ckpt_path: Path,
     data: Path,
-    output: Path = Path("results/monitor"),
+    output: Path | None = None,
     watch: float | None = None,
     reference: Path | None = None,
     false_alarm_rate: float = 0.01,
@@ -233,7 +233,8 @@ def monitor(
     Args:
         ckpt_path: Checkpoint of a fitted model of this package.
         data: Folder of the images.
-        output: Folder to write to. Foreign files do not change.
+        output: Folder to write to; by default results/monitor and the name of the folder of the images. Foreign files
+            do not change. Give each monitor its own.
         watch: Seconds between two looks at a growing folder, which is followed until Ctrl+C; by default, the folder is
             read once.
         reference: Folder of good images to compare with, which the model was not trained on; by default, the images
@@ -247,6 +248,7 @@ def monitor(
     from anomalib_ot.monitor.watching import monitor as watched  # noqa: PLC0415
     from anomalib_ot.monitor.watching import summary  # noqa: PLC0415
 
+    output = output or Path("results/monitor") / data.resolve().name
     page, course = watched(ckpt_path, data, output, watch, reference, false_alarm_rate, seed)
     return f"{summary(course)}\n{page}"
 

@@ -18,6 +18,8 @@ CALIBRATION = ".calibration.json"
 """Suffix of the file's name, after the name of the exported model."""
 
 _FORMAT = 1
+# Of the files of an export; ONNX may store large weights beside the graph.
+_SUFFIXES = (".bin", ".onnx", ".onnx.data", ".pt", ".xml")
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,12 @@ class Decision:
 
     def write(self, exported: Path) -> None:
         """Write ``NAME.calibration.json`` beside an exported file, with the checksum of each file of the export."""
-        parts = sorted(exported.parent.glob(f"{exported.stem}.*"))
+        parts = [exported.with_name(f"{exported.stem}{suffix}") for suffix in _SUFFIXES]
         content = {
             "format": _FORMAT,
             "model": self.model,
             "false_alarm_rate": self.false_alarm_rate,
-            "files": {each.name: checksum_of(each) for each in parts if each.suffix != ".json"},
+            "files": {each.name: checksum_of(each) for each in parts if each.is_file()},
             "image": self.image.to_dict(),
             "pixel": None if self.pixel is None else self.pixel.to_dict(),
         }

@@ -148,8 +148,8 @@ class DriftMonitor:
             "false_alarm_rate": self.false_alarm_rate,
             "seed": self.seed,
             "watch_lower": self.watch_lower,
-            "calibration": self._calibration,
-            "scores": self._scores,
+            "calibration": [*self._calibration],
+            "scores": [*self._scores],
         }
 
     @classmethod

@@ -1,7 +1,7 @@
 """The images of a folder as a stream."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -25,13 +25,15 @@ def images_in(folder: Path) -> dict[Path, _State]:
     return found
 
 
-def stream_of(folder: Path, watch: float | None = None) -> Iterator[list[Path]]:
+def stream_of(folder: Path, watch: float | None = None, skipped: Container[Path] = ()) -> Iterator[list[Path]]:
     """Yield the images of a folder in the order of their paths, each once.
 
     Args:
         folder: The folder.
         watch: Seconds between two looks at a growing folder. An image is yielded when its file did not change between
             two looks. Without it, the images that are there are yielded at once.
+        skipped: Images that could not be read, such as half-written ones. The caller adds to them; each is yielded
+            again when its file has changed.
 
     Yields:
         The new images of each look; never ends if the folder is watched.
@@ -40,12 +42,16 @@ def stream_of(folder: Path, watch: float | None = None) -> Iterator[list[Path]]:
         yield [*images_in(folder)]
         return
     earlier: dict[Path, _State] = {}
-    done: set[Path] = set()
+    done: dict[Path, _State] = {}
     while True:
         found = images_in(folder)
-        ready = [path for path, state in found.items() if path not in done and earlier.get(path) == state]
+        ready = {
+            path: state
+            for path, state in found.items()
+            if earlier.get(path) == state and (path not in done or (path in skipped and done[path] != state))
+        }
         if ready:
-            yield ready
-            done.update(ready)
+            yield [*ready]
+            done |= ready
         earlier = found
         time.sleep(watch)

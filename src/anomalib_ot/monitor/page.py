@@ -84,7 +84,9 @@ def draw_course(course: Course) -> Figure:
     if course.since:
         for panel in (upper, lower):
             panel.axvline(course.since[0].state.index + 1, color="tab:orange", label="drift began")
-    upper.legend(loc="upper left", fontsize="small")
+    for panel in (upper, lower):
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(loc="upper left", fontsize="small")
     return figure
 
 

@@ -2,8 +2,9 @@
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,17 @@ def monitor(
     )
     about = {"model": model.name, "checkpoint": str(ckpt_path), "data": str(data), "reference": reference}
     claim(output, TABLE, PAGE)
-    path = output / TABLE
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(_COLUMNS)
-        # An interruption is the usual end of watching.
-        with nullcontext() if watch is None else suppress(KeyboardInterrupt):
-            for paths in stream_of(data, watch):
-                had_alarm = course.alarm is not None
-                table.writerows(map(_row, _added(model, paths, course)))
-                file.flush()
-                _write_page(course, output, about)
-                if watch is not None and course.alarm and not had_alarm:
-                    logger.warning("%s", summary(course))
+    # An interruption is the usual end of watching.
+    with nullcontext() if watch is None else suppress(KeyboardInterrupt):
+        for paths in stream_of(data, watch, course.skipped):
+            had_alarm = course.alarm is not None
+            try:
+                _add(model, paths, course)
+            finally:
+                _write_table(course, output)
+            _write_page(course, output, about)
+            if watch is not None and course.alarm and not had_alarm:
+                logger.warning("%s", summary(course))
     if not course.seen and watch is None:
         first = next(iter(course.skipped.values()))
         msg = f"none of the {len(course.skipped)} images of {data} can be scored; the first error: {first}"
@@ -169,18 +168,18 @@ def _scored(model: AnomalibModule, path: Path) -> tuple[float, Tensor]:
     return scored_map(model, picture)
 
 
-def _added(model: AnomalibModule, paths: Iterable[Path], course: Course) -> Iterator[Seen]:
+def _add(model: AnomalibModule, paths: Iterable[Path], course: Course) -> None:
     """Add images to the course; those that cannot be scored are skipped."""
     for path in paths:
         try:
-            seen = course.add(path, *_scored(model, path))
+            course.add(path, *_scored(model, path))
         except (FileNotFoundError, ValueError) as error:
             course.skipped[path] = str(error)
             logger.warning("Skipping %s: %s", path, error)
             continue
+        course.skipped.pop(path, None)
         if not len(course.seen) % _PROGRESS:
             logger.info("Scored %d images", len(course.seen))
-        yield seen
 
 
 def _row(seen: Seen) -> tuple[str, ...]:
@@ -192,6 +191,16 @@ def _row(seen: Seen) -> tuple[str, ...]:
         f"{state.martingale:.6g}",
         "yes" if state.is_alarm else "no",
     )
+
+
+def _write_table(course: Course, output: Path) -> None:
+    """Write all rows at once, so that monitors with the same output do not mix theirs."""
+    rows = StringIO(newline="")
+    table = csv.writer(rows, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    table.writerows(map(_row, course.seen))
+    # A path may have bytes that are not UTF-8.
+    write_text(output / TABLE, rows.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _write_page(course: Course, output: Path, about: dict[str, Any]) -> Path:

@@ -1,10 +1,14 @@
 """The benchmark of the drift monitor, on made-up scores and a small image."""
 
+from unittest.mock import Mock
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks.drift import CHANGES, FIELDS, SHARES, rows_of
+from benchmarks import drift
+from benchmarks.drift import CHANGES, FIELDS, SHARES, main, rows_of
 
 
 def test_each_change_keeps_the_shape_and_the_range_and_changes_the_image():
@@ -26,3 +30,15 @@ def test_rows_count_alarms_and_delays():
     assert (calm["alarms"], calm["early"], calm["delay"]) == ("0", "0", "")
     assert (shifted["alarms"], shifted["early"]) == ("4", "0")
     assert float(shifted["delay"]) == pytest.approx(22, abs=8)
+
+
+def test_a_finished_category_is_not_run_again(monkeypatch, tmp_path):
+    made = Mock(side_effect=RuntimeError("a category is run"))
+    for name, value in {"GoodAndBad": made, "offline_backbone": lambda: "resnet18", "logging": Mock()}.items():
+        monkeypatch.setattr(drift, name, value)
+    output = tmp_path / "rows.csv"
+    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow"}
+    pd.DataFrame([row]).to_csv(output, index=False)
+    main(output=output)
+    with pytest.raises(RuntimeError, match="a category is run"):
+        main(output=output, model="Pradot")

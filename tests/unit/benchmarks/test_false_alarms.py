@@ -1,11 +1,15 @@
 """The benchmark of promised and realised rates of false alarms."""
 
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from anomalib_ot.comparison import Plan
-from benchmarks.false_alarms import FIELDS, GoodAndBad, adaptive, rows_of, table
+from benchmarks import false_alarms
+from benchmarks.false_alarms import FIELDS, GoodAndBad, Split, adaptive, conformal, kept, main, rows_of, table
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,9 @@ def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan):
         "adaptive",
         "adaptive, no anomalies",
     }
+    promised = [row for row in rows if row["threshold"] in {"folds", "held out"}]
+    assert all(1 <= row["rank"] <= max(1, row["rate"] * (row["calibration"] + 1) + 1e-9) for row in promised)
+    assert [row["calibration"] for row in promised[::5]] == [6, 2, 8, 2]
     found = table(pd.DataFrame(rows).replace("", float("nan")))
     assert len(found.splitlines()) == 1 + 2 * 13
     assert "promised %" in found
@@ -42,3 +49,41 @@ def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan):
 def test_without_anomalies_the_threshold_of_anomalib_is_that_of_the_host():
     assert adaptive(np.array([0.1, 0.2]), np.array([0.5, 0.6])) == pytest.approx(0.5)
     assert adaptive(np.array([0.1, 0.2]), np.empty(0)) == pytest.approx(0.2)
+
+
+def test_exchangeable_splits_keep_the_promise_at_the_level_of_the_test():
+    random = np.random.default_rng(0)
+    within = 0
+    for _ in range(300):
+        calibration, good = random.normal(size=39), random.normal(size=400)
+        limit, supported = conformal(calibration, 0.05)
+        rank, found = (calibration >= limit).sum(), (good > limit).sum()
+        row = {"supported": supported, "calibration": 39, "rank": rank, "false_alarms": found, "good": 400}
+        within += kept(SimpleNamespace(**row))
+    assert within / 300 >= 0.93
+    assert not kept(SimpleNamespace(**row | {"false_alarms": 100}))
+
+
+def test_a_split_is_written_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
+    """An interruption between two fits leaves no row, and a finished split is not run again."""
+    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow", "images": "6"}
+    calls = []
+
+    def interrupted_once(_plan, _images, split, _model):
+        calls.append(split.seed)
+        yield row | {"seed": split.seed}
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        yield row | {"seed": split.seed}
+
+    images = Mock(splits=lambda seed, _: [Split("6", seed, [], [])])
+    for name, value in {"GoodAndBad": lambda *_: images, "rows_of": interrupted_once, "logging": Mock()}.items():
+        monkeypatch.setattr(false_alarms, name, value)
+    monkeypatch.setattr(false_alarms, "offline_backbone", lambda: "resnet18")
+    settings = {"output": tmp_path / "rows.csv", "seeds": 2, "models": ["WtFlow"]}
+    with pytest.raises(KeyboardInterrupt):
+        main(**settings)
+    assert list(pd.read_csv(settings["output"]).seed) == [0, 0]
+    main(**settings)
+    assert calls == [0, 1, 1]
+    assert list(pd.read_csv(settings["output"]).seed) == [0, 0, 1, 1]

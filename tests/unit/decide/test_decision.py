@@ -35,6 +35,18 @@ def test_what_is_written_is_loaded(exported):
     assert set(json.loads(calibration_of(exported).read_text())["files"]) == {"model.xml", "model.bin"}
 
 
+def test_only_the_files_of_the_export_are_checked(tmp_path, decision):
+    """A name with characters of a glob pattern, and foreign files beside it that change later."""
+    path = tmp_path / "model[1].xml"
+    for suffix in (".xml", ".bin", ".log", ".old.bin"):
+        path.with_name(f"model[1]{suffix}").write_text("content")
+    path.with_name("model1.bin").write_text("of another model")
+    decision.write(path)
+    assert set(json.loads(calibration_of(path).read_text())["files"]) == {"model[1].xml", "model[1].bin"}
+    path.with_suffix(".log").write_text("more")
+    assert Decision.load(path).model == "WtFlow"
+
+
 def test_verdicts_are_those_of_any_rate(decision):
     raw = decision.raw_scores(decision.image.scale.shown(np.array([50.0, 95.5, 99.5])))
     np.testing.assert_allclose(raw, [50.0, 95.5, 99.5])

@@ -108,6 +108,15 @@ def test_a_monitor_continues_from_its_state():
     assert run(DriftMonitor(calibration, 0.02, 8, watch_lower=False), scores) != whole
 
 
+def test_a_state_does_not_change_with_the_monitor():
+    monitor = DriftMonitor([0.0, 1.0])
+    state = monitor.to_dict()
+    monitor.update(0.5)
+    assert (state["calibration"], state["scores"]) == ([0.0, 1.0], [])
+    state["calibration"].append(2.0)
+    assert monitor.to_dict()["calibration"] == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -8,7 +8,7 @@ import torch
 
 from anomalib_ot.decide import DriftMonitor
 from anomalib_ot.monitor.course import Course
-from anomalib_ot.monitor.page import drift_page
+from anomalib_ot.monitor.page import draw_course, drift_page
 from anomalib_ot.monitor.watching import summary
 
 
@@ -68,3 +68,11 @@ def test_the_page_escapes_names_and_says_which_files_are_gone():
     assert page.count("The file is no longer there") == 7
     assert "drift to higher scores, probably since" in page
     assert "No image has been scored yet" in drift_page(Course(DriftMonitor([0.0, 1.0])), about, "")
+
+
+def test_each_panel_names_its_lines():
+    upper, lower = draw_course(course_of(1)).axes
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["alarm", "drift began"]
+    assert [text.get_text() for text in lower.get_legend().get_texts()] == ["mean of 25", "drift began"]
+    _, lower = draw_course(course_of(1, before=5, after=0)).axes
+    assert lower.get_legend() is None

@@ -42,3 +42,21 @@ def test_a_watched_image_comes_once_it_no_longer_changes(folder, monkeypatch):
         found.extend((len(looks), names(folder, paths)) for paths in stream_of(folder, watch=0.5))
     assert found == [(1, ["001.tiff", "a/003.JPG", "b/002.png"]), (4, ["004.png"])]
     assert set(looks) == {0.5}
+
+
+def test_a_skipped_image_comes_again_when_its_file_has_changed(folder, monkeypatch):
+    """A scored image that is overwritten does not."""
+    looks, skipped, found = [], {folder / "001.tiff"}, []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 4:
+            for name in ("001.tiff", "a/003.JPG"):
+                (folder / name).write_bytes(b"all of it")
+        if len(looks) == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        found.extend((len(looks), names(folder, paths)) for paths in stream_of(folder, 0.5, skipped))
+    assert found == [(1, ["001.tiff", "a/003.JPG", "b/002.png"]), (5, ["001.tiff"])]
