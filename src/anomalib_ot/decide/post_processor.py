@@ -53,8 +53,9 @@ class ConformalPostProcessor(PostProcessor):
     marked with a probability of at most ``false_alarm_rate``.
 
     Shown scores and maps are ``0.5 + 0.5 · u / (1 + |u|)`` with u = (raw − threshold) / unit, see
-    :class:`~anomalib_ot.decide.conformal.ConformalScale`: in (0, 1), with the threshold at 0.5. A checkpoint holds the
-    calibration scores, so that another rate can be set after training.
+    :class:`~anomalib_ot.decide.conformal.ConformalScale`: in [0, 1], with the threshold at 0.5. A score or pixel that
+    is NaN counts as an infinite one: it is anomalous, and shown as 1. A checkpoint holds the calibration scores, so
+    that another rate can be set after training.
 
     Args:
         false_alarm_rate: Promised rate of false alarms, in (0, 1). n good images support a rate of 1 / (n + 1) at
@@ -247,7 +248,7 @@ class ConformalPostProcessor(PostProcessor):
         if self.enable_thresholding:
             # The shown score decides, so that rounding makes no difference. Nothing is above an unknown threshold.
             is_shown = self.enable_normalization and self.is_calibrated("image")
-            label = score > (_THRESHOLD if is_shown else self._image_threshold)
+            label = _nan_as_infinite(score) > (_THRESHOLD if is_shown else self._image_threshold)
             mask = None if maps is None else self._mask(label, maps)
         shown = None if maps is None else self._shown(maps, "pixel")
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=shown, pred_mask=mask)
@@ -293,10 +294,14 @@ class ConformalPostProcessor(PostProcessor):
         if not (self.enable_normalization and self.is_calibrated(level)):
             return raw
         # As ConformalScale, with tensors that stay on the device and in the graph.
-        units = (raw - self._limit(level)) / self._unit(level)
+        units = (_nan_as_infinite(raw) - self._limit(level)) / self._unit(level)
+        # Infinity divided by infinity would be NaN.
+        furthest = torch.finfo(units.dtype).max / 2
+        units = units.clamp(-furthest, furthest)
         return 0.5 + 0.5 * units / (1 + units.abs())
 
     def _mask(self, label: Tensor, maps: Tensor) -> Tensor:
+        maps = _nan_as_infinite(maps)
         highest = maps.amax((-2, -1), keepdim=True)
         marked = (maps > self._pixel_threshold) | (maps >= highest)
         return marked & label.reshape(-1, *(1,) * (maps.ndim - 1))
@@ -313,6 +318,11 @@ class ConformalPostProcessor(PostProcessor):
 
     def _unit(self, level: LevelName) -> Tensor:
         return self._image_unit if level == "image" else self._pixel_unit
+
+
+def _nan_as_infinite(raw: Tensor) -> Tensor:
+    """The scores, with infinity for NaN: no comparison with NaN is true, so that it would be normal."""
+    return raw.masked_fill(raw.isnan(), torch.inf)
 
 
 def _refuse_sensitivity(name: str, value: float) -> None:
