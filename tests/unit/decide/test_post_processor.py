@@ -16,7 +16,7 @@ from PIL import Image
 
 from anomalib_ot.decide import ConformalPostProcessor, ConformalScale
 from anomalib_ot.features.extraction import FLOAT32
-from anomalib_ot.host.calibration import CalibrationScores
+from anomalib_ot.host.calibration import FOLDS, HELD_OUT, CalibrationScores
 from anomalib_ot.host.scale import scale_of
 
 GOOD = torch.arange(1.0, 100.0)
@@ -25,7 +25,7 @@ GOOD = torch.arange(1.0, 100.0)
 def calibrated(rate=0.05, **settings):
     """Calibrated on scores from 1 to 99, and maps up to twice as high."""
     processor = ConformalPostProcessor(rate, **settings)
-    processor.calibrate(CalibrationScores(tuple(GOOD.tolist()), tuple((2 * GOOD).tolist()), "were held out"))
+    processor.calibrate(CalibrationScores(tuple(GOOD.tolist()), tuple((2 * GOOD).tolist()), HELD_OUT))
     return processor
 
 
@@ -86,7 +86,7 @@ def test_an_image_that_a_sampler_repeats_counts_once():
 
 
 def test_scores_that_the_model_provides_are_used_instead():
-    own = CalibrationScores((1.0, 2.0, 3.0), (2.0, 4.0, 6.0), "were left out of a fold")
+    own = CalibrationScores((1.0, 2.0, 3.0), (2.0, 4.0, 6.0), FOLDS)
     model = SimpleNamespace(calibration_scores=own)
     processor = validated(ConformalPostProcessor(0.3), batch(torch.rand(3), [False] * 3), model=model)
     assert processor.image_calibration.tolist() == [1, 2, 3]
@@ -236,6 +236,16 @@ def test_scores_that_cannot_calibrate_cost_the_threshold_and_not_the_training(sc
     assert f"There is no image threshold, from the image scores: {reason}" in caplog.text
     assert not processor.is_calibrated("image")
     assert validated(processor, batch(torch.rand(1), [True])).p_values(torch.rand(2)) is None
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_an_earlier_threshold_decides_no_more_after_a_calibration_that_failed(normalizes):
+    processor = validated(calibrated(enable_normalization=normalizes), batch(torch.rand(1), [False]))
+    decided = processor(predictions())
+    assert not decided.pred_label.any()
+    assert not decided.pred_mask.any()
+    assert processor.image_threshold.isnan()
+    assert processor.pixel_threshold.isnan()
 
 
 def test_a_state_dict_of_any_number_of_images_is_loaded_and_the_own_rate_stays():
