@@ -237,7 +237,9 @@ def _widen(processor: Any) -> None:
 
 def _was_trained_on_held_out(model: Any) -> bool:
     split = getattr(model, "split", None)
-    data = None if split is None else _data(model.trainer)
+    if split is None:
+        return False
+    data = _data(model.trainer)
     return data is not None and trained_but_held_out(data, split) > 0
 
 
