@@ -68,6 +68,7 @@ def test_host_keeps_its_own_models(found):
     "first",
     [
         "anomalib_ot.export.checked",
+        "anomalib_ot.decide.post_processor",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
@@ -80,6 +81,16 @@ def test_host_keeps_its_own_models(found):
 )
 def test_every_import_order_works(first):
     run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
+
+
+def test_the_post_processor_may_be_imported_before_the_host():
+    out = run(
+        "from anomalib_ot.decide import ConformalPostProcessor\n"
+        "from anomalib.models import get_model\n"
+        "model = get_model('Pradot', backbone='resnet18', pre_trained=False)\n"
+        "print(type(model.post_processor) is ConformalPostProcessor)"
+    )
+    assert out.endswith("True\n")
 
 
 def test_data_modules_resolve_by_short_name(found):

@@ -25,6 +25,8 @@ from anomalib_ot.settings import require
 # A product such as 0.29 · 100 is slightly below the whole number that it stands for.
 _ROUNDING = 1e-9
 _FEWEST = 2
+# Units from the threshold, in the range of single precision, that are shown as 0 or 1.
+_FURTHEST = 1e30
 
 
 class UnsupportedRateWarning(UserWarning):
@@ -203,8 +205,8 @@ def require_numbers(scores: ArrayLike) -> NDArray[np.float64]:
 class ConformalScale:
     """How a raw score is shown: ``0.5 + 0.5 · u / (1 + |u|)`` with u = (raw − threshold) / unit.
 
-    Shown scores are in (0, 1), the threshold is 0.5, and no two raw scores are shown alike, apart from rounding. Its
-    methods take numbers, arrays or tensors.
+    Shown scores of finite raw ones are in (0, 1), the threshold is 0.5, and no two raw scores are shown alike, apart
+    from rounding. Infinite ones are shown as 0 and 1. Its methods take numbers, arrays or tensors.
 
     Args:
         raw_threshold: Raw score above which something is anomalous.
@@ -229,6 +231,9 @@ class ConformalScale:
     def shown(self, raw: Any) -> Any:
         """Raw scores as they are shown."""
         units = (raw - self.raw_threshold) / self.unit
+        # Infinity divided by infinity would be NaN.
+        limits = -_FURTHEST, _FURTHEST
+        units = units.clip(*limits) if hasattr(units, "clip") else min(max(units, limits[0]), limits[1])
         return 0.5 + 0.5 * units / (1 + abs(units))
 
     def raw(self, shown: Any) -> Any:

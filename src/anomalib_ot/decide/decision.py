@@ -37,7 +37,9 @@ class Level:
     def raw(self, shown: ArrayLike) -> NDArray[np.float64]:
         """Raw scores of shown ones."""
         values = require_numbers(shown)
-        return values if self.scale is None else self.scale.raw(values)
+        # Shown scores of 0 and 1 are those of infinite raw ones.
+        with np.errstate(divide="ignore"):
+            return values if self.scale is None else self.scale.raw(values)
 
     def to_dict(self) -> dict[str, Any]:
         """The calibration as plain values for JSON."""

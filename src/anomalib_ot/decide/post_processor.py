@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from anomalib.data import Batch, InferenceBatch
@@ -11,8 +11,6 @@ from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_ot.host.calibration import HELD_OUT, CalibratesItself, CalibrationScores
-from anomalib_ot.host.scale import LinearScale, Scale
 from anomalib_ot.transport import Processes
 
 from .conformal import (
@@ -27,6 +25,12 @@ from .conformal import (
 )
 from .decision import Decision, Level
 
+# Importing the host's room executes anomalib's models, which registers ours, and these need the class below. It is
+# therefore imported where it is needed.
+if TYPE_CHECKING:
+    from anomalib_ot.host.calibration import CalibrationScores
+    from anomalib_ot.host.scale import Scale
+
 logger = logging.getLogger(__name__)
 
 LevelName = Literal["image", "pixel"]
@@ -39,8 +43,9 @@ class ConformalPostProcessor(PostProcessor):
     """Verdicts with at most a promised rate of false alarms; for any model of anomalib.
 
     The threshold is computed from scores of good images that the model was not trained on: those of the validation
-    set, or those that the model provides from a cross-fit, see :class:`~anomalib_ot.host.calibration.CalibratesItself`,
-    if they are not fewer.
+    set, or those that the model provides, such as from a cross-fit, see
+    :class:`~anomalib_ot.host.calibration.CalibratesItself`, if they are not fewer or the model was trained on
+    validation images.
     Anomalous validation images change nothing, and validation images without a label count as good.
 
     With held-out images, a new good image that is exchangeable with them is flagged with a probability of at most
@@ -53,8 +58,9 @@ class ConformalPostProcessor(PostProcessor):
     marked with a probability of at most ``false_alarm_rate``.
 
     Shown scores and maps are ``0.5 + 0.5 · u / (1 + |u|)`` with u = (raw − threshold) / unit, see
-    :class:`~anomalib_ot.decide.conformal.ConformalScale`: in (0, 1), with the threshold at 0.5. A checkpoint holds the
-    calibration scores, so that another rate can be set after training.
+    :class:`~anomalib_ot.decide.conformal.ConformalScale`: in [0, 1], with the threshold at 0.5. A score or pixel that
+    is NaN counts as an infinite one: it is anomalous, and shown as 1. A checkpoint holds the calibration scores, so
+    that another rate can be set after training.
 
     Args:
         false_alarm_rate: Promised rate of false alarms, in (0, 1). n good images support a rate of 1 / (n + 1) at
@@ -72,6 +78,9 @@ class ConformalPostProcessor(PostProcessor):
         >>> model = Patchcore(post_processor=ConformalPostProcessor(false_alarm_rate=0.05))  # doctest: +SKIP
     """
 
+    counted_buffers = ("image_calibration", "pixel_calibration")
+    """Buffers whose length is the number of the images that they are from."""
+
     image_calibration: Tensor
     pixel_calibration: Tensor
     _image_unit: Tensor
@@ -84,7 +93,7 @@ class ConformalPostProcessor(PostProcessor):
             self.register_buffer(f"{level}_calibration", torch.empty(0))
             self.register_buffer(f"_{level}_unit", torch.tensor(1.0), persistent=False)
         self._scored: list[tuple[str, float, float | None]] = []
-        # Where the calibration scores are from, which a checkpoint keeps.
+        # Where the calibration scores are from, a Source of anomalib_ot.host.calibration, which a checkpoint keeps.
         self.calibration_source = ""
         self.false_alarm_rate = false_alarm_rate
 
@@ -125,8 +134,10 @@ class ConformalPostProcessor(PostProcessor):
         """Whether there are calibration scores of a level. A graph that is exported keeps the answer."""
         return self._calibration(level).numel() > 0
 
-    def scale(self, level: LevelName) -> Scale:
+    def scale(self, level: LevelName) -> "Scale":
         """How scores of a level are shown; without a threshold if there is none."""
+        from anomalib_ot.host.scale import LinearScale  # noqa: PLC0415 - see above
+
         if not self.is_calibrated(level):
             return LinearScale()
         limit = float(self._limit(level))
@@ -188,6 +199,8 @@ class ConformalPostProcessor(PostProcessor):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the thresholds."""
+        from anomalib_ot.host.held_out import calibrating_scores  # noqa: PLC0415 - see above
+
         super().on_validation_epoch_end(trainer, pl_module)
         shares = Processes.all().each(self._scored)
         self._scored = []
@@ -197,12 +210,9 @@ class ConformalPostProcessor(PostProcessor):
             for rank, share in enumerate(shares)
             for index, (path, score, peak) in enumerate(share)
         }
-        held_out = CalibrationScores.of(rows.values(), HELD_OUT)
-        own = pl_module.calibration_scores if isinstance(pl_module, CalibratesItself) else None
-        # The promise of held-out images is exact, but more images promise a lower rate.
-        self.calibrate(held_out if own is None or len(own.images) < len(held_out.images) else own)
+        self.calibrate(calibrating_scores(rows.values(), pl_module))
 
-    def calibrate(self, scores: CalibrationScores) -> None:
+    def calibrate(self, scores: "CalibrationScores") -> None:
         """Compute the thresholds. Without usable scores there are none, and a warning gives the reason.
 
         Args:
@@ -219,7 +229,7 @@ class ConformalPostProcessor(PostProcessor):
             logger.info(
                 "The threshold, a raw score of %.4g that is shown as 0.5, follows from the scores of %d good images "
                 "that %s.",
-                *(float(self._image_threshold), len(scores.images), scores.source),
+                *(float(self._image_threshold), len(scores.images), scores.clause),
             )
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
@@ -247,7 +257,7 @@ class ConformalPostProcessor(PostProcessor):
         if self.enable_thresholding:
             # The shown score decides, so that rounding makes no difference. Nothing is above an unknown threshold.
             is_shown = self.enable_normalization and self.is_calibrated("image")
-            label = score > (_THRESHOLD if is_shown else self._image_threshold)
+            label = _nan_as_infinite(score) > (_THRESHOLD if is_shown else self._image_threshold)
             mask = None if maps is None else self._mask(label, maps)
         shown = None if maps is None else self._shown(maps, "pixel")
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=shown, pred_mask=mask)
@@ -268,8 +278,7 @@ class ConformalPostProcessor(PostProcessor):
             batch.pred_mask = decided.pred_mask
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Their number is that of the images.
-        for name in ("image_calibration", "pixel_calibration"):
+        for name in self.counted_buffers:
             if (known := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(known, device=self._image_threshold.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -277,14 +286,19 @@ class ConformalPostProcessor(PostProcessor):
         self._set_thresholds()
 
     def _set_thresholds(self) -> None:
-        """Compute thresholds and units from the calibration scores, and warn if they do not support the rate."""
+        """Compute thresholds and units from the calibration scores, and warn if they do not support the rate.
+
+        Without scores, a threshold is NaN, which no score is above: an earlier one must not decide.
+        """
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UnsupportedRateWarning)
             for level in _LEVELS:
-                if self.is_calibrated(level):
-                    known = self._calibration(level).cpu().numpy()
-                    self._limit(level).fill_(threshold(known, self.false_alarm_rate))
-                    self._unit(level).fill_(unit_of(known))
+                if not self.is_calibrated(level):
+                    self._limit(level).fill_(torch.nan)
+                    continue
+                known = self._calibration(level).cpu().numpy()
+                self._limit(level).fill_(threshold(known, self.false_alarm_rate))
+                self._unit(level).fill_(unit_of(known))
         count = self.image_calibration.numel()
         if count and (reason := why_unsupported(count, self.false_alarm_rate)):
             logger.warning("%s.", reason[0].upper() + reason[1:])
@@ -293,10 +307,14 @@ class ConformalPostProcessor(PostProcessor):
         if not (self.enable_normalization and self.is_calibrated(level)):
             return raw
         # As ConformalScale, with tensors that stay on the device and in the graph.
-        units = (raw - self._limit(level)) / self._unit(level)
+        units = (_nan_as_infinite(raw) - self._limit(level)) / self._unit(level)
+        # Infinity divided by infinity would be NaN.
+        furthest = torch.finfo(units.dtype).max / 2
+        units = units.clamp(-furthest, furthest)
         return 0.5 + 0.5 * units / (1 + units.abs())
 
     def _mask(self, label: Tensor, maps: Tensor) -> Tensor:
+        maps = _nan_as_infinite(maps)
         highest = maps.amax((-2, -1), keepdim=True)
         marked = (maps > self._pixel_threshold) | (maps >= highest)
         return marked & label.reshape(-1, *(1,) * (maps.ndim - 1))
@@ -313,6 +331,11 @@ class ConformalPostProcessor(PostProcessor):
 
     def _unit(self, level: LevelName) -> Tensor:
         return self._image_unit if level == "image" else self._pixel_unit
+
+
+def _nan_as_infinite(raw: Tensor) -> Tensor:
+    """The scores, with infinity for NaN: no comparison with NaN is true, so that it would be normal."""
+    return raw.masked_fill(raw.isnan(), torch.inf)
 
 
 def _refuse_sensitivity(name: str, value: float) -> None:

@@ -23,6 +23,7 @@ _NORMAL = "#0072b2"
 _THIS = "#d55e00"
 _BINS = 12
 _ITSELF = "this image is the only held-out normal image"
+_IS_NAN = "the score is NaN"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Evidence:
         regions: Regions of the map above the pixel threshold, the highest first; None if the model has no threshold.
         normal: Raw scores of held-out normal images, without this image.
         p_value: Probability that a normal image has at least this score, from :func:`conformal_p_value`; None if no
-            normal images were held out.
+            normal images were held out, or the score is NaN.
         why_no_p_value: Reason if there is no p-value.
     """
 
@@ -234,6 +235,7 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
     score = float(torch.as_tensor(processed.pred_score))
     normal = normal or NormalScores()
     others = normal.without(picture)
+    why_none = _IS_NAN if raw_score.isnan() else "" if others else _ITSELF if normal.scores else normal.why_none
     row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
     return Evidence(
         picture=picture,
@@ -241,14 +243,14 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
         raw_score=float(raw_score),
         scale=scale,
         pixel_scale=pixel_scale,
-        is_anomalous=None if scale.threshold is None else score > scale.threshold,
+        is_anomalous=None if scale.threshold is None else not score <= scale.threshold,
         map=anomaly_map,
         contributions={name: Contribution(each, float(each.flatten()[counted].mean())) for name, each in parts.items()},
         highest=_in_file(picture, (column + 0.5, row + 0.5, column + 0.5, row + 0.5))[:2],
         regions=None if None in {scale.threshold, pixel_scale.threshold} else _regions(picture, processed, anomaly_map),
         normal=others,
-        p_value=conformal_p_value(float(raw_score), others) if others else None,
-        why_no_p_value="" if others else _ITSELF if normal.scores else normal.why_none,
+        p_value=None if why_none else conformal_p_value(float(raw_score), others),
+        why_no_p_value=why_none,
     )
 
 

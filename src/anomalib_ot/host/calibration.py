@@ -2,34 +2,56 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-HELD_OUT = "were held out"
-"""Source of scores of images that no model was trained on."""
+Source = Literal["held_out", "folds", "support", "trained"]
+"""Where calibration scores are from. A checkpoint records it."""
+
+HELD_OUT: Source = "held_out"
+FOLDS: Source = "folds"
+SUPPORT: Source = "support"
+TRAINED: Source = "trained"
+
+_CLAUSES: dict[str, str] = {
+    HELD_OUT: "were held out",
+    FOLDS: "were each left out of the training in one of several folds",
+    SUPPORT: "are the support images, each compared with the others",
+    TRAINED: "the model was trained on",
+}
+
+
+def clause(source: str) -> str:
+    """The source of calibration scores in words, as the end of the clause "good images that …"."""
+    return _CLAUSES.get(source, "are not known to be held out")
 
 
 @dataclass(frozen=True)
 class CalibrationScores:
-    """Raw scores of good images that the scoring model was not trained on.
+    """Raw scores of good images, which the scoring model was not trained on unless the source is ``TRAINED``.
 
     Args:
         images: Image scores (n,).
         maps: Maximum of each map (n,); empty if the model has no maps.
-        source: Where they are from, as the end of the clause "good images that …".
+        source: Where they are from.
     """
 
     images: tuple[float, ...]
     maps: tuple[float, ...]
-    source: str
+    source: Source
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[float, float | None]], source: str) -> "CalibrationScores":
+    def of(cls, rows: Iterable[tuple[float, float | None]], source: Source) -> "CalibrationScores":
         """The scores from pairs of an image score and the maximum of its map, None without a map."""
         scores = list(rows)
         peaks = tuple(peak for _, peak in scores if peak is not None)
         return cls(tuple(score for score, _ in scores), peaks, source)
+
+    @property
+    def clause(self) -> str:
+        """Where they are from, as the end of the clause "good images that …"."""
+        return clause(self.source)
 
 
 @runtime_checkable

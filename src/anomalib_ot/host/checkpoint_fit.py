@@ -9,9 +9,6 @@ from torch import Tensor
 
 from .checkpoint_rules import CheckpointRules
 
-# Calibration scores have the number of the images that they are from.
-_COUNTED = ("post_processor.image_calibration", "post_processor.pixel_calibration")
-
 
 def is_same(ours: Any, theirs: Any) -> bool:
     """Whether two values of a setting are equal; a checkpoint stores tuples as lists and paths as strings."""
@@ -52,9 +49,11 @@ def _difference(model: AnomalibModule, theirs: Mapping[str, Tensor], rules: Chec
         return f"it lacks {missing[0]}"
     if unknown := sorted(in_theirs - of_model):
         return f"it has {unknown[0]}, which this model lacks"
+    # Their length follows from a validation.
+    counted = {f"post_processor.{name}" for name in getattr(model.post_processor, "counted_buffers", ())}
     for name, value in ours.items():
         # Learned tensors have no shape before the model is fitted.
-        is_learned = name in _COUNTED or any(part in name for part in rules.learned)
+        is_learned = name in counted or any(part in name for part in rules.learned)
         if name in theirs and value.numel() and not is_learned and theirs[name].shape != value.shape:
             return f"{name} is of shape {tuple(theirs[name].shape)}, not {tuple(value.shape)}"
     return None

@@ -230,6 +230,15 @@ class SafeCheckpoints(AskedPostProcessing):
                 "out, or train again."
             )
             raise ValueError(msg)
+        # One of an earlier checkpoint was not asked for.
+        if self._of_checkpoint is None and described(ours) != described(model.configure_post_processor()):
+            logger.warning(
+                "%s: the post-processor is that of the checkpoint, %s, not the given %s. To use the given one, train "
+                "again.",
+                type(self).__name__,
+                theirs,
+                described(ours),
+            )
         model.post_processor = cast("nn.Module", known[theirs]).to(model.device)
         if _has_trainer(model):
             trainer = cast("Any", model.trainer)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, RandomSampler, Subset
 
 from anomalib_ot.features.extraction import FeatureMaps
 
-from .calibration import CalibrationScores
+from .calibration import FOLDS, CalibrationScores
 from .feature_cache import feature_loader
 
 
@@ -91,4 +91,4 @@ def cross_fit(
     if not all(math.isfinite(score) for score, _ in rows):
         msg = "a model of a fold gives scores that are NaN or infinite"
         raise ValueError(msg)
-    return CalibrationScores.of(rows, f"were each left out of the training in one of {folds} folds")
+    return CalibrationScores.of(rows, FOLDS)

@@ -127,14 +127,16 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             return
         dataset = cast("DataLoader", loader).dataset
         features = FoldFeatures(dataset, self.batch_size, self.device, user_seed())
+        logger.info(
+            "Fitting %d models, each without one fold of the training images, to calibrate the threshold.", folds
+        )
         try:
             # The seed of the user decides the folds, which change no other random numbers.
             with torch.random.fork_rng():
                 torch.manual_seed(user_seed())
                 self.calibration_scores = cross_fit(features, folds, self._scorer_of_fold)
-        except (RuntimeError, ValueError) as error:
-            # The training must not fail at its end.
-            logger.warning("The scores of the validation images set the threshold, as folds failed: %s", error)
+        except Exception as error:  # noqa: BLE001 - a training must not fail at its end
+            logger.warning("The scores of the validation images set the threshold, as folds failed: %r", error)
 
     def _scorer_of_fold(self, features: FoldFeatures) -> Callable[[FeatureMaps], InferenceBatch]:
         model: Any = self.fit_fold(features)

@@ -1,6 +1,7 @@
 """Held-out images: they stay held out in later runs, and warnings say what thresholds and metrics from them mean."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +10,7 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .calibration import CalibratesItself
+from .calibration import HELD_OUT, TRAINED, CalibratesItself, CalibrationScores
 from .scale import HasScale
 from .splits import Split, count_held_out, joined, overlaps, split_of, trained_but_held_out, use_split
 
@@ -113,6 +114,25 @@ def take_split(data: AnomalibDataModule, split: Split) -> bool:
     return moved > 0
 
 
+def calibrating_scores(rows: Iterable[tuple[float, float | None]], model: Any) -> CalibrationScores:
+    """The scores that calibrate verdicts: those of the validation images, or those that a model provides itself.
+
+    Args:
+        rows: Image score and maximum of the map, None without a map, of each good validation image.
+        model: The model that scored them.
+
+    Returns:
+        The scores of the validation images if the model was not trained on any of them, and provides no scores or those
+        of fewer images; otherwise those that it provides, if it does.
+    """
+    was_trained_on = _was_trained_on_held_out(model)
+    validated = CalibrationScores.of(rows, TRAINED if was_trained_on else HELD_OUT)
+    own = model.calibration_scores if isinstance(model, CalibratesItself) else None
+    # The promise of held-out images is exact, but more images promise a lower rate.
+    is_better = own is not None and (was_trained_on or len(own.images) >= len(validated.images))
+    return cast("CalibrationScores", own) if is_better else validated
+
+
 class HeldOutCheck(Callback):
     """Reports the source of the threshold if no anomalous image was held out, and tests whose metrics mean nothing.
 
@@ -152,19 +172,10 @@ class HeldOutCheck(Callback):
         if not good or not getattr(processor, "enable_thresholding", False):
             return
         if isinstance(processor, HasScale):
-            self._warn_of_own_images(pl_module)
+            _warn_of_trained_images(processor)
         elif not anomalous:
             _widen(processor)
             logger.warning("%s", self._about_threshold(good, float(cast("Any", processor).image_threshold), pl_module))
-
-    def _warn_of_own_images(self, model: Any) -> None:
-        """Warn that a promised rate of false alarms does not hold, if the scores behind it are of training images."""
-        own = model.calibration_scores if isinstance(model, CalibratesItself) else None
-        if own is None and _was_trained_on_held_out(model):
-            logger.warning(
-                "The model was trained on some of the good images that its threshold is computed from. New good images "
-                "score higher: expect far more false alarms than false_alarm_rate. Hold images out."
-            )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if the metrics mean nothing."""
@@ -206,6 +217,15 @@ class HeldOutCheck(Callback):
         )
 
 
+def _warn_of_trained_images(processor: Any) -> None:
+    """Warn that a promised rate of false alarms does not hold, if the scores behind it are of training images."""
+    if getattr(processor, "calibration_source", None) == TRAINED:
+        logger.warning(
+            "The model was trained on some of the good images that its threshold is computed from. New good images "
+            "score higher: expect far more false alarms than false_alarm_rate. Hold images out."
+        )
+
+
 def _widen(processor: Any) -> None:
     threshold, low, high = processor.image_threshold, processor.image_min, processor.image_max
     width = _WIDTH * threshold.abs()
@@ -216,8 +236,11 @@ def _widen(processor: Any) -> None:
 
 
 def _was_trained_on_held_out(model: Any) -> bool:
-    data, split = _data(model.trainer), getattr(model, "split", None)
-    return data is not None and split is not None and trained_but_held_out(data, split) > 0
+    split = getattr(model, "split", None)
+    if split is None:
+        return False
+    data = _data(model.trainer)
+    return data is not None and trained_but_held_out(data, split) > 0
 
 
 def _data(trainer: Any) -> AnomalibDataModule | None:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,8 +35,8 @@ class Verdicts(RunFolder):
     The table lies beside the images that the host draws. It replaces an earlier table once it is complete. Each image
     has a row: its path, its score, the threshold on the same scale, its label (``anomalous`` or ``normal``), the raw
     score, and its p-value among good images. If no threshold is known, threshold and label are empty; so is the p-value
-    if the post-processor has none. A line on standard output gives the path of the table and the number of anomalous
-    images.
+    if the post-processor has none. An image whose score is NaN is anomalous, and has no p-value. A line on standard
+    output gives the path of the table and the number of anomalous images.
 
     Attributes:
         raw_scores: Scores (B,) of the last predicted batch, before the post-processor.
@@ -87,12 +88,14 @@ class _VerdictTable(Callback):
         threshold = self._scale.threshold
         labels = [""] * len(scores)
         if threshold is not None:
-            is_anomalous = (scores > threshold).tolist()
+            # NaN is not comparable, and must not be normal.
+            is_anomalous = (~(scores <= threshold)).tolist()
             labels = ["anomalous" if each else "normal" for each in is_anomalous]
             self._anomalous += sum(is_anomalous)
         paths = outputs.image_path or [""] * len(scores)
         limit = self._limit()
         raw = pl_module.raw_scores.flatten()
+        _warn_of_nan(paths, raw)
         places = _p_values(pl_module.post_processor, raw)
         writer = csv.writer(self._rows, lineterminator="\n")
         for path, score, label, *rest in zip(paths, _written(scores), labels, _written(raw), places, strict=True):
@@ -143,8 +146,23 @@ def _why_no_threshold(post_processor: Any) -> str:
 
 def _p_values(post_processor: Any, raw_scores: Tensor) -> list[str]:
     """P-values of raw image scores (N,), empty where they are not known."""
-    known = post_processor.p_values(raw_scores) if isinstance(post_processor, HasPValues) else None
-    return [""] * len(raw_scores) if known is None else [f"{each:.6g}" for each in known]
+    is_number = ~raw_scores.isnan()
+    known = post_processor.p_values(raw_scores[is_number]) if isinstance(post_processor, HasPValues) else None
+    if known is None:
+        return [""] * len(raw_scores)
+    remaining = iter(known)
+    return [f"{next(remaining):.6g}" if each else "" for each in is_number.tolist()]
+
+
+def _warn_of_nan(paths: Sequence[str], raw_scores: Tensor) -> None:
+    """Name the images whose score is NaN."""
+    if bad := [str(path) for path, is_nan in zip(paths, raw_scores.isnan().tolist(), strict=True) if is_nan]:
+        logger.warning(
+            "The score of %d images is NaN, which counts as anomalous: %s. Check the images and the precision of the "
+            "model.",
+            len(bad),
+            ", ".join(bad),
+        )
 
 
 def _encodable(text: str) -> str:

@@ -19,7 +19,7 @@ from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.drawing.pictures import pictures_of
 from anomalib_ot.explain.evidence import scored_map
 from anomalib_ot.files import claim, require_ours, write_text
-from anomalib_ot.host.calibration import HELD_OUT
+from anomalib_ot.host.calibration import HELD_OUT, clause
 from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
@@ -145,7 +145,7 @@ def _calibrated(model: AnomalibModule, path: Path, rate: float, seed: int) -> Dr
             "Watching for higher scores only: the calibration scores are those of good images that %s, and this model, "
             "which knows more images, scores good ones slightly lower. To watch for lower scores too, set reference to "
             "a folder of good images that the model was not trained on.",
-            processor.calibration_source or "are not known to be held out",
+            clause(processor.calibration_source),
         )
     return DriftMonitor(processor.image_calibration.cpu().numpy(), rate, seed, watch_lower=is_held_out)
 

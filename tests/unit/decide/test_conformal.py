@@ -123,6 +123,7 @@ def test_shown_scores_keep_the_order_and_are_inverted():
     assert np.array_equal(shown > 0.5, raw > 2.5)
     np.testing.assert_allclose(scale.raw(shown), raw, rtol=1e-10, atol=1e-10)
     assert scale.shown(2.9) == pytest.approx(0.75)
+    assert [scale.shown(score) for score in (-float("inf"), float("inf"))] == [0, 1]
 
 
 def test_the_unit_is_the_distance_of_the_highest_score_from_the_median():

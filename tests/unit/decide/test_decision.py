@@ -118,3 +118,9 @@ def test_without_a_calibration_the_error_names_the_file(tmp_path):
 
 def test_raw_scores_may_be_shown_as_they_are():
     assert Level(SCORES).raw([3.0, 4.0]).tolist() == [3.0, 4.0]
+
+
+def test_shown_scores_of_0_and_1_are_infinite(decision):
+    raw = decision.raw_scores([0.0, 1.0])
+    assert raw.tolist() == [-np.inf, np.inf]
+    assert decision.is_anomalous(raw).tolist() == [False, True]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from anomalib_ot.decide import ConformalPostProcessor, ConformalScale
 from anomalib_ot.features.extraction import FLOAT32
-from anomalib_ot.host.calibration import CalibrationScores
+from anomalib_ot.host.calibration import FOLDS, HELD_OUT, CalibrationScores
 from anomalib_ot.host.scale import scale_of
 
 GOOD = torch.arange(1.0, 100.0)
@@ -25,7 +25,7 @@ GOOD = torch.arange(1.0, 100.0)
 def calibrated(rate=0.05, **settings):
     """Calibrated on scores from 1 to 99, and maps up to twice as high."""
     processor = ConformalPostProcessor(rate, **settings)
-    processor.calibrate(CalibrationScores(tuple(GOOD.tolist()), tuple((2 * GOOD).tolist()), "were held out"))
+    processor.calibrate(CalibrationScores(tuple(GOOD.tolist()), tuple((2 * GOOD).tolist()), HELD_OUT))
     return processor
 
 
@@ -86,10 +86,13 @@ def test_an_image_that_a_sampler_repeats_counts_once():
 
 
 def test_scores_that_the_model_provides_are_used_instead():
-    own = CalibrationScores((1.0, 2.0, 3.0), (2.0, 4.0, 6.0), "were left out of a fold")
+    own = CalibrationScores((1.0, 2.0, 3.0), (2.0, 4.0, 6.0), FOLDS)
     model = SimpleNamespace(calibration_scores=own)
-    processor = validated(ConformalPostProcessor(0.3), batch(torch.rand(9), [False] * 9), model=model)
+    processor = validated(ConformalPostProcessor(0.3), batch(torch.rand(3), [False] * 3), model=model)
     assert processor.image_calibration.tolist() == [1, 2, 3]
+    # More images promise a lower rate.
+    validated(processor, batch(torch.rand(4), [False] * 4), model=model)
+    assert processor.image_calibration.numel() == 4
     model.calibration_scores = None
     validated(processor, batch(torch.rand(9), [False] * 9), model=model)
     assert processor.image_calibration.numel() == 9
@@ -235,6 +238,16 @@ def test_scores_that_cannot_calibrate_cost_the_threshold_and_not_the_training(sc
     assert validated(processor, batch(torch.rand(1), [True])).p_values(torch.rand(2)) is None
 
 
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_an_earlier_threshold_decides_no_more_after_a_calibration_that_failed(normalizes):
+    processor = validated(calibrated(enable_normalization=normalizes), batch(torch.rand(1), [False]))
+    decided = processor(predictions())
+    assert not decided.pred_label.any()
+    assert not decided.pred_mask.any()
+    assert processor.image_threshold.isnan()
+    assert processor.pixel_threshold.isnan()
+
+
 def test_a_state_dict_of_any_number_of_images_is_loaded_and_the_own_rate_stays():
     state = calibrated(0.05).state_dict()
     fresh, other = (
@@ -274,9 +287,40 @@ class Shown(torch.nn.Module):
         return self.post_processor(InferenceBatch(pred_score=scores, anomaly_map=maps))
 
 
+def with_values_that_are_not_finite(raw):
+    """Scores and maps of which one is infinite, one is minus infinity, and one is NaN."""
+    for index, value in enumerate((float("inf"), -float("inf"), float("nan"))):
+        raw.pred_score[index] = raw.anomaly_map[index, 0, 1, 1] = value
+    return raw
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_infinite_and_nan_scores_are_anomalous(normalizes, dtype):
+    raw = with_values_that_are_not_finite(predictions(5))
+    decided = calibrated(enable_normalization=normalizes).to(dtype)(
+        InferenceBatch(pred_score=raw.pred_score.to(dtype), anomaly_map=raw.anomaly_map.to(dtype))
+    )
+    assert decided.pred_label[:3].tolist() == [True, False, True]
+    assert decided.pred_mask.flatten(1).any(1).equal(decided.pred_label)
+    assert decided.pred_mask[:3, 0, 1, 1].tolist() == [True, False, True]
+    # One NaN does not mark the whole image.
+    assert decided.pred_mask[2].sum() < 9
+    if normalizes:
+        assert decided.pred_score[:3].tolist() == decided.anomaly_map[:3, 0, 1, 1].tolist() == [1, 0, 1]
+
+
+def test_half_precision_does_not_overflow():
+    processor = calibrated().half()
+    processor._image_unit.fill_(1e-3)
+    shown = processor(InferenceBatch(pred_score=torch.tensor([-6e4, 6e4]).half()))
+    assert shown.pred_score.tolist() == [0, 1]
+    assert shown.pred_label.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("normalizes", [True, False])
 def test_the_graph_decides_as_torch_does(normalizes, tmp_path):
-    raw = predictions(7)
+    raw = with_values_that_are_not_finite(predictions(7))
     processor = calibrated(enable_normalization=normalizes).eval()
     names = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
     batch_axis = {0: torch.export.Dim("batch", min=1, max=99)}
@@ -295,7 +339,7 @@ def test_the_graph_decides_as_torch_does(normalizes, tmp_path):
         outputs = compiled([given.pred_score.numpy(), given.anomaly_map.numpy()])
         expected = processor(given)
         for name in names:
-            np.testing.assert_allclose(outputs[name], getattr(expected, name).numpy(), rtol=1e-5)
+            np.testing.assert_allclose(outputs[name], getattr(expected, name).numpy(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,19 @@ def test_without_normal_pictures_the_p_value_is_absent_and_says_why(fitted, pict
     assert alone.why_no_p_value == "this image is the only held-out normal image"
 
 
+def test_a_score_that_is_nan_has_no_p_value_and_is_not_normal(fitted, pictures, monkeypatch):
+    model = fitted("WtFlow", 0.1)
+    contributions = model.model.contributions
+    monkeypatch.setattr(
+        model.model,
+        "contributions",
+        lambda images: {name: part * torch.nan for name, part in contributions(images).items()},
+    )
+    evidence = evidence_of(model, *pictures(model), NormalScores({"a": 0.1, "b": 9.0}))
+    assert (evidence.p_value, evidence.why_no_p_value) == (None, "the score is NaN")
+    assert evidence.is_anomalous
+
+
 def test_regions_are_the_connected_components_above_the_threshold(fitted, pictures):
     model = fitted("Foct")
     (picture,) = pictures(model)

@@ -5,6 +5,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch.utils.data import Dataset
 
+from anomalib_ot.host.calibration import FOLDS
 from anomalib_ot.host.cross_fit import FoldFeatures, cross_fit
 
 
@@ -47,7 +48,7 @@ def test_each_image_is_scored_once_by_a_model_that_has_not_seen_it(folds):
     assert len(seen) == folds
     assert sorted(scores.images) == list(range(11))
     assert scores.maps == tuple(2 * score for score in scores.images)
-    assert f"one of {folds} folds" in scores.source
+    assert scores.source == FOLDS
     # The same seed gives the same folds.
     again = list(seen)
     seen.clear()

@@ -102,14 +102,15 @@ def test_folds_are_not_fitted_for_nothing(name, engine, data, monkeypatch):
     engine(limit_val_batches=0).fit(make(name), datamodule=data())
 
 
-def test_a_fold_that_fails_does_not_cost_the_training(name, engine, data, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [RuntimeError, OSError, MemoryError])
+def test_a_fold_that_fails_does_not_cost_the_training(name, error, engine, data, monkeypatch, caplog):
     def fails(*_):
-        raise RuntimeError("not today")  # noqa: EM101, TRY003
+        raise error("not today")  # noqa: EM101, TRY003
 
     monkeypatch.setattr(MODELS[name][0], "fit_fold", fails)
     model = make(name)
     engine().fit(model, datamodule=data())
-    assert "as folds failed: not today" in caplog.text
+    assert f"as folds failed: {error.__name__}('not today')" in caplog.text
     assert model.post_processor.image_calibration.numel() == 4
 
 

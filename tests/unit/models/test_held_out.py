@@ -6,8 +6,9 @@ from anomalib.data import Folder
 from anomalib.post_processing import PostProcessor
 
 from anomalib_ot import Foct, Pradot, WtFlow
-from anomalib_ot.data import GoodPictures
+from anomalib_ot.data import FewShot, GoodPictures
 from anomalib_ot.explain.data import read_data
+from anomalib_ot.host.calibration import FOLDS, SUPPORT, TRAINED
 
 SMALL = {
     "backbone": "resnet18",
@@ -61,11 +62,30 @@ def test_one_to_ten_good_pictures_train_and_say_where_the_threshold_is_from(
     model = make(name)
     engine().train(model, datamodule=data)
     assert model.post_processor.image_threshold.isfinite() == (count == 10)
-    few = "2 good images support no rate below 0.33" if name == "Foct" else "8 good images support no rate below 0.11"
-    from_what = few if count == 10 else "at least 2 good images, got 1"
+    from_what = "8 good images support no rate below 0.11" if count == 10 else "at least 2 good images, got 1"
     assert from_what in caplog.text
     assert ("trained on some of the good images" in caplog.text) == (count == 1)
     assert f"The test has {2 if count == 10 else 1} good images and no anomalous ones" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "source"),
+    [
+        ("WtFlow", {"validation_fraction": 0.2}, FOLDS),
+        ("WtFlow", {"calibration_folds": 0}, TRAINED),
+        ("Foct", {}, SUPPORT),
+    ],
+)
+def test_scores_of_images_that_were_trained_on_calibrate_only_without_others(
+    name, settings, source, root, tmp_path, engine, caplog
+):
+    data = GoodPictures(pictures(root, tmp_path, 10), "good", held_out=0, num_workers=0)
+    model = make(name, **settings)
+    engine().fit(model, datamodule=FewShot(data, 4) if name == "Foct" else data)
+    processor = model.post_processor
+    assert processor.calibration_source == source
+    assert processor.image_calibration.numel() == {FOLDS: 8, TRAINED: 10, SUPPORT: 4}[source]
+    assert ("trained on some of the good images" in caplog.text) == (source == TRAINED)
 
 
 def test_scores_of_good_and_bad_pictures_differ_without_anomalies_to_validate_on(root, engine, tmp_path):

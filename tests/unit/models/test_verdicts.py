@@ -352,7 +352,26 @@ def test_each_image_has_its_p_value(run, root):
         assert float(row["p_value"]) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_checkpoint_with_the_post_processor_of_anomalib_keeps_it(run, root):
+def test_a_score_that_is_nan_keeps_its_row(run, root, monkeypatch, caplog):
+    loaded = WtFlow.load_from_checkpoint(model_of(run()))
+    score = loaded.model.score
+
+    def first_is_nan(*arguments, **given):
+        scored = score(*arguments, **given)
+        scored.pred_score[0] = float("nan")
+        return scored
+
+    monkeypatch.setattr(loaded.model, "score", first_is_nan)
+    engine().predict(loaded, data_path=root / "bad")
+    rows = table(run() / "images/predictions.csv")
+    assert len(rows) == 4
+    bad = [row for row in rows if row["score_raw"] == "nan"]
+    assert {(row["label"], row["p_value"]) for row in bad} == {("anomalous", "")}
+    assert all(row["p_value"] for row in rows if row not in bad)
+    assert f"is NaN, which counts as anomalous: {bad[0]['path']}" in caplog.text
+
+
+def test_a_checkpoint_with_the_post_processor_of_anomalib_keeps_it(run, root, caplog):
     path = model_of(run(post_processor=PostProcessor))
     kept = WtFlow.load_from_checkpoint(path)
     assert type(kept.post_processor) is PostProcessor
@@ -366,9 +385,18 @@ def test_a_checkpoint_with_the_post_processor_of_anomalib_keeps_it(run, root):
     raw = torch.tensor([float(row["score_raw"]) for row in rows])
     assert host(InferenceBatch(pred_score=raw)).pred_score.equal(torch.cat([batch.pred_score for batch in batches]))
     assert {row["p_value"] for row in rows} == {""}
+    # Nobody asked for the default.
+    assert "the post-processor is that of the checkpoint" not in caplog.text
     # And back.
     engine().predict(model, data_path=root / "bad", ckpt_path=model_of(run()))
     assert type(model.post_processor) is ConformalPostProcessor
+
+
+def test_a_post_processor_that_is_asked_for_is_not_replaced_silently(run, root, caplog):
+    asked = make(post_processor=PostProcessor())
+    engine().predict(asked, data_path=root / "bad", ckpt_path=model_of(run()))
+    assert type(asked.post_processor) is ConformalPostProcessor
+    assert re.search(r"that of the checkpoint, .*ConformalPostProcessor, not the given .*PostProcessor", caplog.text)
 
 
 def test_a_checkpoint_of_the_first_format_has_the_post_processor_of_anomalib(run, tmp_path):

@@ -27,7 +27,7 @@ from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
-from anomalib_ot.host.calibration import CalibrationScores, HasPValues
+from anomalib_ot.host.calibration import SUPPORT, CalibrationScores, HasPValues
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.feature_cache import check_finite
@@ -259,11 +259,18 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         has_others = len(images) > 1 and isinstance(self.post_processor, HasPValues)
         self.calibration_scores = self._left_out_scores(images) if has_others else None
 
-    def _left_out_scores(self, images: Tensor) -> CalibrationScores:
-        """Scores of the support images, each by the memory of the others."""
-        scored: Any = self.model.score_left_out(images)
+    def _left_out_scores(self, images: Tensor) -> CalibrationScores | None:
+        """Scores of the support images, each by the memory of the others; None if computing them fails."""
+        try:
+            scored: Any = self.model.score_left_out(images)
+        except Exception as error:  # noqa: BLE001 - a training must not fail at its end
+            logger.warning(
+                "The scores of the validation images set the threshold, as comparing the support images failed: %r",
+                error,
+            )
+            return None
         rows = zip(scored.pred_score.tolist(), scored.anomaly_map.flatten(1).amax(1).tolist(), strict=True)
-        return CalibrationScores.of(rows, "are the support images, each compared with the others")
+        return CalibrationScores.of(rows, SUPPORT)
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Score a batch, one image after another.

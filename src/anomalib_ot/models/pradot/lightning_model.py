@@ -277,7 +277,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         """Restore the best prototypes, then compress them and weight their maps by the training images."""
         if self._best_prototypes is not None:
             self.model.prototypes.load_state_dict(self._best_prototypes)
-        self.model.finish(partial(self.features_on_device, self.training_features.trained_on))
+        if report := self.model.finish(partial(self.features_on_device, self.training_features.trained_on)):
+            logger.info("%s", report)
 
     def fit_fold(self, features: FoldFeatures) -> PradotModel:
         """Fit a model on some of the training images, with as many epochs as this one."""

@@ -1,6 +1,5 @@
 """PRADOT: prototypes learned by optimal transport (Trombetta and Lartizien, 2025, arXiv 2508.12927)."""
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
 
     from anomalib_ot.features.map_extractor import MapExtractor
-
-logger = logging.getLogger(__name__)
 
 
 class PradotModel(SinglePrecisionParts):
@@ -247,15 +244,18 @@ class PradotModel(SinglePrecisionParts):
             prototypes.keep(mask)
         return torch.cat(highest, dim=-1)
 
-    def finish(self, batches: Callable[[str], Iterable[dict[str, Tensor]]]) -> None:
+    def finish(self, batches: Callable[[str], Iterable[dict[str, Tensor]]]) -> str:
         """Compress the prototypes and weight their maps by the training images, as the settings ask.
 
         Args:
             batches: Gives feature maps (B, D, H, W) of the training images, for a task that it may show.
+
+        Returns:
+            What the compression changed, in words; empty without one.
         """
-        settings = self.settings
+        settings, report = self.settings, ""
         if not (settings.compress or settings.calibrate):
-            return
+            return report
         if settings.compress:
             count = self.count
             before = self.compress(batches("Compressing"), settings.compress_tolerance)
@@ -264,12 +264,13 @@ class PradotModel(SinglePrecisionParts):
             change = (highest[:, : before.shape[1]] - before).abs().amax(-1) / before.mean(-1).clamp(
                 min=torch.finfo(before.dtype).tiny
             )
-            logger.info(
-                "Kept %d of %d prototypes; the score of no training image changed by more than %.1f %% of the mean.",
-                *(self.count, count, 100 * float(change.max())),
+            report = (
+                f"Kept {self.count} of {count} prototypes; the score of no training image changed by more than "
+                f"{100 * float(change.max()):.1f} % of the mean."
             )
         if settings.calibrate:
             self.calibrate(highest)
+        return report
 
     def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
         """Return features while training, and scores otherwise.

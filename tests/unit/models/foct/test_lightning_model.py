@@ -7,7 +7,7 @@ import torch
 from anomalib.data import PredictDataset
 
 from anomalib_ot import FewShot, Foct
-from anomalib_ot.host.calibration import HELD_OUT
+from anomalib_ot.host.calibration import HELD_OUT, SUPPORT
 
 SMALL = {
     "backbone": "test_resnet",
@@ -256,7 +256,7 @@ def test_support_images_set_the_threshold_where_fewer_are_held_out(few, data, en
     engine().fit(few_held_out, datamodule=FewShot(data(), 5))
     processor = few_held_out.post_processor
     assert processor.image_calibration.tolist() == pytest.approx(sorted(few_held_out.calibration_scores.images))
-    assert processor.calibration_source == "are the support images, each compared with the others"
+    assert processor.calibration_source == SUPPORT
     assert processor.image_threshold == processor.image_calibration.max()
 
 
@@ -265,3 +265,14 @@ def test_one_support_image_has_no_other_to_be_compared_with(few, engine, model):
     engine().fit(foct, datamodule=few(1))
     assert foct.calibration_scores is None
     assert foct.post_processor.image_calibration.numel() == 4
+
+
+def test_support_images_that_cannot_be_compared_do_not_cost_the_training(few, engine, model, monkeypatch, caplog):
+    def fails(*_):
+        raise MemoryError
+
+    foct = model()
+    monkeypatch.setattr(foct.model, "score_left_out", fails)
+    engine().fit(foct, datamodule=few(3))
+    assert "as comparing the support images failed: MemoryError()" in caplog.text
+    assert foct.post_processor.calibration_source == HELD_OUT
