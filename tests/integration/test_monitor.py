@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import seed_everything
@@ -16,6 +17,7 @@ from PIL import Image, ImageEnhance
 from anomalib_ot import Assembly, WtFlow
 from anomalib_ot.cli import main
 from anomalib_ot.decide import DriftMonitor
+from anomalib_ot.host.calibration import TRAINED
 
 pytestmark = pytest.mark.slow
 SETTINGS = {
@@ -216,3 +218,21 @@ def test_a_checkpoint_with_the_post_processor_of_anomalib_needs_a_reference(root
     assert "set reference to a folder of good images" in said
     main(["monitor", *map(str, options), "--reference", str(root / "calm")])
     assert "drift to higher scores" in capsys.readouterr().out
+
+
+def test_scores_of_images_that_the_model_was_trained_on_are_refused(root, trained, tmp_path):
+    content = torch.load(trained(calibration_folds=0), weights_only=True)
+    (state,) = [each for each in _dictionaries(content) if "calibration_source" in each]
+    state["calibration_source"] = TRAINED
+    torch.save(content, tmp_path / "trained.ckpt")
+    with pytest.raises(SystemExit) as stop:
+        main(["monitor", "--ckpt_path", str(tmp_path / "trained.ckpt"), "--data", str(root / "calm")])
+    assert "good images that the model was trained on" in stop.value.code
+
+
+def _dictionaries(content):
+    """A dictionary and all within it."""
+    if isinstance(content, dict):
+        yield content
+        for each in content.values():
+            yield from _dictionaries(each)

@@ -56,12 +56,11 @@ def cross_fit(
 ) -> CalibrationScores:
     """Score each training image by a model that was fitted on the other folds.
 
-    If verdicts were those of the fold models, a good image that is exchangeable with the training images would be
-    flagged with a probability of at most 2 · rate plus a term of the order k / n (cross-conformal prediction: Vovk,
-    Cross-conformal predictors, 2015; CV+: Barber, Candès, Ramdas and Tibshirani, Predictive inference with the
-    jackknife+, 2021, https://arxiv.org/abs/1905.02928), and usually with at most the rate. Here the final model, fitted
-    on all images, gives the verdicts: the rate is approximate. It is usually on the safe side, as the final model has
-    seen more images and scores good ones lower.
+    If verdicts were those of the fold models, a good image that is exchangeable with the n training images would be
+    flagged with a probability of at most 2 · rate + min{2 (1 − 1/k) / (n/k + 1), (1 − k/n) / (k + 1)} (cross-conformal
+    prediction: Vovk, Cross-conformal predictors, 2015; CV+: Barber, Candès, Ramdas and Tibshirani, Predictive inference
+    with the jackknife+, 2021, https://arxiv.org/abs/1905.02928). Here the final model, fitted on all images, gives the
+    verdicts, so that the rate is approximate. The final model has seen more images and scores good ones lower.
 
     Args:
         features: Features of all training images.

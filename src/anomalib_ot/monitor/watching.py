@@ -19,7 +19,7 @@ from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.drawing.pictures import pictures_of
 from anomalib_ot.explain.evidence import scored_map
 from anomalib_ot.files import claim, require_ours, write_text
-from anomalib_ot.host.calibration import HELD_OUT, clause
+from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
 from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
@@ -137,6 +137,12 @@ def _calibrated(model: AnomalibModule, path: Path, rate: float, seed: int) -> Dr
         msg = (
             f"{path} has no scores of good images (its post_processor is {described(processor)}); set reference to a "
             "folder of good images that the model was not trained on, or train with ConformalPostProcessor"
+        )
+        raise ValueError(msg)
+    if processor.calibration_source == TRAINED:
+        msg = (
+            f"{path} has scores of good images that the model was trained on, and new ones score higher without any "
+            "drift; set reference to a folder of good images that the model was not trained on"
         )
         raise ValueError(msg)
     is_held_out = processor.calibration_source == HELD_OUT
