@@ -24,6 +24,7 @@ ON_GPU = {
     "GreaterEqual",
     "GroupConvolution",
     "Interpolate",
+    "IsNaN",
     "Less",
     "LogicalAnd",
     "LogicalOr",
