@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [
     f"docs/guides/{name}.md"
-    for name in ("choosing", "compare", "decide", "deployment", "explain", "few_shot", "settings", "your_data")
+    for name in ("choosing", "compare", "deployment", "explain", "few_shot", "settings", "your_data")
 ]
 PAGES = ["README.md", *GUIDES]
 # Plans take hours, and what installs or tests is not for this folder.
