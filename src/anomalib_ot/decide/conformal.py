@@ -8,8 +8,8 @@ https://arxiv.org/abs/2104.08279). The promise is about the drawing of the calib
 together: for one fixed set of calibration images, the realised rate varies around it.
 
 This module needs NumPy alone, so that it runs beside an exported model. ``crepes`` 0.9 and ``MAPIE`` 1.6 compute the
-same p-values, but depend on pandas or scikit-learn and are built around classifiers and regressors. ``nonconform``, made
-for anomaly detection, was not available to try. The rank statistics here are a few lines of NumPy.
+same p-values, but depend on pandas or scikit-learn and are built around classifiers and regressors. ``nonconform`` is
+for anomaly detection, but was not available to try. The rank statistics here are a few lines of NumPy.
 """
 
 import math
