@@ -3,6 +3,8 @@
 The public names are imported on first use, because :mod:`anomalib_ot.decide.conformal` needs NumPy alone.
 """
 
+from anomalib_ot.first_use import on_first_use
+
 _PUBLIC = {
     "ConformalPostProcessor": "anomalib_ot.decide.post_processor",
     "ConformalScale": "anomalib_ot.decide.conformal",
@@ -15,16 +17,4 @@ _PUBLIC = {
     "threshold": "anomalib_ot.decide.conformal",
 }
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 - a list all the same
-
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        from importlib import import_module  # noqa: PLC0415
-
-        return getattr(import_module(_PUBLIC[name]), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+__getattr__, __dir__ = on_first_use(__name__, _PUBLIC, globals())

@@ -5,6 +5,8 @@ The views of a model are in its package, such as :mod:`anomalib_ot.models.pradot
 The public names are imported on first use, because anomalib imports the visualizer at start-up, before it draws.
 """
 
+from anomalib_ot.first_use import on_first_use
+
 _PUBLIC = {
     "Evidence": "anomalib_ot.explain.evidence",
     "ExplainingVisualizer": "anomalib_ot.explain.visualizer",
@@ -19,16 +21,4 @@ _PUBLIC = {
     "save": "anomalib_ot.drawing.figures",
 }
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 - a list all the same
-
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        from importlib import import_module  # noqa: PLC0415
-
-        return getattr(import_module(_PUBLIC[name]), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+__getattr__, __dir__ = on_first_use(__name__, _PUBLIC, globals())

@@ -3,21 +3,10 @@
 Their classes are imported on first use, so that no model needs the others.
 """
 
-from importlib import import_module
-
 # The host first, which has the versions checked and is executed before a model of ours is half imported.
 import anomalib_ot.host  # noqa: F401
 from anomalib_ot import MODELS
+from anomalib_ot.first_use import on_first_use
 
 __all__ = [*MODELS]  # noqa: PLE0604 - a list all the same
-
-
-def __getattr__(name: str) -> type:
-    if name in MODELS:
-        return getattr(import_module(MODELS[name]), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *MODELS])
+__getattr__, __dir__ = on_first_use(__name__, MODELS, globals())
