@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
     Returns:
         The page, which needs no other file.
     """
-    maps = course.mean_maps() if course.since else None
+    maps = course.mean_maps()
     first, last = course.since[:1], course.changed(_CHANGED)
     return render_page(
         "anomalib_ot.monitor",
@@ -108,11 +107,7 @@ def _embedded(figure: Figure) -> Embedded:
 def _thumbnail(seen: Seen) -> Embedded | None:
     """The image, or None if its file has been removed since."""
     with suppress(FileNotFoundError, ValueError):
-        return _small(seen.path)
+        image = transforms.to_pil_image(read_picture(seen.path))
+        image.thumbnail((_SIDE, _SIDE))
+        return Embedded(data_uri(image, "WEBP"), image.size)
     return None
-
-
-def _small(path: Path) -> Embedded:
-    image = transforms.to_pil_image(read_picture(path))
-    image.thumbnail((_SIDE, _SIDE))
-    return Embedded(data_uri(image, "WEBP"), image.size)

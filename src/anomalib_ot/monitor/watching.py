@@ -91,14 +91,17 @@ def monitor(
                 _add(model, paths, course)
             finally:
                 _write_table(course, output)
-            _write_page(course, output, about)
-            if watch is not None and course.alarm and not had_alarm:
-                logger.warning("%s", summary(course))
+            # The page of a folder that is read once follows below.
+            if watch is not None:
+                _write_page(course, output, about)
+                if course.alarm and not had_alarm:
+                    logger.warning("%s", summary(course))
+    page = _write_page(course, output, about)
     if not course.seen and watch is None:
         first = next(iter(course.skipped.values()))
         msg = f"none of the {len(course.skipped)} images of {data} can be scored; the first error: {first}"
         raise ValueError(msg)
-    return _write_page(course, output, about), course
+    return page, course
 
 
 def summary(course: Course) -> str:
@@ -123,9 +126,6 @@ def _require_images(folder: Path, may_be_empty: bool) -> None:
 
 
 def _fitted(path: Path) -> AnomalibModule:
-    if not path.is_file():
-        msg = f"there is no checkpoint {path}"
-        raise FileNotFoundError(msg)
     kind = class_of(recorded_name(read_checkpoint(path), path))
     return kind.load_from_checkpoint(path, map_location="cpu").eval()
 
