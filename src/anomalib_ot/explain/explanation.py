@@ -120,11 +120,8 @@ def explain(
     require(pictures is None or bool(pictures), "pictures", "at least one, or left out", pictures)
     require_formats(formats)
     settings = post_processing or {}
-    require_sensitivities({name: value for name, value in settings.items() if name.endswith("_sensitivity")})
+    require_sensitivities(settings)
     require(model is None or model in MODELS, "model", tuple(MODELS), model)
-    if not ckpt_path.is_file():
-        msg = f"there is no checkpoint {ckpt_path}"
-        raise FileNotFoundError(msg)
     content = read_checkpoint(ckpt_path)
     kind = class_of(model or recorded_name(content, ckpt_path))
     views_of(kind, views)

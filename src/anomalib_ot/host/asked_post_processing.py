@@ -45,7 +45,7 @@ class AskedPostProcessing:
         """
         model = cast("AnomalibModule", self)
         asked = asked_settings(model.post_processor, self._of_checkpoint)
-        require_sensitivities({name: value for name, value in asked.items() if name.endswith("_sensitivity")})
+        require_sensitivities(asked)
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
         if not isinstance(model.post_processor, PostProcessor):
             return
@@ -58,17 +58,18 @@ class AskedPostProcessing:
                 )
 
 
-def require_sensitivities(sensitivities: Mapping[str, float]) -> None:
-    """Check the range of sensitivities.
+def require_sensitivities(settings: Mapping[str, Any]) -> None:
+    """Check the range of the sensitivities among the settings of a post-processor.
 
     Args:
-        sensitivities: Sensitivities by name.
+        settings: Settings by name.
 
     Raises:
         ValueError: If one is not in [0, 1].
     """
-    for name, value in sensitivities.items():
-        require(0 <= value <= 1, name, "in [0, 1]", value)
+    for name, value in settings.items():
+        if name.endswith("_sensitivity"):
+            require(0 <= value <= 1, name, "in [0, 1]", value)
 
 
 def asked_settings(post_processor: Any, of_checkpoint: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -30,8 +30,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         The content. The tensors are mapped from the file, so that only the used ones are read.
 
     Raises:
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is damaged, is not a checkpoint, or holds more than tensors and settings.
     """
+    require_exists(path)
     _require_whole(path)
     with _naming(path, _DAMAGED_CONTENT):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -39,6 +41,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         msg = f"{path} is not a checkpoint of a trained model; give the model.ckpt that anomalib train wrote."
         raise ValueError(msg)
     return content
+
+
+def require_exists(path: str | Path) -> None:
+    """Check that there is a checkpoint.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
+    if not Path(path).is_file():
+        msg = f"there is no checkpoint {path}"
+        raise FileNotFoundError(msg)
 
 
 def _require_whole(path: str | Path) -> None:

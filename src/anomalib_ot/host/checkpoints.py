@@ -21,7 +21,7 @@ from anomalib_ot.features.backbones import backbone_name, fetch_weights
 from anomalib_ot.features.recorded_backbones import record_backbone, recorded_backbone
 
 from .asked_post_processing import AskedPostProcessing, asked_settings
-from .checkpoint_files import read_checkpoint
+from .checkpoint_files import read_checkpoint, require_exists
 from .checkpoint_fit import is_same, require_fit
 from .checkpoint_record import COMPONENTS, ENTRY, described, is_stored, new_entry, read_entry, tiling
 from .checkpoint_rules import CheckpointRules
@@ -98,9 +98,7 @@ class SafeCheckpoints(AskedPostProcessing):
             FileNotFoundError: If the file does not exist.
         """
         host = cast("type[AnomalibModule]", super())
-        if not Path(checkpoint_path).is_file():
-            msg = f"there is no checkpoint {checkpoint_path}"
-            raise FileNotFoundError(msg)
+        require_exists(checkpoint_path)
         with anomalib_safe_globals(host.checkpoint_safe_globals()):
             content = (
                 read_checkpoint(checkpoint_path)
@@ -220,7 +218,8 @@ class SafeCheckpoints(AskedPostProcessing):
         """
         model = cast("AnomalibModule", self)
         ours = model.post_processor
-        known = {described(each): each for each in (PostProcessor(), model.configure_post_processor())}
+        default = model.configure_post_processor()
+        known = {described(each): each for each in (PostProcessor(), default)}
         if theirs not in known or described(ours) not in known or theirs == described(ours):
             return
         if asked := asked_settings(ours):
@@ -231,7 +230,7 @@ class SafeCheckpoints(AskedPostProcessing):
             )
             raise ValueError(msg)
         # One of an earlier checkpoint was not asked for.
-        if self._of_checkpoint is None and described(ours) != described(model.configure_post_processor()):
+        if self._of_checkpoint is None and described(ours) != described(default):
             logger.warning(
                 "%s: the post-processor is that of the checkpoint, %s, not the given %s. To use the given one, train "
                 "again.",
