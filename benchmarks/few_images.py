@@ -47,7 +47,7 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, categories_in
 from .references import NearestCell, Subspace, joined, top_mean
-from .rows import appended
+from .rows import appended, finished
 from .versions import versions
 
 # Size of the maps and masks of pixel metrics.
@@ -105,14 +105,14 @@ def main(
     }
     data = {name: found[name] for name in categories or found}
     plan = replace(plan, models=own, data=data, image_size=image_size or plan.image_size)
-    done = [tuple(row[name] for name in KEY) for row in _read(output)]
+    done = finished(output, KEY)
     with appended(output, (*KEY, *METRICS)) as add:
         for category in plan.data:
             keys = [Key(category, *rest) for rest in product(models, plan.shots, plan.seeds)]
             for key, values in measured(plan, [key for key in keys if as_row(key, every) not in done], every):
                 row = dict(zip(KEY, as_row(key, every), strict=True))
                 add(row | {name: f"{values[name]:.2f}" for name in METRICS if name in values})
-    runs = pd.DataFrame(_read(output)).replace("", "nan").astype(dict.fromkeys(METRICS, float))
+    runs = pd.read_csv(output, dtype=dict.fromkeys(KEY, str) | dict.fromkeys(METRICS, float))
     for metric in METRICS:
         print(f"\n{metric}\n{table(runs, metric)}")
     draw(runs, output.with_suffix(".png"))
@@ -121,10 +121,6 @@ def main(
 def as_row(key: Key, every: int) -> tuple[str, ...]:
     """The values of ``KEY`` in the output."""
     return key.category, key.model, str(key.shots or ALL), str(key.seed), str(every)
-
-
-def _read(output: Path) -> list[dict[str, str]]:
-    return pd.read_csv(output, dtype=str, keep_default_na=False).to_dict("records") if output.exists() else []
 
 
 def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key, dict[str, float]]]:

@@ -151,9 +151,14 @@ def p_values(scores: ArrayLike, calibration: ArrayLike) -> NDArray[np.float64]:
         >>> float(p_values(0.35, [0.1, 0.4, 0.2, 0.3]))
         0.4
     """
-    known = calibration_scores(calibration)
-    values = require_numbers(scores)
-    return (1 + len(known) - np.searchsorted(known, values, side="left")) / (len(known) + 1)
+    return rank_p_values(require_numbers(scores), calibration_scores(calibration))
+
+
+def rank_p_values(scores: ArrayLike, ascending: ArrayLike) -> NDArray[np.float64]:
+    """As :func:`p_values`, for any number of ascending calibration scores, which are not checked."""
+    known = np.asarray(ascending, dtype=np.float64)
+    at_least = len(known) - np.searchsorted(known, scores, side="left")
+    return np.asarray((1 + at_least) / (len(known) + 1))
 
 
 def benjamini_hochberg(p_values: ArrayLike, false_discovery_rate: float) -> NDArray[np.bool_]:
@@ -201,6 +206,11 @@ def require_numbers(scores: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
+def compressed(units: Any) -> Any:
+    """0.5 + 0.5 · u / (1 + |u|), in (0, 1), of a finite number, array or tensor u."""
+    return 0.5 + 0.5 * units / (1 + abs(units))
+
+
 @dataclass(frozen=True)
 class ConformalScale:
     """How a raw score is shown: ``0.5 + 0.5 · u / (1 + |u|)`` with u = (raw − threshold) / unit.
@@ -234,7 +244,7 @@ class ConformalScale:
         # Infinity divided by infinity would be NaN.
         limits = -_FURTHEST, _FURTHEST
         units = units.clip(*limits) if hasattr(units, "clip") else min(max(units, limits[0]), limits[1])
-        return 0.5 + 0.5 * units / (1 + abs(units))
+        return compressed(units)
 
     def raw(self, shown: Any) -> Any:
         """The inverse of :meth:`shown`. In single precision, scores far above the threshold lose digits."""

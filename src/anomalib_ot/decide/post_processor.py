@@ -17,6 +17,7 @@ from .conformal import (
     ConformalScale,
     UnsupportedRateWarning,
     calibration_scores,
+    compressed,
     p_values,
     require_rate,
     threshold,
@@ -182,20 +183,21 @@ class ConformalPostProcessor(PostProcessor):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the raw scores of good images, and the maxima of their maps."""
+        from anomalib_ot.host.calibration import score_rows  # noqa: PLC0415 - see above
+
         del trainer, pl_module, args, kwargs
         # The range of scores is no longer used here, but comparisons show scores on it.
         self._image_min_max_metric.update(outputs)
         self._pixel_min_max_metric.update(outputs)
-        maps = outputs.anomaly_map
-        peaks = None if maps is None else maps.flatten(1).amax(1)
-        scores = peaks if outputs.pred_score is None else outputs.pred_score.flatten()
+        scores, maps = outputs.pred_score, outputs.anomaly_map
         if scores is None:
-            return
+            if maps is None:
+                return
+            scores = maps.flatten(1).amax(1)
         labels = [False] * len(scores) if outputs.gt_label is None else outputs.gt_label.flatten().tolist()
         paths = outputs.image_path or [""] * len(scores)
-        highest = [None] * len(scores) if peaks is None else peaks.tolist()
-        rows = zip(paths, scores.tolist(), highest, labels, strict=True)
-        self._scored += [(str(path), score, peak) for path, score, peak, label in rows if not label]
+        rows = zip(paths, score_rows(scores, maps), labels, strict=True)
+        self._scored += [(str(path), *row) for path, row, label in rows if not label]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the thresholds."""
@@ -311,7 +313,8 @@ class ConformalPostProcessor(PostProcessor):
         # Infinity divided by infinity would be NaN.
         furthest = torch.finfo(units.dtype).max / 2
         units = units.clamp(-furthest, furthest)
-        return 0.5 + 0.5 * units / (1 + units.abs())
+        shown: Tensor = compressed(units)
+        return shown
 
     def _mask(self, label: Tensor, maps: Tensor) -> Tensor:
         maps = _nan_as_infinite(maps)

@@ -15,6 +15,7 @@ from matplotlib.ticker import AutoLocator, MaxNLocator
 from skimage.measure import label, regionprops
 from torch import Tensor
 
+from anomalib_ot.decide.conformal import rank_p_values
 from anomalib_ot.drawing.figures import OUTLINE, new_figure, show_image, show_map
 from anomalib_ot.drawing.pictures import Extent, Picture
 from anomalib_ot.host.scale import Scale, scale_of
@@ -180,8 +181,7 @@ def conformal_p_value(score: float, normal: Iterable[float]) -> float:
         >>> conformal_p_value(0.9, [0.1, 0.2, 0.9])
         0.5
     """
-    others = list(normal)
-    return (1 + sum(other >= score for other in others)) / (len(others) + 1)
+    return float(rank_p_values(score, sorted(normal)))
 
 
 def image_scores(model: AnomalibModule, pictures: Iterable[Picture]) -> dict[str, float]:

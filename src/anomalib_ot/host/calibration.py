@@ -27,6 +27,17 @@ def clause(source: str) -> str:
     return _CLAUSES.get(source, "are not known to be held out")
 
 
+def score_rows(scores: Tensor, maps: Tensor | None) -> list[tuple[float, float | None]]:
+    """Pairs of an image score and the maximum of its map, None without a map.
+
+    Args:
+        scores: Image scores (B,) or (B, 1).
+        maps: Anomaly maps (B, …, h, w), or None.
+    """
+    peaks = [None] * len(scores) if maps is None else maps.flatten(1).amax(1).tolist()
+    return [*zip(scores.flatten().tolist(), peaks, strict=True)]
+
+
 @dataclass(frozen=True)
 class CalibrationScores:
     """Raw scores of good images, which the scoring model was not trained on unless the source is ``TRAINED``.
@@ -43,7 +54,7 @@ class CalibrationScores:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[float, float | None]], source: Source) -> "CalibrationScores":
-        """The scores from pairs of an image score and the maximum of its map, None without a map."""
+        """The scores from rows of :func:`score_rows`."""
         scores = list(rows)
         peaks = tuple(peak for _, peak in scores if peak is not None)
         return cls(tuple(score for score, _ in scores), peaks, source)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, RandomSampler, Subset
 
 from anomalib_ot.features.extraction import FeatureMaps
 
-from .calibration import FOLDS, CalibrationScores
+from .calibration import FOLDS, CalibrationScores, score_rows
 from .feature_cache import feature_loader
 
 
@@ -85,8 +85,7 @@ def cross_fit(
         with torch.no_grad():
             for batch in others.in_order():
                 scored = score(batch)
-                scores, maps = cast("Tensor", scored.pred_score), cast("Tensor", scored.anomaly_map)
-                rows += zip(scores.flatten().tolist(), maps.flatten(1).amax(1).tolist(), strict=True)
+                rows += score_rows(cast("Tensor", scored.pred_score), scored.anomaly_map)
     if not all(math.isfinite(score) for score, _ in rows):
         msg = "a model of a fold gives scores that are NaN or infinite"
         raise ValueError(msg)

@@ -27,7 +27,7 @@ from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.features.backbone_defaults import default_image_size
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
-from anomalib_ot.host.calibration import SUPPORT, CalibrationScores, HasPValues
+from anomalib_ot.host.calibration import SUPPORT, CalibrationScores, HasPValues, score_rows
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.feature_cache import check_finite
@@ -269,8 +269,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
                 error,
             )
             return None
-        rows = zip(scored.pred_score.tolist(), scored.anomaly_map.flatten(1).amax(1).tolist(), strict=True)
-        return CalibrationScores.of(rows, SUPPORT)
+        return CalibrationScores.of(score_rows(scored.pred_score, scored.anomaly_map), SUPPORT)
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Score a batch, one image after another.
