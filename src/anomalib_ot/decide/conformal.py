@@ -207,7 +207,7 @@ def require_numbers(scores: ArrayLike) -> NDArray[np.float64]:
 
 
 def compressed(units: Any) -> Any:
-    """0.5 + 0.5 · u / (1 + |u|), in (0, 1), of a finite number, array or tensor u."""
+    """``0.5 + 0.5 · u / (1 + |u|)``, in (0, 1), of a finite number, array or tensor u."""
     return 0.5 + 0.5 * units / (1 + abs(units))
 
 
