@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [
     f"docs/guides/{name}.md"
     for name in (
-        *("choosing", "compare", "decide", "deployment", "explain", "few_shot", "monitor", "settings", "your_data"),
+        "choosing",
+        "compare",
+        "decide",
+        "deployment",
+        "explain",
+        "few_shot",
+        "monitor",
+        "settings",
+        "your_data",
     )
 ]
 PAGES = ["README.md", *GUIDES]
