@@ -108,7 +108,7 @@ def main(
                 continue
             images = GoodAndBad(plan, category)
             (split,) = images.splits(seed, [None])
-            folds, score = fitted(plan.jobs()[0], plan, images.training_data(split.training), seed, folds=True)
+            folds, score = fitted(plan.jobs()[0], plan, images.training_data(split.training), seed, calibrates=True)
             tested = images.good.loc[split.tested].reset_index(drop=True)
             changed = {name: scores_of(score, images.features(tested, change)) for name, change in CHANGES.items()}
             good = scores_of(score, [images.good_features[index] for index in split.tested])

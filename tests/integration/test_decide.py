@@ -1,6 +1,8 @@
 """A promised rate of false alarms through the stock ``anomalib`` command, for a model of ours and one of anomalib."""
 
 import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from anomalib.deploy import OpenVINOInferencer
 from anomalib.models import Patchcore
 
 from anomalib_ot import Assembly
+from anomalib_ot.cli import main
 from anomalib_ot.data import read_picture
 from anomalib_ot.decide import ConformalPostProcessor, Decision
 
@@ -74,3 +77,9 @@ def test_train_predict_and_export_decide_alike(name, folder, backbone, forked, m
         assert [float(row["score_raw"]) for row in own] == pytest.approx(raw.tolist(), rel=1e-3)
         assert [row["label"] == "anomalous" for row in own] == labels.tolist()
         assert [float(row["p_value"]) for row in own] == pytest.approx(decision.p_values(raw).tolist())
+        explain = ["explain", *map(str, arguments), "--data", "data/tray/test", "--views", "[evidence]"]
+        main([*explain, "--formats", "[png]", "--false_alarm_rate", "0.2", "--pictures", str(pictures[0].parent)])
+        explained = [json.loads(each.read_text()) for each in folder.glob("results/explain/**/evidence.json")]
+        assert {each["path"] for each in explained} == {str(each) for each in pictures[0].parent.iterdir()}
+        for each in explained:
+            assert f"{each['p_value']:.6g}" == rows[str(Path(each["path"]).resolve())]["p_value"]

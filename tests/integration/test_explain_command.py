@@ -50,7 +50,8 @@ def fitted(root, tmp_path_factory):
 def test_one_command_explains(fitted, root, tmp_path, capsys, name):
     *_, of_picture, of_model = MODELS[name]
     data = json.dumps({"class_path": "Assembly", "init_args": SIZES})
-    arguments = ["--ckpt_path", str(fitted(name)), "--data", data, "--root", str(root), "--output", str(tmp_path)]
+    path = fitted(name)
+    arguments = ["--ckpt_path", str(path), "--data", data, "--root", str(root), "--output", str(tmp_path)]
     main(["explain", *arguments, "--formats", "[png]"])
     output, progress = capsys.readouterr()
     *lines, page = output.splitlines()[-4:]
@@ -69,8 +70,10 @@ def test_one_command_explains(fitted, root, tmp_path, capsys, name):
     content = json.loads((tmp_path / pictures[0] / "evidence.json").read_text())
     assert content["model"] == name
     assert content["chosen_as"] == "highest score"
-    # Of the two normal pictures of the validation set none, or one that is this picture itself, is left out.
-    assert content["p_value"] in {1 / 3, 1 / 2, 2 / 3, 1}
+    calibration = MODELS[name][0].load_from_checkpoint(path, map_location="cpu").post_processor.image_calibration
+    assert content["normal_pictures"] == len(calibration) >= 2
+    above = int((calibration >= content["raw_score"]).sum())
+    assert content["p_value"] == (1 + above) / (1 + len(calibration))
     total = sum(part["value"] for part in content["contributions"].values())
     assert total == pytest.approx(content["raw_score"], rel=1e-4)
     if content["p_value"] == content["lowest_p_value"]:

@@ -191,6 +191,31 @@ class Decision:
         """Conformal p-value of each raw image score, see :func:`~anomalib_ot.decide.conformal.p_values`."""
         return p_values(raw_scores, self.image.scores)
 
+    def p_values_of_pixels(self, raw_maps: ArrayLike) -> NDArray[np.float64]:
+        """P-value of each pixel: the share of good images whose highest pixel is at least as high.
+
+        The p-value of a region is the smallest of its pixels. The chance that a good image has *any* pixel with a
+        p-value of at most α is at most α.
+
+        Args:
+            raw_maps: Raw anomaly maps, or raw scores of pixels, of any shape.
+
+        Returns:
+            P-values of the same shape, see :func:`~anomalib_ot.decide.conformal.p_values`.
+
+        Raises:
+            ValueError: If the model has no maps, or a pixel is NaN.
+
+        Example:
+            >>> pixels = Level(np.array([1.0, 2.0, 3.0, 4.0]))
+            >>> decision = Decision("WtFlow", 0.2, Level(np.array([0.1, 0.2, 0.3, 0.4])), pixels)
+            >>> anomaly_map, regions = np.array([[5.0, 0.0], [0.0, 3.5]]), np.array([[1, 0], [0, 2]])
+            >>> p_values = decision.p_values_of_pixels(anomaly_map)
+            >>> [float(p_values[regions == number].min()) for number in (1, 2)]
+            [0.2, 0.4]
+        """
+        return p_values(raw_maps, self._maps().scores)
+
     def _rate(self, rate: float | None) -> float:
         return self.false_alarm_rate if rate is None else rate
 

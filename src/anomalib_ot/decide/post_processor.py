@@ -160,6 +160,23 @@ class ConformalPostProcessor(PostProcessor):
         values: list[float] = p_values(raw_scores.detach().cpu().numpy(), self.image_calibration.cpu().numpy()).tolist()
         return values
 
+    def p_values_of_pixels(self, raw_maps: Tensor) -> Tensor | None:
+        """P-values of pixels, see :meth:`~anomalib_ot.decide.decision.Decision.p_values_of_pixels`.
+
+        Args:
+            raw_maps: Raw maps, or raw scores of pixels, of any shape.
+
+        Returns:
+            P-values of the same shape, float64, on the CPU; None without calibration scores of maps.
+
+        Raises:
+            ValueError: If a pixel is NaN.
+        """
+        if not self.is_calibrated("pixel"):
+            return None
+        known = self.pixel_calibration.cpu().numpy()
+        return torch.from_numpy(p_values(raw_maps.detach().cpu().numpy(), known))
+
     def decision(self, model: str) -> Decision | None:
         """What an exported model needs to decide at another rate; None without calibration scores.
 

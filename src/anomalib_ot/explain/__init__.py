@@ -13,7 +13,7 @@ _PUBLIC = {
     "NormalScores": "anomalib_ot.explain.evidence",
     "Picture": "anomalib_ot.drawing.pictures",
     "conformal_p_value": "anomalib_ot.explain.evidence",
-    "draw_evidence": "anomalib_ot.explain.evidence",
+    "draw_evidence": "anomalib_ot.explain.evidence_figure",
     "evidence_of": "anomalib_ot.explain.evidence",
     "explain": "anomalib_ot.explain.explanation",
     "image_scores": "anomalib_ot.explain.evidence",

@@ -8,40 +8,48 @@ import numpy as np
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.models.components import AnomalibModule
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import AutoLocator, MaxNLocator
 from skimage.measure import label, regionprops
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalib_ot.decide.conformal import rank_p_values
-from anomalib_ot.drawing.figures import OUTLINE, new_figure, show_image, show_map
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.drawing.pictures import Extent, Picture
+from anomalib_ot.host.calibration import HELD_OUT, clause
 from anomalib_ot.host.scale import Scale, scale_of
 
-_NORMAL = "#0072b2"
-_THIS = "#d55e00"
-_BINS = 12
 _ITSELF = "this image is the only held-out normal image"
 _IS_NAN = "the score is NaN"
 
 
 @dataclass(frozen=True)
 class NormalScores:
-    """Scores of held-out normal images.
+    """Scores of normal images that the model was not trained on.
 
     Args:
-        scores: Image score of each image, from :func:`image_scores`.
+        scores: Image score of each image, from :func:`image_scores`; by number for calibration scores.
         why_none: Reason if there are no scores.
+        is_calibration: Whether they are the calibration scores of the post-processor, as ``predict`` uses them.
+        clause: Which images these are, as the end of the clause "good images that …".
     """
 
     scores: Mapping[str, float] = field(default_factory=dict)
     why_none: str = "no normal images were held out"
+    is_calibration: bool = False
+    clause: str = clause(HELD_OUT)
+
+    @classmethod
+    def of_calibration(cls, model: AnomalibModule) -> "NormalScores | None":
+        """The calibration scores of a model's post-processor; None if it has none."""
+        processor = model.post_processor
+        if not (isinstance(processor, ConformalPostProcessor) and processor.is_calibrated("image")):
+            return None
+        scores = {str(number): score for number, score in enumerate(processor.image_calibration.tolist())}
+        return cls(scores, is_calibration=True, clause=clause(processor.calibration_source))
 
     def without(self, picture: Picture) -> tuple[float, ...]:
-        """The scores without that of an image, which must not be compared with itself."""
-        return tuple(score for each, score in self.scores.items() if each != _key(picture))
+        """The scores without that of an image, which must not be compared with itself; all if they calibrate."""
+        key = None if self.is_calibration else _key(picture)
+        return tuple(score for each, score in self.scores.items() if each != key)
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,13 @@ class Region:
     Args:
         box: Left, top, right and bottom edge, in pixels of the file, or of the model's input if there is no file.
         score: Highest score of the region, as anomalib shows it.
+        p_value: P-value of its highest pixel, see
+            :meth:`~anomalib_ot.decide.decision.Decision.p_values_of_pixels`; None without calibration scores of maps.
     """
 
     box: Extent
     score: float
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +96,11 @@ class Evidence:
         contributions: Contribution of each part of the model. Maps and values add up to ``map`` and ``raw_score``.
         highest: Horizontal and vertical position of the highest pixel, in the pixels of ``Region.box``.
         regions: Regions of the map above the pixel threshold, the highest first; None if the model has no threshold.
-        normal: Raw scores of held-out normal images, without this image.
-        p_value: Probability that a normal image has at least this score, from :func:`conformal_p_value`; None if no
-            normal images were held out, or the score is NaN.
+        normal: Raw scores of normal images: those that calibrate the post-processor, or those of held-out images
+            without this one.
+        normal_clause: Which images these are, as the end of the clause "good images that …".
+        p_value: Probability that a normal image has at least this score, from :func:`conformal_p_value`; None if there
+            are no normal scores, or the score is NaN.
         why_no_p_value: Reason if there is no p-value.
     """
 
@@ -102,6 +115,7 @@ class Evidence:
     highest: tuple[float, float]
     regions: tuple[Region, ...] | None
     normal: tuple[float, ...]
+    normal_clause: str
     p_value: float | None
     why_no_p_value: str = ""
 
@@ -112,7 +126,7 @@ class Evidence:
 
     @property
     def lowest_p_value(self) -> float | None:
-        """The lowest p-value for this number of held-out normal images; None without any."""
+        """The lowest p-value for this number of normal images; None without any."""
         return None if self.p_value is None else 1 / (len(self.normal) + 1)
 
     def p_value_in_words(self) -> str:
@@ -137,8 +151,8 @@ class Evidence:
         return {
             "picture": self.picture.name,
             "path": self.picture.path,
-            "label": _verdict(self.picture.label),
-            "verdict": _verdict(self.is_anomalous),
+            "label": verdict_of(self.picture.label),
+            "verdict": verdict_of(self.is_anomalous),
             "score": self.score,
             "threshold": self.threshold,
             "raw_score": self.raw_score,
@@ -150,12 +164,13 @@ class Evidence:
             "highest_pixel": list(self.highest),
             "regions": None
             if self.regions is None
-            else [{"box": list(each.box), "score": each.score} for each in self.regions],
+            else [{"box": list(each.box), "score": each.score, "p_value": each.p_value} for each in self.regions],
             "p_value": self.p_value,
             "lowest_p_value": self.lowest_p_value,
             "p_value_in_words": None if self.p_value is None else self.p_value_in_words(),
             "why_no_p_value": self.why_no_p_value or None,
             "normal_pictures": len(self.normal),
+            "normal_pictures_that": self.normal_clause,
         }
 
     def share(self, name: str) -> float:
@@ -218,7 +233,8 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
     Args:
         model: A fitted model of this package.
         picture: The image that :func:`pictures_of` has prepared for the model.
-        normal: Raw scores of held-out normal images, from :func:`image_scores`.
+        normal: Raw scores of held-out normal images, from :func:`image_scores`; by default the calibration scores of
+            the post-processor.
 
     Returns:
         The evidence.
@@ -233,9 +249,10 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
     processed = _post_process(model, raw_score, anomaly_map)
     scale, pixel_scale = scale_of(model, "image"), scale_of(model, "pixel")
     score = float(torch.as_tensor(processed.pred_score))
-    normal = normal or NormalScores()
+    normal = normal or NormalScores.of_calibration(model) or NormalScores()
     others = normal.without(picture)
     why_none = _IS_NAN if raw_score.isnan() else "" if others else _ITSELF if normal.scores else normal.why_none
+    ranked = _predicted_score(model, picture) if normal.is_calibration else float(raw_score)
     row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
     return Evidence(
         picture=picture,
@@ -247,9 +264,12 @@ def evidence_of(model: AnomalibModule, picture: Picture, normal: NormalScores | 
         map=anomaly_map,
         contributions={name: Contribution(each, float(each.flatten()[counted].mean())) for name, each in parts.items()},
         highest=_in_file(picture, (column + 0.5, row + 0.5, column + 0.5, row + 0.5))[:2],
-        regions=None if None in {scale.threshold, pixel_scale.threshold} else _regions(picture, processed, anomaly_map),
+        regions=None
+        if None in {scale.threshold, pixel_scale.threshold}
+        else _regions(picture, processed, anomaly_map, model.post_processor),
         normal=others,
-        p_value=None if why_none else conformal_p_value(float(raw_score), others),
+        normal_clause=normal.clause,
+        p_value=None if why_none else conformal_p_value(ranked, others),
         why_no_p_value=why_none,
     )
 
@@ -260,6 +280,16 @@ def _contributions(model: AnomalibModule, picture: Picture) -> dict[str, Tensor]
     return {name: each[0, 0] for name, each in torch_model.contributions(picture.prepared[None]).items()}
 
 
+def _predicted_score(model: AnomalibModule, picture: Picture) -> float:
+    """Raw score as ``predict`` computes it. A sum of parts is rounded otherwise, and calibration images have this one.
+
+    An online model does not update its memory.
+    """
+    ours: Any = model
+    with ours.frozen():
+        return float(ours.model(picture.prepared[None]).pred_score)
+
+
 def _key(picture: Picture) -> str:
     return picture.path or picture.name
 
@@ -268,7 +298,8 @@ def _with_threshold(score: float, threshold: float | None) -> str:
     return f"{score:.4g}" + ("" if threshold is None else f", threshold {threshold:.4g}")
 
 
-def _verdict(is_anomalous: bool | None) -> str | None:
+def verdict_of(is_anomalous: bool | None) -> str | None:
+    """A verdict or a label in a word; None if it is unknown."""
     return None if is_anomalous is None else "anomalous" if is_anomalous else "normal"
 
 
@@ -286,19 +317,22 @@ def _post_process(model: AnomalibModule, score: Tensor, anomaly_map: Tensor) -> 
 
 def _in_file(picture: Picture, box: Extent) -> Extent:
     """Convert a box from pixels of the model's input to pixels of the file."""
-    left, top, right, bottom = picture.extent or _own_extent(picture)
+    left, top, right, bottom = picture.extent or own_extent(picture)
     height, width = picture.image.shape[-2:]
     scales = ((right - left) / width, (bottom - top) / height) * 2
     x0, y0, x1, y1 = (each * scale for each, scale in zip(box, scales, strict=True))
     return left + x0, top + y0, left + x1, top + y1
 
 
-def _own_extent(picture: Picture) -> Extent:
+def own_extent(picture: Picture) -> Extent:
+    """Left, top, right and bottom edge of the model's input."""
     height, width = picture.image.shape[-2:]
     return 0.0, 0.0, float(width), float(height)
 
 
-def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor) -> tuple[Region, ...]:
+def _regions(
+    picture: Picture, processed: InferenceBatch, anomaly_map: Tensor, processor: nn.Module | None
+) -> tuple[Region, ...]:
     """Regions of the mask, ordered by their highest raw score."""
     shown = cast("Tensor", processed.anomaly_map)[0, 0].cpu().numpy()
     # anomalib's own boxes omit a region that fills the image.
@@ -307,90 +341,16 @@ def _regions(picture: Picture, processed: InferenceBatch, anomaly_map: Tensor) -
     intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
     found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])
     return tuple(
-        Region(_in_file(picture, (x0, y0, x1, y1)), float(each.intensity_max[1]))
+        Region(_in_file(picture, (x0, y0, x1, y1)), float(each.intensity_max[1]), _p_value(processor, peak))
         for each in found
         for y0, x0, y1, x1 in [each.bbox]
+        for peak in [torch.tensor(each.intensity_max[0])]
     )
 
 
-def draw_evidence(evidence: Evidence) -> Figure:
-    """Draw the image with its anomalous regions, the map, the rank among normal images, and the contributions.
-
-    Args:
-        evidence: Evidence from :func:`evidence_of`.
-
-    Returns:
-        The figure. Scores are on the scale of ``predict``, but not clipped to [0, 1]. The maps of the contributions are
-        raw and share one colour scale. Their titles give their shares of the score.
-    """
-    parts = evidence.contributions if len(evidence.contributions) > 1 else {}
-    figure, panels = new_figure(1 + bool(parts), max(3, len(parts)), _summary(evidence))
-    first, *rest = panels
-    _draw_regions(first[0], evidence)
-    above = evidence.pixel_scale.threshold
-    rule = "" if above is None else f" (above {above:.2g} anomalous)"
-    show_map(first[1], evidence.pixel_scale.shown(evidence.map), f"anomaly map{rule}, + the highest pixel")
-    _mark(first[1], evidence.map)
-    _draw_place(first[2], evidence)
-    limits = (0.0, max((float(each.map.max()) for each in parts.values()), default=0.0))
-    for panel, (name, part) in zip(rest[0] if rest else [], parts.items(), strict=False):
-        show_map(panel, part.map, f"{name}:\n{evidence.share(name):.0%} of the score", limits)
-        _mark(panel, evidence.map)
-    for panel in (*first[3:], *(rest[0][len(parts) :] if rest else [])):
-        panel.set_visible(False)
-    return figure
-
-
-def _summary(evidence: Evidence) -> str:
-    known = _verdict(evidence.picture.label)
-    verdict = _verdict(evidence.is_anomalous)
-    parts = [
-        f"score {evidence.score_in_words()}",
-        f"prediction {verdict}" if verdict else "",
-        f"label {known}" if known else "",
-    ]
-    return f"{evidence.picture.name}: {', '.join(part for part in parts if part)}"
-
-
-def _draw_regions(panel: Axes, evidence: Evidence) -> None:
-    """Draw the image in pixels of its file, with the boxes and highest scores of its regions."""
-    regions = evidence.regions or ()
-    title = "no threshold, no regions" if evidence.regions is None else f"{len(regions)} regions above the threshold"
-    show_image(panel, evidence.picture.image, "1 region above the threshold" if len(regions) == 1 else title)
-    left, top, right, bottom = evidence.picture.extent or _own_extent(evidence.picture)
-    panel.images[0].set_extent((left, right, bottom, top))
-    panel.set_aspect("equal")
-    for region in regions:
-        x0, y0, x1, y1 = region.box
-        panel.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=OUTLINE, linewidth=1.2))
-        panel.text(
-            x0, y0, f"{region.score:.3g}", va="bottom", color="white", backgroundcolor="#000a", fontsize="x-small"
-        )
-
-
-def _mark(panel: Axes, anomaly_map: Tensor) -> None:
-    row, column = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
-    panel.plot(column, row, "+", color=OUTLINE, markersize=9)
-
-
-def _draw_place(panel: Axes, evidence: Evidence) -> None:
-    """Draw the histogram of the normal scores, with the score of the image and the threshold."""
-    panel.set_xlabel("score (predict clips it to 0 and 1)", fontsize="small")
-    panel.xaxis.set_major_locator(AutoLocator())
-    panel.tick_params(labelsize="x-small")
-    # Not clipped, so that a score far above all others differs from one just above them.
-    shown = evidence.scale.shown
-    if evidence.normal:
-        normal = [shown(each) for each in evidence.normal]
-        panel.hist(normal, _BINS, color=_NORMAL, label=f"{len(normal)} normal images")
-        panel.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    if evidence.threshold is not None:
-        panel.axvline(evidence.threshold, color="grey", linestyle="--", label=f"threshold {evidence.threshold:.2g}")
-    panel.axvline(shown(evidence.raw_score), color=_THIS, linewidth=2, label="this image")
-    panel.margins(y=0.25)
-    panel.legend(fontsize="x-small", loc="upper center")
-    title = f"no p-value:\n{evidence.why_no_p_value}"
-    if evidence.p_value is not None:
-        above = sum(each >= evidence.raw_score for each in evidence.normal)
-        title = f"{above} of {len(evidence.normal)} normal images score as high:\n{evidence.p_value_in_words()}"
-    panel.set_title(title, fontsize="small")
+def _p_value(processor: nn.Module | None, peak: Tensor) -> float | None:
+    """P-value of the highest pixel of a region; None if it is NaN or there are no calibration scores of maps."""
+    if peak.isnan() or not isinstance(processor, ConformalPostProcessor):
+        return None
+    p_value = processor.p_values_of_pixels(peak)
+    return None if p_value is None else float(p_value)

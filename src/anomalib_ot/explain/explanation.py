@@ -151,7 +151,7 @@ def require_place(model: type[AnomalibModule], output: Path) -> None:
 
 
 def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] | None = None) -> NormalScores:
-    """Scores of the held-out normal images.
+    """Calibration scores of the post-processor, or scores of the held-out normal images if it has none.
 
     Args:
         model: A fitted model of this package.
@@ -161,6 +161,8 @@ def normal_scores(model: AnomalibModule, data: Data, known: Mapping[str, float] 
     Returns:
         The scores, or the reason why there are none.
     """
+    if calibration := NormalScores.of_calibration(model):
+        return calibration
     paths = paths_of(data.held_out)
     scores = dict(known or {})
     missing = [data.held_out[index] for index, path in enumerate(paths) if path not in scores]

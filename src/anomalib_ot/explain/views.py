@@ -12,19 +12,20 @@ from anomalib_ot.drawing.data import Data
 from anomalib_ot.drawing.pictures import Picture
 from anomalib_ot.drawing.views import Subject, View
 
-from .evidence import Evidence, NormalScores, draw_evidence, evidence_of
+from .evidence import Evidence, NormalScores, evidence_of
+from .evidence_figure import draw_evidence
 
-# A p-value would compare a training image with held-out images.
+# A p-value would compare a training image with images that the model was not trained on.
 _TRAINED_ON = NormalScores(why_none="no p-value, because the model was trained on this image")
 
 
 class ScoredSubject(Subject):
-    """A fitted model and images, with the scores of held-out normal images for p-values.
+    """A fitted model and images, with the scores of other normal images for p-values.
 
     Args:
         model: A fitted model of this package.
         data: The images.
-        normal: Scores of the held-out normal images.
+        normal: Scores of normal images that the model was not trained on.
         seed: Seed of random choices.
         pixel: Pixel that a view explains, from the left and from the top of the model's input; by default the highest
             pixel of the map.

@@ -13,6 +13,9 @@ all INT8 types     neither image nor pixel AUROC falls by more than 0.2 points; 
                    the rank correlation of the maps' pixels is at least 0.99
 =================  =========================================================================================
 
+Labels and masks may differ from torch's only within the limit of the threshold; in INT8, as far as the differences of
+maps and scores explain.
+
 An export that exceeds its limit raises :class:`~anomalib_ot.export.parity.ExportError` and leaves no file. The files of
 an earlier export stay unchanged. :mod:`~anomalib_ot.export.staging` says what happens to other files of the same names.
 :mod:`~anomalib_ot.export.report` describes the report.

@@ -29,6 +29,8 @@ _STEPS = {
 class GraphRunner:
     """An exported graph on the CPU. It returns maps and scores before the post-processor clips or compresses them.
 
+    Labels and masks are those of the graph, None if it has none.
+
     Args:
         path: An ``.xml`` or ``.onnx`` file.
         precision: OpenVINO's settings of the precision. If empty, OpenVINO chooses.
@@ -45,7 +47,11 @@ class GraphRunner:
 
         # Conversion also turns ONNX's operation Clip into OpenVINO's Clamp.
         model = openvino.convert_model(path) if path.suffix == ".onnx" else openvino.Core().read_model(path)
-        self._indices = {name: _index(model, name) for name in ("anomaly_map", "pred_score")}
+        self._indices = {
+            name: index
+            for name in ("anomaly_map", "pred_score", "pred_label", "pred_mask")
+            if (index := _index(model, name)) is not None
+        }
         for name in clipped:
             unclipped = _before(operation, model.output(name))
             self._indices[name] = len(model.outputs)
@@ -55,15 +61,15 @@ class GraphRunner:
         self.precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
     def __call__(self, images: Tensor) -> InferenceBatch:
-        """Return anomaly maps (B, 1, h, w) and scores (B,) of images (B, 3, h, w) in [0, 1]."""
+        """Return anomaly maps and masks (B, 1, h, w), scores and labels (B,) of images (B, 3, h, w) in [0, 1]."""
         results = self._compiled(images.cpu().numpy()).to_tuple()
         return InferenceBatch(
             **{name: torch.from_numpy(results[index].copy()) for name, index in self._indices.items()}
         )
 
 
-def _index(model: "openvino.Model", name: str) -> int:
-    return next(index for index, output in enumerate(model.outputs) if name in output.names)
+def _index(model: "openvino.Model", name: str) -> int | None:
+    return next((index for index, output in enumerate(model.outputs) if name in output.names), None)
 
 
 def _before(operation: str, output: Any) -> Any:

@@ -18,12 +18,15 @@ from anomalib_ot.decide.conformal import ConformalScale, UnsupportedRateWarning
 from anomalib_ot.decide.decision import Decision
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 
+from .labels import LabelChanges, Labels
 from .trial_images import TrialImages
 
 # Images per batch of a dynamic graph. The last batch is usually smaller, which tries a second batch size.
 _BATCH = 4
 # Maps are reduced by this factor for rank correlation and AUROC.
 _REDUCTION = 4
+# Share of the maps' range by which single precision may move a threshold.
+_ROUNDING = 1e-5
 
 Runner = Callable[[Tensor], InferenceBatch]
 
@@ -53,7 +56,7 @@ class SameValues:
             A description of each broken limit.
         """
         del reference
-        return [
+        return _changed_labels(measured, self.largest_difference) + [
             f"the largest {name.replace('_', ' ')} is {measured[name]:.1e} of the maps' range, more than "
             f"{self.largest_difference}"
             for name in ("map_difference", "score_difference", "verdict_difference")
@@ -65,6 +68,8 @@ class SameValues:
 @dataclass(frozen=True)
 class SameOrder:
     """Tolerance for exports that must rank anomalies about the same, with any values.
+
+    A label or a pixel of a mask may differ from torch's as far as the largest difference of maps and scores explains.
 
     Args:
         auroc_fall: Largest fall of the image and the pixel AUROC, if they can be computed.
@@ -84,14 +89,30 @@ class SameOrder:
         Returns:
             A description of each broken limit.
         """
+        changed = _changed_labels(measured, max(measured["map_difference"], measured["score_difference"]) + _ROUNDING)
         falls = {name: before - measured[name] for name, before in reference.items() if before is not None}
         if not falls and not (measured["rank_correlation"] or 0) >= self.rank_correlation:
-            return [f"the maps' rank correlation is {measured['rank_correlation']}, below {self.rank_correlation}"]
-        return [
+            low = f"the maps' rank correlation is {measured['rank_correlation']}, below {self.rank_correlation}"
+            return [*changed, low]
+        return changed + [
             f"the {name.replace('_', ' ')} falls by {fall:.4f}, more than {self.auroc_fall}"
             for name, fall in falls.items()
             if fall > self.auroc_fall
         ]
+
+
+def _changed_labels(measured: Mapping[str, Any], limit: float) -> list[str]:
+    """Describe labels and masks that differ from torch's farther from the threshold than a share of the maps' range."""
+    names = {
+        "label_difference": "labels of {changed_labels} images",
+        "mask_difference": "{changed_pixels} pixels of masks",
+    }
+    return [
+        f"{what.format_map(measured)} differ, up to {measured[name]:.1e} of the maps' range from the threshold, more "
+        f"than {limit:.1e}"
+        for name, what in names.items()
+        if not measured.get(name, 0.0) <= limit
+    ]
 
 
 def compare(
@@ -109,7 +130,7 @@ def compare(
     Args:
         module: The model, in evaluation mode.
         runners: The exported models by name. Each returns, for images (B, 3, h, w), anomaly maps and scores that the
-            post-processor has normalised but not clipped.
+            post-processor has normalised but not clipped, and its labels and masks.
         images: Images to run them on.
         batch_size: Images per call, None for a dynamic batch.
         decision: The decision beside the exported model, if it has one.
@@ -117,24 +138,29 @@ def compare(
     Returns:
         Image and pixel AUROC of the model in torch, None without both normal and anomalous images. For each exported
         model: the same; the largest difference of maps and of scores as a share of the range of torch's maps, on these
-        images or in the model's validation, whichever is wider; and the rank correlation of the maps' pixels. With a
-        decision, also the number of images for which it decides otherwise than torch, and their largest distance from
-        the threshold, as a share of the same range.
+        images or in the model's validation, whichever is wider; the rank correlation of the maps' pixels; the number of
+        images and of pixels whose labels and masks differ, and their largest distance from the threshold, as a share
+        of the same range. With a decision, also the number of images for which it decides otherwise than torch, and
+        their largest distance.
     """
     scale = Normalization(module.post_processor)
     reference = _Record()
     records = {name: _Record() for name in runners}
+    changes = {name: LabelChanges(module) for name in runners}
     labels: list[bool | None] = []
     masks: list[Tensor | None] = []
     for batch in images.batches(batch_size or _BATCH):
         shown = images.read(batch)
-        expected = Scores.of(_run_as_engine(module, shown.images))
+        raw = _run_as_engine(module, shown.images)
+        expected, decided = Scores.of(raw), Labels.of(_decided(module, raw))
         reference.add(expected, expected)
         # Copies of the last image complete a batch of a fixed size.
         missing = (batch_size or len(batch)) - len(batch)
         filled = torch.cat([shown.images, shown.images[-1:].expand(missing, -1, -1, -1)])
         for name, run in runners.items():
-            records[name].add(scale.undo(Scores.of(run(filled)).first(len(batch))), expected)
+            found = run(filled)
+            records[name].add(scale.undo(Scores.of(found).first(len(batch))), expected)
+            changes[name].add(Labels.of(found), decided, expected.scores, expected.maps)
         labels += shown.labels
         masks += shown.masks
     truth = _Truth(labels, masks)
@@ -145,6 +171,7 @@ def compare(
             "score_difference": record.score_difference / span,
             "rank_correlation": _rank_correlation(record.maps, reference.maps),
             **truth.auroc(record),
+            **changes[name].measured(span),
             **(_verdicts(module, decision, record.scores, reference.scores, span) if decision else {}),
         }
         for name, record in records.items()
@@ -179,8 +206,9 @@ def run_exported_module(module: AnomalibModule) -> Runner:
     @torch.inference_mode()
     def run(images: Tensor) -> InferenceBatch:
         images = images.to(module.device)
-        scores = scale.apply(Scores.of(module.model(module.pre_processor(images) if module.pre_processor else images)))
-        return InferenceBatch(anomaly_map=scores.maps, pred_score=scores.scores)
+        raw = module.model(module.pre_processor(images) if module.pre_processor else images)
+        scores = scale.apply(Scores.of(raw))
+        return _decided(module, raw)._replace(anomaly_map=scores.maps, pred_score=scores.scores)
 
     return run
 
@@ -190,6 +218,11 @@ def _run_as_engine(module: AnomalibModule, images: Tensor) -> InferenceBatch:
     transform = getattr(module.pre_processor, "transform", None)
     images = images.to(module.device)
     return module.model(transform(images) if transform else images)
+
+
+@torch.inference_mode()
+def _decided(module: AnomalibModule, raw: InferenceBatch) -> InferenceBatch:
+    return module.post_processor(raw) if module.post_processor else raw
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ The report ``NAME.parity.json`` lies beside the file. It has these fields:
 ``float32``, ``default``
     The same of the exported file in float32, which the check uses, and of a graph at OpenVINO's default precision.
     Also the largest difference of maps and of scores, as a share of the range of torch's maps on these images or in the
-    model's validation, whichever is wider; and the rank correlation of the maps' pixels. For a model whose
-    post-processor is calibrated, also the number of images for which the file with its decision and torch decide
-    otherwise, and their largest distance from the threshold, as a share of the same range.
+    model's validation, whichever is wider; and the rank correlation of the maps' pixels. ``changed_labels`` and
+    ``changed_pixels`` are the numbers of images and of pixels whose labels and masks differ from torch's, with their
+    largest distance from the threshold, as a share of the same range. For a model whose post-processor is calibrated,
+    also the number of images for which the file with its decision and torch decide otherwise, and their largest
+    distance.
 ``versions``
     Versions of the packages.
 """
@@ -137,12 +139,14 @@ def log_result(path: Path) -> None:
     report = json.loads(_report_of(path).read_text())
     logger.info(
         "Checked the export %s: maps differ from torch's by at most %.1e of their range, scores by %.1e, on %d "
-        "images (%s). The report is %s.",
+        "images (%s); %d labels and %d pixels of masks differ. The report is %s.",
         path,
         report["float32"]["map_difference"],
         report["float32"]["score_difference"],
         report["pictures"]["count"],
         report["pictures"]["source"],
+        report["float32"]["changed_labels"],
+        report["float32"]["changed_pixels"],
         _report_of(path),
     )
 

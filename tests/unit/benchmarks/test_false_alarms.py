@@ -6,10 +6,24 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from anomalib_ot.comparison import Plan
 from benchmarks import false_alarms
-from benchmarks.false_alarms import FIELDS, GoodAndBad, Split, adaptive, conformal, kept, main, rows_of, table
+from benchmarks.false_alarms import (
+    FIELDS,
+    RATES,
+    GoodAndBad,
+    Split,
+    adaptive,
+    conformal,
+    draw,
+    groups_of,
+    kept,
+    main,
+    rows_of,
+    table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +32,16 @@ def plan(backbone, tmp_path_factory):
     data = {"class_path": "Assembly", "init_args": {"root": root, "n_train": 10, "n_validation": 1, "n_test": 4}}
     settings = {"layers": ["blocks.4"], "training_steps": 2, "width": 16}
     models = {"WtFlow": {"class_path": "WtFlow", "init_args": settings}}
+    models["Foct"] = {"class_path": "Foct", "init_args": {"layers": ["blocks.4"], "rotations": 1, "support_steps": 2}}
     return Plan(models, {"tray": data}, backbone, ("blocks.4",), (64, 64))
 
 
-def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan):
-    images = GoodAndBad(plan, "tray")
+@pytest.fixture(scope="module")
+def images(plan):
+    return GoodAndBad(plan, "tray")
+
+
+def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan, images):
     splits = list(images.splits(0, [6, 99, None]))
     assert [split.name for split in splits] == ["6", "all"]
     for split in splits:
@@ -44,6 +63,56 @@ def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan):
     found = table(pd.DataFrame(rows).replace("", float("nan")))
     assert len(found.splitlines()) == 1 + 2 * 13
     assert "promised %" in found
+
+
+def test_foct_has_the_rows_of_its_support_images_and_the_plot_shows_them(plan, images, tmp_path):
+    (split,) = images.splits(0, [4])
+    rows = [*rows_of(plan, images, split, "Foct")]
+    assert [(row["threshold"], row["rate"], row["calibration"], row["rank"]) for row in rows] == [
+        ("support", rate, 4, 1) for rate in RATES
+    ]
+    assert {row["split"] for row in rows} == {"random"}
+    draw(pd.DataFrame(rows), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size
+
+
+def test_no_group_is_both_in_the_training_and_in_the_test(images, monkeypatch):
+    groups = [f"part {index % 5}" for index in range(len(images.good) + len(images.anomalous_features))]
+    monkeypatch.setattr(images, "_groups", groups)
+    for seed in range(4):
+        (split,) = images.splits(seed, [None])
+        parts = (split.training, split.tested, split.anomalous)
+        trained, tested, bad = ({groups[index] for index in each} for each in parts)
+        assert not trained & tested
+        assert not trained & bad
+        assert {*split.training, *split.tested} == set(range(len(images.good)))
+    monkeypatch.setattr(images, "_groups", ["a" if index else "b" for index in range(len(groups))])
+    (split,) = images.splits(0, [None])
+    assert split.training
+    assert split.tested
+
+
+def test_a_contaminated_folder_has_its_share_of_anomalous_images_which_are_not_tested(images, monkeypatch):
+    monkeypatch.setattr(images, "_contaminated", 0.2)
+    for split in images.splits(0, [2, None]):
+        bad = {index for index in split.training if index >= len(images.good)}
+        assert len(bad) == max(1, round(0.2 * len(split.training)))
+        assert not bad & {*split.anomalous}
+        assert len(images.training_data(split.training).train_data) == len(split.training)
+        assert not images.data.train_data.samples.label_index.any()
+    assert {*bad, *split.anomalous} == set(range(len(images.good), len(images.good) + len(images.anomalous_features)))
+
+
+def test_groups_are_found_in_names_and_sizes_or_refused(tmp_path):
+    paths = [str(tmp_path / name) for name in ("part1_0.png", "part2_0.png", "part1_1.png")]
+    for width, path in enumerate(paths, 5):
+        Image.new("L", (width, 4)).save(path)
+    assert groups_of(paths, "part[0-9]+") == ["part1", "part2", "part1"]
+    assert groups_of(paths, "[0-9]+x[0-9]+") == ["5x4", "6x4", "7x4"]
+    with pytest.raises(ValueError, match=r"'lot' is not in 'part1_0.png 5x4'"):
+        groups_of(paths, "lot")
+    with pytest.raises(ValueError, match="at least two groups, but all images are 'part'"):
+        groups_of(paths, "part")
 
 
 def test_without_anomalies_the_threshold_of_anomalib_is_that_of_the_host():
@@ -76,7 +145,7 @@ def test_a_split_is_written_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         yield row | {"seed": split.seed}
 
-    images = Mock(splits=lambda seed, _: [Split("6", seed, [], [])])
+    images = Mock(splits=lambda seed, _: [Split("6", seed, [], [], [])], how="1")
     for name, value in {"GoodAndBad": lambda *_: images, "rows_of": interrupted_once, "logging": Mock()}.items():
         monkeypatch.setattr(false_alarms, name, value)
     monkeypatch.setattr(false_alarms, "offline_backbone", lambda: "resnet18")

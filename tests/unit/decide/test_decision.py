@@ -1,6 +1,7 @@
 """Decisions from the files of an export."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,17 @@ def test_verdicts_are_those_of_any_rate(decision):
     np.testing.assert_allclose(decision.p_values(raw), [0.51, 0.05, 0.01])
     with pytest.warns(UnsupportedRateWarning):
         decision.is_anomalous(raw, 0.001)
+
+
+def test_the_p_value_of_a_pixel_compares_it_with_the_highest_pixels_of_good_images(decision):
+    maps = np.array([[[199.0, 1.0], [190.5, 198.0]]])
+    np.testing.assert_allclose(decision.p_values_of_pixels(maps), [[[0.01, 1.0], [0.05, 0.02]]])
+    # A pixel is above the threshold of a rate if and only if its p-value is at most the rate.
+    assert np.array_equal(decision.p_values_of_pixels(maps) <= 0.05, maps > decision.pixel_threshold(0.05))
+    with pytest.raises(ValueError, match="a score is NaN"):
+        decision.p_values_of_pixels([np.nan])
+    with pytest.raises(ValueError, match="WtFlow has no anomaly maps"):
+        replace(decision, pixel=None).p_values_of_pixels(maps)
 
 
 def test_an_image_is_anomalous_if_and_only_if_its_mask_has_a_pixel(decision):

@@ -7,13 +7,15 @@ from anomalib.pre_processing import PreProcessor
 from scipy import ndimage
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
+from anomalib_ot.decide import ConformalPostProcessor
 from anomalib_ot.explain.evidence import (
     NormalScores,
     conformal_p_value,
-    draw_evidence,
     evidence_of,
     image_scores,
 )
+from anomalib_ot.explain.evidence_figure import draw_evidence
+from anomalib_ot.host.calibration import CalibrationScores
 
 MODELS = [
     ("Foct", {}),
@@ -98,6 +100,28 @@ def test_p_value_of_the_highest_score_is_the_smallest_possible():
     assert conformal_p_value(9.0, range(9)) == 0.1
     assert conformal_p_value(-1.0, range(9)) == 1
     assert conformal_p_value(8.0, range(9)) == 0.2
+
+
+def test_p_values_of_a_calibrated_model_are_those_of_predict(fitted, pictures):
+    model = fitted("WtFlow", post_processor=ConformalPostProcessor(false_alarm_rate=0.2))
+    shown = pictures(model, 6)
+    with torch.no_grad():
+        raw = [model.model(picture.prepared[None]) for picture in shown]
+    # The first five calibrate, and score exactly as high as they did then.
+    scores = tuple(float(each.pred_score) for each in raw)
+    peaks = tuple(float(each.anomaly_map.max()) for each in raw)
+    model.post_processor.calibrate(CalibrationScores(scores[:5], peaks[:5], "held_out"))
+    evidences = [evidence_of(model, picture) for picture in shown]
+    expected = model.post_processor.p_values(torch.tensor(scores))
+    assert [each.p_value for each in evidences] == expected
+    assert evidences[0].to_dict()["normal_pictures_that"] == "were held out"
+    assert len(evidences[0].normal) == 5
+    model.post_processor.false_alarm_rate = 0.9
+    evidence = evidence_of(model, shown[0])
+    whole = model.post_processor.p_values_of_pixels(evidence.map)
+    assert evidence.regions[0].p_value == pytest.approx(float(whole.min()))
+    assert [each.p_value for each in evidence.regions] == sorted(each.p_value for each in evidence.regions)
+    assert evidence.to_dict()["regions"][0]["p_value"] == evidence.regions[0].p_value
 
 
 def test_p_value_leaves_the_picture_itself_out(fitted, pictures):
@@ -198,7 +222,7 @@ def test_evidence_is_json(fitted, pictures):
     content = json.loads(json.dumps(evidence.to_dict(), allow_nan=False))
     assert content["p_value"] == 0.5
     assert content["verdict"] == "anomalous"
-    assert content["regions"][0].keys() == {"box", "score"}
+    assert content["regions"][0].keys() == {"box", "score", "p_value"}
     assert sum(part["share"] for part in content["contributions"].values()) == pytest.approx(1)
 
 

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from anomalib.data import ImageItem, InferenceBatch
@@ -5,10 +8,13 @@ from anomalib.post_processing import PostProcessor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_ot.decide import ConformalPostProcessor
 from anomalib_ot.export.graphs import GraphRunner
+from anomalib_ot.export.labels import LabelChanges, Labels
 from anomalib_ot.export.parity import Normalization, SameOrder, SameValues, Scores, compare
 from anomalib_ot.export.trial_images import TrialImages, synthetic_images
 from anomalib_ot.features.extraction import FLOAT32
+from anomalib_ot.host.calibration import CalibrationScores
 
 
 class Brightness(nn.Module):
@@ -158,6 +164,83 @@ def test_normalization_is_the_hosts_without_clipping():
     assert torch.allclose(there.scores.clamp(0, 1), normalized.pred_score.double(), atol=1e-6)
     assert torch.allclose(ours.undo(there).maps, raw.anomaly_map[:, 0].double(), atol=1e-6)
     assert Normalization(None).clipped == []
+
+
+def decided(change=lambda batch: batch, shift=0.0):
+    """An exported model with thresholds in torch's post-processor, whose labels and masks a function changes."""
+    post_processor = fitted((0.0, 1.0, 0.7), (0.0, 1.0, 0.7))
+    scale = Normalization(post_processor)
+
+    def exported(images):
+        raw = run(lambda maps: maps + shift)(images)
+        scores = scale.apply(Scores.of(raw))
+        return change(post_processor(raw))._replace(anomaly_map=scores.maps, pred_score=scores.scores)
+
+    return post_processor, exported
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        (lambda batch: batch._replace(pred_label=~batch.pred_label), "labels of 8 images differ"),
+        (lambda batch: batch._replace(pred_label=None), "labels of 8 images differ, up to inf"),
+        (lambda batch: batch._replace(pred_mask=batch.pred_mask & False), "256 pixels of masks differ"),
+    ],
+    ids=["labels", "no labels", "masks"],
+)
+@pytest.mark.parametrize("tolerance", [SameValues(1e-3), SameOrder()], ids=["values", "order"])
+def test_labels_and_masks_that_contradict_the_scores_are_refused(change, broken, tolerance, monkeypatch):
+    post_processor, tampered = decided(change)
+    monkeypatch.setattr(Brightness, "post_processor", post_processor)
+    runners = {"right": decided()[1], "tampered": tampered}
+    reference, measured = compare(Brightness(), runners, labelled(), 3)
+    assert not tolerance.broken_by(measured["right"], reference)
+    assert (measured["right"]["changed_labels"], measured["right"]["changed_pixels"]) == (0, 0)
+    (reason,) = tolerance.broken_by(measured["tampered"], reference)
+    assert broken in reason
+
+
+def test_rounding_at_the_threshold_changes_labels_and_masks_without_fault(monkeypatch):
+    post_processor, exported = decided(shift=2e-4)
+    # Four images of noise have their highest pixel at the threshold, and others have pixels near it.
+    images = labelled()
+    for item in images.items[::2]:
+        item.image[0] *= (0.7 - 1e-4) / item.image[0].max()
+    monkeypatch.setattr(Brightness, "post_processor", post_processor)
+    reference, measured = compare(Brightness(), {"rounded": exported}, images, None)
+    assert measured["rounded"]["changed_labels"] == 4
+    assert measured["rounded"]["changed_pixels"] >= 4
+    assert measured["rounded"]["label_difference"] == pytest.approx(1e-4, rel=0.01)
+    assert not SameValues(1e-3).broken_by(measured["rounded"], reference)
+    assert not SameOrder().broken_by(measured["rounded"], reference)
+    assert len(SameValues(1e-5).broken_by(measured["rounded"], reference)) == 4
+
+
+def test_another_highest_pixel_of_an_image_below_the_pixel_threshold_is_rounding():
+    post_processor = ConformalPostProcessor(false_alarm_rate=0.2)
+    post_processor.calibrate(CalibrationScores((0.1, 0.2, 0.3, 0.4), (2.0, 3.0, 4.0, 5.0), "held_out"))
+    changes, gone = (LabelChanges(SimpleNamespace(post_processor=post_processor)) for _ in range(2))
+    maps = torch.tensor([[[[1.0, 0.999, 0.5]]], [[[0.1, 0.1, 0.1]]]])
+    scores = torch.tensor([0.9, 0.1])
+    expected = Labels.of(post_processor(InferenceBatch(pred_score=scores, anomaly_map=maps)))
+    assert expected.masks.tolist() == [[[True, False, False]], [[False, False, False]]]
+    swapped = replace(expected, masks=expected.masks[:, :, [1, 0, 2]])
+    changes.add(swapped, expected, scores, maps[:, 0])
+    assert changes.measured(1.0) == {
+        "changed_labels": 0,
+        "label_difference": 0.0,
+        "changed_pixels": 2,
+        "mask_difference": pytest.approx(0.0005, rel=1e-3),
+    }
+    gone.add(replace(expected, masks=expected.masks & False), expected, scores, maps[:, 0])
+    assert gone.measured(1.0)["mask_difference"] == 4
+
+
+@pytest.mark.parametrize("post_processor", [PostProcessor(), PostProcessor(enable_thresholding=False), None])
+def test_without_a_threshold_there_are_no_labels_to_compare(post_processor, monkeypatch):
+    monkeypatch.setattr(Brightness, "post_processor", post_processor)
+    _, measured = compare(Brightness(), {"same": run(lambda maps: maps)}, labelled(), None)
+    assert measured["same"]["changed_labels"] == measured["same"]["changed_pixels"] == 0
 
 
 NAN = float("nan")

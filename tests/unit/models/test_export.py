@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import FewShot, Foct, Pradot, WtFlow
-from anomalib_ot.decide import Decision
+from anomalib_ot.decide import ConformalPostProcessor, Decision
 from anomalib_ot.export.parity import ExportError
 
 SIZE = (64, 64)
@@ -190,7 +190,7 @@ def test_the_report_holds_the_true_numbers(unclipped, data, compression, tmp_pat
     assert measured["image_AUROC"] == pytest.approx(float(binary_auroc(scores, labels)))
     assert report["torch"]["image_AUROC"] == pytest.approx(float(binary_auroc(ours.pred_score, labels)))
     assert report["pictures"] == {"source": "validation set of squares", "count": 8}
-    assert {"map_difference", "image_AUROC"} <= report["default"].keys()
+    assert {"map_difference", "image_AUROC", "changed_labels", "changed_pixels"} <= report["default"].keys()
 
 
 @pytest.mark.usefixtures("one_graph")
@@ -262,7 +262,10 @@ def test_the_log_has_result_and_paths_in_one_line(pradot, tmp_path, caplog):
         path = pradot.to_torch(tmp_path)
     lines = [record.getMessage() for record in caplog.records if "export" in record.getMessage()]
     assert len(lines) == 1
-    assert re.search(r"maps differ from torch's by at most \d\.\de-?\d+ of their range, .* on 6 images", lines[0])
+    assert re.search(
+        r"maps differ from torch's by at most \d\.\de-?\d+ of their range, .* on 6 images .*; 0 labels and 0 pixels",
+        lines[0],
+    )
     assert str(path) in lines[0]
     assert str(path.with_name("model.parity.json")) in lines[0]
     assert "\n" not in lines[0]
@@ -309,6 +312,34 @@ def test_a_wrong_file_is_not_published(pradot, kind, tmp_path, monkeypatch):
         getattr(pradot, f"to_{kind}")(tmp_path, **arguments)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [folder / "model.bin"]
     assert (folder / "model.bin").read_text() == "of an earlier export"
+
+
+class Blind(ConformalPostProcessor):
+    """It marks no pixel."""
+
+    def _mask(self, label, maps):
+        return super()._mask(label & False, maps)
+
+
+def blinded(export):
+    """An exporter that writes another post-processor."""
+
+    def exporting(model, *arguments, **settings):
+        model.post_processor.__class__ = Blind
+        try:
+            return export(model, *arguments, **settings)
+        finally:
+            model.post_processor.__class__ = ConformalPostProcessor
+
+    return exporting
+
+
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_file_whose_masks_contradict_its_scores_is_not_published(pradot, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(ExportMixin, f"to_{kind}", blinded(getattr(ExportMixin, f"to_{kind}")))
+    with pytest.raises(ExportError, match=r"pixels of masks differ"):
+        getattr(pradot, f"to_{kind}")(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
