@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot.data import read_picture
-from anomalib_ot.host.image_check import blank_images, clipped_images
+from anomalib_ot.host.image_check import clipped_images
+from anomalib_ot.images.blank import blank_images
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
