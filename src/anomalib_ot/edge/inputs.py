@@ -13,6 +13,7 @@ from anomalib_ot.images.reading import (
     deep_grey_values,
     naming_unreadable,
     read_values,
+    scaled_bytes,
     scaled_values,
 )
 
@@ -49,7 +50,7 @@ def pixels_of(image: ImageInput, value_range: ValueRange | None = None) -> NDArr
         if found is not None:
             return _colours(scaled_values(*found, value_range, "the image"))
         with naming_unreadable("the image"):
-            return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+            return scaled_bytes(np.asarray(image.convert("RGB")))
     return _pixels_of_array(np.asarray(image), value_range)
 
 
@@ -63,7 +64,7 @@ def _pixels_of_array(values: NDArray[Any], value_range: ValueRange | None) -> ND
         )
         raise ValueError(msg)
     if kind == "u1":
-        return _colours(values.astype(np.float32) / np.float32(255))
+        return _colours(scaled_bytes(values))
     return _colours(scaled_values(values, _USUAL_RANGES.get(kind), value_range, "the array"))
 
 

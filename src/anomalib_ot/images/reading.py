@@ -52,7 +52,12 @@ def read_values(path: Path | str, value_range: ValueRange | None = None) -> NDAr
         scaled = scaled_values(*found, value_range, path)
         return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)  # noqa: PLR2004 - H, W, colours
     with naming_unreadable(path), Image.open(path) as image:
-        return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+        return scaled_bytes(np.asarray(image.convert("RGB")))
+
+
+def scaled_bytes(values: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Scale bytes to [0, 1] with the rounding of torch, which multiplies by the reciprocal."""
+    return values.astype(np.float32) * np.float32(1 / 255)
 
 
 def scaled_values(
