@@ -3,8 +3,11 @@
 import csv
 import json
 import logging
+import re
+import shlex
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,7 +119,7 @@ def test_an_overlay_of_a_map_without_a_scale_is_stretched(values):
 
 def test_overlays_of_images_of_the_same_name_do_not_replace_each_other():
     names = ["a/1.png", "a/1.PNG", "a/1.jpg", "a/1.jpg.png", "a/1.tiff", "b/1.png", "a/1.jpg.png.png"]
-    found = {overlay_name(folder_module.Path(name)) for name in names}
+    found = {overlay_name(Path(name)) for name in names}
     assert len(found) == len(names)
     assert {path.suffix for path in found} == {".png"}
 
@@ -250,3 +253,20 @@ def test_a_watched_folder_may_be_empty(command, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", sleep)
     assert "0 of 0 images are anomalous" in command("--watch", "1", data=tmp_path / "empty")
     assert listed(tmp_path / "out")["predictions"] == []
+
+
+def test_the_code_and_the_command_of_the_guide_work_as_typed(exported, images, tmp_path, monkeypatch, capsys):
+    guide = (Path(__file__).parents[3] / "docs/guides/deployment.md").read_text(encoding="utf-8")
+    section = re.search(r"^## On an edge device$(.*?)^## ", guide, re.DOTALL | re.MULTILINE)[1]
+    typed, code = re.findall(r"^```(?:shell|python)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[:2]
+    (tmp_path / "MODEL_FOLDER").symlink_to(exported)
+    (tmp_path / "IMAGES").symlink_to(images / "bad")
+    shutil.copy(images / "bad" / "0.png", tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(typed)
+    assert program == "anomalib-ot"
+    main(arguments)
+    assert len(table(tmp_path / "results" / "predict")) == 3
+    shown = {}
+    exec(code, shown)
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == shown["prediction"].label
