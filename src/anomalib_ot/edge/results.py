@@ -99,16 +99,19 @@ class Results:
         self._write({"path": str(path), "label": "unreadable"}, remark=why)
 
     def _write(self, row: dict[str, Any], **details: Any) -> None:
-        is_first = not self.labels
-        self.labels[row["label"]] = self.labels.get(row["label"], 0) + 1
-        values = (row.get(name) for name in COLUMNS)
-        self._writer.writerow(["" if each is None else each for each in values])
-        self._table.flush()
+        values = ["" if row.get(name) is None else row[name] for name in COLUMNS]
         # Infinite numbers are not part of JSON.
         finite = {name: str(each) if _is_infinite(each) else each for name, each in {**row, **details}.items()}
-        self._list.seek(-len(_END), 2)
-        self._list.write((b"\n" if is_first else b",\n") + json.dumps(finite, allow_nan=False).encode() + _END)
-        self._list.flush()
+        separator = b",\n" if self.labels else b"\n"
+        self.labels[row["label"]] = self.labels.get(row["label"], 0) + 1
+        try:
+            self._writer.writerow(values)
+            self._table.flush()
+        finally:
+            # An interruption in between must not leave an image in one file only.
+            self._list.seek(-len(_END), 2)
+            self._list.write(separator + json.dumps(finite, allow_nan=False).encode() + _END)
+            self._list.flush()
 
 
 def overlay_name(name: Path) -> Path:
