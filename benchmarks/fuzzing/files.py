@@ -22,7 +22,8 @@ from anomalib_ot.data import FullRange, LOCODataset, MVTecLOCOAD, image_defects,
 from anomalib_ot.data.reading import read_picture
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.preprocessing import normalization
-from anomalib_ot.host.image_check import blank_images, clipped_images
+from anomalib_ot.host.image_check import clipped_images
+from anomalib_ot.images.blank import blank_images
 
 from .mutation import Changed, altered, changed_text, mutated
 from .samples import MODELS, PICTURES, SIZE

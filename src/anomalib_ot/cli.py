@@ -253,6 +253,42 @@ def monitor(
     return f"{summary(course)}\n{page}"
 
 
+def predict(
+    model: Path,
+    data: Path,
+    output: Path = Path("results/predict"),
+    rate: float | None = None,
+    watch: float | None = None,
+    overlays: Literal["none", "anomalous", "all"] = "anomalous",
+    value_range: tuple[float, float] | None = None,
+    device: str = "CPU",
+) -> str:
+    """Predict images with an exported model, without torch and anomalib: anomalib-ot predict MODEL IMAGES.
+
+    The output folder gets predictions.csv, with a row for each image, predictions.json, with more details, and
+    overlays of the heat map and the contour of the mask. Each image has a line on standard error as well.
+
+    Args:
+        model: Exported model.xml, or its folder, with the files of its export. The names of this option and of data
+            can be left out: anomalib-ot predict MODEL IMAGES.
+        data: Image or folder of images.
+        output: Folder to write to. Results of an earlier run are moved to a folder earlier-1 in it, and so on.
+        rate: Promised rate of false alarms in (0, 1), such as 0.02; by default that of the export.
+        watch: Seconds between two looks at a growing folder, which is followed until Ctrl+C; by default, the folder is
+            read once.
+        overlays: Images that get an overlay.
+        value_range: Values that map to black and white in images with more than 8 bits per channel, such as
+            '[0, 4095]'; by default the range of the data type.
+        device: Device of OpenVINO, such as CPU, GPU or AUTO.
+
+    Returns:
+        A line with the path of the table and the number of anomalous images.
+    """
+    from anomalib_ot.edge.predicting import predict as predicted  # noqa: PLC0415
+
+    return predicted(model, data, output, rate, watch, overlays, value_range, device)
+
+
 # Packages whose ValueErrors and RuntimeErrors describe invalid input. Those of other packages are bugs.
 _EXPLAINING = {"anomalib", "anomalib_ot", "jsonargparse"}
 _SUBCOMMANDS = {
@@ -260,6 +296,7 @@ _SUBCOMMANDS = {
     "configs": configs,
     "explain": explain,
     "monitor": monitor,
+    "predict": predict,
     "weights": weights,
 }
 
@@ -279,7 +316,7 @@ def main(args: list[str] | None = None) -> None:
         try:
             output = CLI(
                 _SUBCOMMANDS,
-                args=_with_option(sys.argv[1:] if args is None else args),
+                args=_with_options(sys.argv[1:] if args is None else args),
                 as_positional=False,
                 prog="anomalib-ot",
                 version=__version__,
@@ -296,11 +333,13 @@ def main(args: list[str] | None = None) -> None:
     print(output)  # noqa: T201
 
 
-def _with_option(args: list[str]) -> list[str]:
-    """Insert the option that ``weights lite2`` leaves out: jsonargparse has no positional arguments with a default."""
+def _with_options(args: list[str]) -> list[str]:
+    """Insert the options that ``weights lite2`` and ``predict MODEL IMAGES`` leave out; the commands have no others."""
     match args:
         case ["weights", name, *others] if not name.startswith("-"):
             return ["weights", "--architecture", name, *others]
+        case ["predict", model, data, *others] if not model.startswith("-") and not data.startswith("-"):
+            return ["predict", "--model", model, "--data", data, *others]
     return args
 
 

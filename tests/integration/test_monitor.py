@@ -168,7 +168,7 @@ def test_each_folder_has_an_output_of_its_own_and_a_skipped_image_is_read_again(
 
     output = tmp_path / "results/monitor/line"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anomalib_ot.monitor.folder.time.sleep", sleep)
+    monkeypatch.setattr("anomalib_ot.images.folder.time.sleep", sleep)
     main(["monitor", "--ckpt_path", trained(calibration_folds=0), "--data", "line", "--watch", "0.1"])
     assert looks == [None, 0, 0, 0, 1, 1]
     assert capsys.readouterr().out.startswith("1 images: no drift")

@@ -139,7 +139,8 @@ def test_commands_are_understood(words, host, monkeypatch):
     if words[0] == "anomalib":
         _parse_for_host(host, words[1:])
     elif words[0] == "anomalib-ot":
-        _parse_for(cli._SUBCOMMANDS[words[1]], words[2:])
+        subcommand, *arguments = cli._with_options(words[1:])
+        _parse_for(cli._SUBCOMMANDS[subcommand], arguments)
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", text(ROOT / "Makefile"), re.MULTILINE)
     elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks"):

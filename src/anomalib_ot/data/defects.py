@@ -16,7 +16,7 @@ from anomalib.data.utils import read_mask
 from PIL import Image
 from torch import Tensor
 
-from .reading import deep_values, naming_unreadable
+from anomalib_ot.images.reading import deep_values, naming_unreadable
 
 _HIGHEST_PIXEL_VALUE = 255
 

@@ -11,7 +11,9 @@ from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from .reading import ValueRange, check_value_range, read_deep_picture, read_picture
+from anomalib_ot.images.reading import ValueRange, check_value_range
+
+from .reading import read_deep_picture, read_picture
 from .wrapped import WrappedDataModule
 
 

@@ -26,8 +26,10 @@ from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
+from anomalib_ot.images.reading import ValueRange, check_value_range
+
 from .defects import Defects, image_defects, mask_folder, read_defect_masks
-from .reading import ValueRange, check_value_range, read_picture
+from .reading import read_picture
 
 SPLIT_FOLDERS = {Split.TRAIN: "train", Split.VAL: "validation", Split.TEST: "test"}
 

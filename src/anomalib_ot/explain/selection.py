@@ -10,10 +10,10 @@ from anomalib.data import ImageItem
 from anomalib.models.components import AnomalibModule
 from PIL import Image
 
-from anomalib_ot.data.reading import naming_unreadable
 from anomalib_ot.drawing.data import Data, Items, labels_of, paths_of
 from anomalib_ot.drawing.pictures import name_of
 from anomalib_ot.host.scale import scale_of
+from anomalib_ot.images.reading import naming_unreadable
 
 REASONS = ("highest score", "nearest to the threshold", "a typical normal image")
 

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
-from anomalib_ot.data.reading import deep_values
+from anomalib_ot.images.blank import blank_images
+from anomalib_ot.images.reading import deep_values
 
 logger = logging.getLogger(__name__)
 
@@ -20,18 +20,8 @@ _STAGES = {
     RunningStage.TESTING: "test",
     RunningStage.PREDICTING: "prediction",
 }
-# White to within half a level of 8 bits.
-_WHITE = 1 - 0.5 / 255
-# Share of the pixels. Of the measured images, bottles on a lit background have a third.
-_ALL_OVER = 0.99
-# 12 bits in a 16-bit file reach a sixteenth; the brightest pixel of the darkest measured image reaches a quarter.
-_DARK = 1 / 8
-# In levels of 8 bits. The most uniform of the measured images spans 74 levels, and 25 at 64 px.
-_ONE_COLOUR = 2 / 255
 # Resizing hardly changes the mean of an image.
 _SAME_MEAN = 1 / 255
-# Stride of the pixels that are checked first.
-_STRIDE = 4
 _NAMED = 3
 
 
@@ -65,7 +55,7 @@ class ImageCheck(Callback):
         if images is None or stage in self._warned_of:
             return
         paths = [str(path) for path in batch.image_path or [""] * len(images)]
-        bad = blank_images(images)
+        bad = blank_images(images, lambda part: part.float().cpu().numpy())
         if stage not in self._checked:
             # The files of a folder usually have one format, so the first batch is representative.
             clipped = clipped_images(images, paths)
@@ -82,32 +72,6 @@ class ChecksImages:
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks of the host, which change the images, preceded by one that checks them."""
         return [ImageCheck(), *super().configure_callbacks()]  # type: ignore[misc]  # the host's model follows in the order of bases
-
-
-def blank_images(images: Tensor) -> dict[int, str]:
-    """Find images without content.
-
-    Args:
-        images: Images (B, 3, H, W) in [0, 1].
-
-    Returns:
-        What is wrong, by index of the image.
-    """
-    # A few pixels suffice to clear most images.
-    suspects = _judge(images[..., ::_STRIDE, ::_STRIDE])
-    return {index: what for index in suspects for what in _judge(images[index : index + 1]).values()}
-
-
-def _judge(images: Tensor) -> dict[int, str]:
-    verdicts = {
-        "white all over": (images.amin(1) >= _WHITE).float().mean((1, 2)) >= _ALL_OVER,
-        "of one colour": (images.amax((2, 3)) - images.amin((2, 3))).amax(1) < _ONE_COLOUR,
-        "darker than an eighth of white all over": images.amax((1, 2, 3)) < _DARK,
-    }
-    return {
-        index: next(what for what, bad in verdicts.items() if bad[index])
-        for index in torch.stack([*verdicts.values()]).any(0).nonzero().flatten().tolist()
-    }
 
 
 def clipped_images(images: Tensor, paths: Sequence[str]) -> list[int]:

@@ -12,7 +12,6 @@ from anomalib.data import PredictDataset
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
-from anomalib_ot.data.reading import naming_unreadable
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.decide.drift import DriftMonitor
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
@@ -23,10 +22,11 @@ from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
 from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
+from anomalib_ot.images.folder import images_in, require_images, stream_of
+from anomalib_ot.images.reading import naming_unreadable
 from anomalib_ot.settings import require, require_whole
 
 from .course import Course, Seen
-from .folder import images_in, stream_of
 from .page import drift_page
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def monitor(
     require(watch is None or watch > 0, "watch", "a positive number of seconds, or left out", watch)
     for folder, may_be_empty in ((data, watch is not None), (reference, False)):
         if folder is not None:
-            _require_images(folder, may_be_empty)
+            require_images(folder, may_be_empty)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
     course = (
@@ -114,15 +114,6 @@ def summary(course: Course) -> str:
         return f"{counts}: no drift (martingale {value:.3g}, alarm at {course.monitor.threshold:.6g})"
     direction = "higher" if alarm.state.is_higher else "lower"
     return f"{counts}: drift to {direction} scores, probably since {course.since[0].path}; alarm at {alarm.path}"
-
-
-def _require_images(folder: Path, may_be_empty: bool) -> None:
-    if not folder.is_dir():
-        msg = f"there is no folder {folder}"
-        raise FileNotFoundError(msg)
-    if not may_be_empty and not images_in(folder):
-        msg = f"there are no images in {folder}; to wait for images, set watch"
-        raise FileNotFoundError(msg)
 
 
 def _fitted(path: Path) -> AnomalibModule:

@@ -15,9 +15,9 @@ from PIL import Image, ImageChops, ImageFilter
 from scipy.stats import rankdata
 
 from anomalib_ot.comparison.record import Predictions, Record
-from anomalib_ot.data.reading import deep_values, naming_unreadable
 from anomalib_ot.drawing.html import data_uri
 from anomalib_ot.host.class_paths import root_of
+from anomalib_ot.images.reading import deep_values, naming_unreadable
 
 from .groups import Group
 

@@ -4,7 +4,8 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Suffixes of the files that torchvision, and thus anomalib, take for images, in lower case."""
 
 _State = tuple[int, int]
 
@@ -16,13 +17,31 @@ def images_in(folder: Path) -> dict[Path, _State]:
     """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith("."):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             try:
                 state = path.stat()
             except FileNotFoundError:
                 continue
             found[path] = state.st_size, state.st_mtime_ns
     return found
+
+
+def require_images(folder: Path, may_be_empty: bool) -> None:
+    """Check that a folder has images.
+
+    Args:
+        folder: The folder.
+        may_be_empty: Whether images may come later.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        msg = f"there is no folder {folder}"
+        raise FileNotFoundError(msg)
+    if not may_be_empty and not images_in(folder):
+        msg = f"there are no images in {folder}; to wait for images, set watch"
+        raise FileNotFoundError(msg)
 
 
 def stream_of(folder: Path, watch: float | None = None, skipped: Container[Path] = ()) -> Iterator[list[Path]]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from anomalib_ot.monitor import folder as module
-from anomalib_ot.monitor.folder import images_in, stream_of
+from anomalib_ot.images import folder as module
+from anomalib_ot.images.folder import images_in, stream_of
 
 
 @pytest.fixture

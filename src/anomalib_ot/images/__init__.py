@@ -1,0 +1,1 @@
+"""Images from files and folders, and checks of them, with NumPy and Pillow alone."""
