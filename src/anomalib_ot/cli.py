@@ -257,7 +257,7 @@ def predict(
     model: Path,
     data: Path,
     output: Path = Path("results/predict"),
-    rate: float | None = None,
+    false_alarm_rate: float | None = None,
     watch: float | None = None,
     overlays: Literal["none", "anomalous", "all"] = "anomalous",
     value_range: tuple[float, float] | None = None,
@@ -273,7 +273,7 @@ def predict(
             can be left out: anomalib-ot predict MODEL IMAGES.
         data: Image or folder of images.
         output: Folder to write to. Results of an earlier run are moved to a folder earlier-1 in it, and so on.
-        rate: Promised rate of false alarms in (0, 1), such as 0.02; by default that of the export.
+        false_alarm_rate: Promised rate of false alarms in (0, 1), such as 0.02; by default that of the export.
         watch: Seconds between two looks at a growing folder, which is followed until Ctrl+C; by default, the folder is
             read once.
         overlays: Images that get an overlay.
@@ -286,7 +286,7 @@ def predict(
     """
     from anomalib_ot.edge.predicting import predict as predicted  # noqa: PLC0415
 
-    return predicted(model, data, output, rate, watch, overlays, value_range, device)
+    return predicted(model, data, output, false_alarm_rate, watch, overlays, value_range, device)
 
 
 # Packages whose ValueErrors and RuntimeErrors describe invalid input. Those of other packages are bugs.

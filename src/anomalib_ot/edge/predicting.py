@@ -22,7 +22,7 @@ def predict(
     model: Path,
     data: Path,
     output: Path,
-    rate: float | None = None,
+    false_alarm_rate: float | None = None,
     watch: float | None = None,
     overlays: Overlays = "anomalous",
     value_range: ValueRange | None = None,
@@ -34,7 +34,7 @@ def predict(
         model: Exported ``model.xml``, or its folder.
         data: An image or a folder of images.
         output: Folder to write to. Results of an earlier run are moved to a folder in it; foreign files do not change.
-        rate: Promised rate of false alarms, in (0, 1); by default that of the export.
+        false_alarm_rate: Promised rate of false alarms, in (0, 1); by default that of the export.
         watch: Seconds between two looks at a growing folder, which is followed until the command is interrupted; by
             default, the folder is read once.
         overlays: Images to draw the heat map and the contour of the mask on.
@@ -50,16 +50,16 @@ def predict(
         FileExistsError: If ``output`` contains foreign files of the names of results.
         ModuleNotFoundError: If OpenVINO is not installed.
     """
-    _require_arguments(data, output, rate, watch, value_range)
+    _require_arguments(data, output, false_alarm_rate, watch, value_range)
     inferencer = EdgeInferencer(model, device)
-    inferencer.require_decision(rate)
-    _log_promise(inferencer, rate)
+    inferencer.require_decision(false_alarm_rate)
+    _log_promise(inferencer, false_alarm_rate)
     unreadable: dict[Path, str] = {}
     decision = inferencer.decision
     about = {
         "model": str(inferencer.path),
         "model_class": decision and decision.model,
-        "false_alarm_rate": rate or (decision and decision.false_alarm_rate),
+        "false_alarm_rate": false_alarm_rate or (decision and decision.false_alarm_rate),
     }
     # An interruption is the usual end of watching.
     interruptible = nullcontext() if watch is None else suppress(KeyboardInterrupt)
@@ -67,7 +67,7 @@ def predict(
         # Logged once already.
         warnings.simplefilter("ignore", UnsupportedRateWarning)
         for paths in stream_of(data, watch, unreadable) if data.is_dir() else [[data]]:
-            _predict_each(inferencer, paths, data, results, unreadable, rate, value_range)
+            _predict_each(inferencer, paths, data, results, unreadable, false_alarm_rate, value_range)
     if unreadable and {*results.labels} == {"unreadable"} and watch is None:
         first = next(iter(unreadable.values()))
         msg = f"none of the {len(unreadable)} images of {data} can be predicted; the first error: {first}"
@@ -76,10 +76,10 @@ def predict(
 
 
 def _require_arguments(
-    data: Path, output: Path, rate: float | None, watch: float | None, value_range: ValueRange | None
+    data: Path, output: Path, false_alarm_rate: float | None, watch: float | None, value_range: ValueRange | None
 ) -> None:
-    if rate is not None:
-        require_rate("rate", rate)
+    if false_alarm_rate is not None:
+        require_rate("false_alarm_rate", false_alarm_rate)
     require(watch is None or watch > 0, "watch", "a positive number of seconds, or left out", watch)
     check_value_range(value_range)
     if watch is not None or not data.is_file():
@@ -89,7 +89,7 @@ def _require_arguments(
         raise ValueError(msg)
 
 
-def _log_promise(inferencer: EdgeInferencer, rate: float | None) -> None:
+def _log_promise(inferencer: EdgeInferencer, false_alarm_rate: float | None) -> None:
     """Say what the verdicts promise, where it is not what a user expects."""
     decision = inferencer.decision
     if decision is None:
@@ -97,7 +97,7 @@ def _log_promise(inferencer: EdgeInferencer, rate: float | None) -> None:
             "%s has no calibration: its own threshold decides, and there are neither raw scores nor p-values.",
             inferencer.path,
         )
-    elif why := why_unsupported(len(decision.image.scores), rate or decision.false_alarm_rate):
+    elif why := why_unsupported(len(decision.image.scores), false_alarm_rate or decision.false_alarm_rate):
         logger.warning("%s", why)
 
 
@@ -107,14 +107,14 @@ def _predict_each(
     data: Path,
     results: Results,
     unreadable: dict[Path, str],
-    rate: float | None,
+    false_alarm_rate: float | None,
     value_range: ValueRange | None,
 ) -> None:
     """Predict images one by one; the memory of one image suffices for any number."""
     for path in paths:
         try:
             pixels = pixels_of(path, value_range)
-            prediction = inferencer.predict(pixels, rate)
+            prediction = inferencer.predict(pixels, false_alarm_rate)
         except (FileNotFoundError, ValueError) as error:
             unreadable[path] = str(error)
             results.add_unreadable(path, str(error))

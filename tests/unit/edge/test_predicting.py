@@ -56,7 +56,7 @@ def files(folder):
 
 
 def test_table_list_lines_and_summary_say_what_the_inferencer_says(command, exported, line, tmp_path, caplog):
-    printed = command("--rate", "0.2")
+    printed = command("--false_alarm_rate", "0.2")
     inferencer = EdgeInferencer(exported)
     rows = table(tmp_path / "out")
     content = listed(tmp_path / "out")
@@ -85,7 +85,7 @@ def test_columns_and_suffixes_are_those_of_anomalib_predict():
 
 @pytest.mark.parametrize("overlays", ["none", "anomalous", "all"])
 def test_overlays_are_drawn_at_the_size_of_the_image(command, tmp_path, overlays):
-    command("--overlays", overlays, "--rate", "0.2")
+    command("--overlays", overlays, "--false_alarm_rate", "0.2")
     drawn = [each for each in listed(tmp_path / "out")["predictions"] if each["overlay"]]
     expected = {"none": [], "anomalous": ["anomalous"], "all": ["anomalous", "normal"]}[overlays]
     assert sorted({each["label"] for each in drawn}) == expected
@@ -127,7 +127,7 @@ def test_overlays_of_images_of_the_same_name_do_not_replace_each_other():
 def test_results_of_an_earlier_run_are_moved_not_lost(command, tmp_path, caplog):
     command("--overlays", "all")
     first = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")[1:]}
-    command("--rate", "0.5", "--overlays", "none")
+    command("--false_alarm_rate", "0.5", "--overlays", "none")
     assert f"The results of an earlier run are now in {tmp_path / 'out' / 'earlier-1'}." in caplog.text
     assert {name: (tmp_path / "out" / "earlier-1" / name).read_bytes() for name in first} == first
     command("--overlays", "none")
@@ -183,7 +183,7 @@ def test_a_model_without_calibration_predicts_and_says_so(line, exported, tmp_pa
 @pytest.mark.parametrize(
     ("options", "data", "reason"),
     [
-        (["--rate", "1.5"], "line", "rate must be between 0 and 1"),
+        (["--false_alarm_rate", "1.5"], "line", "false_alarm_rate must be between 0 and 1"),
         (["--watch", "0"], "line", "watch must be a positive number of seconds"),
         (["--watch", "1"], "line/0.png", "there is no folder"),
         ([], "absent", "there is no folder"),
