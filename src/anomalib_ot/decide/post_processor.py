@@ -199,7 +199,11 @@ class ConformalPostProcessor(PostProcessor):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Collect the raw scores of good images, and the maxima of their maps."""
+        """Collect the raw scores of good images, and the maxima of their maps.
+
+        The metrics of a validation come next. They get the scores in (0, 1), in the same order: torchmetrics applies a
+        sigmoid to other scores, in which those above 17 tie.
+        """
         from anomalib_ot.host.calibration import score_rows  # noqa: PLC0415 - see above
 
         del trainer, pl_module, args, kwargs
@@ -215,6 +219,10 @@ class ConformalPostProcessor(PostProcessor):
         paths = outputs.image_path or [""] * len(scores)
         rows = zip(paths, score_rows(scores, maps), labels, strict=True)
         self._scored += [(str(path), *row) for path, row, label in rows if not label]
+        if outputs.pred_score is not None:
+            outputs.pred_score = _compressed(_nan_as_infinite(outputs.pred_score))
+        if maps is not None:
+            outputs.anomaly_map = _compressed(_nan_as_infinite(maps))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the thresholds."""
@@ -326,12 +334,7 @@ class ConformalPostProcessor(PostProcessor):
         if not (self.enable_normalization and self.is_calibrated(level)):
             return raw
         # As ConformalScale, with tensors that stay on the device and in the graph.
-        units = (_nan_as_infinite(raw) - self._limit(level)) / self._unit(level)
-        # Infinity divided by infinity would be NaN.
-        furthest = torch.finfo(units.dtype).max / 2
-        units = units.clamp(-furthest, furthest)
-        shown: Tensor = compressed(units)
-        return shown
+        return _compressed((_nan_as_infinite(raw) - self._limit(level)) / self._unit(level))
 
     def _mask(self, label: Tensor, maps: Tensor) -> Tensor:
         maps = _nan_as_infinite(maps)
@@ -356,6 +359,13 @@ class ConformalPostProcessor(PostProcessor):
 def _nan_as_infinite(raw: Tensor) -> Tensor:
     """The scores, with infinity for NaN: no comparison with NaN is true, so that it would be normal."""
     return raw.masked_fill(raw.isnan(), torch.inf)
+
+
+def _compressed(units: Tensor) -> Tensor:
+    # Infinity divided by infinity would be NaN.
+    furthest = torch.finfo(units.dtype).max / 2
+    shown: Tensor = compressed(units.clamp(-furthest, furthest))
+    return shown
 
 
 def _refuse_sensitivity(name: str, value: float) -> None:

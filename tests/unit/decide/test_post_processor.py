@@ -13,6 +13,7 @@ from anomalib.engine import Engine
 from anomalib.models import Padim
 from anomalib.post_processing import PostProcessor
 from PIL import Image
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_ot.decide import ConformalPostProcessor, ConformalScale
 from anomalib_ot.features.extraction import FLOAT32
@@ -77,6 +78,15 @@ def test_a_later_validation_replaces_the_thresholds():
     validated(processor, batch(5 + torch.rand(6), [False] * 6))
     assert processor.image_calibration.numel() == 6
     assert processor.image_threshold > 5
+
+
+def test_metrics_of_a_validation_tell_high_scores_apart():
+    scores = torch.tensor([20.0, 30.0, 40.0, torch.inf])
+    labels = [False, True, False, True]
+    own = batch(scores, labels)
+    validated(ConformalPostProcessor(), own)
+    assert binary_auroc(own.pred_score, torch.tensor(labels)) == 0.75
+    assert own.anomaly_map[:, 0, 0].equal(own.pred_score)
 
 
 def test_an_image_that_a_sampler_repeats_counts_once():
