@@ -13,7 +13,7 @@ class SinglePrecisionParts(nn.Module):
     the named parts back to float32.
 
     Attributes:
-        single_precision: Names of these buffers and submodules.
+        single_precision: Names of these buffers and submodules. Those that are None are skipped.
 
     Example:
         >>> import torch
@@ -34,5 +34,6 @@ class SinglePrecisionParts(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "SinglePrecisionParts":
         super()._apply(fn, recurse)
         for name in self.single_precision:
-            setattr(self, name, getattr(self, name).float())
+            if (part := getattr(self, name)) is not None:
+                setattr(self, name, part.float())
         return self

@@ -16,7 +16,7 @@ class CheckpointRules(NamedTuple):
         parts: Attributes of the Lightning model that are modules built from the settings.
         marks: Prefixes of names of tensors that only this model has. Only a model that wrote checkpoints of the first
             format, which do not record their model, needs them.
-        before: Settings that checkpoints of the first two formats lack, with the values that give the same scores.
+        before: Settings that checkpoints of earlier formats lack, with the values that give the same scores.
     """
 
     settings: type[ModelSettings]

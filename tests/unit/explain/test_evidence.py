@@ -16,6 +16,8 @@ from anomalib_ot.explain.evidence import (
 )
 from anomalib_ot.explain.evidence_figure import draw_evidence
 from anomalib_ot.host.calibration import CalibrationScores
+from anomalib_ot.models.foct import torch_model
+from anomalib_ot.models.foct.cells import averaged
 
 MODELS = [
     ("Foct", {}),
@@ -49,7 +51,7 @@ def test_contributions_add_up_to_map_and_score(fitted, pictures, name, arguments
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("Foct", ["layer2", "layer3", "position"]),
+        ("Foct", ["layer2", "layer3", "position", "detail"]),
         (
             "Pradot",
             [f"{layer}, {name}" for layer in ("layer2", "layer3") for name in ("alpha 0", "alpha 0.3", "deviation")],
@@ -62,21 +64,21 @@ def test_contributions_are_named_after_what_adds_them(fitted, pictures, name, pa
     assert list(evidence_of(model, *pictures(model)).contributions) == parts
 
 
-def test_a_layer_whose_features_agree_adds_nothing(fitted, pictures):
-    model = fitted("Foct", position_weight=0.0, measure="nearest", foreground_ratio=1.0, background_ratio=1.0)
+def test_a_layer_whose_features_agree_adds_nothing(fitted, pictures, monkeypatch):
+    given = {"position_weight": 0.0, "detail_weight": 0.0, "foreground_ratio": 1.0, "background_ratio": 1.0}
+    model = fitted("Foct", measure="nearest", **given)
     (picture,) = pictures(model)
     channels = model.model.feature_extractor.out_dims[0]
-    extract = model.model.extract
     with torch.no_grad():
         model.model.semantic.features[..., :channels] = 0
         centre = model.model.centre[:channels]
 
-        def same(images):
-            features = extract(images)
+        def same(layers):
+            features = averaged(layers)
             features[:, :channels] = centre[:, None, None]
             return features
 
-        model.model.extract = same
+        monkeypatch.setattr(torch_model, "averaged", same)
         parts = model.model.contributions(picture.prepared[None])
     assert float(parts["layer2"].abs().max()) < 1e-3 * float(parts["layer3"].max())
 

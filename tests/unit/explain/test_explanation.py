@@ -89,7 +89,7 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
             {"format": 2, "model": "MyPradot"},
             "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow can be loaded",
         ),
-        ({"format": 4, "model": "Pradot"}, "format 4, .* up to 3; run: pip install --upgrade anomalib-ot"),
+        ({"format": 5, "model": "Pradot"}, "format 5, .* up to 4; run: pip install --upgrade anomalib-ot"),
     ],
 )
 def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(

@@ -104,6 +104,7 @@ OTHERWISE = {
         "sam_prompt": "point",
         "rotations": 4,
         "position_weight": 0.0,
+        "detail_weight": 0.0,
         "foreground_ratio": 0.5,
         "background_ratio": 0.5,
         "capacity": 200,
@@ -371,33 +372,39 @@ def test_a_checkpoint_of_the_first_format_without_its_backbone_is_refused_by_nam
     assert_same(scores(loaded, None, root, tmp_path), expected)
 
 
-@pytest.mark.parametrize(("kind", "later"), [(Pradot, {"deviation": False}), (WtFlow, {})])
-def test_a_checkpoint_of_the_second_format_scores_as_before_the_settings_that_it_lacks(
-    backbone, root, tmp_path, kind, later
+@pytest.mark.parametrize(
+    ("kind", "number", "later"),
+    [
+        (Pradot, 2, {"deviation": False, "global_modes": 0}),
+        (WtFlow, 2, {"global_modes": 0}),
+        (Foct, 3, {"detail_weight": 0.0}),
+    ],
+)
+def test_a_checkpoint_of_an_earlier_format_scores_as_before_the_settings_that_it_lacks(
+    backbone, root, tmp_path, kind, number, later
 ):
-    later = {**later, "global_modes": 0}
     given = {"backbone": backbone, "image_size": SIZE, **TRAINED[kind], **later}
     model, engine = fresh(kind, **given), engine_in(tmp_path)
     engine.fit(model, datamodule=squares(root))
-    path = tmp_path / "second.ckpt"
+    path = tmp_path / "earlier.ckpt"
     engine.trainer.save_checkpoint(path)
     expected = scores(model, None, root, tmp_path)
 
-    def second_format(content):
-        content["anomalib_ot"]["format"] = 2
+    def earlier_format(content):
+        content["anomalib_ot"]["format"] = number
         for name in later:
             del content["hyper_parameters"][name]
 
-    old = altered(path, tmp_path, second_format)
+    old = altered(path, tmp_path, earlier_format)
     assert_same(scores(kind.load_from_checkpoint(old, visualizer=False), None, root, tmp_path), expected)
     assert_same(scores(fresh(kind), old, root, tmp_path), expected)
 
 
 def test_a_later_format_is_refused_by_name(trained, root, tmp_path):
-    later = altered(trained(Pradot)[0], tmp_path, lambda content: content["anomalib_ot"].update(format=4))
-    with pytest.raises(ValueError, match=r"format 4, .* up to 3; run: pip install --upgrade anomalib-ot"):
+    later = altered(trained(Pradot)[0], tmp_path, lambda content: content["anomalib_ot"].update(format=5))
+    with pytest.raises(ValueError, match=r"format 5, .* up to 4; run: pip install --upgrade anomalib-ot"):
         Pradot.load_from_checkpoint(later)
-    with pytest.raises(ValueError, match=r"format 4, .* up to 3"):
+    with pytest.raises(ValueError, match=r"format 5, .* up to 4"):
         scores(fresh(Pradot), later, root, tmp_path)
 
 

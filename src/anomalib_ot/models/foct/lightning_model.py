@@ -84,6 +84,8 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
             uses the image alone (paper).
         position_weight: Weight of positions in the cost, for features of unit variance and an image of unit size; 0
             ignores positions (paper).
+        detail_weight: Weight of the detail in the score of a cell: the cosine distance of its features, without
+            averaging, from the nearest in any view of the support images; 0 for none (paper).
         foreground_ratio: α, the share of the support set's foreground features that the memory keeps, in (0, 1].
         background_ratio: β, the share of its background features that the memory keeps, in (0, 1].
         capacity: L, the number of features at which the episodic memory is compressed.
@@ -124,8 +126,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     views = "anomalib_ot.models.foct.views"
     checkpoint_rules = CheckpointRules(
         FoctSettings,
-        learned=("semantic", "episodic", "centre", "scale"),
+        learned=("semantic", "detail", "episodic", "centre", "scale"),
         marks=("model.semantic.",),
+        before={"detail_weight": 0.0},
     )
 
     def __init__(
@@ -142,6 +145,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         sam_prompt: Prompt = FoctSettings.sam_prompt,
         rotations: int = FoctSettings.rotations,
         position_weight: float = FoctSettings.position_weight,
+        detail_weight: float = FoctSettings.detail_weight,
         foreground_ratio: float = FoctSettings.foreground_ratio,
         background_ratio: float = FoctSettings.background_ratio,
         capacity: int = FoctSettings.capacity,

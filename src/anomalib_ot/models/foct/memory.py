@@ -1,6 +1,6 @@
 """FOCT's two memories: the semantic memory of the support set, and the episodic memory of earlier queries."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,20 @@ class Memory(NamedTuple):
 
     features: Tensor
     is_foreground: Tensor
+
+
+class Coresets(NamedTuple):
+    """Coresets of the R views of a support image.
+
+    Attributes:
+        features: (R, n, C).
+        is_foreground: (R, n).
+        reach: Mean distance of a feature from the coreset of its own view, (R,).
+    """
+
+    features: Tensor
+    is_foreground: Tensor
+    reach: Tensor
 
 
 class SemanticMemory(DynamicBufferMixin, nn.Module):
@@ -56,34 +70,53 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         return self.features.numel() > 0
 
     def fit(self, features: Iterable[Tensor], is_foreground: Tensor) -> None:
-        """Keep coresets of the same size in each view.
+        """Keep coresets of the same size in each view, see :func:`fit_memories`.
 
         Args:
-            features: Features (R, M, C) of the views of each support image; only those of one image are in memory.
+            features: Features (R, M, C) of the views of each support image.
             is_foreground: (K, R, M).
+        """
+        fit_memories([self], ([views] for views in features), is_foreground)
+
+    def coresets(self, views: Tensor, masks: Tensor, share: float) -> "Coresets":
+        """Coresets of the views of a support image.
+
+        Args:
+            views: Features (R, M, C).
+            masks: Whether they are of the foreground, (R, M).
+            share: Share of the foreground in all support images.
 
         Raises:
             ValueError: If the shapes differ.
         """
-        cells = is_foreground.shape[2]
-        share = float(is_foreground.float().mean())
+        if masks.shape != views.shape[:-1]:
+            msg = f"masks of shape {tuple(masks.shape)} do not fit features {tuple(views.shape)}"
+            raise ValueError(msg)
+        cells = masks.shape[1]
         foreground = max(1, round(self.foreground_ratio * share * cells)) if share > 0 else 0
         background = round(self.background_ratio * (1 - share) * cells)
+        projection = random_projection(views.shape[-1], _PROJECTION).to(views)
         kept, flags, reach = [], [], []
-        for views, masks in zip(features, is_foreground, strict=True):
-            if masks.shape != views.shape[:-1]:
-                msg = f"masks of shape {tuple(masks.shape)} do not fit features {tuple(views.shape)}"
-                raise ValueError(msg)
-            projection = random_projection(views.shape[-1], _PROJECTION).to(views)
-            with full_precision(views):
-                for view, mask in zip(views, masks, strict=True):
-                    chosen = _coreset_of_parts(view @ projection, mask, foreground, background)
-                    kept.append(view[chosen])
-                    flags.append(mask[chosen])
-                    reach.append(euclidean_cost(view[chosen], view).amin(1).mean())
-        self.features = torch.stack(kept).unflatten(0, is_foreground.shape[:2])
-        self.is_foreground = torch.stack(flags).unflatten(0, is_foreground.shape[:2])
-        self.threshold = torch.stack(reach).mean()
+        with full_precision(views):
+            for view, mask in zip(views, masks, strict=True):
+                chosen = _coreset_of_parts(view @ projection, mask, foreground, background)
+                kept.append(view[chosen])
+                flags.append(mask[chosen])
+                reach.append(euclidean_cost(view[chosen], view).amin(1).mean())
+        return Coresets(torch.stack(kept), torch.stack(flags), torch.stack(reach))
+
+    def cosine_distances(self, query: Tensor, without: int | None = None) -> Tensor:
+        """Cosine distances of queries from the nearest features of all views of all support images.
+
+        Args:
+            query: Features of unit length, (B, M, C).
+            without: Index of a support image to leave out.
+
+        Returns:
+            (B, M), in [0, 2].
+        """
+        others = [each for index, each in enumerate(self.features) if index != without]
+        return 1 - torch.stack([(query @ each.flatten(0, 1).T).amax(-1) for each in others]).amax(0)
 
     def register_to(self, query: Tensor, without: int | None = None) -> Memory:
         """Select the nearest view of each support image.
@@ -163,6 +196,33 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
             torch.cat([memory.features, self.features.expand(batch, -1, -1)], 1),
             torch.cat([memory.is_foreground, self.is_foreground.expand(batch, -1)], 1),
         )
+
+
+def fit_memories(
+    memories: Sequence[SemanticMemory], features: Iterable[Sequence[Tensor]], is_foreground: Tensor
+) -> None:
+    """Fill memories with coresets of the same cells.
+
+    Args:
+        memories: The memories.
+        features: For each support image, the features (R, M, C) of its views for each memory. Only those of one image
+            are in memory.
+        is_foreground: (K, R, M).
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    share = float(is_foreground.float().mean())
+    kept: list[list[Coresets]] = [[] for _ in memories]
+    for each, masks in zip(features, is_foreground, strict=True):
+        for memory, views, known in zip(memories, each, kept, strict=True):
+            known.append(memory.coresets(views, masks, share))
+    for memory, known in zip(memories, kept, strict=True):
+        memory.features = torch.stack([each.features for each in known])
+        memory.is_foreground = torch.stack([each.is_foreground for each in known])
+        memory.threshold = torch.cat([each.reach for each in known]).mean()
+        # So that no more than one memory is held twice.
+        known.clear()
 
 
 def _nearest_view(support: Tensor, query: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class FoctSettings(ModelSettings):
     sam_prompt: Training[Prompt] = "box"
     rotations: Scoring[int] = 12
     position_weight: Scoring[float] = 4.0
+    detail_weight: Scoring[float] = 1.25
     foreground_ratio: Training[float] = 0.1
     background_ratio: Training[float] = 0.075
     capacity: Scoring[int] = 100
@@ -61,6 +62,7 @@ class FoctSettings(ModelSettings):
         super().__post_init__()
         require_whole(1, "rotations", self.rotations)
         require_finite(self.position_weight >= 0, "position_weight", "at least 0", self.position_weight)
+        require_finite(self.detail_weight >= 0, "detail_weight", "at least 0", self.detail_weight)
         if self.sam_checkpoint is not None and self.foreground != "sam":
             msg = f"sam_checkpoint is given, but foreground={self.foreground!r} does not read it; set foreground to sam"
             raise ValueError(msg)

@@ -45,7 +45,7 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
     """
 
     single_precision: ClassVar[tuple[str, ...]] = (
-        *("centre", "scale", "semantic", "episodic", "support_navigator", "navigator"),
+        *("centre", "scale", "semantic", "detail", "episodic", "support_navigator", "navigator"),
     )
     centre: Tensor
     scale: Tensor
@@ -55,7 +55,9 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
         self.settings = settings
         # Whether queries teach nothing.
         self.is_frozen = False
-        self.semantic = SemanticMemory(settings.foreground_ratio, settings.background_ratio)
+        self.semantic = self._new_memory()
+        # Features of unit length that are not averaged.
+        self.detail = self._new_memory() if settings.detail_weight else None
         self.episodic = EpisodicMemory(settings.capacity, settings.compression)
         # Mean (C,) and total standard deviation () of the support features.
         self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
@@ -66,6 +68,9 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
         self.navigator = deepcopy(self.support_navigator)
         # State before each of the last queries.
         self.earlier: deque[Taught] = deque(maxlen=_HISTORY)
+
+    def _new_memory(self) -> SemanticMemory:
+        return SemanticMemory(self.settings.foreground_ratio, self.settings.background_ratio)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the history, which neither copies nor exported files need."""

@@ -1,5 +1,6 @@
 """FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
@@ -28,8 +29,9 @@ from anomalib_ot.transport import (
     squared_distance,
 )
 
+from .cells import averaged, unaveraged
 from .foreground import Everything, Foreground
-from .memory import Memory, SemanticMemory
+from .memory import Memory, fit_memories
 from .navigator import fit_to
 from .rotations import turned_views
 from .settings import FoctSettings
@@ -100,11 +102,12 @@ class FoctModel(FoctState):
         Returns:
             (B, D, H, W), float32.
         """
-        # Layers come in the order of the network, the finest first.
+        return averaged(self._layers(images))
+
+    def _layers(self, images: Tensor) -> list[Tensor]:
+        """Features (B, D, H, W) of each layer in the order of the network, the finest first, float32."""
         extract = partial(extract_by_parts, self.feature_extractor)
-        layers = extract_by_tiles(extract, images, self.tiler).values()
-        maps = [F.avg_pool2d(each.float(), 3, 1, 1) for each in layers]
-        return torch.cat([maps[0], *(F.interpolate(each, maps[0].shape[-2:], mode="bilinear") for each in maps[1:])], 1)
+        return [each.float() for each in extract_by_tiles(extract, images, self.tiler).values()]
 
     def views(self, images: Tensor) -> Tensor:
         """Images (K, C, h, w) rotated by equal angles, mirrored at their edges: (K, rotations, C, h, w)."""
@@ -124,31 +127,34 @@ class FoctModel(FoctState):
             pixels: The same images as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
             foreground: Finds the foreground. By default, all cells are foreground.
         """
-        features = torch.cat([self.extract(part) for part in images.split(_PART)])
-        masks = (foreground or Everything())(images if pixels is None else pixels, features)
+        layers = [torch.cat(parts) for parts in zip(*map(self._layers, images.split(_PART)), strict=True)]
+        masks = (foreground or Everything())(images if pixels is None else pixels, averaged(layers))
         # Rotation needs images, so masks are rotated as images.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
-        flat = features.movedim(1, -1).flatten(0, -2)
-        centre = flat.mean(0)
-        scale = flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
-        semantic = SemanticMemory(self.settings.foreground_ratio, self.settings.background_ratio)
-        pairs = zip(images, features, strict=True)
-        semantic.fit((self._embed_views(*each, centre, scale) for each in pairs), turned.flatten(2))
+        centre, scale = _moments(averaged(layers))
+        memories = [self._new_memory() for memory in (self.semantic, self.detail) if memory is not None]
+        own = [*zip(*(each.split(1) for each in layers), strict=True)]
+        pairs = zip(images.split(1), own, strict=True)
+        fit_memories(memories, (self._embed_views(*each, centre, scale) for each in pairs), turned.flatten(2))
+        semantic, *detail = memories
         navigator = self._new_navigator().to(images.device)
         if self.settings.measure == "transport":
-            for query in (self._points(each[None], centre, scale) for each in features):
+            for query in (self._points(averaged(each), centre, scale) for each in own):
                 with full_precision(query):
                     memory = semantic.register_to(query).features[0]
                     fit_to(navigator, memory, query[0], self.settings, self.settings.support_steps)
         self.centre, self.scale, self.semantic = centre, scale, semantic
+        self.detail = detail[0] if detail else None
         self.support_navigator.load_state_dict(navigator.state_dict())
         self.reset()
 
-    def _embed_views(self, image: Tensor, features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """Points (R, M, C) of the views of an image (3, h, w) with known features (D, H, W)."""
-        own = self._points(features[None], centre, scale)
-        turned = self.views(image[None])[0, 1:]
-        return torch.cat([own, self._points(self.extract(turned), centre, scale)]) if len(turned) else own
+    def _embed_views(self, image: Tensor, own: Sequence[Tensor], centre: Tensor, scale: Tensor) -> list[Tensor]:
+        """Points (R, M, C) of the views of an image (1, 3, h, w) with known layers (1, D, H, W), and their detail."""
+        turned = self.views(image)[0, 1:]
+        views = [own, self._layers(turned)] if len(turned) else [own]
+        points = [self._points(averaged(layers), centre, scale) for layers in views]
+        details = [unaveraged(layers) for layers in views] if self.settings.detail_weight else []
+        return [torch.cat(each) for each in (points, details) if each]
 
     def forward(self, images: Tensor) -> Tensor | InferenceBatch:
         """Return features while training, and scores otherwise.
@@ -163,7 +169,8 @@ class FoctModel(FoctState):
         Raises:
             RuntimeError: If there is no support set yet.
         """
-        features = self.extract(images)
+        layers = self._layers(images)
+        features = averaged(layers)
         if self.training:
             return features
         self._require_fit()
@@ -175,7 +182,7 @@ class FoctModel(FoctState):
                 score = self._score_and_learn if self._is_taught else self._score_frozen
                 with _teaching if self._is_taught else nullcontext():
                     scores = torch.cat([score(each) for each in query.split(1)])
-            return _predictions(self._anomaly_map(scores, features, images))
+            return _predictions(self._anomaly_map(scores + self._detail_scores(layers), features, images))
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -192,13 +199,20 @@ class FoctModel(FoctState):
         """
         maps = []
         for index, image in enumerate(images.split(1)):
-            features = self.extract(image)
+            layers = self._layers(image)
+            features = averaged(layers)
             with full_precision(features):
                 query = self._embed(features)
                 memory = self.semantic.register_to(query, without=index)
-                scores = self._score(query, memory, self.support_navigator)[0]
+                scores = self._score(query, memory, self.support_navigator)[0] + self._detail_scores(layers, index)
                 maps.append(self._anomaly_map(scores, features, image))
         return _predictions(torch.cat(maps))
+
+    def _detail_scores(self, layers: Sequence[Tensor], without: int | None = None) -> Tensor | float:
+        """Weighted distances (B, M) of details from those of the support images, or of all but one; 0 if unused."""
+        if self.detail is None:
+            return 0.0
+        return self.settings.detail_weight * self.detail.cosine_distances(unaveraged(layers), without)
 
     def _anomaly_map(self, scores: Tensor, features: Tensor, images: Tensor) -> Tensor:
         """Anomaly maps (B, 1, h, w) of images for the scores (B, M) of the cells of their features (B, D, H, W)."""
@@ -214,7 +228,7 @@ class FoctModel(FoctState):
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
-        """Contribution of each layer and of the position to the anomaly map, which is their sum.
+        """Contribution of each layer, of the position and of the detail to the anomaly map, which is their sum.
 
         A cost is the root of a sum of squares, c = √Σ d_k² over layers and position. Its parts d_k ∂c/∂d_k = d_k² / c
         add up to c (Euler's theorem on homogeneous functions). The score is the mean of c over the memory under the
@@ -224,16 +238,21 @@ class FoctModel(FoctState):
             images: (B, 3, h, w), pre-processed.
 
         Returns:
-            (B, 1, h, w) for each layer and, unless ``position_weight`` is 0, for ``position``.
+            (B, 1, h, w) for each layer, for ``position`` unless ``position_weight`` is 0, and for ``detail`` unless
+            ``detail_weight`` is 0.
 
         Raises:
             RuntimeError: If there is no support set yet.
         """
         self._require_fit()
-        features = self.extract(images)
+        layers = self._layers(images)
+        features = averaged(layers)
         names = [*map(str, self.feature_extractor.layers), *["position"] * (self.settings.position_weight > 0)]
         with full_precision(features):
             parts = torch.cat([self._parts(query) for query in self._embed(features).split(1)], 1)
+            if self.detail is not None:
+                names.append("detail")
+                parts = torch.cat([parts, torch.as_tensor(self._detail_scores(layers))[None]])
             maps = parts.unflatten(-1, features.shape[-2:])[:, :, None]
             return {
                 name: self.anomaly_map_generator([scores], images.shape[-2:])
@@ -381,6 +400,12 @@ class FoctModel(FoctState):
             ]
         )
         self.episodic.add(query[chosen], is_foreground[chosen])
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and total standard deviation () of features (K, C, H, W)."""
+    flat = features.movedim(1, -1).flatten(0, -2)
+    return flat.mean(0), flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
 
 
 def _predictions(anomaly_map: Tensor) -> InferenceBatch:

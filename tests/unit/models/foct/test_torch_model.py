@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -133,7 +134,9 @@ def test_features_are_those_of_patchcore(model):
 
 
 def test_nearest_is_the_distance_to_the_support_set(model):
-    ours = model(measure="nearest", rotations=1, position_weight=0.0, foreground_ratio=1.0, smoothing=0)
+    ours = model(
+        measure="nearest", rotations=1, position_weight=0.0, detail_weight=0.0, foreground_ratio=1.0, smoothing=0
+    )
     features, support = (ours.extract(each).permute(0, 2, 3, 1) for each in (images(1, 1), images(2)))
     expected = torch.cdist(features.flatten(0, 2), support.flatten(0, 2)).amin(1) / ours.scale
     score_map = ours._score_and_learn(ours._embed(ours.extract(images(1, 1))))
@@ -169,6 +172,26 @@ def test_views_are_turned_by_equal_angles(model):
     assert views.shape == (2, 4, 3, 64, 64)
     torch.testing.assert_close(views[:, 0], images(2))
     torch.testing.assert_close(views[:, 1], images(2).rot90(1, (-2, -1)), atol=1e-3, rtol=1e-3)
+
+
+def test_the_detail_of_a_cell_is_its_cosine_distance_from_the_nearest_of_all_views(model):
+    both, plain = (model(detail_weight=weight, foreground_ratio=1.0, smoothing=0) for weight in (2.0, 0.0))
+
+    @torch.inference_mode()
+    def cells(batch):
+        """Features without averaging, in the manner of a reader: one cell after another."""
+        layers = [*both.feature_extractor(batch).values()]
+        size = layers[0].shape[-2:]
+        joined = torch.cat([functional.interpolate(each, size, mode="bilinear") for each in layers], 1)
+        return joined.permute(0, 2, 3, 1).flatten(0, 2).double()
+
+    known = torch.cat([cells(view[None]) for view in both.views(images(2)).flatten(0, 1)])
+    query = images(1, 1)
+    similarities = functional.cosine_similarity(cells(query)[:, None], known[None], dim=-1)
+    expected = (1 - similarities.amax(1)).view(1, 1, 8, 8).float()
+    added = score(both, query).anomaly_map - score(plain, query).anomaly_map
+    enlarged = both.anomaly_map_generator([2.0 * expected], query.shape[-2:])
+    torch.testing.assert_close(added, enlarged, atol=1e-4, rtol=1e-3)
 
 
 def test_position_weight_tells_places_apart(model):
@@ -430,6 +453,7 @@ def test_a_support_image_that_is_left_out_is_scored_by_the_memory_of_the_others(
         others = deepcopy(foct)
         kept = [each for each in range(3) if each != index]
         others.semantic.features = foct.semantic.features[kept]
+        others.detail.features = foct.detail.features[kept]
         others.semantic.is_foreground = foct.semantic.is_foreground[kept]
         expected = score(others, images(3)[index : index + 1])
         torch.testing.assert_close(found.anomaly_map[index], expected.anomaly_map[0])

@@ -17,7 +17,7 @@ from anomalib_ot.transport import euclidean_cost
 
 @pytest.mark.parametrize("arguments", [{}, {"measure": "nearest"}, {"query_steps": 2}])
 def test_each_cell_is_sent_whole_and_its_mean_cost_is_its_score(fitted, pictures, arguments):
-    model = fitted("Foct", **arguments, smoothing=0.0).model
+    model = fitted("Foct", **arguments, smoothing=0.0, detail_weight=0.0).model
     (picture,) = pictures(fitted("Foct"))
     plan = model.plan(picture.prepared)
     torch.testing.assert_close(plan.forward.sum(-1), torch.ones(len(plan.forward)))
