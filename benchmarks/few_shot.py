@@ -35,9 +35,10 @@ REDUCED = (84, 84)
 
 # Each variant adds to the one before. Our parts come first, then those of the paper.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "nearest": {"measure": "nearest", "rotations": 1, "position_weight": 0.0},
-    "+ views, positions": {"measure": "nearest"},
-    "+ transport": {},
+    "nearest": {"measure": "nearest", "rotations": 1, "position_weight": 0.0, "detail_weight": 0.0},
+    "+ views, positions": {"measure": "nearest", "detail_weight": 0.0},
+    "+ transport": {"detail_weight": 0.0},
+    "+ detail": {},
     "+ foreground": {"foreground": "pca"},
     "+ online": {"foreground": "pca", "online": True, "query_steps": 5},
 }

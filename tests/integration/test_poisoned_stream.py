@@ -27,7 +27,7 @@ def setting(backbone, tmp_path_factory):
     network, transform = foct.model.eval(), foct.pre_processor.transform
     network.fit(torch.stack([transform(item.image) for item in few.train_data]), foreground=foct.foreground)
     # Scoring puts features in the place of extraction.
-    extract = network.extract
+    extract = network.extract_layers
 
     @torch.inference_mode()
     def seen(index, light=1.0):
@@ -44,7 +44,7 @@ def setting(backbone, tmp_path_factory):
 @torch.inference_mode()
 def score(foct, features):
     """Image score of features in place of a picture."""
-    foct.model.extract = lambda images: features  # noqa: ARG005
+    foct.model.extract_layers = lambda images: features  # noqa: ARG005
     return float(foct.model(torch.empty(1, 3, *SIZE)).pred_score)
 
 

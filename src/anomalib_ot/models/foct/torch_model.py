@@ -102,10 +102,17 @@ class FoctModel(FoctState):
         Returns:
             (B, D, H, W), float32.
         """
-        return averaged(self._layers(images))
+        return averaged(self.extract_layers(images))
 
-    def _layers(self, images: Tensor) -> list[Tensor]:
-        """Features (B, D, H, W) of each layer in the order of the network, the finest first, float32."""
+    def extract_layers(self, images: Tensor) -> list[Tensor]:
+        """Features of each layer in the order of the network, the finest first.
+
+        Args:
+            images: (B, 3, h, w), pre-processed.
+
+        Returns:
+            (B, D, H, W) of each layer, float32.
+        """
         extract = partial(extract_by_parts, self.feature_extractor)
         return [each.float() for each in extract_by_tiles(extract, images, self.tiler).values()]
 
@@ -127,7 +134,7 @@ class FoctModel(FoctState):
             pixels: The same images as RGB in [0, 1], for a foreground that needs them; ``images`` by default.
             foreground: Finds the foreground. By default, all cells are foreground.
         """
-        layers = [torch.cat(parts) for parts in zip(*map(self._layers, images.split(_PART)), strict=True)]
+        layers = [torch.cat(parts) for parts in zip(*map(self.extract_layers, images.split(_PART)), strict=True)]
         masks = (foreground or Everything())(images if pixels is None else pixels, averaged(layers))
         # Rotation needs images, so masks are rotated as images.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
@@ -151,7 +158,7 @@ class FoctModel(FoctState):
     def _embed_views(self, image: Tensor, own: Sequence[Tensor], centre: Tensor, scale: Tensor) -> list[Tensor]:
         """Points (R, M, C) of the views of an image (1, 3, h, w) with known layers (1, D, H, W), and their detail."""
         turned = self.views(image)[0, 1:]
-        views = [own, self._layers(turned)] if len(turned) else [own]
+        views = [own, self.extract_layers(turned)] if len(turned) else [own]
         points = [self._points(averaged(layers), centre, scale) for layers in views]
         details = [unaveraged(layers) for layers in views] if self.settings.detail_weight else []
         return [torch.cat(each) for each in (points, details) if each]
@@ -169,7 +176,7 @@ class FoctModel(FoctState):
         Raises:
             RuntimeError: If there is no support set yet.
         """
-        layers = self._layers(images)
+        layers = self.extract_layers(images)
         features = averaged(layers)
         if self.training:
             return features
@@ -199,7 +206,7 @@ class FoctModel(FoctState):
         """
         maps = []
         for index, image in enumerate(images.split(1)):
-            layers = self._layers(image)
+            layers = self.extract_layers(image)
             features = averaged(layers)
             with full_precision(features):
                 query = self._embed(features)
@@ -245,7 +252,7 @@ class FoctModel(FoctState):
             RuntimeError: If there is no support set yet.
         """
         self._require_fit()
-        layers = self._layers(images)
+        layers = self.extract_layers(images)
         features = averaged(layers)
         names = [*map(str, self.feature_extractor.layers), *["position"] * (self.settings.position_weight > 0)]
         with full_precision(features):
