@@ -6,29 +6,23 @@ same scores (the tests compare gradients), so its AUROC stands for that of the l
 """
 
 import resource
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from anomalib.metrics import AUROC
 from jsonargparse import auto_cli
-from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from anomalib_ot import Foct
-from anomalib_ot.offline import offline_backbone
 from anomalib_ot.transport import Navigator
 
-from .categories import EMBEDDED, open_category
-from .few_shot import IMAGE_SIZE, foct, metrics, support_images, test_set
-from .side_by_side import LAYERS
+from .few_images import Features, TestImages, draw_images, fitted_model, foct_plan, on_features
+from .stream import ONLINE, timed
 
 _PAPER = {"navigator_start": "random", "support_steps": 0, "query_steps": 100, "learning_rate": 1e-4}
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "online": {"online": True, "query_steps": 5},
-    "paper, factored": {**_PAPER, "fit_features": 0, "tolerance": 0.0},
+    "online": ONLINE,
+    "paper, factored": {**_PAPER, "fit_features": 0, "tolerance": 0.0, "detail_weight": 0.0},
 }
 
 
@@ -51,30 +45,22 @@ def main(shots: int = 1, seed: int = 0, literal_queries: int = 2, threads: int =
         threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
-    backbone = offline_backbone()
-    data = open_category(EMBEDDED)
-    features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
-    images = support_images(data, shots, seed, backbone, IMAGE_SIZE)
+    plan = foct_plan(SETTINGS, shots, [seed])
+    jobs = plan.jobs()
+    data = draw_images(plan, jobs[0].key)
+    test = TestImages(data, Features(plan), every=1)
     seconds: dict[str, float] = {}
-    for name, settings in SETTINGS.items():
-        seed_everything(seed, verbose=False)
-        score = foct(Foct(backbone, LAYERS, **settings), images)
-        maps, seconds[name] = timed(score, [each[None].float() for each in features])
-        print(row(name, seconds[name], metrics(maps, labels, masks)["image_AUROC"]), flush=True)
-    model = Foct(backbone, LAYERS, **SETTINGS["paper, factored"])
-    for navigator in (model.model.navigator, model.model.support_navigator):
+    for job in jobs:
+        network = fitted_model(job, data)
+        scorer = on_features(network, plan.image_size)
+        auroc, seconds[job.key.model] = timed(scorer, test)
+        print(row(job.key.model, seconds[job.key.model], auroc), flush=True)
+    # The last network is the paper's.
+    for navigator in (network.navigator, network.support_navigator):
         navigator.__class__ = LiteralNavigator
-    score = foct(model, images)
-    _, seconds["paper, literal"] = timed(score, [each[None].float() for each in features[:literal_queries]])
+    _, seconds["paper, literal"] = timed(scorer, test, range(literal_queries))
     print(row("paper, literal", seconds["paper, literal"], None))
     print(", ".join(f"{seconds['paper, literal'] / seconds[name]:.0f} x faster: {name}" for name in SETTINGS))
-
-
-def timed(score: Callable[[Tensor], Tensor], features: list[Tensor]) -> tuple[Tensor, float]:
-    """Maps of all features, and the mean seconds per map."""
-    start = time.perf_counter()
-    maps = torch.stack([score(each) for each in features])
-    return maps, (time.perf_counter() - start) / len(features)
 
 
 def row(name: str, seconds: float, auroc: float | None) -> str:

@@ -7,6 +7,12 @@ so is the image size by default. With a few images, at Foct's own image size::
     python -m benchmarks.few_images --root DATA --counts '[1, 2, 4, 8]' --image_size '[336, 336]' --every 2 \
         --models '[Foct, PaDiM, PatchCore, AnomalyDINO rule (8 views), SubspaceAD rule (8 views)]'
 
+The steps of Foct, compared with PatchCore::
+
+    python -m benchmarks.few_images --root DATA --counts '[1, 2, 4]' --image_size '[336, 336]' --seeds 5 \
+        --models '[PatchCore, Foct (nearest), Foct (+ views), Foct (+ transport), Foct, Foct (+ foreground),
+        Foct (+ online)]'
+
 The features of the test images are extracted once for all models and draws.
 ``anomalib-ot compare`` tests with anomalib's engine instead.
 
@@ -23,6 +29,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -44,17 +51,30 @@ from anomalib_ot.features.extraction import FeatureMaps, extract_by_parts
 from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.models.foct.rotations import turned_views
 from anomalib_ot.offline import offline_backbone
+from anomalib_ot.settings import require
 
 from .categories import EMBEDDED, categories_in
 from .references import NearestCell, Subspace, joined, top_mean
 from .rows import appended, finished
+from .side_by_side import LAYERS
 from .versions import versions
 
 # Size of the maps and masks of pixel metrics.
 REDUCED = (112, 112)
+FOCT_SIZE = (336, 336)
 # With more images, selecting a coreset of 10 % takes minutes on two cores. PatchCore then has the 1 % of the plan.
 LARGE_CORESET = 50
-MODELS = ("Pradot", "WtFlow", "Foct", "PaDiM", "PatchCore")
+MODELS = ("Pradot", "WtFlow", "PaDiM", "PatchCore")
+# Each step of Foct adds to the one before: views and positions, the paper's transport, the detail, which makes the
+# default, and then the other parts of the paper.
+STEPS: dict[str, dict[str, Any]] = {
+    "Foct (nearest)": {"measure": "nearest", "rotations": 1, "position_weight": 0.0, "detail_weight": 0.0},
+    "Foct (+ views)": {"measure": "nearest", "detail_weight": 0.0},
+    "Foct (+ transport)": {"detail_weight": 0.0},
+    "Foct": {},
+    "Foct (+ foreground)": {"foreground": "pca"},
+    "Foct (+ online)": {"foreground": "pca", "online": True, "query_steps": 5},
+}
 # Each with the number of turned views of a training image; AnomalyDINO has eight where there are few images.
 RULES = {
     "AnomalyDINO rule": (NearestCell, 1),
@@ -88,23 +108,26 @@ def main(
         categories: Categories to run; all by default.
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         seeds: Number of draws per number of training images.
-        models: Models to run: Pradot, WtFlow, Foct, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
-            SubspaceAD rule and SubspaceAD rule (8 views).
+        models: Models to run: Pradot, WtFlow, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
+            SubspaceAD rule, SubspaceAD rule (8 views), and the steps of Foct: Foct (nearest), Foct (+ views),
+            Foct (+ transport), Foct, which adds the detail, Foct (+ foreground) and Foct (+ online).
         image_size: Height and width in pixels; those of the plan by default.
         every: Use every n-th test image only, if all would take too long.
+
+    Raises:
+        ValueError: If a model is unknown.
     """
+    known = (*MODELS, *STEPS, *RULES)
+    require({*models} <= {*known}, "models", f"among {', '.join(known)}", models)
     command = shlex.join(["python", "-m", "benchmarks.few_images", *sys.argv[1:]])
     print(f"{command}\n{versions('anomalib-ot', 'anomalib', 'torch', 'timm')}, seeds 0 to {seeds - 1}", flush=True)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     found = categories_in(root)
     plan = read_plan("real", MODELS, [EMBEDDED], backbone=offline_backbone(), shots=counts, seeds=[*range(seeds)])
-    # Foct has a number of images of its own in the plan.
-    own = {
-        name: {key: value for key, value in config.items() if key != "shots"} for name, config in plan.models.items()
-    }
     data = {name: found[name] for name in categories or found}
-    plan = replace(plan, models=own, data=data, image_size=image_size or plan.image_size)
+    with_steps = {**plan.models, **models_of_foct(STEPS)}
+    plan = replace(plan, models=with_steps, data=data, image_size=image_size or plan.image_size)
     done = finished(output, KEY)
     with appended(output, (*KEY, *METRICS)) as add:
         for category in plan.data:
@@ -116,6 +139,32 @@ def main(
     for metric in METRICS:
         print(f"\n{metric}\n{table(runs, metric)}")
     draw(runs, output.with_suffix(".png"))
+
+
+def models_of_foct(variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Models of a plan: Foct with its settings by label."""
+    return {name: {"class_path": "anomalib_ot.Foct", "init_args": settings} for name, settings in variants.items()}
+
+
+def foct_plan(
+    variants: dict[str, dict[str, Any]],
+    shots: int,
+    seeds: Iterable[int],
+    image_size: tuple[int, int] = FOCT_SIZE,
+    **category: Any,
+) -> Plan:
+    """A plan of Foct on the embedded category.
+
+    Args:
+        variants: Settings of Foct by label.
+        shots: Number of support images.
+        seeds: Seeds of the draws.
+        image_size: Height and width in pixels.
+        **category: Settings of the category.
+    """
+    data = {EMBEDDED: {"class_path": "anomalib_ot.Assembly", "init_args": category}}
+    models, backbone = models_of_foct(variants), offline_backbone()
+    return Plan(models, data, backbone, LAYERS, image_size, seeds=tuple(seeds), shots=(shots,))
 
 
 def as_row(key: Key, every: int) -> tuple[str, ...]:
@@ -137,7 +186,6 @@ def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key,
         if key.shots and (key.shots >= len(whole.train_data) or (key.model == "PaDiM" and key.shots == 1)):
             continue
         data = draw_images(plan, key)
-        seed_everything(key.seed, workers=True, verbose=False)
         if key.model in RULES:
             scorer = fitted_rule(*RULES[key.model], [item.image for item in data.train_data], features)
         else:
@@ -158,10 +206,10 @@ class Features:
 
     Args:
         plan: The plan.
-        layers: Layers of all models.
+        layers: Layers of the models that differ from those of the plan.
     """
 
-    def __init__(self, plan: Plan, layers: Iterable[str]) -> None:
+    def __init__(self, plan: Plan, layers: Iterable[str] = ()) -> None:
         backbone = str(plan.backbone)
         self.image_size, self.joined_layers = plan.image_size, plan.layers or ()
         self._extractor = create_extractor(backbone, sorted({*layers, *self.joined_layers}))
@@ -197,21 +245,30 @@ class TestImages:
         self.labels, self.masks = torch.tensor(labels), torch.stack(masks)
 
     def metrics(self, scorer: Scorer) -> dict[str, float]:
-        """Metrics of a model, in percent; image metrics only if there are no masks."""
+        """Metrics of a model, in percent; image metrics only if there are no masks.
+
+        The images are scored once, one after another in the order of the loader, because an online model learns.
+        """
         scores, maps = zip(*map(scorer, self.features), strict=True)
-        predictions = Predictions(
-            images=[str(index) for index in range(len(self.features))],
-            kinds=["anomalous" if label else "good" for label in self.labels],
-            labels=self.labels.long().numpy(),
-            scores=torch.stack(scores).numpy(),
-            maps=torch.cat([F.adaptive_avg_pool2d(each, REDUCED)[:, 0] for each in maps]).numpy(),
-            truth=self.masks.numpy(),
-        )
-        return evaluate(predictions)[0]
+        return metrics(torch.stack(scores), torch.cat(maps), self.labels, self.masks)
+
+
+def metrics(scores: Tensor, maps: Tensor, labels: Tensor, masks: Tensor) -> dict[str, float]:
+    """Metrics in percent of image scores (N,) and maps (N, 1, h, w), for labels (N,) and reduced masks (N, h', w')."""
+    predictions = Predictions(
+        images=[str(index) for index in range(len(labels))],
+        kinds=["anomalous" if label else "good" for label in labels],
+        labels=labels.long().numpy(),
+        scores=scores.numpy(),
+        maps=F.adaptive_avg_pool2d(maps, masks.shape[-2:])[:, 0].numpy(),
+        truth=masks.numpy(),
+    )
+    return evaluate(predictions)[0]
 
 
 def fitted_model(job: Job, data: AnomalibDataModule) -> nn.Module:
-    """The network of a model of the plan, fitted to training images."""
+    """The network of a model of the plan, fitted to training images with the seed of the run."""
+    seed_everything(job.key.seed, workers=True, verbose=False)
     if job.key.model == "PatchCore" and len(data.train_data) <= LARGE_CORESET:
         own = {**job.model["init_args"], "coreset_sampling_ratio": 0.1}
         job = replace(job, model={**job.model, "init_args": own})

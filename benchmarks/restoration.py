@@ -25,9 +25,13 @@ from anomalib_ot.models.pradot.views.restoration import restoration_map
 from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category
-from .few_shot import METRICS, REDUCED, metrics
+from .few_images import metrics
 from .side_by_side import models
 from .versions import versions
+
+# Size of the maps and masks of pixel metrics.
+REDUCED = (84, 84)
+METRICS = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max")
 
 
 def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, threads: int = 2) -> None:
@@ -46,7 +50,7 @@ def main(category: str = EMBEDDED, root: Path | None = None, seed: int = 0, thre
     maps, labels, masks = maps_of(fitted(data, seed), data)
     print(f"| score | {' | '.join(METRICS)} |\n| {' | '.join(['---'] * (1 + len(METRICS)))} |")
     for name, each in maps.items():
-        found = metrics(each, labels, masks)
+        found = metrics(each.amax((1, 2, 3)), each, labels, masks)
         print(f"| {name} | {' | '.join(f'{found[metric]:.1f}' if metric in found else '' for metric in METRICS)} |")
 
 

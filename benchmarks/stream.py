@@ -6,21 +6,18 @@ category. At the end, the whole test set is scored with the memory after the str
 
 import resource
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch import seed_everything
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_ot import Foct
-from anomalib_ot.offline import offline_backbone
-
-from .categories import EMBEDDED, open_category
-from .few_shot import IMAGE_SIZE, Scorer, foct, metrics, support_images, test_set
-from .side_by_side import LAYERS
+from .few_images import Features, Scorer, TestImages, draw_images, fitted_model, foct_plan, on_features
 
 Order = Literal["mixed", "repeated", "worst_first"]
+ONLINE = {"online": True, "query_steps": 5}
 
 
 def main(
@@ -46,47 +43,55 @@ def main(
         threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
-    backbone = offline_backbone()
-    data = open_category(EMBEDDED)
-    features, labels, masks = test_set(data, backbone, 1, IMAGE_SIZE)
-    images = support_images(data, shots, seed, backbone, IMAGE_SIZE)
-    scorers: dict[bool, tuple[Foct, Scorer]] = {}
-    for online in (True, False):
-        seed_everything(seed, verbose=False)
-        model = Foct(backbone, LAYERS, online=online, query_steps=5 if online else 0)
-        scorers[online] = (model, foct(model, images))
-    before = torch.stack([scorers[False][1](each[None].float()) for each in features])
-    stream = draw(labels, before.flatten(1).amax(1), queries, share, order, seed)
+    plan = foct_plan({"online": ONLINE, "offline": {}}, shots, [seed])
+    jobs = {job.key.model: job for job in plan.jobs()}
+    data = draw_images(plan, jobs["online"].key)
+    test = TestImages(data, Features(plan), every=1)
+    networks = {name: fitted_model(job, data) for name, job in jobs.items()}
+    scorers = {name: on_features(network, plan.image_size) for name, network in networks.items()}
+    before, scores = detection(scorers["offline"], test)
+    stream = draw(test.labels, scores, queries, share, order, seed)
     for first in range(0, queries, block):
         part = stream[first : first + block]
+        found = {name: timed(scorer, test, part) for name, scorer in scorers.items()}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"queries {first} to {first + len(part)}: {block_line(part, scorers, features, labels, masks)}", flush=True
+            f"queries {first} to {first + len(part)}: image AUROC {found['online'][0]:.1f} online, "
+            f"{found['offline'][0]:.1f} offline; {1000 * found['online'][1]:.0f} ms per query online; "
+            f"{len(networks['online'].episodic.features)} episodic features; peak {peak:.2f} GiB",
+            flush=True,
         )
-    online, score = scorers[True]
-    with online.frozen():
-        after = torch.stack([score(each[None].float()) for each in features])
-    ours, frozen = (metrics(maps, labels, masks)["image_AUROC"] for maps in (after, before))
+    with networks["online"].frozen():
+        after, _ = detection(scorers["online"], test)
     print(
-        f"{share:.0%} anomalous, {order}: image AUROC of the test set {ours:.1f} after, {frozen:.1f} before the stream"
+        f"{share:.0%} anomalous, {order}: image AUROC of the test set {after:.1f} after, {before:.1f} before the stream"
     )
 
 
-def block_line(
-    part: list[int], scorers: dict[bool, tuple[Foct, Scorer]], features: list[Tensor], labels: Tensor, masks: Tensor
-) -> str:
-    """Image AUROC, time and memory of a block of queries, given by the indices of their images."""
-    found = {}
-    for online, (_, score) in scorers.items():
-        start = time.perf_counter()
-        maps = torch.stack([score(features[index][None].float()) for index in part])
-        # Without both labels in a block, there is no AUROC.
-        auroc = metrics(maps, labels[part], masks[part]).get("image_AUROC", float("nan"))
-        found[online] = (auroc, 1000 * (time.perf_counter() - start) / len(part))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return (
-        f"image AUROC {found[True][0]:.1f} online, {found[False][0]:.1f} offline; {found[True][1]:.0f} ms per query "
-        f"online; {len(scorers[True][0].model.episodic.features)} episodic features; peak {peak:.2f} GiB"
-    )
+def detection(scorer: Scorer, test: TestImages, indices: Sequence[int] | None = None) -> tuple[float, Tensor]:
+    """Image AUROC in percent and scores (N,) of queries.
+
+    Args:
+        scorer: The model.
+        test: The test images.
+        indices: Indices of the images to query, in order; each test image once by default.
+
+    Returns:
+        The AUROC, NaN if all images are good or all are anomalous, and the scores.
+    """
+    chosen = range(len(test.features)) if indices is None else indices
+    scores = torch.stack([scorer(test.features[index])[0] for index in chosen])
+    labels = test.labels[[*chosen]]
+    if labels.all() or not labels.any():
+        return float("nan"), scores
+    return 100 * float(binary_auroc(scores, labels.long())), scores
+
+
+def timed(scorer: Scorer, test: TestImages, indices: Sequence[int] | None = None) -> tuple[float, float]:
+    """Image AUROC of queries as in :func:`detection`, and the mean seconds per query."""
+    start = time.perf_counter()
+    auroc, scores = detection(scorer, test, indices)
+    return auroc, (time.perf_counter() - start) / len(scores)
 
 
 def draw(labels: Tensor, scores: Tensor, queries: int, share: float, order: Order, seed: int) -> list[int]:

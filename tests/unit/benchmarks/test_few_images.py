@@ -11,7 +11,20 @@ from anomalib_ot.comparison import Key, Plan
 from anomalib_ot.host.class_paths import create
 from benchmarks import few_images
 from benchmarks.categories import EMBEDDED, categories_in
-from benchmarks.few_images import METRICS, Features, draw, draw_images, fitted_model, measured, on_features, table
+from benchmarks.few_images import (
+    METRICS,
+    STEPS,
+    Features,
+    TestImages,
+    draw,
+    draw_images,
+    fitted_model,
+    foct_plan,
+    main,
+    measured,
+    on_features,
+    table,
+)
 
 SIZE = (64, 64)
 MODELS = {
@@ -59,6 +72,44 @@ def test_runs_are_measured_on_all_images_and_on_draws_that_are_smaller(plan):
     assert list(found) == [key for key in keys if key.shots != 6]
     assert all({*METRICS} <= values.keys() for values in found.values())
     assert list(measured(plan, [], every=1)) == []
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("steps"))
+    return foct_plan(STEPS, 1, [0], SIZE, root=root, n_train=3, n_validation=1, n_test=2)
+
+
+def test_steps_of_foct_differ(steps):
+    found = dict(measured(steps, [job.key for job in steps.jobs()], every=1))
+    assert [key.model for key in found] == [*STEPS]
+    assert len({tuple(values[name] for name in METRICS) for values in found.values()}) == len(STEPS)
+
+
+def test_online_model_scores_each_test_image_once_in_the_order_of_the_loader(steps):
+    (job,) = [job for job in steps.jobs() if job.key.model == "Foct (+ online)"]
+    data = draw_images(steps, job.key)
+    twin, network = fitted_model(job, data), fitted_model(job, data)
+    transform = job.create_model().pre_processor.transform
+    with torch.inference_mode():
+        expected = torch.cat([twin(transform(item.image)[None]).pred_score for item in data.test_data])
+    scorer, scores = on_features(network, SIZE), []
+
+    def recorded(features):
+        score, anomaly_map = scorer(features)
+        scores.append(score)
+        return score, anomaly_map
+
+    TestImages(data, Features(steps), every=1).metrics(recorded)
+    assert len(network.earlier) == len(data.test_data)
+    assert len(network.episodic.features)
+    assert torch.allclose(torch.stack(scores), expected, rtol=1e-3)
+
+
+def test_unknown_model_is_refused_before_any_run(tmp_path):
+    with pytest.raises(ValueError, match=r"models must be among Pradot, .*, not .*Foct, nearest"):
+        main(output=tmp_path / "runs.csv", models=["Foct, nearest"])
+    assert not [*tmp_path.iterdir()]
 
 
 def test_rule_of_a_training_image_finds_nothing(plan):
