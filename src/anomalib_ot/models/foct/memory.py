@@ -69,15 +69,6 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
         """Whether there is a support set."""
         return self.features.numel() > 0
 
-    def fit(self, features: Iterable[Tensor], is_foreground: Tensor) -> None:
-        """Keep coresets of the same size in each view, see :func:`fit_memories`.
-
-        Args:
-            features: Features (R, M, C) of the views of each support image.
-            is_foreground: (K, R, M).
-        """
-        fit_memories([self], ([views] for views in features), is_foreground)
-
     def coresets(self, views: Tensor, masks: Tensor, share: float) -> "Coresets":
         """Coresets of the views of a support image.
 

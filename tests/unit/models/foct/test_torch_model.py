@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from anomalib_ot.models.foct import FoctModel, FoctSettings, torch_model
 from anomalib_ot.models.foct.foreground import PrincipalComponent
-from anomalib_ot.models.foct.memory import EpisodicMemory, SemanticMemory
+from anomalib_ot.models.foct.memory import EpisodicMemory, SemanticMemory, fit_memories
 from anomalib_ot.transport import conditional_plan
 
 
@@ -263,10 +263,14 @@ def test_memory_does_not_walk_away_from_the_support_set(model):
     assert len(ours.episodic.features) == 1
 
 
+def fill(memory, features, is_foreground):
+    fit_memories([memory], [[views] for views in features], is_foreground)
+
+
 def test_threshold_is_the_mean_distance_within_the_support_set():
     memory = SemanticMemory(0.5, 0.5)
     features = torch.rand(2, 3, 20, 4, generator=torch.Generator().manual_seed(0))
-    memory.fit(features, torch.ones(2, 3, 20, dtype=torch.bool))
+    fill(memory, features, torch.ones(2, 3, 20, dtype=torch.bool))
     reach = torch.cdist(features, memory.features).amin(-1).mean()
     torch.testing.assert_close(memory.threshold, reach, atol=1e-4, rtol=1e-4)
 
@@ -275,7 +279,7 @@ def test_memory_keeps_shares_of_foreground_and_background():
     memory = SemanticMemory(0.5, 0.25)
     mask = torch.zeros(1, 2, 40, dtype=torch.bool)
     mask[..., :8] = True
-    memory.fit(torch.rand(1, 2, 40, 3), mask)
+    fill(memory, torch.rand(1, 2, 40, 3), mask)
     assert memory.features.shape == (1, 2, 4 + 8, 3)
     assert memory.is_foreground.sum(-1).tolist() == [[4, 4]]
 
@@ -284,13 +288,13 @@ def test_view_without_foreground_is_filled_from_its_background():
     memory = SemanticMemory(0.5, 0.25)
     mask = torch.zeros(1, 2, 40, dtype=torch.bool)
     mask[:, 0, :16] = True
-    memory.fit(torch.rand(1, 2, 40, 3), mask)
+    fill(memory, torch.rand(1, 2, 40, 3), mask)
     assert memory.is_foreground.sum(-1).tolist() == [[4, 0]]
 
 
 def test_masks_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
-        SemanticMemory(0.1, 0.1).fit(torch.rand(1, 2, 40, 3), torch.ones(1, 2, 39, dtype=torch.bool))
+        fill(SemanticMemory(0.1, 0.1), torch.rand(1, 2, 40, 3), torch.ones(1, 2, 39, dtype=torch.bool))
 
 
 def test_episodic_memory_stays_within_its_capacity():
