@@ -162,7 +162,7 @@ class GoodAndBad:
     def __init__(self, plan: Plan, category: str, by_group: str | None = None, contaminated: float = 0.0) -> None:
         self.category, self._contaminated = category, contaminated
         self.how = "random" if by_group is None else f"by {by_group}"
-        self.how += f", {contaminated:.0%} anomalous" if contaminated else ""
+        self.how += f", {100 * contaminated:g} % anomalous" if contaminated else ""
         self.data = draw_images(plan, Key(category, "", None, 0))
         # Only after this set-up does anomalib keep the images of training_data when a fit begins.
         self.data.setup(TrainerFn.FITTING)
@@ -200,11 +200,24 @@ class GoodAndBad:
                 continue
             training = pool[:count]
             if self._contaminated:
-                bad = max(1, round(self._contaminated * len(training)))
-                training = random.permutation(training[bad:] + anomalous[:bad]).tolist()
+                training = random.permutation(self._with_anomalous(training, anomalous, own)).tolist()
+                known |= {self._groups[index] for index in training}
             left = {*anomalous} - {*training}
             others = sorted(index for index in left if self._groups[index] not in known)
             yield Split(str(count or ALL), seed, training, tested, others)
+
+    def _with_anomalous(self, training: list[int], anomalous: list[int], tested: set[str]) -> list[int]:
+        """Training images of which a share is replaced by anomalous ones of groups that are not tested.
+
+        Raises:
+            ValueError: If there are too few of them.
+        """
+        count = max(1, round(self._contaminated * len(training)))
+        mixed_in = [index for index in anomalous if self._groups[index] not in tested][:count]
+        if len(mixed_in) < count:
+            msg = f"{self.category} has {len(mixed_in)} anomalous images outside the tested groups, expected {count}"
+            raise ValueError(msg)
+        return training[count:] + mixed_in
 
     def _tested_groups(self, order: list[int]) -> set[str]:
         """Groups of good images in an order, until their share is reached; at least one group is left."""

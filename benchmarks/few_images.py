@@ -83,7 +83,7 @@ RULES = {
     "SubspaceAD rule (8 views)": (Subspace, 8),
 }
 METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
-KEY = ("category", "model", "images", "seed", "every")
+KEY = ("category", "model", "images", "seed", "every", "size")
 ALL = "all"
 
 # From the features of an image to its score and its map (1, 1, h, w).
@@ -104,7 +104,8 @@ def main(
 
     Args:
         root: Folder of the categories.
-        output: CSV file of the runs, continued if it exists. The plot has the same name with the suffix ``.png``.
+        output: CSV file of the runs, continued if it exists; give each image size and each step between the test images
+            its own, as the table is of all runs in it. The plot has the same name with the suffix ``.png``.
         categories: Categories to run; all by default.
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         seeds: Number of draws per number of training images.
@@ -132,8 +133,9 @@ def main(
     with appended(output, (*KEY, *METRICS)) as add:
         for category in plan.data:
             keys = [Key(category, *rest) for rest in product(models, plan.shots, plan.seeds)]
-            for key, values in measured(plan, [key for key in keys if as_row(key, every) not in done], every):
-                row = dict(zip(KEY, as_row(key, every), strict=True))
+            rows = {key: as_row(key, every, plan.image_size) for key in keys}
+            for key, values in measured(plan, [key for key in keys if rows[key] not in done], every):
+                row = dict(zip(KEY, rows[key], strict=True))
                 add(row | {name: f"{values[name]:.2f}" for name in METRICS if name in values})
     runs = pd.read_csv(output, dtype=dict.fromkeys(KEY, str) | dict.fromkeys(METRICS, float))
     for metric in METRICS:
@@ -167,9 +169,10 @@ def foct_plan(
     return Plan(models, data, backbone, LAYERS, image_size, seeds=tuple(seeds), shots=(shots,))
 
 
-def as_row(key: Key, every: int) -> tuple[str, ...]:
+def as_row(key: Key, every: int, size: tuple[int, int]) -> tuple[str, ...]:
     """The values of ``KEY`` in the output."""
-    return key.category, key.model, str(key.shots or ALL), str(key.seed), str(every)
+    height, width = size
+    return key.category, key.model, str(key.shots or ALL), str(key.seed), str(every), f"{height}x{width}"
 
 
 def measured(plan: Plan, keys: Sequence[Key], every: int) -> Iterator[tuple[Key, dict[str, float]]]:

@@ -9,10 +9,18 @@ import pandas as pd
 
 
 def finished(output: Path, key: Sequence[str]) -> set[tuple[str, ...]]:
-    """Values of the key columns of the rows that a file has; empty if it does not exist."""
+    """Values of the key columns of the rows that a file has; empty if it does not exist.
+
+    Raises:
+        ValueError: If it lacks a column, as the file of an earlier version may.
+    """
     if not output.exists():
         return set()
-    return {*pd.read_csv(output, dtype=str)[[*key]].itertuples(index=False, name=None)}
+    rows = pd.read_csv(output, dtype=str)
+    if missing := [name for name in key if name not in rows]:
+        msg = f"{output} lacks the columns {', '.join(missing)}, so it cannot be continued; choose another output"
+        raise ValueError(msg)
+    return {*rows[[*key]].itertuples(index=False, name=None)}
 
 
 @contextmanager

@@ -201,8 +201,8 @@ class ConformalPostProcessor(PostProcessor):
     ) -> None:
         """Collect the raw scores of good images, and the maxima of their maps.
 
-        The metrics of a validation come next. They get the scores in (0, 1), in the same order: torchmetrics applies a
-        sigmoid to other scores, in which those above 17 tie.
+        The metrics of a validation come next. They get the scores s as s / (1 + |s|), in the same order: torchmetrics
+        applies a sigmoid to scores outside [0, 1], in which those above 17 tie.
         """
         from anomalib_ot.host.calibration import score_rows  # noqa: PLC0415 - see above
 
@@ -220,9 +220,9 @@ class ConformalPostProcessor(PostProcessor):
         rows = zip(paths, score_rows(scores, maps), labels, strict=True)
         self._scored += [(str(path), *row) for path, row, label in rows if not label]
         if outputs.pred_score is not None:
-            outputs.pred_score = _compressed(_nan_as_infinite(outputs.pred_score))
+            outputs.pred_score = _below_one(outputs.pred_score)
         if maps is not None:
-            outputs.anomaly_map = _compressed(_nan_as_infinite(maps))
+            outputs.anomaly_map = _below_one(maps)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the thresholds."""
@@ -362,10 +362,20 @@ def _nan_as_infinite(raw: Tensor) -> Tensor:
 
 
 def _compressed(units: Tensor) -> Tensor:
-    # Infinity divided by infinity would be NaN.
-    furthest = torch.finfo(units.dtype).max / 2
-    shown: Tensor = compressed(units.clamp(-furthest, furthest))
+    shown: Tensor = compressed(_finite(units))
     return shown
+
+
+def _below_one(raw: Tensor) -> Tensor:
+    """Scores between -1 and 1 in the same order, which keep the digits of small ones."""
+    finite = _finite(_nan_as_infinite(raw))
+    return finite / (1 + finite.abs())
+
+
+def _finite(values: Tensor) -> Tensor:
+    # Infinity divided by infinity would be NaN.
+    furthest = torch.finfo(values.dtype).max / 2
+    return values.clamp(-furthest, furthest)
 
 
 def _refuse_sensitivity(name: str, value: float) -> None:

@@ -40,12 +40,13 @@ def overlay(pixels: NDArray[np.float32], prediction: Prediction) -> Image.Image:
 
 
 def _in_unit_range(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     # A pixel that is NaN counts as an infinite one.
-    values = np.nan_to_num(values, nan=1.0)
-    low, high = values.min(), values.max()
+    values = np.nan_to_num(values, nan=np.inf)
     if low >= 0 and high <= 1:
-        return values
-    return (values - low) / ((high - low) or 1)
+        return values.clip(0, 1)
+    return (values.clip(low, high) - low) / ((high - low) or 1)
 
 
 def _enlarged(values: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:

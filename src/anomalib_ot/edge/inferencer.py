@@ -32,7 +32,8 @@ class Prediction:
         is_anomalous: The verdict; None if the model has neither thresholds nor a calibration.
         raw_score: Score before normalisation; None without calibration.
         p_value: Share of good images that score as high, see :func:`~anomalib_ot.decide.conformal.p_values`; None
-            without calibration. An image is anomalous at a rate if its p-value is at most that rate.
+            without calibration. An image is anomalous at a rate that the good images support if its p-value is at most
+            that rate.
         anomaly_map: Map (h, w) as the model shows it, float32; None if the model has no maps.
         mask: Anomalous pixels (h, w); None if the model has no maps or no thresholds.
         blank: What is wrong with an image without content, such as ``of one colour``; otherwise empty.
@@ -130,7 +131,7 @@ class EdgeInferencer:
         limit = self.decision.threshold(rate)
         if rate is not None or label is None:
             is_anomalous = bool(self.decision.is_anomalous(raw, rate))
-            mask = None if anomaly_map is None else self._mask(raw, anomaly_map, rate)
+            mask = self._mask(raw, anomaly_map, rate)
         shown_limit = limit if scale is None else float(scale.shown(limit))
         p_value = float(self.decision.p_values(raw))
         return Prediction(float(score), shown_limit, is_anomalous, float(raw), p_value, anomaly_map, mask, blank)
@@ -158,8 +159,13 @@ class EdgeInferencer:
             found[name] = found[name].reshape(found[name].shape[-2:])
         return found
 
-    def _mask(self, raw: NDArray[np.float64], shown: NDArray[np.float32], rate: float | None) -> NDArray[np.bool_]:
+    def _mask(
+        self, raw: NDArray[np.float64], shown: NDArray[np.float32] | None, rate: float | None
+    ) -> NDArray[np.bool_] | None:
+        """Mask (h, w) at a rate; None without a map or its calibration."""
         assert self.decision is not None  # noqa: S101 - the caller has one
+        if shown is None or self.decision.pixel is None:
+            return None
         maps = self.decision.raw_maps(shown[None])
         return self.decision.masks(raw.reshape(1), maps, rate)[0]
 
@@ -194,7 +200,7 @@ def _compiled(path: Path, device: str, config: Mapping[str, Any]) -> "openvino.C
     try:
         import openvino  # noqa: PLC0415 - optional
     except ModuleNotFoundError as error:
-        msg = 'this prediction needs OpenVINO, which is not installed; run: pip install "anomalib-ot[edge]"'
+        msg = "this prediction needs OpenVINO, which is not installed; run: pip install openvino"
         raise ModuleNotFoundError(msg) from error
     try:
         return openvino.Core().compile_model(path, device, dict(config))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from anomalib_ot.images.reading import (
     ValueRange,
+    bits_of,
     check_value_range,
     deep_grey_values,
     naming_unreadable,
@@ -29,8 +30,9 @@ def pixels_of(image: ImageInput, value_range: ValueRange | None = None) -> NDArr
     are converted, and the EXIF orientation rotates some TIFF files and no others.
 
     Args:
-        image: Path of a file; a Pillow image; or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of grey values, RGB
-            or RGB with transparency, of bytes, of 16-bit integers, or of floating-point numbers in [0, 1].
+        image: Path of a file; a Pillow image, which holds 8 bits of each colour only; or an array (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4) of grey values, RGB or RGB with transparency, of bytes, of 16-bit
+            integers, or of floating-point numbers in [0, 1].
         value_range: Values that map to black and white; values outside are clipped. The default is the range of the
             data type. Images with up to 8 bits per channel have their own range.
 
@@ -46,11 +48,11 @@ def pixels_of(image: ImageInput, value_range: ValueRange | None = None) -> NDArr
     if isinstance(image, str | Path):
         return read_values(image, value_range)
     if isinstance(image, Image.Image):
-        found = deep_grey_values(image)
-        if found is not None:
-            return _colours(scaled_values(*found, value_range, "the image"))
         with naming_unreadable("the image"):
-            return scaled_bytes(np.asarray(image.convert("RGB")))
+            found = deep_grey_values(image, bits_of(image))
+            if found is None:
+                return scaled_bytes(np.asarray(image.convert("RGB")))
+        return _colours(scaled_values(*found, value_range, "the image"))
     return _pixels_of_array(np.asarray(image), value_range)
 
 

@@ -72,7 +72,7 @@ def predict(
         first = next(iter(unreadable.values()))
         msg = f"none of the {len(unreadable)} images of {data} can be predicted; the first error: {first}"
         raise ValueError(msg)
-    return f"{output / TABLE}: {_summary(results)}"
+    return f"{output / TABLE}: {_summary(results, len(unreadable))}"
 
 
 def _require_arguments(
@@ -114,13 +114,13 @@ def _predict_each(
     for path in paths:
         try:
             pixels = pixels_of(path, value_range)
-            prediction = inferencer.predict(pixels, false_alarm_rate)
         except (FileNotFoundError, ValueError) as error:
             unreadable[path] = str(error)
             results.add_unreadable(path, str(error))
             logger.warning("unreadable %s: %s", path, error)
             continue
         unreadable.pop(path, None)
+        prediction = inferencer.predict(pixels, false_alarm_rate)
         results.add(path, path.relative_to(data) if data.is_dir() else Path(path.name), pixels, prediction)
         logger.info("%s", _line(path, prediction))
 
@@ -131,10 +131,9 @@ def _line(path: Path, prediction: Prediction) -> str:
     return f"{prediction.label or 'scored':9} {path}: score {prediction.score:.4f}{p_value}{remark}"
 
 
-def _summary(results: Results) -> str:
+def _summary(results: Results, unreadable: int) -> str:
     labels = results.labels
-    unreadable = labels.get("unreadable", 0)
-    count = sum(labels.values()) - unreadable
+    count = sum(labels.values()) - labels.get("unreadable", 0)
     skipped = f", {unreadable} could not be read" if unreadable else ""
     if "" in labels:
         return f"scores of {count} images without a verdict, as the model has no threshold{skipped}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anomalib_ot.decide.conformal import rank_p_values
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.drawing.pictures import Extent, Picture
-from anomalib_ot.host.calibration import HELD_OUT, clause
+from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
 from anomalib_ot.host.scale import Scale, scale_of
 
 _ITSELF = "this image is the only held-out normal image"
@@ -39,10 +39,12 @@ class NormalScores:
 
     @classmethod
     def of_calibration(cls, model: AnomalibModule) -> "NormalScores | None":
-        """The calibration scores of a model's post-processor; None if it has none."""
+        """The calibration scores of a model's post-processor, unless it was trained on them; None if it has none."""
         processor = model.post_processor
         if not (isinstance(processor, ConformalPostProcessor) and processor.is_calibrated("image")):
             return None
+        if processor.calibration_source == TRAINED:
+            return cls(why_none="the model was trained on the good images that set the threshold")
         scores = {str(number): score for number, score in enumerate(processor.image_calibration.tolist())}
         return cls(scores, is_calibration=True, clause=clause(processor.calibration_source))
 

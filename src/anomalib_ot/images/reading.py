@@ -102,7 +102,7 @@ def deep_values(path: Path | str) -> tuple[NDArray[Any], ValueRange | None] | No
     with naming_unreadable(path), Image.open(path) as image:
         tags = image.tag_v2 if image.format == "TIFF" else {}
         # Decoding may rotate the image and remove tags, so read the tag before.
-        bits = max(tags.get(_BITS_PER_SAMPLE, (16,)))
+        bits = bits_of(image)
         if grey := deep_grey_values(image, bits):
             return grey
         # Pillow reduces colours to 8 bits when it decodes them. For PNG, only the decoder's mode shows the depth.
@@ -113,6 +113,12 @@ def deep_values(path: Path | str) -> tuple[NDArray[Any], ValueRange | None] | No
         # Pillow raises an error for a truncated file; OpenCV does not.
         image.load()
     return _colours(path, planes_apart), _SIXTEEN_BITS
+
+
+def bits_of(image: Image.Image) -> int:
+    """Bits of a sample in the file of a Pillow image, as far as it says so; 16 otherwise."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(max(tags.get(_BITS_PER_SAMPLE, (16,))))
 
 
 def deep_grey_values(image: Image.Image, bits: int = 16) -> tuple[NDArray[Any], ValueRange | None] | None:

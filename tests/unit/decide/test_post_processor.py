@@ -87,6 +87,10 @@ def test_metrics_of_a_validation_tell_high_scores_apart():
     validated(ConformalPostProcessor(), own)
     assert binary_auroc(own.pred_score, torch.tensor(labels)) == 0.75
     assert own.anomaly_map[:, 0, 0].equal(own.pred_score)
+    # Small scores keep their digits.
+    tiny = batch(torch.tensor([1e-8, 2e-8]), [False, True])
+    validated(ConformalPostProcessor(), tiny)
+    assert tiny.pred_score[0] < tiny.pred_score[1]
 
 
 def test_an_image_that_a_sampler_repeats_counts_once():

@@ -114,7 +114,19 @@ def test_an_overlay_shows_heat_where_the_map_is_high_and_a_contour_around_the_ma
 @pytest.mark.parametrize("values", [np.array([[-3.0, 7.0]]), np.array([[0.2, np.nan]]), np.array([[2.0, 2.0]])])
 def test_an_overlay_of_a_map_without_a_scale_is_stretched(values):
     prediction = Prediction(1.0, None, None, None, None, values.astype(np.float32), None)
-    assert overlay(np.zeros((8, 8, 3), np.float32), prediction).size == (8, 8)
+    drawn = np.asarray(overlay(np.zeros((8, 8, 3), np.float32), prediction), float)
+    assert drawn.shape == (8, 8, 3)
+    if values[0, 0] != values[0, 1]:
+        hottest = int(np.argmax(values))
+        assert drawn[0, 7 * hottest].sum() > drawn[0, 7 * (1 - hottest)].sum()
+
+
+def test_a_pixel_that_is_nan_is_drawn_as_the_highest():
+    values = np.linspace(100, 200, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0] = np.nan
+    drawn = np.asarray(overlay(np.zeros((8, 8, 3), np.float32), Prediction(1.0, None, None, None, None, values, None)))
+    assert (drawn[0, 0] == drawn[7, 7]).all()
+    assert (drawn[0, 0] != drawn[0, 1]).any()
 
 
 def test_overlays_of_images_of_the_same_name_do_not_replace_each_other():

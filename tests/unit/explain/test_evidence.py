@@ -278,3 +278,11 @@ def test_scores_that_are_not_normalised_are_told_once(fitted, pictures):
     model = fitted("WtFlow")
     evidence = evidence_of(model, *pictures(model))
     assert evidence.score_in_words() == f"{evidence.raw_score:.4g}"
+
+
+def test_there_is_no_p_value_among_images_that_the_model_was_trained_on(fitted, pictures):
+    model = fitted("WtFlow", post_processor=ConformalPostProcessor())
+    model.post_processor.calibrate(CalibrationScores((1.0, 2.0), (1.0, 2.0), "trained"))
+    evidence = evidence_of(model, *pictures(model))
+    assert evidence.p_value is None
+    assert evidence.why_no_p_value == "the model was trained on the good images that set the threshold"

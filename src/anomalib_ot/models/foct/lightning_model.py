@@ -85,7 +85,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         position_weight: Weight of positions in the cost, for features of unit variance and an image of unit size; 0
             ignores positions (paper).
         detail_weight: Weight of the detail in the score of a cell: the cosine distance of its features, without
-            averaging, from the nearest in any view of the support images; 0 for none (paper).
+            averaging, from the nearest in the coresets of all views; 0 for none (paper).
         foreground_ratio: α, the share of the support set's foreground features that the memory keeps, in (0, 1].
         background_ratio: β, the share of its background features that the memory keeps, in (0, 1].
         capacity: L, the number of features at which the episodic memory is compressed.

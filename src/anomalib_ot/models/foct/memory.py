@@ -107,7 +107,8 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
             (B, M), in [0, 2].
         """
         others = [each for index, each in enumerate(self.features) if index != without]
-        return 1 - torch.stack([(query @ each.flatten(0, 1).T).amax(-1) for each in others]).amax(0)
+        similarities = torch.stack([(query @ each.flatten(0, 1).T).amax(-1) for each in others]).amax(0)
+        return (1 - similarities).clamp(0, 2)
 
     def register_to(self, query: Tensor, without: int | None = None) -> Memory:
         """Select the nearest view of each support image.

@@ -219,7 +219,11 @@ class FoctModel(FoctState):
         """Weighted distances (B, M) of details from those of the support images, or of all but one; 0 if unused."""
         if self.detail is None:
             return 0.0
-        return self.settings.detail_weight * self.detail.cosine_distances(unaveraged(layers), without)
+        details = unaveraged(layers)
+        # A graph has a batch of any size. Otherwise, the similarities of one image are in memory at a time.
+        queries = [details] if is_exporting() or is_traced() else details.split(1)
+        distances = torch.cat([self.detail.cosine_distances(each, without) for each in queries])
+        return self.settings.detail_weight * distances
 
     def _anomaly_map(self, scores: Tensor, features: Tensor, images: Tensor) -> Tensor:
         """Anomaly maps (B, 1, h, w) of images for the scores (B, M) of the cells of their features (B, D, H, W)."""
