@@ -100,7 +100,8 @@ def fit_flow(rank, folder, processes, callbacks=(), training_steps=8, images=IMA
         visualizer=False,
     )
     engine = Engine(
-        default_root_dir=folder,
+        # Engines of one folder that start at once sometimes choose the same run, which anomalib refuses.
+        default_root_dir=folder / f"rank_{rank}",
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",

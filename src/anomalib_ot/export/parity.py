@@ -207,8 +207,8 @@ def run_exported_module(module: AnomalibModule) -> Runner:
     def run(images: Tensor) -> InferenceBatch:
         images = images.to(module.device)
         raw = module.model(module.pre_processor(images) if module.pre_processor else images)
-        scores = scale.apply(Scores.of(raw))
-        return _decided(module, raw)._replace(anomaly_map=scores.maps, pred_score=scores.scores)
+        scores, decided = scale.apply(Scores.of(raw)), _decided(module, raw)
+        return InferenceBatch(scores.scores, decided.pred_label, scores.maps, decided.pred_mask)
 
     return run
 
