@@ -201,7 +201,7 @@ class ConformalPostProcessor(PostProcessor):
     ) -> None:
         """Collect the raw scores of good images, and the maxima of their maps.
 
-        The metrics of a validation come next. They get the scores s as s / (1 + |s|), in the same order: torchmetrics
+        The metrics of a validation come next. They get ``s / (1 + |s|)`` for scores s, in the same order: torchmetrics
         applies a sigmoid to scores outside [0, 1], in which those above 17 tie.
         """
         from anomalib_ot.host.calibration import score_rows  # noqa: PLC0415 - see above
