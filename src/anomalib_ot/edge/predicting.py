@@ -72,7 +72,7 @@ def predict(
         first = next(iter(unreadable.values()))
         msg = f"none of the {len(unreadable)} images of {data} can be predicted; the first error: {first}"
         raise ValueError(msg)
-    return f"{output / TABLE}: {_summary(results, len(unreadable))}"
+    return f"{(output / TABLE).resolve()}: {_summary(results, len(unreadable))}"
 
 
 def _require_arguments(
