@@ -271,7 +271,8 @@ def test_the_code_and_the_command_of_the_guide_work_as_typed(exported, images, t
     guide = (Path(__file__).parents[3] / "docs/guides/deployment.md").read_text(encoding="utf-8")
     section = re.search(r"^## On an edge device$(.*?)^## ", guide, re.DOTALL | re.MULTILINE)[1]
     typed, code = re.findall(r"^```(?:shell|python)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[:2]
-    (tmp_path / "MODEL_FOLDER").symlink_to(exported)
+    (tmp_path / "results" / "weights").mkdir(parents=True)
+    (tmp_path / "results" / "weights" / "openvino").symlink_to(exported)
     (tmp_path / "IMAGES").symlink_to(images / "bad")
     shutil.copy(images / "bad" / "0.png", tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
