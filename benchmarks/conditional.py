@@ -15,8 +15,8 @@ from torch import Tensor
 
 from anomalib_ot.transport import Navigator
 
-from .few_images import Features, TestImages, draw_images, fitted_model, foct_plan, on_features
-from .stream import ONLINE, timed
+from .few_images import ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan, on_features
+from .stream import timed
 
 _PAPER = {"navigator_start": "random", "support_steps": 0, "query_steps": 100, "learning_rate": 1e-4}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -194,14 +194,13 @@ class GoodAndBad:
         own = self._tested_groups(order)
         tested = [index for index in order if self._groups[index] in own]
         pool = [index for index in order if self._groups[index] not in own]
-        known = {self._groups[index] for index in pool}
         for count in counts:
             if count is not None and count >= len(pool):
                 continue
             training = pool[:count]
             if self._contaminated:
                 training = random.permutation(self._with_anomalous(training, anomalous, own)).tolist()
-                known |= {self._groups[index] for index in training}
+            known = {self._groups[index] for index in (*pool, *training)}
             left = {*anomalous} - {*training}
             others = sorted(index for index in left if self._groups[index] not in known)
             yield Split(str(count or ALL), seed, training, tested, others)

@@ -65,6 +65,7 @@ FOCT_SIZE = (336, 336)
 # With more images, selecting a coreset of 10 % takes minutes on two cores. PatchCore then has the 1 % of the plan.
 LARGE_CORESET = 50
 MODELS = ("Pradot", "WtFlow", "PaDiM", "PatchCore")
+ONLINE = {"online": True, "query_steps": 5}
 # Each step of Foct adds to the one before: views and positions, the paper's transport, the detail, which makes the
 # default, and then the other parts of the paper.
 STEPS: dict[str, dict[str, Any]] = {
@@ -73,7 +74,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "Foct (+ transport)": {"detail_weight": 0.0},
     "Foct": {},
     "Foct (+ foreground)": {"foreground": "pca"},
-    "Foct (+ online)": {"foreground": "pca", "online": True, "query_steps": 5},
+    "Foct (+ online)": {"foreground": "pca", **ONLINE},
 }
 # Each with the number of turned views of a training image; AnomalyDINO has eight where there are few images.
 RULES = {

@@ -12,8 +12,8 @@ from typing import get_args
 import torch
 from jsonargparse import auto_cli
 
-from .few_images import FOCT_SIZE, Features, TestImages, draw_images, fitted_model, foct_plan, on_features
-from .stream import ONLINE, Order, detection, draw
+from .few_images import FOCT_SIZE, ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan, on_features
+from .stream import Order, detection, draw
 from .versions import versions
 
 

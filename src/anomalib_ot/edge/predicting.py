@@ -7,13 +7,13 @@ from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate, why_unsupported
-from anomalib_ot.images.folder import require_images, stream_of
+from anomalib_ot.images.folder import require_stream, stream_of
 from anomalib_ot.images.reading import ValueRange, check_value_range
-from anomalib_ot.settings import require
+from anomalib_ot.prediction_table import TABLE
 
 from .inferencer import EdgeInferencer, Prediction
 from .inputs import pixels_of
-from .results import TABLE, Overlays, Results
+from .results import Overlays, Results
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,9 @@ def _require_arguments(
 ) -> None:
     if false_alarm_rate is not None:
         require_rate("false_alarm_rate", false_alarm_rate)
-    require(watch is None or watch > 0, "watch", "a positive number of seconds, or left out", watch)
     check_value_range(value_range)
     if watch is not None or not data.is_file():
-        require_images(data, may_be_empty=watch is not None)
+        require_stream(data, watch)
     if data.is_dir() and output.resolve().is_relative_to(data.resolve()):
         msg = f"the output {output} is in the folder of the images, {data}, and its overlays are images; choose another"
         raise ValueError(msg)

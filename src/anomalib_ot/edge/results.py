@@ -13,18 +13,15 @@ from numpy.typing import NDArray
 
 from anomalib_ot.files import claim, require_ours
 from anomalib_ot.images.folder import IMAGE_SUFFIXES
+from anomalib_ot.prediction_table import COLUMNS, TABLE
 
 from .drawing import overlay
 from .inferencer import Prediction
 
 logger = logging.getLogger(__name__)
 
-TABLE = "predictions.csv"
 LIST = "predictions.json"
 OVERLAYS = "overlays"
-COLUMNS = ("path", "score", "threshold", "label", "score_raw", "p_value")
-"""Columns of the table, those of anomalib-ot's table beside the images of ``anomalib predict``."""
-
 Overlays = Literal["none", "anomalous", "all"]
 
 _END = b"\n]}\n"

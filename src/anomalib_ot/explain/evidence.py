@@ -343,16 +343,19 @@ def _regions(
     intensities = np.stack([anomaly_map.cpu().numpy(), shown], axis=-1)
     found = sorted(regionprops(labels, intensities), key=lambda each: -each.intensity_max[0])
     return tuple(
-        Region(_in_file(picture, (x0, y0, x1, y1)), float(each.intensity_max[1]), _p_value(processor, peak))
+        Region(
+            _in_file(picture, (x0, y0, x1, y1)),
+            float(each.intensity_max[1]),
+            _p_value(processor, each.intensity_max[0]),
+        )
         for each in found
         for y0, x0, y1, x1 in [each.bbox]
-        for peak in [torch.tensor(each.intensity_max[0])]
     )
 
 
-def _p_value(processor: nn.Module | None, peak: Tensor) -> float | None:
+def _p_value(processor: nn.Module | None, peak: float) -> float | None:
     """P-value of the highest pixel of a region; None if it is NaN or there are no calibration scores of maps."""
-    if peak.isnan() or not isinstance(processor, ConformalPostProcessor):
+    if np.isnan(peak) or not isinstance(processor, ConformalPostProcessor):
         return None
-    p_value = processor.p_values_of_pixels(peak)
+    p_value = processor.p_values_of_pixels(torch.tensor(peak))
     return None if p_value is None else float(p_value)

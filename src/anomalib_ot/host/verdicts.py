@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from anomalib_ot.files import claim, require_ours, write_text
+from anomalib_ot.prediction_table import COLUMNS, TABLE
 from anomalib_ot.transport import Processes
 
 from .calibration import HasPValues
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
 
 logger = logging.getLogger(__name__)
-
-TABLE = "predictions.csv"
-"""Name of the table, in the folder of the drawn images."""
-
-_COLUMNS = ("path", "score", "threshold", "label", "score_raw", "p_value")
 
 
 class Verdicts(RunFolder):
@@ -112,7 +108,7 @@ class _VerdictTable(Callback):
         path: Path | None = self._folder / TABLE
         try:
             claim(self._folder, TABLE)
-            write_text(self._folder / TABLE, _encodable(",".join(_COLUMNS) + "\n" + "".join(rows)))
+            write_text(self._folder / TABLE, _encodable(",".join(COLUMNS) + "\n" + "".join(rows)))
         except OSError as error:
             # A full disk must not cost the predictions.
             logger.warning("The verdicts could not be written to %s: %s", path, error)

@@ -4,6 +4,8 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from anomalib_ot.settings import require
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of the files that torchvision, and thus anomalib, take for images, in lower case."""
 
@@ -26,20 +28,22 @@ def images_in(folder: Path) -> dict[Path, _State]:
     return found
 
 
-def require_images(folder: Path, may_be_empty: bool) -> None:
-    """Check that a folder has images.
+def require_stream(folder: Path, watch: float | None = None) -> None:
+    """Check the arguments of :func:`stream_of`.
 
     Args:
-        folder: The folder.
-        may_be_empty: Whether images may come later.
+        folder: The folder. If it is watched, images may come later.
+        watch: Seconds between two looks.
 
     Raises:
+        ValueError: If the seconds are not positive.
         FileNotFoundError: If there is no such folder, or no image in it.
     """
+    require(watch is None or watch > 0, "watch", "a positive number of seconds, or left out", watch)
     if not folder.is_dir():
         msg = f"there is no folder {folder}"
         raise FileNotFoundError(msg)
-    if not may_be_empty and not images_in(folder):
+    if watch is None and not images_in(folder):
         msg = f"there are no images in {folder}; to wait for images, set watch"
         raise FileNotFoundError(msg)
 

@@ -22,9 +22,9 @@ from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
 from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
-from anomalib_ot.images.folder import images_in, require_images, stream_of
+from anomalib_ot.images.folder import images_in, require_stream, stream_of
 from anomalib_ot.images.reading import naming_unreadable
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.settings import require_whole
 
 from .course import Course, Seen
 from .page import drift_page
@@ -70,10 +70,9 @@ def monitor(
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_whole(0, "seed", seed)
-    require(watch is None or watch > 0, "watch", "a positive number of seconds, or left out", watch)
-    for folder, may_be_empty in ((data, watch is not None), (reference, False)):
-        if folder is not None:
-            require_images(folder, may_be_empty)
+    require_stream(data, watch)
+    if reference is not None:
+        require_stream(reference)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
     course = (

@@ -78,7 +78,7 @@ def test_table_list_lines_and_summary_say_what_the_inferencer_says(command, expo
 
 
 def test_columns_and_suffixes_are_those_of_anomalib_predict():
-    assert COLUMNS == verdicts._COLUMNS
+    assert COLUMNS == verdicts.COLUMNS
     assert results_module.TABLE == verdicts.TABLE
     assert {*folder_module.IMAGE_SUFFIXES} == {*IMG_EXTENSIONS}
 

@@ -193,7 +193,7 @@ class EpisodicMemory(DynamicBufferMixin, nn.Module):
 def fit_memories(
     memories: Sequence[SemanticMemory], features: Iterable[Sequence[Tensor]], is_foreground: Tensor
 ) -> None:
-    """Fill memories with coresets of the same cells.
+    """Fill memories with coresets of the same support images.
 
     Args:
         memories: The memories.

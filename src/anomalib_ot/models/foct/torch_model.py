@@ -135,10 +135,13 @@ class FoctModel(FoctState):
             foreground: Finds the foreground. By default, all cells are foreground.
         """
         layers = [torch.cat(parts) for parts in zip(*map(self.extract_layers, images.split(_PART)), strict=True)]
-        masks = (foreground or Everything())(images if pixels is None else pixels, averaged(layers))
+        features = averaged(layers)
+        masks = (foreground or Everything())(images if pixels is None else pixels, features)
         # Rotation needs images, so masks are rotated as images.
         turned = self.views(masks[:, None].float()) > 0.5  # noqa: PLR2004
-        centre, scale = _moments(averaged(layers))
+        centre, scale = _moments(features)
+        # The layers, which are smaller, suffice for what follows.
+        del features
         memories = [self._new_memory() for memory in (self.semantic, self.detail) if memory is not None]
         own = [*zip(*(each.split(1) for each in layers), strict=True)]
         pairs = zip(images.split(1), own, strict=True)
