@@ -68,25 +68,27 @@ def cross_fit(
         fit: Fits a model on features, and returns what scores feature maps (B, D, H, W) of each layer.
 
     Returns:
-        The scores of all images.
+        The scores of all images, in the order of the features.
 
     Raises:
         ValueError: If a score is not finite.
     """
     generator = torch.Generator().manual_seed(features.seed)
     order = torch.randperm(len(features), generator=generator).tolist()
-    rows: list[tuple[float, float | None]] = []
+    rows: dict[int, tuple[float, float | None]] = {}
     for number in range(folds):
         left_out = sorted(order[number::folds])
         rest = Subset(features.dataset, sorted({*order} - {*left_out}))
         size = min(features.batch_size, len(rest))
         score = fit(FoldFeatures(rest, size, features.device, features.seed))
         others = FoldFeatures(Subset(features.dataset, left_out), features.batch_size, features.device)
+        scored: list[tuple[float, float | None]] = []
         with torch.no_grad():
             for batch in others.in_order():
-                scored = score(batch)
-                rows += score_rows(cast("Tensor", scored.pred_score), scored.anomaly_map)
-    if not all(math.isfinite(score) for score, _ in rows):
+                found = score(batch)
+                scored += score_rows(cast("Tensor", found.pred_score), found.anomaly_map)
+        rows |= zip(left_out, scored, strict=True)
+    if not all(math.isfinite(score) for score, _ in rows.values()):
         msg = "a model of a fold gives scores that are NaN or infinite"
         raise ValueError(msg)
-    return CalibrationScores.of(rows, FOLDS)
+    return CalibrationScores.of((rows[index] for index in range(len(features))), FOLDS)
