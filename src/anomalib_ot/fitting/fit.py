@@ -1,0 +1,214 @@
+"""From a folder of good images to a folder with a checked model and a report."""
+
+import csv
+import io
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from anomalib_ot.decide.conformal import require_rate
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
+from anomalib_ot.files import claim, require_ours, write_text
+from anomalib_ot.host.class_paths import class_of, create
+from anomalib_ot.inspection import Inspection, Suspect, find_groups, find_suspects, inspect_images
+from anomalib_ot.offline import offline_backbone
+from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose
+from anomalib_ot.settings import require, require_whole
+
+from .exported import INT8, MODEL, export, files_of
+from .handed_over import HandedOver, Verdicts
+from .report import report_page
+from .stock import configuration, train
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+TABLE = "images.csv"
+CHECKPOINT = "model.ckpt"
+CONFIG = "config.yaml"
+WORK = "work"
+_SUFFIXES = (".xml", ".bin", ".calibration.json", ".parity.json")
+FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in _SUFFIXES))
+"""Names of the files that a fit hands over."""
+
+
+def fit(
+    images: Path,
+    output: Path,
+    model: str | None = None,
+    minutes: float = 20,
+    backbone: str | None = None,
+    false_alarm_rate: float = 0.01,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+) -> HandedOver:
+    """Look at the images, choose a model, train it, export it, and write the folder that goes to the line.
+
+    Args:
+        images: Folder of good images; subfolders count.
+        output: Folder to write to. Foreign files do not change. Its folder ``work`` keeps the trials and the training,
+            so that a repeated call continues.
+        model: Name of the model, which is then not chosen.
+        minutes: Time for the choice. The training and the export come on top.
+        backbone: Backbone of all models; by default the one of :func:`~anomalib_ot.offline.offline_backbone`.
+        false_alarm_rate: Promised rate of false alarms, in (0, 1).
+        keep: Suspicious images that are good, by their paths below ``images``; ``all`` keeps all of them.
+        seed: Seed of all random numbers.
+
+    Returns:
+        What was found and made.
+
+    Raises:
+        ValueError: If an argument is invalid, or there are too few usable images.
+        FileNotFoundError: If there is no such folder.
+        FileExistsError: If ``output`` contains foreign files of these names.
+        ModuleNotFoundError: If a package that the model or its export needs is not installed.
+        RuntimeError: If the training failed.
+    """
+    require_rate("false_alarm_rate", false_alarm_rate)
+    require_whole(0, "seed", seed)
+    require(minutes > 0, "minutes", "above 0", minutes)
+    candidates = _named(model)
+    _require_apart(images, output)
+    require_ours(output, *FILES)
+    backbone = backbone or offline_backbone()
+    start = time.monotonic()
+    logger.info("Looking at the images of %s.", images)
+    inspection = inspect_images(images)
+    suspects, groups = find_suspects(inspection.images, backbone), find_groups(inspection.images, backbone)
+    dropped = _dropped(suspects, images, keep)
+    used = [path for path in inspection.images if path not in dropped]
+    _log_look(inspection, dropped)
+    work = output / WORK
+    trials = _trials(used, backbone, candidates, minutes, work, seed)
+    chosen = trials[0].candidate
+    logger.info("Training %s on %d images.", chosen.name, len(used))
+    left_out = {*dropped, *(each.path for each in inspection.left_out)}
+    config = configuration(chosen, backbone, images, sorted(left_out), false_alarm_rate, seed)
+    config_file, checkpoint = train(config, work)
+    module, data = _trained(config, checkpoint)
+    logger.info("Exporting to OpenVINO.")
+    exported = export(module, data, config_file.parent, chosen.image_size, used[0])
+    claim(output, *FILES)
+    for path in (config_file, checkpoint, *files_of(exported)):
+        shutil.copyfile(path, output / path.name)
+    handed = HandedOver(
+        images=images,
+        output=output,
+        inspection=inspection,
+        suspects=suspects,
+        dropped=dropped,
+        groups=groups,
+        used=used,
+        trials=trials,
+        verdicts=Verdicts.of(module.post_processor, [*map(Path, data.train_data.samples.image_path)]),
+        exported=exported,
+        seconds=time.monotonic() - start,
+        seed=seed,
+    )
+    write_text(output / TABLE, _table(handed))
+    write_text(output / REPORT, report_page(handed))
+    return handed
+
+
+def summary(handed: HandedOver) -> str:
+    """A line with the result."""
+    left_out = len(handed.inspection.left_out) + len(handed.dropped)
+    return (
+        f"{handed.chosen.name}, trained on {len(handed.used)} images of {handed.images}, {left_out} left out; "
+        f"promises {100 * handed.verdicts.supported:.3g} % false alarms"
+    )
+
+
+def _named(model: str | None) -> list[Candidate]:
+    """The candidates, or the one of a name.
+
+    Raises:
+        ValueError: If no candidate has the name.
+    """
+    if model is None:
+        return [*CANDIDATES]
+    found = [each for each in CANDIDATES if model in (each.name, each.model)]
+    require(bool(found), "model", f"one of {', '.join(dict.fromkeys(each.model for each in CANDIDATES))}", model)
+    return found[:1]
+
+
+def _require_apart(images: Path, output: Path) -> None:
+    if output.resolve().is_relative_to(images.resolve()):
+        msg = f"the output {output} is in the folder of the images, {images}, and would be read as images; move it"
+        raise ValueError(msg)
+
+
+def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> list[Path]:
+    """The suspects that are not kept.
+
+    Raises:
+        ValueError: If an image to keep is not one of them.
+    """
+    if "all" in keep:
+        return []
+    kept = {(images / name).resolve() for name in keep}
+    if unknown := sorted(kept - {each.path.resolve() for each in suspects}):
+        msg = f"{unknown[0]} is not among the {len(suspects)} suspicious images; {REPORT} lists them"
+        raise ValueError(msg)
+    return [each.path for each in suspects if each.path.resolve() not in kept]
+
+
+def _log_look(inspection: Inspection, dropped: Sequence[Path]) -> None:
+    for finding in inspection.left_out:
+        logger.warning("Left out %s: %s", finding.path, finding.detail)
+    for path in dropped:
+        logger.warning("Left out %s: it looks unlike the other images and may be bad. To use it, set keep.", path)
+    logger.info("%d images are used.", len(inspection.images) - len(dropped))
+
+
+def _trials(
+    used: Sequence[Path], backbone: str, candidates: Sequence[Candidate], minutes: float, work: Path, seed: int
+) -> list[Trial]:
+    def progress(trials: list[Trial], trying: Candidate | None) -> None:
+        best = f"; best so far {trials[0].candidate.name} with {trials[0].mean:.1f}" if trials else ""
+        if trying is not None:
+            logger.info("Trying %s on synthetic anomalies%s.", trying.name, best)
+
+    return choose(
+        used,
+        backbone,
+        minutes=minutes,
+        state=work / "trials.json",
+        progress=progress,
+        candidates=candidates,
+        seed=seed,
+    )
+
+
+def _trained(config: dict[str, Any], checkpoint: Path) -> tuple[AnomalibModule, AnomalibDataModule]:
+    """The trained model and its data module, which is set up."""
+    kind = class_of(AnomalibModule, config["model"])
+    module = kind.load_from_checkpoint(checkpoint, post_processor=ConformalPostProcessor(), map_location="cpu").eval()
+    data = create(AnomalibDataModule, config["data"])
+    data.setup(TrainerFn.FITTING)
+    return module, data
+
+
+def _table(handed: HandedOver) -> str:
+    """A row for each image: whether it is used, why not, and the p-value of its calibration."""
+    notes = {finding.path: finding.detail for finding in reversed(handed.inspection.findings)}
+    notes |= dict.fromkeys((each.path for each in handed.suspects), "It looks unlike the other images.")
+    p_values = dict(handed.verdicts.p_values)
+    used = {*handed.used}
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("path", "used", "p_value", "finding"))
+    for path in sorted({*notes, *used}):
+        p_value = p_values.get(path)
+        writer.writerow(
+            (path, "yes" if path in used else "no", "" if p_value is None else f"{p_value:.4g}", notes.get(path, ""))
+        )
+    return file.getvalue()

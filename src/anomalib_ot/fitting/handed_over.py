@@ -1,0 +1,89 @@
+"""What a fit has found and made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalib_ot.decide import supported_rate
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
+from anomalib_ot.host.calibration import clause
+from anomalib_ot.inspection import Inspection, Suspect
+from anomalib_ot.selection import Candidate, Trial
+
+from .exported import Exported
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the verdicts of a model promise.
+
+    Args:
+        asked: Rate of false alarms that was asked for.
+        supported: Rate that the calibration images support, at least the one that was asked for.
+        count: Number of calibration images.
+        source: Where their scores are from, as the end of the clause "good images that …".
+        p_values: P-value of each calibration image among the others, the least certain ones first; empty if the scores
+            are not known by image.
+    """
+
+    asked: float
+    supported: float
+    count: int
+    source: str
+    p_values: list[tuple[Path, float]]
+
+    @classmethod
+    def of(cls, processor: ConformalPostProcessor, trained_on: Sequence[Path]) -> "Verdicts":
+        """What a calibrated post-processor promises.
+
+        Args:
+            processor: The post-processor.
+            trained_on: Images that the model was trained on, in order; those of a model that calibrates itself.
+        """
+        scores = processor.image_calibration.tolist()
+        count = len(scores)
+        p_values = []
+        if count == len(trained_on):
+            # Against the other images, so that the highest score has the p-value 1 / n.
+            ranked = sorted(zip(scores, trained_on, strict=True), key=lambda pair: -pair[0])
+            p_values = [(path, sum(other >= score for other, _ in ranked) / count) for score, path in ranked]
+        supported = max(processor.false_alarm_rate, supported_rate(count))
+        return cls(processor.false_alarm_rate, supported, count, clause(processor.calibration_source), p_values)
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """What a fit has found and made.
+
+    Args:
+        images: Folder of the images.
+        output: Folder of the result.
+        inspection: What a look at the images has found.
+        suspects: Images that are unlike the others.
+        dropped: Those of them that were left out.
+        groups: Groups of images that look like different products; one group if they do not.
+        used: Images that the model learned from.
+        trials: The trials, the chosen one first.
+        verdicts: What the verdicts promise.
+        exported: The exported files in float32 and INT8.
+        seconds: Duration of the fit.
+        seed: Seed of all random numbers.
+    """
+
+    images: Path
+    output: Path
+    inspection: Inspection
+    suspects: list[Suspect]
+    dropped: list[Path]
+    groups: list[list[Path]]
+    used: list[Path]
+    trials: list[Trial]
+    verdicts: Verdicts
+    exported: tuple[Exported, Exported]
+    seconds: float
+    seed: int
+
+    @property
+    def chosen(self) -> Candidate:
+        """The chosen model."""
+        return self.trials[0].candidate
