@@ -17,6 +17,8 @@ _BORDER = 0.02
 # An object differs from the colour of the border by at least this, by this multiple of how much the border itself
 # varies, and by more than shadows: this share of the largest difference.
 _DIFFERS, _VARIES, _SHADOW = 0.06, 2.0, 0.2
+# Gaps up to twice this share of the shorter side belong to the object.
+_GAP = 0.015
 # With a smaller or larger share of the pixels, there is no object on a background, but a surface.
 _OBJECT_SHARE = 0.08, 0.9
 # Width of a soft edge, in pixels.
@@ -28,7 +30,7 @@ _SMALLEST_RADIUS = 0.35
 # Length of a scratch, as shares of the shorter side, and its largest width.
 _LENGTH, _WIDTH = (0.15, 0.6), 0.008
 _BEND = 0.15
-# A defect stays within the object if it covers at most this share of it.
+# A defect stays within a connected part of the object if it covers at most this share of it.
 _SHARE_WITHIN = 0.7
 
 
@@ -50,7 +52,8 @@ def find_object(image: Array) -> tuple[Mask, Array | None]:
     varies = np.quantile(np.abs(border - colour).max(1), 0.9)
     difference = ndimage.gaussian_filter(np.abs(image - colour).max(2), side / 200)
     least = max(_DIFFERS, _VARIES * varies, _SHADOW * difference.max())
-    found: Mask = ndimage.binary_fill_holes(difference > least)
+    closed = ndimage.binary_closing(difference > least, iterations=max(1, round(_GAP * side)))
+    found: Mask = ndimage.binary_fill_holes(closed)
     fewest, most = _OBJECT_SHARE
     return (found, colour) if fewest <= found.mean() <= most else (np.ones_like(found), None)
 
@@ -65,14 +68,14 @@ def blob(within: Mask, pixels: int, random: Generator) -> tuple[Array, Mask]:
     """A compact region with an irregular outline.
 
     Args:
-        within: Pixels (H, W) that it may cover. It covers others too if they are few.
+        within: Pixels (H, W) that it may cover. It stays in a connected part of them that is large enough.
         pixels: Number of pixels of the mask.
         random: Source of the place and the outline.
 
     Returns:
         Coverage (H, W) in [0, 1] with a soft edge, and the mask (H, W).
     """
-    centre = draw_point(within, random)
+    centre, within = _draw_part(within, random)
     rows, columns = np.ogrid[: within.shape[0], : within.shape[1]]
     angle, elongation = random.uniform(0, pi), random.uniform(1, _ELONGATION)
     down, right = rows - centre[0], columns - centre[1]
@@ -97,7 +100,8 @@ def scratches(within: Mask, pixels: int, random: Generator) -> tuple[Array, Mask
     Returns:
         As for :func:`blob`.
     """
-    shape, centre = within.shape, draw_point(within, random)
+    centre, within = _draw_part(within, random)
+    shape = within.shape
     side = min(shape)
     length = min(random.uniform(*_LENGTH) * side, max(2.0, pixels / _EDGE))
     widest = max(2.0, _WIDTH * side)
@@ -116,6 +120,13 @@ def scratches(within: Mask, pixels: int, random: Generator) -> tuple[Array, Mask
         ImageDraw.Draw(lines).line([(float(x), float(y)) for x, y in points], fill=1)
     drawn = np.asarray(lines)
     return _nearest(ndimage.distance_transform_edt(~drawn), within, pixels)
+
+
+def _draw_part(within: Mask, random: Generator) -> tuple[Point, Mask]:
+    """A random pixel of a mask, and the connected part of the mask around it."""
+    point = draw_point(within, random)
+    parts, _ = ndimage.label(within)
+    return point, parts == parts[point]
 
 
 def _nearest(distance: Array, within: Mask, pixels: int) -> tuple[Array, Mask]:
