@@ -60,11 +60,12 @@ from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.decide import supported_rate, threshold
 from anomalib_ot.decide.conformal import UnsupportedRateWarning
 from anomalib_ot.features.extraction import FeatureMaps
+from anomalib_ot.features.given import Scorer, on_features
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.settings import require
 
 from .categories import EMBEDDED, categories_in
-from .few_images import ALL, Features, Scorer, draw_images, on_features
+from .few_images import ALL, Features, draw_images
 from .rows import appended, finished
 from .versions import versions
 

@@ -105,7 +105,7 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         )
 
     def fit_fold(self, features: FoldFeatures) -> nn.Module:
-        """Fit a new torch model on some of the training images, as this one was fitted on all of them.
+        """Fit a new torch model on some of the training images, as this one was or would be fitted on all of them.
 
         Args:
             features: Features of these images.

@@ -281,11 +281,11 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             logger.info("%s", report)
 
     def fit_fold(self, features: FoldFeatures) -> PradotModel:
-        """Fit a model on some of the training images, with as many epochs as this one."""
+        """Fit a model on some of the training images, with as many epochs as this one, or as it would have."""
         model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
         model.fit_whitening(features.in_order())
         model.initialise(next(features.in_order()))
-        for number in range(self.current_epoch + 1):
+        for number in range(self.settings.epochs if self.is_finished is None else self.current_epoch + 1):
             for batch in features.epoch(number):
                 model.update(batch)
         model.finish(lambda _: features.in_order())

@@ -312,11 +312,12 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             self.model.velocities().load_state_dict(self._best_weights)
 
     def fit_fold(self, features: FoldFeatures) -> WtFlowModel:
-        """Fit a model on some of the training images, with as many steps as this one."""
+        """Fit a model on some of the training images, with as many steps as this one, or as it would have."""
         model = WtFlowModel(self.settings, self.model.feature_extractor).to(self.device).eval()
         model.fit_normalization(features.in_order())
         batches = (batch for number in count() for batch in features.epoch(number))
-        fit_flow(model, batches, self.coupling, self.global_step, self.hparams["learning_rate"])
+        steps = self.global_step or self.settings.training_steps
+        fit_flow(model, batches, self.coupling, steps, self.hparams["learning_rate"])
         return model
 
     @torch.no_grad()

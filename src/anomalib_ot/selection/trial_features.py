@@ -1,0 +1,116 @@
+"""Features of good and of synthetic images, extracted once for all candidates of a backbone and an image size."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalib_ot.comparison.measurement import median_seconds
+from anomalib_ot.features.backbones import create_extractor
+from anomalib_ot.features.extraction import FastExtractor
+from anomalib_ot.features.preprocessing import resize_and_normalize
+from anomalib_ot.features.store import FeatureDataset, allocate
+from anomalib_ot.synthetic import synthetic_images
+from anomalib_ot.synthetic.images import read_reduced
+
+# Numbers of images with which a trial ends in about a minute on two cores.
+MOST_TO_FIT, MOST_HELD_OUT, SYNTHETIC = 60, 40, 168
+_HELD_OUT = 0.2
+_FEWEST_HELD_OUT = 2
+_BATCH = 16
+_BUDGET = 0.5
+_REPEATS = 5
+
+Label = tuple[str, float, float]
+"""Kind, area and contrast of a synthetic defect."""
+
+
+class Division(NamedTuple):
+    """Good images to fit on, and others to score."""
+
+    to_fit: list[Path]
+    held_out: list[Path]
+
+
+def divide(paths: Sequence[Path], seed: int) -> Division:
+    """Divide good images at random: a fifth of them, at most 40, is held out, and at most 60 of the others are fitted.
+
+    Args:
+        paths: The images, in any order.
+        seed: Seed of the draw.
+    """
+    ordered = sorted(paths)
+    drawn = [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
+    held_out = min(MOST_HELD_OUT, max(_FEWEST_HELD_OUT, round(_HELD_OUT * len(drawn))))
+    return Division(drawn[held_out:][:MOST_TO_FIT], drawn[:held_out])
+
+
+class TrialFeatures:
+    """Features of the images of all trials with a backbone and an image size.
+
+    Args:
+        division: The good images. The synthetic ones are made from those held out.
+        backbone: Name of the backbone.
+        image_size: Height and width in pixels.
+        layers: Layers of all candidates.
+        seed: Seed of the synthetic images.
+
+    Attributes:
+        to_fit: Features of the images to fit on.
+        good: Features of the held-out good images.
+        synthetic: Features of the synthetic images.
+        labels: Kind, area and contrast of each of these.
+        seconds_per_image: Median time of the pre-processing and the backbone on a single image.
+
+    Raises:
+        ValueError: If an image cannot be read, or is too small for a synthetic defect.
+    """
+
+    def __init__(
+        self, division: Division, backbone: str, image_size: tuple[int, int], layers: Iterable[str], seed: int
+    ) -> None:
+        self.image_size = image_size
+        count = len(division.to_fit) + len(division.held_out) + SYNTHETIC
+        self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
+        self._transform: Any = resize_and_normalize(image_size, backbone).transform
+        self.to_fit = self.of(map(read_reduced, division.to_fit), len(division.to_fit))
+        self.good = self.of(map(read_reduced, division.held_out), len(division.held_out))
+        self.labels: list[Label] = []
+        self.synthetic = self.of(self._synthetic(division.held_out, seed), SYNTHETIC)
+        image = read_reduced(division.held_out[0])
+        self.seconds_per_image = median_seconds(lambda: self._extract(self._prepared([image])), _REPEATS)
+
+    def _synthetic(self, paths: Sequence[Path], seed: int) -> Iterable[NDArray[np.float32]]:
+        for each in synthetic_images(paths, SYNTHETIC, seed):
+            self.labels.append((each.kind, each.area, each.contrast))
+            yield each.image
+
+    def of(self, images: Iterable[NDArray[np.float32]], count: int) -> FeatureDataset:
+        """Features of images (H, W, 3) in [0, 1].
+
+        Args:
+            images: The images; each may have its own size.
+            count: Their number.
+        """
+        dataset: FeatureDataset | None = None
+        batch: list[NDArray[np.float32]] = []
+        done = 0
+        for image in images:
+            batch.append(image)
+            if len(batch) < _BATCH and done + len(batch) < count:
+                continue
+            features = self._extract(self._prepared(batch))
+            dataset = dataset or allocate(features, count, "auto", _BUDGET, torch.device("cpu"))
+            for layer, maps in features.items():
+                dataset.features[layer][done : done + len(maps)] = maps
+            done += len(batch)
+            batch = []
+        assert dataset is not None  # noqa: S101 - there is at least one image
+        return dataset
+
+    def _prepared(self, images: Sequence[NDArray[np.float32]]) -> Tensor:
+        return torch.stack([self._transform(torch.from_numpy(image).permute(2, 0, 1)) for image in images])
