@@ -40,6 +40,7 @@ from anomalib_ot.transport import SpatialCost
 
 from .settings import Initialisation, PradotSettings
 from .torch_model import PradotModel
+from .training import fit_prototypes
 
 logger = logging.getLogger(__name__)
 
@@ -283,13 +284,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     def fit_fold(self, features: FoldFeatures) -> PradotModel:
         """Fit a model on some of the training images, with as many epochs as this one."""
         model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
-        model.fit_whitening(features.in_order())
-        model.initialise(next(features.in_order()))
-        for number in range(self.current_epoch + 1):
-            for batch in features.epoch(number):
-                model.update(batch)
-        model.finish(lambda _: features.in_order())
-        model.workspace.clear()
+        fit_prototypes(model, features.in_order, map(features.epoch, range(self.current_epoch + 1)))
         return model
 
     def on_fit_end(self) -> None:
