@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -310,20 +309,6 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             self._epochs_since += 1
         return self.has_converged
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, from which the post-processor computes its thresholds.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the training state that resuming needs."""
         super().on_save_checkpoint(checkpoint)
@@ -352,8 +337,3 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             "max_epochs": self.settings.epochs,
             "num_sanity_val_steps": 0,
         }
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as Pradot learns from normal images."""
-        return LearningType.ONE_CLASS

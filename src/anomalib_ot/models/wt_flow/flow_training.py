@@ -36,13 +36,11 @@ class FlowTraining(FeatureTraining):
 
     Attributes:
         trained: The velocity fields that are trained. The flow has the moving average of their weights.
-        coupling: Pairs features with noise.
     """
 
     hparams: Any
     log: Any
     trained: nn.ModuleList
-    coupling: Coupling
 
     @property
     def flow(self) -> WtFlowModel:
@@ -50,15 +48,19 @@ class FlowTraining(FeatureTraining):
         return cast("WtFlowModel", self.model)
 
     def set_flow_training(self) -> None:
-        """Copy the velocity fields to train, and create the coupling."""
-        settings = self.flow.settings
-        self.coupling = create_coupling(settings.coupling, settings.scope, settings.block_size, settings.solver)
+        """Copy the velocity fields to train."""
         self.trained = deepcopy(self.flow.velocities())
         self.model.requires_grad_(requires_grad=False)
         # Lowest loss so far, and measurements since then; both are stored in checkpoints.
         self._lowest_loss = float("inf")
         self._looks_since = 0
         self._best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def coupling(self) -> Coupling:
+        """Pairs features with noise."""
+        settings = self.flow.settings
+        return create_coupling(settings.coupling, settings.scope, settings.block_size, settings.solver)
 
     @property
     def _learning_rate(self) -> float:

@@ -7,14 +7,11 @@ detection, 2025, https://arxiv.org/abs/2508.05461
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalib import LearningType
-from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
@@ -199,22 +196,3 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         model = WtFlowModel(self.settings, self.model.feature_extractor).to(self.device).eval()
         self.fit_flow_of_fold(model, features)
         return model
-
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, from which the post-processor computes its thresholds.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as WtFlow learns from normal images."""
-        return LearningType.ONE_CLASS
