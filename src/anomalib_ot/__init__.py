@@ -6,6 +6,7 @@ The public names are imported on first use, to keep ``import anomalib_ot`` fast.
 __version__ = "0.1.0"
 
 MODELS = {
+    "Duo": "anomalib_ot.models.duo",
     "Foct": "anomalib_ot.models.foct",
     "Pradot": "anomalib_ot.models.pradot",
     "WtFlow": "anomalib_ot.models.wt_flow",

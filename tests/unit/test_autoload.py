@@ -56,7 +56,7 @@ def test_short_names_resolve_after_importing_anomalib_alone(found):
 
 
 def test_all_models_are_listed_by_the_hosts_names(found):
-    assert {"foct", "pradot", "wt_flow"} <= set(found["listed"])
+    assert {"duo", "foct", "pradot", "wt_flow"} <= set(found["listed"])
     assert found["made"][4] == "WtFlow"
 
 

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -131,12 +134,14 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             "Fitting %d models, each without one fold of the training images, to calibrate the threshold.", folds
         )
         try:
-            # The seed of the user decides the folds, which change no other random numbers.
-            with torch.random.fork_rng():
-                torch.manual_seed(user_seed())
-                self.calibration_scores = cross_fit(features, folds, self._scorer_of_fold)
+            with seeded():
+                self.calibration_scores = self.score_folds(features, folds)
         except Exception as error:  # noqa: BLE001 - a training must not fail at its end
             logger.warning("The scores of the validation images set the threshold, as folds failed: %r", error)
+
+    def score_folds(self, features: FoldFeatures, folds: int) -> CalibrationScores:
+        """Score each training image by a model that was fitted on the other folds."""
+        return cross_fit(features, folds, self._scorer_of_fold)
 
     def _scorer_of_fold(self, features: FoldFeatures) -> Callable[[FeatureMaps], InferenceBatch]:
         model: Any = self.fit_fold(features)
@@ -146,6 +151,25 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         """The callbacks of the host, and one that releases the features if a fit fails."""
         callbacks = cast("AnomalibModule", super()).configure_callbacks()
         return [*cast("Sequence[Callback]", callbacks), _FeatureRelease()]
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Score a batch, from which the post-processor computes its thresholds.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The batch with its anomaly maps and image scores.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class, as the model learns from normal images."""
+        return LearningType.ONE_CLASS
 
     def forget_training_features(self) -> None:
         """Release the cached features."""
@@ -193,6 +217,14 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             # Check before training, as no map is computed until its end.
             cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Let the seed of the user decide folds and their models, which change no other random numbers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(user_seed())
+        yield
 
 
 def _why_no_folds(features: Iterable[FeatureBatch], folds: int, processes: int) -> str | None:

@@ -7,13 +7,21 @@ import torch
 from anomalib.post_processing import PostProcessor
 from torch.utils.data import Subset
 
-from anomalib_ot import Pradot, WtFlow
+from anomalib_ot import Duo, Pradot, WtFlow
 from anomalib_ot.host.cross_fit import FoldFeatures
 
 SMALL = {"backbone": "resnet18", "pre_trained": False, "image_size": (64, 64), "visualizer": False, "evaluator": False}
 MODELS = {
     "Pradot": (Pradot, {"layers": ["layer2", "layer3"], "prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 2}),
     "WtFlow": (WtFlow, {"layers": ["layer3"], "width": 16, "whitened_channels": 8, "training_steps": 6}),
+    "Duo": (
+        Duo,
+        {
+            "layers": ["layer2", "layer3"],
+            "pradot": {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 2},
+            "wt_flow": {"width": 16, "whitened_channels": 8, "training_steps": 6},
+        },
+    ),
 }
 
 

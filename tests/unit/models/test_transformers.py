@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 
 # Few channels and blocks; a DINOv2 still has the position embeddings of 518 pixels.
 NARROW = {"embed_dim": 24, "depth": 4, "num_heads": 2}
@@ -15,6 +15,7 @@ SETTINGS = {
     Pradot: {"prototypes_per_cell": 1, "epochs": 2},
     Foct: {"rotations": 2, "support_steps": 1},
     WtFlow: {"width": 16, "training_steps": 2},
+    Duo: {"pradot": {"prototypes_per_cell": 1, "epochs": 2}, "wt_flow": {"width": 16, "training_steps": 2}},
 }
 
 

@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -40,6 +39,7 @@ from anomalib_ot.transport import SpatialCost
 
 from .settings import Initialisation, PradotSettings
 from .torch_model import PradotModel
+from .training import fit_prototypes
 
 logger = logging.getLogger(__name__)
 
@@ -283,13 +283,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
     def fit_fold(self, features: FoldFeatures) -> PradotModel:
         """Fit a model on some of the training images, with as many epochs as this one, or as it would have."""
         model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
-        model.fit_whitening(features.in_order())
-        model.initialise(next(features.in_order()))
-        for number in range(self.settings.epochs if self.is_finished is None else self.current_epoch + 1):
-            for batch in features.epoch(number):
-                model.update(batch)
-        model.finish(lambda _: features.in_order())
-        model.workspace.clear()
+        epochs = self.settings.epochs if self.is_finished is None else self.current_epoch + 1
+        fit_prototypes(model, features.in_order, map(features.epoch, range(epochs)))
         return model
 
     def on_fit_end(self) -> None:
@@ -314,20 +309,6 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         else:
             self._epochs_since += 1
         return self.has_converged
-
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, from which the post-processor computes its thresholds.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the training state that resuming needs."""
@@ -357,8 +338,3 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             "max_epochs": self.settings.epochs,
             "num_sanity_val_steps": 0,
         }
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as Pradot learns from normal images."""
-        return LearningType.ONE_CLASS

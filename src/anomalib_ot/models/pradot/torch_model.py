@@ -303,11 +303,24 @@ class PradotModel(SinglePrecisionParts):
         Raises:
             RuntimeError: If there are no prototypes yet.
         """
+        anomaly_map = self.anomaly_map_generator(self.layer_scores(features), size)
+        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    def layer_scores(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Score map (B, 1, H, W) of each layer, which the anomaly map is the sum of.
+
+        Args:
+            features: Feature maps (B, D, H, W) of each layer.
+
+        Raises:
+            RuntimeError: If there are no prototypes yet.
+        """
         self._require_prototypes()
         scores = self._scores(features)
-        maps = [sum(self.weights[i, j] * score for j, score in enumerate(row)) for i, row in enumerate(scores)]
-        anomaly_map = self.anomaly_map_generator(maps, size)
-        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+        return [
+            cast("Tensor", sum(self.weights[i, j] * score for j, score in enumerate(row)))
+            for i, row in enumerate(scores)
+        ]
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""Settings of Duo."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from anomalib_ot.host.model_settings import FeatureTrainingSettings, Scoring, Training
+from anomalib_ot.models.pradot import PradotSettings
+from anomalib_ot.models.wt_flow import WtFlowSettings
+from anomalib_ot.settings import require
+
+_Part = TypeVar("_Part", bound=FeatureTrainingSettings)
+
+# Duo's image score is the maximum of its map.
+_UNUSED = frozenset({"top_share"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoSettings(FeatureTrainingSettings):
+    """Settings of Duo, each with what it changes; :class:`Duo` documents them.
+
+    Raises:
+        TypeError: If settings of a part are no dictionary.
+        ValueError: If a setting is out of its range, or a part has no such setting.
+
+    Example:
+        >>> DuoSettings(pradot={"epochs": 3}).of_pradot().epochs
+        3
+    """
+
+    strides: ClassVar = PradotSettings.strides
+    usual_image_size: ClassVar = PradotSettings.usual_image_size
+
+    backbone: Scoring[str | Path] = PradotSettings.backbone
+    smoothing: Scoring[float] = PradotSettings.smoothing
+    patience: Training[int] = WtFlowSettings.patience
+    # The folds weigh the parts too.
+    calibration_folds: Training[int] = FeatureTrainingSettings.calibration_folds
+    pradot: Scoring[dict[str, Any] | None] = None
+    wt_flow: Scoring[dict[str, Any] | None] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Raises for settings that a part does not accept.
+        self.of_pradot()
+        self.of_wt_flow()
+
+    def of_pradot(self) -> PradotSettings:
+        """The settings of Pradot."""
+        return self._of_part(PradotSettings, "pradot", self.layer_names)
+
+    def of_wt_flow(self) -> WtFlowSettings:
+        """The settings of WtFlow, which has the last one of the layers."""
+        return self._of_part(WtFlowSettings, "wt_flow", self.layer_names[-1:])
+
+    def _of_part(self, kind: type[_Part], name: str, layers: Sequence[str]) -> _Part:
+        given = getattr(self, name) or {}
+        if not isinstance(given, dict):
+            msg = f"{name} must be a dictionary of settings, not {given!r}"
+            raise TypeError(msg)
+        own = {each.name for each in fields(kind)} - {each.name for each in fields(self)} - _UNUSED
+        for each in given:
+            require(each in own, f"a setting of {name}", f"one of {', '.join(sorted(own))}", each)
+        shared = {each.name: getattr(self, each.name) for each in fields(FeatureTrainingSettings)}
+        return kind(**{**shared, "layers": layers, **given})
