@@ -1,5 +1,6 @@
 """A folder that contains normal images only, at least one."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,9 +91,13 @@ class GoodPictures(Folder):
 
     def _used(self) -> list[int]:
         """Indices of the images that are not left out."""
-        left_out = {str((Path(self.root or ".") / name).resolve()) for name in self.left_out}
-        paths = [str(Path(path).resolve()) for path in self.train_data.samples.image_path]
+        left_out = {_absolute(Path(self.root or ".") / name) for name in self.left_out}
+        paths = [_absolute(path) for path in self.train_data.samples.image_path]
         if missing := sorted(left_out - {*paths}):
             msg = f"left_out must name images of the folder, but {missing[0]} is not one of its {len(paths)} images"
             raise ValueError(msg)
         return [index for index, path in enumerate(paths) if path not in left_out]
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - a link keeps its own name

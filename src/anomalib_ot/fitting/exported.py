@@ -117,4 +117,3 @@ def _timed(path: Path, image: Path) -> Exported:
     seconds = median_seconds(lambda: inferencer.predict(pixels), _REPEATS)
     size = sum(each.stat().st_size for each in path.parent.glob(f"{path.stem}.*"))
     return Exported(path, 1000 * seconds, size / 2**20)
-

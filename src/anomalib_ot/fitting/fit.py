@@ -7,17 +7,24 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import track
+from torch import Tensor
 
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
+from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
+from anomalib_ot.features.backbones import layers_of_backbone
+from anomalib_ot.features.of_images import ImageFeatures
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.host.class_paths import class_of, create
-from anomalib_ot.inspection import Inspection, Suspect, find_groups, find_suspects, inspect_images
+from anomalib_ot.images.reading import read_values
+from anomalib_ot.inspection.contamination import Suspect, find_groups, find_suspects
+from anomalib_ot.inspection.look import Inspection, inspect_images
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose
 from anomalib_ot.settings import require, require_whole
@@ -37,6 +44,9 @@ WORK = "work"
 _SUFFIXES = (".xml", ".bin", ".calibration.json", ".parity.json")
 FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in _SUFFIXES))
 """Names of the files that a fit hands over."""
+
+# Of the features that show which images are unlike the others: their stride, and the side of the images.
+_STRIDE, _SIDE = 16, 224
 
 
 def fit(
@@ -79,10 +89,14 @@ def fit(
     _require_apart(images, output)
     require_ours(output, *FILES)
     backbone = backbone or offline_backbone()
+    images = images.resolve()
     start = time.monotonic()
     logger.info("Looking at the images of %s.", images)
     inspection = inspect_images(images)
-    suspects, groups = find_suspects(inspection.images, backbone), find_groups(inspection.images, backbone)
+    maps = _maps(inspection.images, backbone)
+    suspects, groups = find_suspects(inspection.images, maps, seed=seed), find_groups(inspection.images, maps)
+    # They may take much of the memory.
+    del maps
     dropped = _dropped(suspects, images, keep)
     used = [path for path in inspection.images if path not in dropped]
     _log_look(inspection, dropped)
@@ -108,7 +122,9 @@ def fit(
         groups=groups,
         used=used,
         trials=trials,
-        verdicts=Verdicts.of(module.post_processor, [*map(Path, data.train_data.samples.image_path)]),
+        verdicts=Verdicts.of(
+            cast("ConformalPostProcessor", module.post_processor), [*map(Path, data.train_data.samples.image_path)]
+        ),
         exported=exported,
         seconds=time.monotonic() - start,
         seed=seed,
@@ -146,6 +162,14 @@ def _require_apart(images: Path, output: Path) -> None:
         raise ValueError(msg)
 
 
+def _maps(paths: Sequence[Path], backbone: str) -> Tensor:
+    """Feature maps (N, D, H, W) of the images, to find those that are unlike the others."""
+    (layer,) = default_layers(layers_of_backbone(backbone), [_STRIDE])
+    size = default_image_size(backbone, (_SIDE, _SIDE))
+    images = map(read_values, track(paths, "Extracting features", transient=True))
+    return ImageFeatures(backbone, size, [layer], len(paths)).of(images, len(paths)).features[layer]
+
+
 def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> list[Path]:
     """The suspects that are not kept.
 
@@ -154,11 +178,11 @@ def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> 
     """
     if "all" in keep:
         return []
-    kept = {(images / name).resolve() for name in keep}
-    if unknown := sorted(kept - {each.path.resolve() for each in suspects}):
+    kept = {images / name for name in keep}
+    if unknown := sorted(kept - {each.path for each in suspects}):
         msg = f"{unknown[0]} is not among the {len(suspects)} suspicious images; {REPORT} lists them"
         raise ValueError(msg)
-    return [each.path for each in suspects if each.path.resolve() not in kept]
+    return [each.path for each in suspects if each.path not in kept]
 
 
 def _log_look(inspection: Inspection, dropped: Sequence[Path]) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_ot.decide import supported_rate
+from anomalib_ot.decide.conformal import supported_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.host.calibration import clause
-from anomalib_ot.inspection import Inspection, Suspect
+from anomalib_ot.inspection.contamination import Suspect
+from anomalib_ot.inspection.look import Inspection
 from anomalib_ot.selection import Candidate, Trial
 
 from .exported import Exported
@@ -22,8 +23,8 @@ class Verdicts:
         supported: Rate that the calibration images support, at least the one that was asked for.
         count: Number of calibration images.
         source: Where their scores are from, as the end of the clause "good images that …".
-        p_values: P-value of each calibration image among the others, the least certain ones first; empty if the scores
-            are not known by image.
+        p_values: Each calibration image with the share of these images, itself included, that score as high, the least
+            certain ones first; empty if other images than those of the training calibrate.
     """
 
     asked: float
@@ -44,7 +45,6 @@ class Verdicts:
         count = len(scores)
         p_values = []
         if count == len(trained_on):
-            # Against the other images, so that the highest score has the p-value 1 / n.
             ranked = sorted(zip(scores, trained_on, strict=True), key=lambda pair: -pair[0])
             p_values = [(path, sum(other >= score for other, _ in ranked) / count) for score, path in ranked]
         supported = max(processor.false_alarm_rate, supported_rate(count))

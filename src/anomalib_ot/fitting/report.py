@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from anomalib_ot.drawing.html import Embedded, render_page
-from anomalib_ot.edge.drawing import overlay
+from anomalib_ot.edge.drawing import drawn_on, overlay
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.selection import Trial
@@ -56,9 +55,9 @@ def report_page(handed: HandedOver) -> str:
     return render_page(
         "anomalib_ot.fitting",
         "fit",
-        name=handed.images.resolve().name or str(handed.images),
+        product=handed.images.name or str(handed.images),
         summary=_summary(handed),
-        about=f"Images of {handed.images.resolve()}. The fit took {minutes:.1f} minutes, with seed {handed.seed}.",
+        about=f"Images of {handed.images}. The fit took {minutes:.1f} minutes, with seed {handed.seed}.",
         notes=_notes(handed),
         counts=_counts(handed),
         about_suspects=_about_suspects(handed),
@@ -75,9 +74,7 @@ def report_page(handed: HandedOver) -> str:
         about_defects=_about_defects(handed.trials[0]),
         defect_columns=["contrast", *(f"{100 * area:g} % of the image" for area in areas)],
         defects=_defects(handed.trials[0], areas),
-        files=[
-            _file(name, each) for name, each in zip(("model.xml", "model_int8.xml"), handed.exported, strict=True)
-        ],
+        files=[_file(name, each) for name, each in zip(("model.xml", "model_int8.xml"), handed.exported, strict=True)],
         command=shlex.join(["anomalib-ot", "predict", str(handed.output), "NEW_IMAGES"]),
         code="\n".join(
             (
@@ -124,7 +121,7 @@ def _notes(handed: HandedOver) -> list[str]:
 
 def _counts(handed: HandedOver) -> list[tuple[str, str]]:
     inspection = handed.inspection
-    sizes = [f"{width} × {height}" for (width, height), _ in inspection.sizes.most_common(3)]
+    sizes = [f"{width} x {height}" for (width, height), _ in inspection.sizes.most_common(3)]
     more = f" and {len(inspection.sizes) - 3} others" if len(inspection.sizes) > 3 else ""  # noqa: PLR2004
     counts = [
         ("found", str(len(inspection.images) + len(inspection.left_out))),
@@ -209,12 +206,9 @@ def _about_defects(trial: Trial) -> str:
 
 
 def _defects(trial: Trial, areas: Sequence[float]) -> list[list[str]]:
-    shares = {(each.contrast, each.area): each.share for each in trial.detection}
+    shares = {(each.contrast, each.area): f"{100 * each.share:.0f}" for each in trial.detection}
     contrasts = sorted({contrast for contrast, _ in shares})
-    return [
-        [f"{contrast:g}", *(f"{100 * shares[contrast, area]:.0f}" if (contrast, area) in shares else "" for area in areas)]
-        for contrast in contrasts
-    ]
+    return [[f"{contrast:g}", *(shares.get((contrast, area), "") for area in areas)] for contrast in contrasts]
 
 
 def _file(name: str, each: Exported) -> list[str]:
@@ -226,8 +220,10 @@ def _file(name: str, each: Exported) -> list[str]:
     ]
 
 
-def _embedded(path: Path, anomaly_map: NDArray[np.float32]) -> Embedded:
-    raise NotImplementedError
+def _embedded(path: Path, deviation: NDArray[np.float32]) -> Embedded:
+    """An image with the deviation (H, W) of its cells: none of that of a normal cell is visible."""
+    heat = (deviation - 1) / (deviation.max() - 1) if deviation.max() > 1 else 0 * deviation
+    return Embedded.of(drawn_on(pixels_of(path), heat.clip(0, 1)), _SIDE)
 
 
 def _name(handed: HandedOver, path: Path) -> str:

@@ -6,12 +6,15 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
+from anomalib.models.components import AnomalibModule
 
 from anomalib_ot.files import write_text
+from anomalib_ot.host.class_paths import class_of
 from anomalib_ot.selection.candidates import Candidate
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ def configuration(
     Args:
         candidate: The model and its image size.
         backbone: Its backbone.
-        images: Folder of the good images.
+        images: Folder of the good images, as an absolute path.
         left_out: Images of the folder that are not used.
         false_alarm_rate: Promised rate of false alarms.
         seed: Seed of all random numbers.
@@ -46,28 +49,35 @@ def configuration(
         held out to calibrate them.
     """
     model = candidate.config(backbone)
-    post_processor = {
-        "class_path": "anomalib_ot.decide.ConformalPostProcessor",
-        "init_args": {"false_alarm_rate": false_alarm_rate},
+    kind = class_of(AnomalibModule, model)
+    own: dict[str, Any] = {
+        "post_processor": _class("anomalib_ot.decide.ConformalPostProcessor", false_alarm_rate=false_alarm_rate)
     }
-    root = images.resolve()
-    data = {
-        "name": root.name or "images",
-        "root": str(root),
-        "left_out": sorted(str(path.resolve().relative_to(root)) for path in left_out),
+    size = [*candidate.image_size]
+    if "image_size" in signature(kind).parameters:
+        own["image_size"] = size
+    else:
+        own["pre_processor"] = _class(
+            "anomalib_ot.features.preprocessing.resize_and_normalize", image_size=size, backbone=backbone
+        )
+    data: dict[str, Any] = {
+        "name": images.name or "images",
+        "root": str(images),
+        "left_out": sorted(str(path.relative_to(images)) for path in left_out),
         "seed": seed,
         "num_workers": 0,
     }
-    if candidate.calibrates_itself:
+    if hasattr(kind, "calibration_scores"):
         data["held_out"] = 0
     return {
         "seed_everything": seed,
-        "model": {
-            **model,
-            "init_args": {**model["init_args"], **candidate.preparation(backbone), "post_processor": post_processor},
-        },
-        "data": {"class_path": "anomalib_ot.data.GoodPictures", "init_args": data},
+        "model": {**model, "init_args": {**model["init_args"], **own}},
+        "data": _class("anomalib_ot.data.GoodPictures", **data),
     }
+
+
+def _class(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
 
 
 def train(config: dict[str, Any], parent: Path) -> tuple[Path, Path]:

@@ -28,6 +28,11 @@ class Candidate:
     init_args: dict[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] = (224, 224)
 
+    @property
+    def model(self) -> str:
+        """Name of the model, without the image size."""
+        return self.name.partition(" at ")[0]
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Candidate":
         """A candidate from the values of :meth:`to_dict`, which may have been converted to JSON and back."""

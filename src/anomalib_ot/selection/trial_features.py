@@ -2,18 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomalib_ot.comparison.measurement import median_seconds
-from anomalib_ot.features.backbones import create_extractor
-from anomalib_ot.features.extraction import FastExtractor
-from anomalib_ot.features.preprocessing import resize_and_normalize
-from anomalib_ot.features.store import FeatureDataset, allocate
+from anomalib_ot.features.of_images import ImageFeatures
 from anomalib_ot.synthetic import synthetic_images
 from anomalib_ot.synthetic.images import read_reduced
 
@@ -21,8 +16,6 @@ from anomalib_ot.synthetic.images import read_reduced
 MOST_TO_FIT, MOST_HELD_OUT, SYNTHETIC = 60, 40, 168
 _HELD_OUT = 0.2
 _FEWEST_HELD_OUT = 2
-_BATCH = 16
-_BUDGET = 0.5
 _REPEATS = 5
 
 Label = tuple[str, float, float]
@@ -75,42 +68,15 @@ class TrialFeatures:
     ) -> None:
         self.image_size = image_size
         count = len(division.to_fit) + len(division.held_out) + SYNTHETIC
-        self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
-        self._transform: Any = resize_and_normalize(image_size, backbone).transform
-        self.to_fit = self.of(map(read_reduced, division.to_fit), len(division.to_fit))
-        self.good = self.of(map(read_reduced, division.held_out), len(division.held_out))
+        features = ImageFeatures(backbone, image_size, layers, count)
+        self.to_fit = features.of(map(read_reduced, division.to_fit), len(division.to_fit))
+        self.good = features.of(map(read_reduced, division.held_out), len(division.held_out))
         self.labels: list[Label] = []
-        self.synthetic = self.of(self._synthetic(division.held_out, seed), SYNTHETIC)
+        self.synthetic = features.of(self._synthetic(division.held_out, seed), SYNTHETIC)
         image = read_reduced(division.held_out[0])
-        self.seconds_per_image = median_seconds(lambda: self._extract(self._prepared([image])), _REPEATS)
+        self.seconds_per_image = median_seconds(lambda: features.of_batch([image]), _REPEATS)
 
     def _synthetic(self, paths: Sequence[Path], seed: int) -> Iterable[NDArray[np.float32]]:
         for each in synthetic_images(paths, SYNTHETIC, seed):
             self.labels.append((each.kind, each.area, each.contrast))
             yield each.image
-
-    def of(self, images: Iterable[NDArray[np.float32]], count: int) -> FeatureDataset:
-        """Features of images (H, W, 3) in [0, 1].
-
-        Args:
-            images: The images; each may have its own size.
-            count: Their number.
-        """
-        dataset: FeatureDataset | None = None
-        batch: list[NDArray[np.float32]] = []
-        done = 0
-        for image in images:
-            batch.append(image)
-            if len(batch) < _BATCH and done + len(batch) < count:
-                continue
-            features = self._extract(self._prepared(batch))
-            dataset = dataset or allocate(features, count, "auto", _BUDGET, torch.device("cpu"))
-            for layer, maps in features.items():
-                dataset.features[layer][done : done + len(maps)] = maps
-            done += len(batch)
-            batch = []
-        assert dataset is not None  # noqa: S101 - there is at least one image
-        return dataset
-
-    def _prepared(self, images: Sequence[NDArray[np.float32]]) -> Tensor:
-        return torch.stack([self._transform(torch.from_numpy(image).permute(2, 0, 1)) for image in images])
