@@ -1,6 +1,5 @@
 """Settings of Duo."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,7 +20,7 @@ class DuoSettings(FeatureTrainingSettings):
     """Settings of Duo, each with what it changes; :class:`Duo` documents them.
 
     Raises:
-        TypeError: If settings of a part are no dictionary.
+        TypeError: If settings of a part are no dictionary, or one has a wrong type.
         ValueError: If a setting is out of its range, or a part has no such setting.
 
     Example:
@@ -48,13 +47,13 @@ class DuoSettings(FeatureTrainingSettings):
 
     def of_pradot(self) -> PradotSettings:
         """The settings of Pradot."""
-        return self._of_part(PradotSettings, "pradot", self.layer_names)
+        return self._of_part(PradotSettings, "pradot")
 
     def of_wt_flow(self) -> WtFlowSettings:
-        """The settings of WtFlow, which has the last one of the layers."""
-        return self._of_part(WtFlowSettings, "wt_flow", self.layer_names[-1:])
+        """The settings of WtFlow, which has the last one of the layers, and whose map is not smoothed."""
+        return self._of_part(WtFlowSettings, "wt_flow", layers=self.layer_names[-1:], smoothing=0.0)
 
-    def _of_part(self, kind: type[_Part], name: str, layers: Sequence[str]) -> _Part:
+    def _of_part(self, kind: type[_Part], name: str, **others: Any) -> _Part:
         given = getattr(self, name) or {}
         if not isinstance(given, dict):
             msg = f"{name} must be a dictionary of settings, not {given!r}"
@@ -63,4 +62,8 @@ class DuoSettings(FeatureTrainingSettings):
         for each in given:
             require(each in own, f"a setting of {name}", f"one of {', '.join(sorted(own))}", each)
         shared = {each.name: getattr(self, each.name) for each in fields(FeatureTrainingSettings)}
-        return kind(**{**shared, "layers": layers, **given})
+        try:
+            return kind(**{**shared, **others, **given})
+        except TypeError as error:
+            msg = f"{name} has a setting of a wrong type: {error}"
+            raise TypeError(msg) from error
