@@ -130,6 +130,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         backbone = backbone_name(backbone)
         settings = DuoSettings.of(locals())
         layers, image_size = settings.layers, settings.image_size
+        pradot, wt_flow = settings.pradot, settings.wt_flow
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(

@@ -1,5 +1,6 @@
 """Settings of Duo."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -41,6 +42,13 @@ class DuoSettings(FeatureTrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("pradot", "wt_flow"):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping | None):
+                msg = f"{name} must be a dictionary of settings, not {given!r}"
+                raise TypeError(msg)
+            # A configuration of the host has other classes, which a checkpoint could not store.
+            object.__setattr__(self, name, None if given is None else {**given})
         # Raises for settings that a part does not accept.
         self.of_pradot()
         self.of_wt_flow()
@@ -55,9 +63,6 @@ class DuoSettings(FeatureTrainingSettings):
 
     def _of_part(self, kind: type[_Part], name: str, **others: Any) -> _Part:
         given = getattr(self, name) or {}
-        if not isinstance(given, dict):
-            msg = f"{name} must be a dictionary of settings, not {given!r}"
-            raise TypeError(msg)
         own = {each.name for each in fields(kind)} - {each.name for each in fields(self)} - _UNUSED
         for each in given:
             require(each in own, f"a setting of {name}", f"one of {', '.join(sorted(own))}", each)
