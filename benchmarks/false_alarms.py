@@ -103,7 +103,7 @@ def main(
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         shots: Numbers of support images of Foct.
         seeds: Number of splits.
-        models: Models of ``configs/compare/real.yaml`` that calibrate themselves: Pradot, WtFlow and Foct.
+        models: Models of ``configs/compare/real.yaml`` that calibrate themselves: Pradot, WtFlow, Duo and Foct.
         by_group: Regular expression that finds the group of an image in its file name, followed by a space and its
             width and height: ``part[0-9]+`` for names such as ``part12_003.png``, or ``[0-9]+x[0-9]+`` for the size.
         contaminated: Share of the training images that are anomalous, in [0, 1); at least one image unless it is 0.

@@ -65,7 +65,7 @@ REDUCED = (112, 112)
 FOCT_SIZE = (336, 336)
 # With more images, selecting a coreset of 10 % takes minutes on two cores. PatchCore then has the 1 % of the plan.
 LARGE_CORESET = 50
-MODELS = ("Pradot", "WtFlow", "PaDiM", "PatchCore")
+MODELS = ("Pradot", "WtFlow", "Duo", "PaDiM", "PatchCore")
 ONLINE = {"online": True, "query_steps": 5}
 # Each step of Foct adds to the one before: views and positions, the paper's transport, the detail, which makes the
 # default, and then the other parts of the paper.
@@ -108,7 +108,7 @@ def main(
         categories: Categories to run; all by default.
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         seeds: Number of draws per number of training images.
-        models: Models to run: Pradot, WtFlow, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
+        models: Models to run: Pradot, WtFlow, Duo, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
             SubspaceAD rule, SubspaceAD rule (8 views), and the steps of Foct: Foct (nearest), Foct (+ views),
             Foct (+ transport), Foct, which adds the detail, Foct (+ foreground) and Foct (+ online).
         image_size: Height and width in pixels; those of the plan by default.

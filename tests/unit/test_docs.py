@@ -17,7 +17,7 @@ from anomalib.models.components import AnomalibModule
 from jsonargparse import ArgumentParser
 
 import anomalib_ot
-from anomalib_ot import Foct, Pradot, WtFlow, cli
+from anomalib_ot import Duo, Foct, Pradot, WtFlow, cli
 from anomalib_ot.shipped import shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ PAGES = sorted(
         *SOURCE.glob("models/*/README.md"),
     ]
 )
-MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow}
+MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow, "duo": Duo}
 # Values for placeholders: any name that the type of the option accepts.
 STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"} | {
     f"$(anomalib-ot configs --name {each})": str(path) for each, path in shipped_files().items()

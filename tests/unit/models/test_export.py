@@ -39,7 +39,7 @@ MODELS = {
     # These images are almost equal: without their mode, eight-bit rounding exceeds what is left.
     "WtFlow": lambda: WtFlow(global_modes=0, width=16, whitened_channels=16, training_steps=7, batch_size=4, **SHARED),
     "Duo": lambda: Duo(
-        pradot={"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 2, "global_modes": 0},
+        pradot={"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 2},
         wt_flow={"global_modes": 0, "width": 16, "whitened_channels": 16, "training_steps": 7},
         batch_size=4,
         **SHARED,

@@ -69,17 +69,17 @@ def test_a_fold_with_all_images_is_fitted_as_the_model_is(engine, data, monkeypa
     for name in MODELS:
         monkeypatch.setattr(MODELS[name][0], "calibrate", fit_all)
         model = make(name, batch_size=10)
-        if name == "WtFlow":
+        if name != "Pradot":
             # Both start from the same weights.
-            start = {key: value.clone() for key, value in model.model.velocities().state_dict().items()}
-            build = WtFlow.fit_fold.__globals__["WtFlowModel"]
+            start = {key: value.clone() for key, value in model.flow.velocities().state_dict().items()}
+            names, build = type(model).fit_fold.__globals__, type(model.model)
 
             def same_start(*arguments, start=start, build=build):
                 made = build(*arguments)
-                made.velocities().load_state_dict(start)
+                getattr(made, "wt_flow", made).velocities().load_state_dict(start)
                 return made
 
-            monkeypatch.setitem(WtFlow.fit_fold.__globals__, "WtFlowModel", same_start)
+            monkeypatch.setitem(names, build.__name__, same_start)
         engine().fit(model, datamodule=data())
         with torch.no_grad():
             expected, found = (each.score(fold["features"], (64, 64)) for each in (model.model.eval(), fold["model"]))
@@ -103,6 +103,8 @@ def test_without_folds_the_validation_images_calibrate(name, given, reason, engi
     assert model.post_processor.image_calibration.numel() == 4
 
 
+# Duo weighs its parts by folds.
+@pytest.mark.parametrize("name", ["Pradot", "WtFlow"])
 def test_folds_are_not_fitted_for_nothing(name, engine, data, monkeypatch):
     monkeypatch.setattr(MODELS[name][0], "fit_fold", lambda *_: 1 / 0)
     engine().fit(make(name, calibration_folds=0), datamodule=data())

@@ -60,7 +60,8 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels. By default 224 × 224;
             448 × 448 with DINOv2 and DINOv3; that of the backbone if it accepts no other.
-        smoothing: Standard deviation of the Gaussian that smooths the maps of both parts, in pixels; 0 for none.
+        smoothing: Standard deviation of the Gaussian that smooths the map of the prototypes, in pixels; 0 for none. The
+            map of the flow is not smoothed.
         batch_size: Training images in a batch, at most their total number. The default is 16, or all images if there
             are fewer.
         validation_fraction: Fraction of the training images that is held out, in [0, 1). The training of the flow stops
@@ -129,6 +130,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         backbone = backbone_name(backbone)
         settings = DuoSettings.of(locals())
         layers, image_size = settings.layers, settings.image_size
+        pradot, wt_flow = settings.pradot, settings.wt_flow
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(image_size, backbone)
         super().__init__(

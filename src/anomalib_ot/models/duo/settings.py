@@ -1,6 +1,6 @@
 """Settings of Duo."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,7 +21,7 @@ class DuoSettings(FeatureTrainingSettings):
     """Settings of Duo, each with what it changes; :class:`Duo` documents them.
 
     Raises:
-        TypeError: If settings of a part are no dictionary.
+        TypeError: If settings of a part are no dictionary, or one has a wrong type.
         ValueError: If a setting is out of its range, or a part has no such setting.
 
     Example:
@@ -42,25 +42,33 @@ class DuoSettings(FeatureTrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("pradot", "wt_flow"):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping | None):
+                msg = f"{name} must be a dictionary of settings, not {given!r}"
+                raise TypeError(msg)
+            # A configuration of the host has other classes, which a checkpoint could not store.
+            object.__setattr__(self, name, None if given is None else {**given})
         # Raises for settings that a part does not accept.
         self.of_pradot()
         self.of_wt_flow()
 
     def of_pradot(self) -> PradotSettings:
         """The settings of Pradot."""
-        return self._of_part(PradotSettings, "pradot", self.layer_names)
+        return self._of_part(PradotSettings, "pradot")
 
     def of_wt_flow(self) -> WtFlowSettings:
-        """The settings of WtFlow, which has the last one of the layers."""
-        return self._of_part(WtFlowSettings, "wt_flow", self.layer_names[-1:])
+        """The settings of WtFlow, which has the last one of the layers, and whose map is not smoothed."""
+        return self._of_part(WtFlowSettings, "wt_flow", layers=self.layer_names[-1:], smoothing=0.0)
 
-    def _of_part(self, kind: type[_Part], name: str, layers: Sequence[str]) -> _Part:
+    def _of_part(self, kind: type[_Part], name: str, **others: Any) -> _Part:
         given = getattr(self, name) or {}
-        if not isinstance(given, dict):
-            msg = f"{name} must be a dictionary of settings, not {given!r}"
-            raise TypeError(msg)
         own = {each.name for each in fields(kind)} - {each.name for each in fields(self)} - _UNUSED
         for each in given:
             require(each in own, f"a setting of {name}", f"one of {', '.join(sorted(own))}", each)
         shared = {each.name: getattr(self, each.name) for each in fields(FeatureTrainingSettings)}
-        return kind(**{**shared, "layers": layers, **given})
+        try:
+            return kind(**{**shared, **others, **given})
+        except TypeError as error:
+            msg = f"{name} has a setting of a wrong type: {error}"
+            raise TypeError(msg) from error
