@@ -73,7 +73,7 @@ def measure(category: str, data: AnomalibDataModule, image_size: tuple[int, int]
     is_anomalous = tested.label_index.to_numpy() == 1
     output.mkdir(parents=True, exist_ok=True)
     for candidate in missing:
-        outcome = run_trial(candidate, candidate.untrained(backbone), features, _SEED)
+        outcome = run_trial(candidate, features, _SEED)
         scores = scores_of(outcome.score, test)
         run = {
             "category": category,

@@ -66,7 +66,8 @@ def choose(
     """
     end = time.monotonic() + 60 * minutes
     require(minutes > 0, "minutes", "above 0", minutes)
-    require(len(candidates) > 0, "candidates", "at least one", list(candidates))
+    names = [each.name for each in candidates]
+    require(0 < len({*names}) == len(names), "candidates", "at least one, with different names", names)
     if len(paths) < _FEWEST:
         msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images, or set the model"
         raise ValueError(msg)
@@ -87,7 +88,7 @@ def choose(
             layers = layers_at(candidate.image_size, candidates, backbone)
             features = TrialFeatures(division, backbone_name(backbone), candidate.image_size, layers, seed)
         try:
-            record.add(run_trial(candidate, candidate.untrained(backbone), features, seed).trial(features))
+            record.add(run_trial(candidate, features, seed).trial(features))
         except Exception as error:  # noqa: BLE001 - another candidate may be fitted
             errors.append(f"{candidate.name}: {error}")
             logger.warning("%s is left out, as its trial failed: %r", candidate.name, error)

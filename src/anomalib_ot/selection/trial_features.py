@@ -60,6 +60,8 @@ class TrialFeatures:
         seed: Seed of the synthetic images.
 
     Attributes:
+        backbone: The backbone.
+        image_size: The image size.
         to_fit: Features of the images to fit on.
         good: Features of the held-out good images.
         synthetic: Features of the synthetic images.
@@ -73,14 +75,15 @@ class TrialFeatures:
     def __init__(
         self, division: Division, backbone: str, image_size: tuple[int, int], layers: Iterable[str], seed: int
     ) -> None:
-        self.image_size = image_size
+        self.backbone, self.image_size = backbone, image_size
         count = len(division.to_fit) + len(division.held_out) + SYNTHETIC
         self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
         self._transform: Any = resize_and_normalize(image_size, backbone).transform
-        self.to_fit = self.of(map(read_reduced, division.to_fit), len(division.to_fit))
-        self.good = self.of(map(read_reduced, division.held_out), len(division.held_out))
+        # First, as an image may be too small for a defect.
         self.labels: list[Label] = []
         self.synthetic = self.of(self._synthetic(division.held_out, seed), SYNTHETIC)
+        self.to_fit = self.of(map(read_reduced, division.to_fit), len(division.to_fit))
+        self.good = self.of(map(read_reduced, division.held_out), len(division.held_out))
         image = read_reduced(division.held_out[0])
         self.seconds_per_image = median_seconds(lambda: self._extract(self._prepared([image])), _REPEATS)
 
