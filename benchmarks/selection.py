@@ -24,7 +24,7 @@ from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate
 from anomalib_ot.selection.choosing import layers_at
 from anomalib_ot.selection.trial import image_auroc, run_trial, scores_of
-from anomalib_ot.selection.trial_features import TrialFeatures, divide
+from anomalib_ot.selection.trial_features import TrialFeatures, trial_images
 from anomalib_ot.synthetic import KINDS
 from anomalib_ot.synthetic.images import read_reduced
 
@@ -71,8 +71,8 @@ def measure(category: str, data: AnomalibDataModule, missing: dict[Path, Candida
     data.setup()
     backbone = offline_backbone()
     image_size = next(iter(missing.values())).image_size
-    division = divide([Path(path) for path in data.train_data.samples.image_path], _SEED)
-    features = TrialFeatures(division, backbone, image_size, layers_at(image_size, CANDIDATES, backbone), _SEED)
+    images = trial_images([Path(path) for path in data.train_data.samples.image_path], _SEED)
+    features = TrialFeatures(images, backbone, image_size, layers_at(image_size, CANDIDATES, backbone))
     samples = data.test_data.samples
     tested = samples.iloc[:: math.ceil(len(samples) / _MOST_TESTED)]
     test = features.of((read_reduced(Path(path)) for path in tested.image_path), len(tested))

@@ -14,6 +14,7 @@ from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import FastExtractor
 from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import FeatureDataset, allocate
+from anomalib_ot.images.reading import scaled_bytes
 from anomalib_ot.synthetic import synthetic_images
 from anomalib_ot.synthetic.images import read_reduced
 
@@ -36,6 +37,20 @@ class Division(NamedTuple):
     held_out: list[Path]
 
 
+class TrialImages(NamedTuple):
+    """The images of all trials.
+
+    Attributes:
+        division: The good images.
+        synthetic: uint8 images (H, W, 3) with defects, made from those held out.
+        labels: Kind, area and contrast of each of these.
+    """
+
+    division: Division
+    synthetic: list[NDArray[np.uint8]]
+    labels: list[Label]
+
+
 def divide(paths: Sequence[Path], seed: int) -> Division:
     """Divide good images at random: a fifth of them, at most 40, is held out, and at most 60 of the others are fitted.
 
@@ -49,15 +64,32 @@ def divide(paths: Sequence[Path], seed: int) -> Division:
     return Division(drawn[held_out:][:MOST_TO_FIT], drawn[:held_out])
 
 
+def trial_images(paths: Sequence[Path], seed: int) -> TrialImages:
+    """Divide good images, and make the synthetic ones.
+
+    Args:
+        paths: The good images, in any order.
+        seed: Seed of all draws.
+
+    Raises:
+        ValueError: If an image cannot be read, or is too small for a synthetic defect.
+    """
+    images = TrialImages(divide(paths, seed), [], [])
+    for each in synthetic_images(images.division.held_out, SYNTHETIC, seed):
+        # A quarter of the memory.
+        images.synthetic.append(np.rint(255 * each.image).astype(np.uint8))
+        images.labels.append((each.kind, each.area, each.contrast))
+    return images
+
+
 class TrialFeatures:
     """Features of the images of all trials with a backbone and an image size.
 
     Args:
-        division: The good images. The synthetic ones are made from those held out.
+        images: The images.
         backbone: Name of the backbone.
         image_size: Height and width in pixels.
         layers: Layers of all candidates.
-        seed: Seed of the synthetic images.
 
     Attributes:
         backbone: The backbone.
@@ -65,32 +97,24 @@ class TrialFeatures:
         to_fit: Features of the images to fit on.
         good: Features of the held-out good images.
         synthetic: Features of the synthetic images.
-        labels: Kind, area and contrast of each of these.
+        labels: As of the images.
         seconds_per_image: Median time of the pre-processing and the backbone on a single image.
 
     Raises:
-        ValueError: If an image cannot be read, or is too small for a synthetic defect.
+        ValueError: If an image cannot be read.
     """
 
-    def __init__(
-        self, division: Division, backbone: str, image_size: tuple[int, int], layers: Iterable[str], seed: int
-    ) -> None:
+    def __init__(self, images: TrialImages, backbone: str, image_size: tuple[int, int], layers: Iterable[str]) -> None:
         self.backbone, self.image_size = backbone, image_size
-        count = len(division.to_fit) + len(division.held_out) + SYNTHETIC
+        (to_fit, held_out), synthetic, self.labels = images
+        count = len(to_fit) + len(held_out) + len(synthetic)
         self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
         self._transform: Any = resize_and_normalize(image_size, backbone).transform
-        # First, as an image may be too small for a defect.
-        self.labels: list[Label] = []
-        self.synthetic = self.of(self._synthetic(division.held_out, seed), SYNTHETIC)
-        self.to_fit = self.of(map(read_reduced, division.to_fit), len(division.to_fit))
-        self.good = self.of(map(read_reduced, division.held_out), len(division.held_out))
-        image = read_reduced(division.held_out[0])
-        self.seconds_per_image = median_seconds(lambda: self._extract(self._prepared([image])), _REPEATS)
-
-    def _synthetic(self, paths: Sequence[Path], seed: int) -> Iterable[NDArray[np.float32]]:
-        for each in synthetic_images(paths, SYNTHETIC, seed):
-            self.labels.append((each.kind, each.area, each.contrast))
-            yield each.image
+        self.to_fit = self.of(map(read_reduced, to_fit), len(to_fit))
+        self.good = self.of(map(read_reduced, held_out), len(held_out))
+        self.synthetic = self.of(map(scaled_bytes, synthetic), len(synthetic))
+        first = read_reduced(held_out[0])
+        self.seconds_per_image = median_seconds(lambda: self._extract(self._prepared([first])), _REPEATS)
 
     def of(self, images: Iterable[NDArray[np.float32]], count: int) -> FeatureDataset:
         """Features of images (H, W, 3) in [0, 1].

@@ -52,13 +52,14 @@ def tried(monkeypatch):
         return FakeOutcome(candidate)
 
     class FakeFeatures:
-        def __init__(self, division, backbone, image_size, layers, seed):
-            del division, backbone, layers, seed
+        def __init__(self, images, backbone, image_size, layers):
+            del images, backbone, layers
             self.image_size = image_size
 
     monkeypatch.setattr(choosing, "run_trial", run_trial)
     monkeypatch.setattr(choosing, "TrialFeatures", FakeFeatures)
     monkeypatch.setattr(choosing, "layers_at", lambda *_: [])
+    monkeypatch.setattr(choosing, "trial_images", lambda *_: object())
     return names
 
 
