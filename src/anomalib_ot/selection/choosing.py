@@ -14,7 +14,7 @@ from anomalib_ot.settings import require
 from .candidates import CANDIDATES, Candidate
 from .ranking import rank
 from .trial import Trial, run_trial
-from .trial_features import TrialFeatures, divide
+from .trial_features import TrialFeatures, TrialImages, trial_images
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ def choose(
     """
     end = time.monotonic() + 60 * minutes
     require(minutes > 0, "minutes", "above 0", minutes)
-    require(len(candidates) > 0, "candidates", "at least one", list(candidates))
+    names = [each.name for each in candidates]
+    require(0 < len({*names}) == len(names), "candidates", "at least one, with different names", names)
     if len(paths) < _FEWEST:
         msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images, or set the model"
         raise ValueError(msg)
     record = _Record(state, _key(paths, backbone, seed), candidates)
-    division = divide(paths, seed)
     longest = 0.0
+    images: TrialImages | None = None
     features: TrialFeatures | None = None
     errors = []
     for candidate in record.waiting():
@@ -84,10 +85,11 @@ def choose(
         if features is None or features.image_size != candidate.image_size:
             # Release those of the former size before those of the next are extracted.
             features = None
+            images = images or trial_images(paths, seed)
             layers = layers_at(candidate.image_size, candidates, backbone)
-            features = TrialFeatures(division, backbone_name(backbone), candidate.image_size, layers, seed)
+            features = TrialFeatures(images, backbone_name(backbone), candidate.image_size, layers)
         try:
-            record.add(run_trial(candidate, candidate.untrained(backbone), features, seed).trial(features))
+            record.add(run_trial(candidate, features, seed).trial(features))
         except Exception as error:  # noqa: BLE001 - another candidate may be fitted
             errors.append(f"{candidate.name}: {error}")
             logger.warning("%s is left out, as its trial failed: %r", candidate.name, error)

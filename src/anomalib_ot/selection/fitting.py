@@ -23,7 +23,7 @@ def fit_on_features(model: Any, features: FeatureDataset, image_size: tuple[int,
             bank, such as PaDiM and PatchCore. Its feature extractor is replaced.
         features: Features of the images, of the layers of the model and maybe others.
         image_size: Height and width of the images, in pixels.
-        seed: Seed of all random numbers.
+        seed: Seed of the order of the images. The caller sets that of torch's random numbers.
 
     Returns:
         Scores features.
@@ -31,24 +31,23 @@ def fit_on_features(model: Any, features: FeatureDataset, image_size: tuple[int,
     Raises:
         TypeError: If the model is of neither kind.
     """
-    layers = model.model.feature_extractor.layers
-    own = FeatureDataset({layer: features.features[layer] for layer in layers})
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if isinstance(model, FeatureTraining):
-            size = min(model.batch_size, len(own))
-            network = model.fit_fold(FoldFeatures(own, size, torch.device("cpu"), seed))
-            return on_features(network, image_size)
-        if isinstance(model, MemoryBankMixin):
-            return _fit_memory_bank(model, own, image_size)
-    msg = (
-        f"{type(model).__name__} cannot be fitted on features: a candidate must be a model of this package, or one of "
-        "anomalib with a memory bank"
-    )
-    raise TypeError(msg)
+    if not isinstance(model, FeatureTraining | MemoryBankMixin):
+        msg = (
+            f"{type(model).__name__} cannot be fitted on features: a candidate must be a model of this package that "
+            "trains on features, or one of anomalib with a memory bank"
+        )
+        raise TypeError(msg)
+    network: Any = model.model
+    own = FeatureDataset({layer: features.features[layer] for layer in network.feature_extractor.layers})
+    if isinstance(model, FeatureTraining):
+        size = min(model.batch_size, len(own))
+        network = model.fit_fold(FoldFeatures(own, size, torch.device("cpu"), seed))
+    else:
+        _fit_memory_bank(model, own, image_size)
+    return on_features(network, image_size)
 
 
-def _fit_memory_bank(model: Any, features: FeatureDataset, image_size: tuple[int, int]) -> Scorer:
+def _fit_memory_bank(model: Any, features: FeatureDataset, image_size: tuple[int, int]) -> None:
     network = model.model
     extractor, network.feature_extractor = network.feature_extractor, GivenFeatures()
     network.train()
@@ -61,4 +60,3 @@ def _fit_memory_bank(model: Any, features: FeatureDataset, image_size: tuple[int
             model.fit()
     network.eval()
     network.feature_extractor = extractor
-    return on_features(network, image_size)

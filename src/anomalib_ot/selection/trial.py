@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 
 from anomalib_ot.comparison.measurement import median_seconds
@@ -102,18 +104,21 @@ class Outcome:
         )
 
 
-def run_trial(candidate: Candidate, model: Any, features: TrialFeatures, seed: int = 0) -> Outcome:
+def run_trial(candidate: Candidate, features: TrialFeatures, seed: int = 0) -> Outcome:
     """Fit and score a candidate.
 
     Args:
         candidate: The candidate.
-        model: Its new Lightning model.
         features: Features at its image size.
         seed: Seed of the fit.
     """
-    start = time.perf_counter()
-    score = fit_on_features(model, features.to_fit, candidate.image_size, seed)
-    fit_s = time.perf_counter() - start
+    with isolate_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - PatchCore's projection draws from the global numbers
+        model = candidate.untrained(features.backbone)
+        start = time.perf_counter()
+        score = fit_on_features(model, features.to_fit, candidate.image_size, seed)
+        fit_s = time.perf_counter() - start
     good, synthetic = (scores_of(score, each) for each in (features.good, features.synthetic))
     one = features.good[[0]]
     return Outcome(candidate, score, good, synthetic, fit_s, median_seconds(lambda: score(one), _REPEATS))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from anomalib_ot.comparison.measurement import median_seconds
 from anomalib_ot.features.of_images import ImageFeatures
+from anomalib_ot.images.reading import scaled_bytes
 from anomalib_ot.synthetic import synthetic_images
 from anomalib_ot.synthetic.images import read_reduced
 
@@ -29,6 +30,20 @@ class Division(NamedTuple):
     held_out: list[Path]
 
 
+class TrialImages(NamedTuple):
+    """The images of all trials.
+
+    Attributes:
+        division: The good images.
+        synthetic: uint8 images (H, W, 3) with defects, made from those held out.
+        labels: Kind, area and contrast of each of these.
+    """
+
+    division: Division
+    synthetic: list[NDArray[np.uint8]]
+    labels: list[Label]
+
+
 def divide(paths: Sequence[Path], seed: int) -> Division:
     """Divide good images at random: a fifth of them, at most 40, is held out, and at most 60 of the others are fitted.
 
@@ -42,41 +57,54 @@ def divide(paths: Sequence[Path], seed: int) -> Division:
     return Division(drawn[held_out:][:MOST_TO_FIT], drawn[:held_out])
 
 
-class TrialFeatures:
-    """Features of the images of all trials with a backbone and an image size.
+def trial_images(paths: Sequence[Path], seed: int) -> TrialImages:
+    """Divide good images, and make the synthetic ones.
 
     Args:
-        division: The good images. The synthetic ones are made from those held out.
-        backbone: Name of the backbone.
-        image_size: Height and width in pixels.
-        layers: Layers of all candidates.
-        seed: Seed of the synthetic images.
-
-    Attributes:
-        to_fit: Features of the images to fit on.
-        good: Features of the held-out good images.
-        synthetic: Features of the synthetic images.
-        labels: Kind, area and contrast of each of these.
-        seconds_per_image: Median time of the pre-processing and the backbone on a single image.
+        paths: The good images, in any order.
+        seed: Seed of all draws.
 
     Raises:
         ValueError: If an image cannot be read, or is too small for a synthetic defect.
     """
+    images = TrialImages(divide(paths, seed), [], [])
+    for each in synthetic_images(images.division.held_out, SYNTHETIC, seed):
+        # A quarter of the memory.
+        images.synthetic.append(np.rint(255 * each.image).astype(np.uint8))
+        images.labels.append((each.kind, each.area, each.contrast))
+    return images
 
-    def __init__(
-        self, division: Division, backbone: str, image_size: tuple[int, int], layers: Iterable[str], seed: int
-    ) -> None:
-        self.image_size = image_size
-        count = len(division.to_fit) + len(division.held_out) + SYNTHETIC
-        features = ImageFeatures(backbone, image_size, layers, count)
-        self.to_fit = features.of(map(read_reduced, division.to_fit), len(division.to_fit))
-        self.good = features.of(map(read_reduced, division.held_out), len(division.held_out))
-        self.labels: list[Label] = []
-        self.synthetic = features.of(self._synthetic(division.held_out, seed), SYNTHETIC)
-        image = read_reduced(division.held_out[0])
-        self.seconds_per_image = median_seconds(lambda: features.of_batch([image]), _REPEATS)
 
-    def _synthetic(self, paths: Sequence[Path], seed: int) -> Iterable[NDArray[np.float32]]:
-        for each in synthetic_images(paths, SYNTHETIC, seed):
-            self.labels.append((each.kind, each.area, each.contrast))
-            yield each.image
+class TrialFeatures:
+    """Features of the images of all trials with a backbone and an image size.
+
+    Args:
+        images: The images.
+        backbone: Name of the backbone.
+        image_size: Height and width in pixels.
+        layers: Layers of all candidates.
+
+    Attributes:
+        backbone: The backbone.
+        image_size: The image size.
+        extractor: Extracts the features of further images.
+        to_fit: Features of the images to fit on.
+        good: Features of the held-out good images.
+        synthetic: Features of the synthetic images.
+        labels: As of the images.
+        seconds_per_image: Median time of the pre-processing and the backbone on a single image.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+
+    def __init__(self, images: TrialImages, backbone: str, image_size: tuple[int, int], layers: Iterable[str]) -> None:
+        self.backbone, self.image_size = backbone, image_size
+        (to_fit, held_out), synthetic, self.labels = images
+        count = len(to_fit) + len(held_out) + len(synthetic)
+        self.extractor = ImageFeatures(backbone, image_size, layers, count)
+        self.to_fit = self.extractor.of(map(read_reduced, to_fit), len(to_fit))
+        self.good = self.extractor.of(map(read_reduced, held_out), len(held_out))
+        self.synthetic = self.extractor.of(map(scaled_bytes, synthetic), len(synthetic))
+        first = read_reduced(held_out[0])
+        self.seconds_per_image = median_seconds(lambda: self.extractor.of_batch([first]), _REPEATS)
