@@ -98,7 +98,7 @@ def _int8(
             onnx_kwargs=_onnx_options(module),
         )
     except ExportError as error:
-        return Exported(None, why_not=str(error))
+        return Exported(None, why_not="; ".join(error.broken) or str(error))
     made = _timed(path, image)
     assert made.ms_per_image is not None and exact.ms_per_image is not None  # noqa: S101, PT018 - both were timed
     if exact.ms_per_image < _PAYS * made.ms_per_image:

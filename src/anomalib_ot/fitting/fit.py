@@ -89,7 +89,7 @@ def fit(
     _require_apart(images, output)
     require_ours(output, *FILES)
     backbone = backbone or offline_backbone()
-    images = images.resolve()
+    images, output = images.resolve(), output.resolve()
     start = time.monotonic()
     logger.info("Looking at the images of %s.", images)
     inspection = inspect_images(images)

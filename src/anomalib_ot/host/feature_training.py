@@ -118,6 +118,17 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         """
         raise NotImplementedError
 
+    def fit_on(self, features: FoldFeatures) -> nn.Module:
+        """Fit a new torch model on features outside a training, with all that its scores need.
+
+        Args:
+            features: Features of the images.
+
+        Returns:
+            As :meth:`fit_fold`.
+        """
+        return self.fit_fold(features)
+
     def calibrate(self) -> None:
         """Score the training images by models that were fitted without them, unless the validation images calibrate."""
         self.calibration_scores = None

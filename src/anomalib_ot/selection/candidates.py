@@ -73,6 +73,7 @@ class Candidate:
 
 
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Duo": ("anomalib_ot.Duo", {}),
     "WtFlow": ("anomalib_ot.WtFlow", {}),
     "Pradot": ("anomalib_ot.Pradot", {}),
     "PaDiM": ("anomalib.models.Padim", {}),

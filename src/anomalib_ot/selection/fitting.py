@@ -41,7 +41,7 @@ def fit_on_features(model: Any, features: FeatureDataset, image_size: tuple[int,
     own = FeatureDataset({layer: features.features[layer] for layer in network.feature_extractor.layers})
     if isinstance(model, FeatureTraining):
         size = min(model.batch_size, len(own))
-        network = model.fit_fold(FoldFeatures(own, size, torch.device("cpu"), seed))
+        network = model.fit_on(FoldFeatures(own, size, torch.device("cpu"), seed))
     else:
         _fit_memory_bank(model, own, image_size)
     return on_features(network, image_size)

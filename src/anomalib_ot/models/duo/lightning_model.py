@@ -203,6 +203,12 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         fit_prototypes(model.pradot, features.in_order, map(features.epoch, range(model.pradot.settings.epochs)))
         return model
 
+    def fit_on(self, features: FoldFeatures) -> DuoModel:
+        """Fit a model on features outside a training, and weigh its parts by two folds of them."""
+        model = self.fit_fold(features)
+        model.weigh(left_out(features, 2, self._part_scorer), self.settings.image_size)
+        return model
+
     def score_folds(self, features: FoldFeatures, folds: int) -> CalibrationScores:
         """Score each training image by a model that was fitted on the other folds, and weigh the parts by that."""
         scores = left_out(features, folds, self._part_scorer)
