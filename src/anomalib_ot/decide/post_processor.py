@@ -89,7 +89,7 @@ class ConformalPostProcessor(PostProcessor):
 
     def __init__(self, false_alarm_rate: float = 0.01, **settings: Any) -> None:
         super().__init__(**settings)
-        # Scores of good images (n,), and maxima of their maps (n,), both raw, in the order of the images; empty before a
+        # Raw scores of good images (n,), and maxima of their maps (n,), in the order of the images; empty before a
         # validation.
         for level in _LEVELS:
             self.register_buffer(f"{level}_calibration", torch.empty(0))

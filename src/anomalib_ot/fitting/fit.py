@@ -17,20 +17,22 @@ from torch import Tensor
 
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
+from anomalib_ot.export.exporters import require_openvino
 from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
 from anomalib_ot.features.backbones import layers_of_backbone
 from anomalib_ot.features.of_images import ImageFeatures
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.host.class_paths import class_of, create
+from anomalib_ot.images.folder import IMAGE_SUFFIXES
 from anomalib_ot.images.reading import read_values
 from anomalib_ot.inspection.contamination import Suspect, find_groups, find_suspects
-from anomalib_ot.inspection.look import Inspection, inspect_images
+from anomalib_ot.inspection.look import inspect_images
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose
 from anomalib_ot.settings import require, require_whole
 
 from .exported import INT8, MODEL, export, files_of
-from .handed_over import HandedOver, Verdicts
+from .handed_over import HandedOver, Look, Verdicts
 from .report import report_page
 from .stock import configuration, train
 
@@ -86,49 +88,27 @@ def fit(
     require_whole(0, "seed", seed)
     require(minutes > 0, "minutes", "above 0", minutes)
     candidates = _named(model)
+    images, output = images.resolve(), output.resolve()
     _require_apart(images, output)
     require_ours(output, *FILES)
+    require_openvino()
     backbone = backbone or offline_backbone()
-    images, output = images.resolve(), output.resolve()
     start = time.monotonic()
-    logger.info("Looking at the images of %s.", images)
-    inspection = inspect_images(images)
-    maps = _maps(inspection.images, backbone)
-    suspects, groups = find_suspects(inspection.images, maps, seed=seed), find_groups(inspection.images, maps)
-    # They may take much of the memory.
-    del maps
-    dropped = _dropped(suspects, images, keep)
-    used = [path for path in inspection.images if path not in dropped]
-    _log_look(inspection, dropped)
-    work = output / WORK
-    trials = _trials(used, backbone, candidates, minutes, work, seed)
+    look = _look(images, backbone, keep, seed)
+    trials = _trials(look.used, backbone, candidates, minutes, output / WORK, seed)
     chosen = trials[0].candidate
-    logger.info("Training %s on %d images.", chosen.name, len(used))
-    left_out = {*dropped, *(each.path for each in inspection.left_out)}
-    config = configuration(chosen, backbone, images, sorted(left_out), false_alarm_rate, seed)
-    config_file, checkpoint = train(config, work)
+    logger.info("Training %s on %d images.", chosen.name, len(look.used))
+    config = configuration(chosen, backbone, images, _left_out(images, look.used), false_alarm_rate, seed)
+    config_file, checkpoint = train(config, output / WORK)
     module, data = _trained(config, checkpoint)
     logger.info("Exporting to OpenVINO.")
-    exported = export(module, data, config_file.parent, chosen.image_size, used[0])
+    exported = export(module, data, config_file.parent, chosen.image_size, look.used[0])
     claim(output, *FILES)
     for path in (config_file, checkpoint, *files_of(exported)):
         shutil.copyfile(path, output / path.name)
-    handed = HandedOver(
-        images=images,
-        output=output,
-        inspection=inspection,
-        suspects=suspects,
-        dropped=dropped,
-        groups=groups,
-        used=used,
-        trials=trials,
-        verdicts=Verdicts.of(
-            cast("ConformalPostProcessor", module.post_processor), [*map(Path, data.train_data.samples.image_path)]
-        ),
-        exported=exported,
-        seconds=time.monotonic() - start,
-        seed=seed,
-    )
+    trained_on = [*map(Path, data.train_data.samples.image_path)]
+    verdicts = Verdicts.of(cast("ConformalPostProcessor", module.post_processor), trained_on)
+    handed = HandedOver(images, output, look, trials, verdicts, exported, time.monotonic() - start, seed)
     write_text(output / TABLE, _table(handed))
     write_text(output / REPORT, report_page(handed))
     return handed
@@ -136,9 +116,9 @@ def fit(
 
 def summary(handed: HandedOver) -> str:
     """A line with the result."""
-    left_out = len(handed.inspection.left_out) + len(handed.dropped)
     return (
-        f"{handed.chosen.name}, trained on {len(handed.used)} images of {handed.images}, {left_out} left out; "
+        f"{handed.chosen.name}, trained on {len(handed.look.used)} images of {handed.images}, "
+        f"{handed.look.left_out} left out; "
         f"promises {100 * handed.verdicts.supported:.3g} % false alarms"
     )
 
@@ -160,6 +140,21 @@ def _require_apart(images: Path, output: Path) -> None:
     if output.resolve().is_relative_to(images.resolve()):
         msg = f"the output {output} is in the folder of the images, {images}, and would be read as images; move it"
         raise ValueError(msg)
+
+
+def _look(images: Path, backbone: str, keep: Sequence[str], seed: int) -> Look:
+    """Look at the images, and find those that may be bad."""
+    logger.info("Looking at the images of %s.", images)
+    inspection = inspect_images(images)
+    maps = _maps(inspection.images, backbone)
+    suspects = find_suspects(inspection.images, maps, seed=seed)
+    look = Look(inspection, suspects, _dropped(suspects, images, keep), find_groups(inspection.images, maps))
+    for finding in inspection.left_out:
+        logger.warning("Left out %s: %s", finding.path, finding.detail)
+    for path in look.dropped:
+        logger.warning("Left out %s: it looks unlike the other images and may be bad. To use it, set keep.", path)
+    logger.info("%d images are used.", len(look.used))
+    return look
 
 
 def _maps(paths: Sequence[Path], backbone: str) -> Tensor:
@@ -185,12 +180,10 @@ def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> 
     return [each.path for each in suspects if each.path not in kept]
 
 
-def _log_look(inspection: Inspection, dropped: Sequence[Path]) -> None:
-    for finding in inspection.left_out:
-        logger.warning("Left out %s: %s", finding.path, finding.detail)
-    for path in dropped:
-        logger.warning("Left out %s: it looks unlike the other images and may be bad. To use it, set keep.", path)
-    logger.info("%d images are used.", len(inspection.images) - len(dropped))
+def _left_out(images: Path, used: Sequence[Path]) -> list[Path]:
+    """All other images that anomalib would find, hidden ones too."""
+    found = {path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()}
+    return sorted(found - {*used})
 
 
 def _trials(
@@ -223,16 +216,15 @@ def _trained(config: dict[str, Any], checkpoint: Path) -> tuple[AnomalibModule, 
 
 def _table(handed: HandedOver) -> str:
     """A row for each image: whether it is used, why not, and the p-value of its calibration."""
-    notes = {finding.path: finding.detail for finding in reversed(handed.inspection.findings)}
-    notes |= dict.fromkeys((each.path for each in handed.suspects), "It looks unlike the other images.")
+    look = handed.look
+    notes = {finding.path: finding.detail for finding in reversed(look.inspection.findings)}
+    notes |= dict.fromkeys((each.path for each in look.suspects), "It looks unlike the other images.")
     p_values = dict(handed.verdicts.p_values)
-    used = {*handed.used}
+    used = {*look.used}
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("path", "used", "p_value", "finding"))
     for path in sorted({*notes, *used}):
-        p_value = p_values.get(path)
-        writer.writerow(
-            (path, "yes" if path in used else "no", "" if p_value is None else f"{p_value:.4g}", notes.get(path, ""))
-        )
+        p_value = f"{p_values[path]:.4g}" if path in p_values else ""
+        writer.writerow((path, "yes" if path in used else "no", p_value, notes.get(path, "")))
     return file.getvalue()

@@ -52,17 +52,40 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a look at the images has found.
+
+    Args:
+        inspection: Findings on single images.
+        suspects: Images that are unlike the others, the most unusual ones first.
+        dropped: Those of them that are left out.
+        groups: Groups of images that look like different products; one group if they do not.
+    """
+
+    inspection: Inspection
+    suspects: list[Suspect]
+    dropped: list[Path]
+    groups: list[list[Path]]
+
+    @property
+    def used(self) -> list[Path]:
+        """Images that the model learns from."""
+        return [path for path in self.inspection.images if path not in self.dropped]
+
+    @property
+    def left_out(self) -> int:
+        """Number of images that are left out."""
+        return len(self.inspection.left_out) + len(self.dropped)
+
+
+@dataclass(frozen=True)
 class HandedOver:
     """What a fit has found and made.
 
     Args:
         images: Folder of the images.
         output: Folder of the result.
-        inspection: What a look at the images has found.
-        suspects: Images that are unlike the others.
-        dropped: Those of them that were left out.
-        groups: Groups of images that look like different products; one group if they do not.
-        used: Images that the model learned from.
+        look: What a look at the images has found.
         trials: The trials, the chosen one first.
         verdicts: What the verdicts promise.
         exported: The exported files in float32 and INT8.
@@ -72,11 +95,7 @@ class HandedOver:
 
     images: Path
     output: Path
-    inspection: Inspection
-    suspects: list[Suspect]
-    dropped: list[Path]
-    groups: list[list[Path]]
-    used: list[Path]
+    look: Look
     trials: list[Trial]
     verdicts: Verdicts
     exported: tuple[Exported, Exported]

@@ -64,7 +64,7 @@ def report_page(handed: HandedOver) -> str:
         suspects=[*_suspects(handed)],
         findings=[
             (_name(handed, each.path), each.detail, "no" if each.is_left_out else "yes")
-            for each in handed.inspection.findings
+            for each in handed.look.inspection.findings
         ],
         about_choice=_about_choice(handed),
         trial_columns=["model", "mean", *map(_in_words, KINDS), "ms per image", "fit in s"],
@@ -88,27 +88,26 @@ def report_page(handed: HandedOver) -> str:
 
 
 def _summary(handed: HandedOver) -> str:
-    left_out = len(handed.dropped) + len(handed.inspection.left_out)
     return (
-        f"{handed.chosen.name} has learned from {len(handed.used)} good images; {left_out} others were left out. It "
-        f"rejects about {100 * handed.verdicts.supported:.2g} % of new good images, if they are like these."
+        f"{handed.chosen.name} has learned from {len(handed.look.used)} good images; {handed.look.left_out} others "
+        f"were left out. It rejects about {100 * handed.verdicts.supported:.2g} % of new good images, if they are like these."
     )
 
 
 def _notes(handed: HandedOver) -> list[str]:
     """What a user should check before using the model."""
     notes = []
-    if len(handed.groups) > 1:
-        sizes = " and ".join(str(len(group)) for group in handed.groups)
-        first = " and ".join(_name(handed, group[0]) for group in handed.groups)
+    if len(handed.look.groups) > 1:
+        sizes = " and ".join(str(len(group)) for group in handed.look.groups)
+        first = " and ".join(_name(handed, group[0]) for group in handed.look.groups)
         notes.append(
-            f"The images look like {len(handed.groups)} products, of {sizes} images, such as {first}. A model of one "
-            "product detects more: give each its own folder."
+            f"The images look like two products, of {sizes} images, such as {first}. A model of one product detects "
+            "more: give each its own folder."
         )
-    if handed.dropped:
+    if handed.look.dropped:
         notes.append(
-            f"{len(handed.dropped)} images may be bad and were left out. Look at them below; to use those that are "
-            "good, repeat the command with --keep and their names."
+            f"{len(handed.look.dropped)} images may be bad and were left out. Look at them below; to use those that "
+            "are good, repeat the command with --keep and their names."
         )
     verdicts = handed.verdicts
     if verdicts.supported > verdicts.asked:
@@ -120,14 +119,14 @@ def _notes(handed: HandedOver) -> list[str]:
 
 
 def _counts(handed: HandedOver) -> list[tuple[str, str]]:
-    inspection = handed.inspection
+    inspection = handed.look.inspection
     sizes = [f"{width} x {height}" for (width, height), _ in inspection.sizes.most_common(3)]
     more = f" and {len(inspection.sizes) - 3} others" if len(inspection.sizes) > 3 else ""  # noqa: PLR2004
     counts = [
         ("found", str(len(inspection.images) + len(inspection.left_out))),
-        ("used", str(len(handed.used))),
+        ("used", str(len(handed.look.used))),
         ("left out as unreadable, blank or doubled", str(len(inspection.left_out))),
-        ("left out as possibly bad", str(len(handed.dropped))),
+        ("left out as possibly bad", str(len(handed.look.dropped))),
         ("sizes in pixels", ", ".join(sizes) + more),
     ]
     if len(inspection.folders) > 1:
@@ -136,9 +135,9 @@ def _counts(handed: HandedOver) -> list[tuple[str, str]]:
 
 
 def _about_suspects(handed: HandedOver) -> str:
-    kept = len(handed.suspects) - len(handed.dropped)
+    kept = len(handed.look.suspects) - len(handed.look.dropped)
     ending = f" {kept} of them are used, as asked for." if kept else ""
-    more = len(handed.suspects) - _MOST_SUSPECTS
+    more = len(handed.look.suspects) - _MOST_SUSPECTS
     rest = f" {more} more are in images.csv." if more > 0 else ""
     return (
         "Models that were fitted without these images score them unlike all others. Red places are the most unusual."
@@ -147,7 +146,7 @@ def _about_suspects(handed: HandedOver) -> str:
 
 
 def _suspects(handed: HandedOver) -> list[Shown]:
-    dropped = {*handed.dropped}
+    dropped = {*handed.look.dropped}
     return [
         Shown(
             suspect.path,
@@ -155,7 +154,7 @@ def _suspects(handed: HandedOver) -> list[Shown]:
             "left out" if suspect.path in dropped else "used",
             _embedded(suspect.path, suspect.anomaly_map),
         )
-        for suspect in handed.suspects[:_MOST_SUSPECTS]
+        for suspect in handed.look.suspects[:_MOST_SUSPECTS]
     ]
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib.metrics import Evaluator
@@ -206,7 +206,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
     def fit_on(self, features: FoldFeatures) -> DuoModel:
         """Fit a model on features outside a training, and weigh its parts by two folds of them."""
         model = self.fit_fold(features)
-        model.weigh(left_out(features, 2, self._part_scorer), self.settings.image_size)
+        model.weigh(left_out(features, 2, self._part_scorer), cast("tuple[int, int]", self.settings.image_size))
         return model
 
     def score_folds(self, features: FoldFeatures, folds: int) -> CalibrationScores:
