@@ -88,9 +88,10 @@ def report_page(handed: HandedOver) -> str:
 
 
 def _summary(handed: HandedOver) -> str:
+    look, rate = handed.look, 100 * handed.verdicts.supported
     return (
-        f"{handed.chosen.name} has learned from {len(handed.look.used)} good images; {handed.look.left_out} others "
-        f"were left out. It rejects about {100 * handed.verdicts.supported:.2g} % of new good images, if they are like these."
+        f"{handed.chosen.name} has learned from {len(look.used)} good images; {look.left_out} others were left out. It "
+        f"rejects about {rate:.2g} % of new good images, if they are like these."
     )
 
 

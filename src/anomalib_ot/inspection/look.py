@@ -178,7 +178,7 @@ def _look(path: Path) -> _Look | Finding:
         size=(width, height),
         mode=mode,
         blank=blank_images(values.transpose(2, 0, 1)[None]).get(0),
-        white=float((values.min(2) >= WHITE).mean()),
+        white=float(np.logical_and.reduce([values[..., each] >= WHITE for each in range(3)]).mean()),
         digest=pixels.digest(),
         thumbnail=_thumbnail(values),
     )

@@ -1,5 +1,7 @@
 """A look at a folder: what is left out, what is reported, and folders that cannot be used."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,12 @@ def test_a_folder_of_equal_images_is_refused(tmp_path):
         part(0).save(tmp_path / f"{index:02}.png")
     with pytest.raises(ValueError, match=r"1 usable images of 20.*left out \(19 duplicate\), such as .*01.png: It has"):
         inspect_images(tmp_path)
+
+
+def test_a_look_does_not_need_torch():
+    command = "import sys; from anomalib_ot.inspection import inspect_images; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the real images in ../shared/data")
