@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anomalib_ot.decide.conformal import supported_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
-from anomalib_ot.host.calibration import clause
+from anomalib_ot.host.calibration import HELD_OUT, clause
 from anomalib_ot.inspection.contamination import Suspect
 from anomalib_ot.inspection.look import Inspection
 from anomalib_ot.selection import Candidate, Trial
@@ -44,7 +44,7 @@ class Verdicts:
         scores = processor.image_calibration.tolist()
         count = len(scores)
         p_values = []
-        if count == len(trained_on):
+        if processor.calibration_source != HELD_OUT and count == len(trained_on):
             ranked = sorted(zip(scores, trained_on, strict=True), key=lambda pair: -pair[0])
             p_values = [(path, sum(other >= score for other, _ in ranked) / count) for score, path in ranked]
         supported = max(processor.false_alarm_rate, supported_rate(count))
