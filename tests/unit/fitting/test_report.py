@@ -21,7 +21,7 @@ class FakeInferencer:
 
     def predict(self, pixels):
         anomaly_map = np.full(pixels.shape[:2], 0.3, np.float32)
-        return Prediction(0.2, 0.5, False, 1.0, 0.5, anomaly_map, anomaly_map > 1)
+        return Prediction(0.2, 0.5, None, 1.0, 0.5, anomaly_map, anomaly_map > 1)
 
 
 @pytest.fixture
