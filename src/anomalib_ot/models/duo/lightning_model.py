@@ -50,7 +50,8 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
 
     When the training starts, the features of the training images are extracted and cached, and the prototypes are
     fitted. The steps of the trainer train the flow. When the training ends, models that are fitted on the other folds
-    score each training image. These scores weigh the maps of the two parts, and set the threshold.
+    score each training image. The spread of these scores weighs the maps of the two parts, and the scores set the
+    threshold.
 
     Args:
         backbone: Name of any timm model, or a folder that timm saved, as ``local-dir:PATH`` or as a ``Path``.

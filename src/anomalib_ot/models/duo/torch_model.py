@@ -152,18 +152,21 @@ class DuoModel(SinglePrecisionParts):
 
     @torch.no_grad()
     def weigh(self, batches: Iterable[PartScores], size: Sequence[int]) -> None:
-        """Weigh the parts by the inverse of the scores of normal images, so that neither dominates the other.
+        """Weigh the parts by the inverse of how much their scores of normal images vary.
 
-        The mean score of these images is then at most 1, and each part contributes the same to it.
+        A part whose scores of normal images vary less finds smaller anomalies. Divided by their standard deviation,
+        equal scores of the parts are equally unusual.
 
         Args:
-            batches: Score maps of both parts for images that the parts were not fitted on.
+            batches: Score maps of both parts for images that the parts were not fitted on. A single image says nothing
+                about a standard deviation: its scores replace it.
             size: Height and width of the images, in pixels.
         """
         peaks = [[each.flatten(1).amax(1) for each in self._maps(scores, size)] for scores in batches]
-        means = torch.stack([torch.cat(part).mean() for part in zip(*peaks, strict=True)])
-        # A part that scores no image gives no scale.
-        self.weights = 0.5 / means.clamp(min=1e-3 * float(means.max()) or 1.0)
+        highest = torch.stack([torch.cat(part) for part in zip(*peaks, strict=True)])
+        spread = highest.std(1) if highest.shape[1] > 1 else highest[:, 0]
+        # Equal scores give no scale.
+        self.weights = 0.5 / spread.clamp(min=1e-6 * float(spread.max()) or 1.0)
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:

@@ -41,22 +41,26 @@ def test_the_score_is_the_maximum_of_the_weighted_sum(model):
 
 
 @torch.no_grad()
-def test_both_parts_contribute_the_same_to_images_that_weigh_them(model):
+def test_the_scores_of_images_that_weigh_the_parts_vary_alike_in_both(model):
     batches = [model.part_scores(model.extract(images(count, count))) for count in (3, 2)]
     model.weigh(iter(batches), SIZE)
     parts = [
         torch.cat([part(images(count, count)).pred_score for count in (3, 2)]) for part in (model.pradot, model.wt_flow)
     ]
     for part, weight in zip(parts, model.weights, strict=True):
-        assert float(weight * part.mean()) == pytest.approx(0.5)
+        assert float(weight * part.std()) == pytest.approx(0.5)
 
 
-def test_a_part_that_scores_no_image_gets_no_infinite_weight(model):
-    nothing = [torch.zeros(2, 1, 4, 4)]
-    model.weigh([(nothing, [torch.ones(2, 1, 4, 4)])], SIZE)
-    assert model.weights.tolist() == pytest.approx([500, 0.5])
-    model.weigh([(nothing, nothing)], SIZE)
-    assert model.weights.isfinite().all()
+def test_the_scores_of_a_single_image_weigh_the_parts(model):
+    model.weigh([([torch.full((1, 1, 4, 4), 2.0)], [torch.full((1, 1, 4, 4), 4.0)])], SIZE)
+    assert model.weights.tolist() == pytest.approx([0.25, 0.125])
+
+
+def test_equal_scores_give_no_infinite_weight(model):
+    equal, others = [torch.zeros(2, 1, 4, 4)], [torch.arange(2.0).expand(4, 4, 1, 2).permute(3, 2, 0, 1)]
+    for scores in ((equal, others), (equal, equal)):
+        model.weigh([scores], SIZE)
+        assert model.weights.isfinite().all()
 
 
 def test_the_parts_share_one_backbone_and_tiles(model):
