@@ -83,3 +83,14 @@ def require_smoothing(smoothing: float) -> None:
         ValueError: If it is negative or wider than any image.
     """
     require(0 <= smoothing <= _WIDEST, "smoothing", f"from 0 to {_WIDEST} pixels", smoothing)
+
+
+def require_seed(seed: int) -> None:
+    """Check a seed of all random numbers, as Lightning accepts it.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is not in [0, 2³²).
+    """
+    require_whole(0, "seed", seed)
+    require(seed < 2**32, "seed", "below 2**32", seed)

@@ -1,11 +1,12 @@
 """The exported files of a trained model, and their speed on this machine."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
@@ -63,8 +64,22 @@ def export(
         ModuleNotFoundError: If OpenVINO is not installed.
         ExportError: If the float32 file differs from the model.
     """
-    exact = _timed(export_openvino(module, folder, MODEL, size, onnx_kwargs=_onnx_options(module)), image)
-    return exact, _int8(module, data, folder, size, image, exact)
+    with (folder / "export.log").open("w", encoding="utf-8") as log, _talking_to(log):
+        exact = _timed(export_openvino(module, folder, MODEL, size, onnx_kwargs=_onnx_options(module)), image)
+        return exact, _int8(module, data, folder, size, image, exact)
+
+
+@contextmanager
+def _talking_to(log: TextIO) -> Iterator[None]:
+    """Write what the exporters and NNCF print to a file: hundreds of lines, most of them to standard output."""
+    nncf = logging.getLogger("nncf")
+    level = nncf.level
+    nncf.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(log):
+            yield
+    finally:
+        nncf.setLevel(level)
 
 
 def files_of(exported: Sequence[Exported]) -> list[Path]:

@@ -29,7 +29,7 @@ from anomalib_ot.inspection.contamination import Suspect, find_groups, find_susp
 from anomalib_ot.inspection.look import inspect_images
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose
-from anomalib_ot.settings import require, require_whole
+from anomalib_ot.settings import require, require_seed
 
 from .exported import INT8, MODEL, export, files_of
 from .handed_over import HandedOver, Look, Verdicts
@@ -85,7 +85,7 @@ def fit(
         RuntimeError: If the training failed.
     """
     require_rate("false_alarm_rate", false_alarm_rate)
-    require_whole(0, "seed", seed)
+    require_seed(seed)
     require(minutes > 0, "minutes", "above 0", minutes)
     candidates = _named(model)
     images, output = images.resolve(), output.resolve()

@@ -6,7 +6,6 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from hashlib import sha256
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from anomalib.models.components import AnomalibModule
 
 from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import class_of
+from anomalib_ot.host.seeding import Seeded
 from anomalib_ot.selection.candidates import Candidate
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,9 @@ def configuration(
         "post_processor": _class("anomalib_ot.decide.ConformalPostProcessor", false_alarm_rate=false_alarm_rate)
     }
     size = [*candidate.image_size]
-    if "image_size" in signature(kind).parameters:
-        own["image_size"] = size
+    if issubclass(kind, Seeded):
+        # The command ignores seed_everything, so that anomalib's own models are not seeded.
+        own |= {"image_size": size, "seed": seed}
     else:
         own["pre_processor"] = _class(
             "anomalib_ot.features.preprocessing.resize_and_normalize", image_size=size, backbone=backbone
@@ -67,10 +68,10 @@ def configuration(
         "seed": seed,
         "num_workers": 0,
     }
-    if hasattr(kind, "calibration_scores"):
+    if issubclass(kind, Seeded):
+        # These calibrate themselves.
         data["held_out"] = 0
     return {
-        "seed_everything": seed,
         "model": {**model, "init_args": {**model["init_args"], **own}},
         "data": _class("anomalib_ot.data.GoodPictures", **data),
     }

@@ -24,6 +24,7 @@ from .finishing import Finishing
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
 from .model_settings import FeatureTrainingSettings
+from .seeding import Seeded
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 _FEWEST_IN_FOLD = 2
 
 
-class FeatureTraining(ChecksImages, HoldsOut, Finishing):
+class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` in its constructor, :meth:`extract_training_features` when its fit

@@ -17,8 +17,10 @@ WT_FLOW = Candidate("WtFlow at 96 px", "anomalib_ot.WtFlow", {"pre_trained": Fal
 PADIM = Candidate("PaDiM at 96 px", "anomalib.models.Padim", {"pre_trained": False, "n_features": 8}, (96, 96))
 
 
-@pytest.mark.parametrize(("candidate", "held_out"), [(WT_FLOW, 0), (PADIM, None)], ids=["WtFlow", "PaDiM"])
-def test_the_configuration_makes_the_model_and_its_data(candidate, held_out):
+@pytest.mark.parametrize(
+    ("candidate", "held_out", "seed"), [(WT_FLOW, 0, 3), (PADIM, None, None)], ids=["WtFlow", "PaDiM"]
+)
+def test_the_configuration_makes_the_model_and_its_data(candidate, held_out, seed):
     images = Path("/data/parts")
     config = stock.configuration(candidate, BACKBONE, images, [images / "b/2.png", images / "1.png"], 0.05, 3)
     config = yaml.safe_load(yaml.safe_dump(config))
@@ -28,7 +30,7 @@ def test_the_configuration_makes_the_model_and_its_data(candidate, held_out):
     data = create(AnomalibDataModule, config["data"])
     assert (data.held_out, data.seed, data.name) == (held_out, 3, "parts")
     assert data.left_out == ("1.png", "b/2.png")
-    assert config["seed_everything"] == 3
+    assert config["model"]["init_args"].get("seed") == seed
 
 
 @pytest.fixture

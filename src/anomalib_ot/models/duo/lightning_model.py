@@ -28,6 +28,7 @@ from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures, fold_scores, left_out, rows_of
 from anomalib_ot.host.feature_cache import user_seed
 from anomalib_ot.host.feature_training import seeded
+from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.training import fit_prototypes
@@ -81,6 +82,8 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         pradot: Settings that only :class:`~anomalib_ot.Pradot` has, by name; by default its own defaults. It is fitted
             for all of its ``epochs``.
         wt_flow: Settings that only :class:`~anomalib_ot.WtFlow` has, likewise, without ``top_share``.
+        seed: Seed of all random numbers of a training, so that the same command gives the same model. By default, the
+            numbers are those that the caller has seeded; anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -122,6 +125,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         extraction: Extraction = DuoSettings.extraction,
         pradot: dict[str, Any] | None = DuoSettings.pradot,
         wt_flow: dict[str, Any] | None = DuoSettings.wt_flow,
+        seed: int | None = DuoSettings.seed,
         pre_processor: nn.Module | bool = True,
         post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -142,7 +146,8 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         )
         self.record_backbone(backbone)
         self.set_feature_training(settings, _BATCH)
-        self.model = DuoModel(settings)
+        with own_seed(settings.seed):
+            self.model = DuoModel(settings)
         self.set_flow_training()
 
     def configure_post_processor(self) -> ConformalPostProcessor:

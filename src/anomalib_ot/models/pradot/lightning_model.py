@@ -34,6 +34,7 @@ from anomalib_ot.host.cross_fit import FoldFeatures
 from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
+from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import SpatialCost
 
@@ -110,6 +111,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
             where it is installed and saves time.
+        seed: Seed of all random numbers of a training, so that the same command gives the same model. By default, the
+            numbers are those that the caller has seeded; anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -170,6 +173,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         feature_cache: CachePlace = PradotSettings.feature_cache,
         cache_budget: float = PradotSettings.cache_budget,
         extraction: Extraction = PradotSettings.extraction,
+        seed: int | None = PradotSettings.seed,
         pre_processor: nn.Module | bool = True,
         post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -189,7 +193,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         )
         self.record_backbone(backbone)
         self.set_feature_training(settings, _BATCH)
-        self.model = PradotModel(settings)
+        with own_seed(settings.seed):
+            self.model = PradotModel(settings)
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._epoch_costs: list[float] = []

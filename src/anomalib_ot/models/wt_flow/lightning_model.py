@@ -24,6 +24,7 @@ from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures
+from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import CouplingName, Scope, Solver
 
@@ -87,6 +88,8 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
             where it is installed and saves time.
+        seed: Seed of all random numbers of a training, so that the same command gives the same model. By default, the
+            numbers are those that the caller has seeded; anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -147,6 +150,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         feature_cache: CachePlace = WtFlowSettings.feature_cache,
         cache_budget: float = WtFlowSettings.cache_budget,
         extraction: Extraction = WtFlowSettings.extraction,
+        seed: int | None = WtFlowSettings.seed,
         pre_processor: nn.Module | bool = True,
         post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -166,7 +170,8 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         )
         self.record_backbone(backbone)
         self.set_feature_training(settings, _BATCH)
-        self.model = WtFlowModel(settings)
+        with own_seed(settings.seed):
+            self.model = WtFlowModel(settings)
         self.set_flow_training()
 
     def configure_post_processor(self) -> ConformalPostProcessor:
