@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any, cast
 
 _SMALLEST, _LARGEST = 1e-18, 1e18
+_LARGEST_SEED = 2**32 - 1
 # Wider than any image, in pixels.
 _WIDEST = 10_000
 
@@ -86,11 +87,9 @@ def require_smoothing(smoothing: float) -> None:
 
 
 def require_seed(seed: int) -> None:
-    """Check a seed of all random numbers, as Lightning accepts it.
+    """Refuse a seed that Lightning does not accept.
 
     Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it is not in [0, 2³²).
+        ValueError: If it is not a whole number in [0, 2³²).
     """
-    require_whole(0, "seed", seed)
-    require(seed < 2**32, "seed", "below 2**32", seed)
+    require_whole(0, "seed", seed, _LARGEST_SEED)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 SIZE = (64, 64)
 CANDIDATES = (
     Candidate("WtFlow at 64 px", "anomalib_ot.WtFlow", {"width": 16, "training_steps": 6, "batch_size": 8}, SIZE),
-    Candidate("PaDiM at 64 px", "anomalib.models.Padim", {"n_features": 1}, SIZE),
+    Candidate("PaDiM at 64 px", "anomalib.models.Padim", {"n_features": 4}, SIZE),
 )
 WIDTHS = (400, 1400)
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
@@ -100,14 +100,14 @@ def fit(
     logger.info("Training %s on %d images.", chosen.name, len(look.used))
     config = configuration(chosen, backbone, images, _left_out(images, look.used), false_alarm_rate, seed)
     config_file, checkpoint = train(config, output / WORK)
-    module, data = _trained(config, checkpoint)
+    module, processor, data = _trained(config, checkpoint)
     logger.info("Exporting to OpenVINO.")
     exported = export(module, data, config_file.parent, chosen.image_size, look.used[0])
     claim(output, *FILES)
     for path in (config_file, checkpoint, *files_of(exported)):
         shutil.copyfile(path, output / path.name)
     trained_on = [*map(Path, data.train_data.samples.image_path)]
-    verdicts = Verdicts.of(cast("ConformalPostProcessor", module.post_processor), trained_on)
+    verdicts = Verdicts.of(processor, trained_on)
     handed = HandedOver(images, output, look, trials, verdicts, exported, time.monotonic() - start, seed)
     write_text(output / TABLE, _table(handed))
     write_text(output / REPORT, report_page(handed))
@@ -205,13 +205,22 @@ def _trials(
     )
 
 
-def _trained(config: dict[str, Any], checkpoint: Path) -> tuple[AnomalibModule, AnomalibDataModule]:
-    """The trained model and its data module, which is set up."""
-    kind = class_of(AnomalibModule, config["model"])
-    module = kind.load_from_checkpoint(checkpoint, post_processor=ConformalPostProcessor(), map_location="cpu").eval()
+def _trained(
+    config: dict[str, Any], checkpoint: Path
+) -> tuple[AnomalibModule, ConformalPostProcessor, AnomalibDataModule]:
+    """The trained model, its post-processor, and its data module, which is set up.
+
+    Raises:
+        RuntimeError: If the model has no threshold.
+    """
+    kind, processor = class_of(AnomalibModule, config["model"]), ConformalPostProcessor()
+    module = kind.load_from_checkpoint(checkpoint, post_processor=processor, map_location="cpu").eval()
+    if not processor.is_calibrated("image"):
+        msg = f"{kind.__name__} gives these images scores that set no threshold; choose another model with --model"
+        raise RuntimeError(msg)
     data = create(AnomalibDataModule, config["data"])
     data.setup(TrainerFn.FITTING)
-    return module, data
+    return module, processor, data
 
 
 def _table(handed: HandedOver) -> str:
