@@ -1,6 +1,7 @@
 """Features of good and of synthetic images, extracted once for all candidates of a backbone and an image size."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,39 +83,19 @@ def trial_images(paths: Sequence[Path], seed: int) -> TrialImages:
     return images
 
 
-class TrialFeatures:
-    """Features of the images of all trials with a backbone and an image size.
+class ImageExtractor:
+    """Extracts the features of images as the models of a backbone and an image size do.
 
     Args:
-        images: The images.
         backbone: Name of the backbone.
         image_size: Height and width in pixels.
         layers: Layers of all candidates.
-
-    Attributes:
-        backbone: The backbone.
-        image_size: The image size.
-        to_fit: Features of the images to fit on.
-        good: Features of the held-out good images.
-        synthetic: Features of the synthetic images.
-        labels: As of the images.
-        seconds_per_image: Median time of the pre-processing and the backbone on a single image.
-
-    Raises:
-        ValueError: If an image cannot be read.
     """
 
-    def __init__(self, images: TrialImages, backbone: str, image_size: tuple[int, int], layers: Iterable[str]) -> None:
+    def __init__(self, backbone: str, image_size: tuple[int, int], layers: Iterable[str]) -> None:
         self.backbone, self.image_size = backbone, image_size
-        (to_fit, held_out), synthetic, self.labels = images
-        count = len(to_fit) + len(held_out) + len(synthetic)
-        self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
+        self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", SYNTHETIC)
         self._transform: Any = resize_and_normalize(image_size, backbone).transform
-        self.to_fit = self.of(map(read_reduced, to_fit), len(to_fit))
-        self.good = self.of(map(read_reduced, held_out), len(held_out))
-        self.synthetic = self.of(map(scaled_bytes, synthetic), len(synthetic))
-        first = read_reduced(held_out[0])
-        self.seconds_per_image = median_seconds(lambda: self._extract(self._prepared([first])), _REPEATS)
 
     def of(self, images: Iterable[NDArray[np.float32]], count: int) -> FeatureDataset:
         """Features of images (H, W, 3) in [0, 1].
@@ -139,5 +120,50 @@ class TrialFeatures:
         assert dataset is not None  # noqa: S101 - there is at least one image
         return dataset
 
+    def seconds(self, image: NDArray[np.float32]) -> float:
+        """Median time of the pre-processing and the backbone on one image."""
+        return median_seconds(lambda: self._extract(self._prepared([image])), _REPEATS)
+
     def _prepared(self, images: Sequence[NDArray[np.float32]]) -> Tensor:
         return torch.stack([self._transform(torch.from_numpy(image).permute(2, 0, 1)) for image in images])
+
+
+@dataclass(frozen=True)
+class TrialFeatures:
+    """Features of the images of all trials with a backbone and an image size.
+
+    Attributes:
+        backbone: Name of the backbone.
+        image_size: Height and width in pixels.
+        to_fit: Features of the images to fit on.
+        good: Features of the held-out good images.
+        synthetic: Features of the synthetic images.
+        labels: Kind, area and contrast of each of these.
+        seconds_per_image: Median time of the pre-processing and the backbone on a single image.
+    """
+
+    backbone: str
+    image_size: tuple[int, int]
+    to_fit: FeatureDataset
+    good: FeatureDataset
+    synthetic: FeatureDataset
+    labels: list[Label]
+    seconds_per_image: float
+
+    @classmethod
+    def extracted(cls, images: TrialImages, extractor: ImageExtractor) -> "TrialFeatures":
+        """Extract the features of images.
+
+        Raises:
+            ValueError: If an image cannot be read.
+        """
+        (to_fit, held_out), synthetic, labels = images
+        return cls(
+            backbone=extractor.backbone,
+            image_size=extractor.image_size,
+            to_fit=extractor.of(map(read_reduced, to_fit), len(to_fit)),
+            good=extractor.of(map(read_reduced, held_out), len(held_out)),
+            synthetic=extractor.of(map(scaled_bytes, synthetic), len(synthetic)),
+            labels=labels,
+            seconds_per_image=extractor.seconds(read_reduced(held_out[0])),
+        )
