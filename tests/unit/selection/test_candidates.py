@@ -8,7 +8,7 @@ from anomalib_ot.selection import CANDIDATES, Candidate
 
 def test_the_candidates_are_four_models_at_two_sizes():
     assert [each.name for each in CANDIDATES] == [
-        f"{name} at {side} px" for side in (224, 336) for name in ("WtFlow", "Pradot", "PaDiM", "PatchCore")
+        f"{name} at {side} px" for side in (224, 336) for name in ("Pradot", "WtFlow", "PaDiM", "PatchCore")
     ]
 
 
