@@ -143,8 +143,11 @@ def print_tables(runs: pd.DataFrame) -> None:
     )
     regrets = real.rsub(real.max(axis=1), axis=0)
     print(f"\nRegret\n{pd.DataFrame([*rule_rows(regrets, synthetic)]).round(2).to_string(index=False)}")
-    for default in real:
-        print(f"margin from five categories, default {default}: {held_out_regret(regrets, synthetic, default):.2f}")
+    # Too few categories cannot choose a margin for others.
+    for default in real if len(real) > _HELD_OUT else ():
+        print(
+            f"margin from the other categories, default {default}: {held_out_regret(regrets, synthetic, default):.2f}"
+        )
 
 
 def correlations(runs: pd.DataFrame) -> pd.DataFrame:
