@@ -11,18 +11,24 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations, product
 from pathlib import Path
+from tempfile import gettempdir
 
+import numpy as np
 import pandas as pd
+import torch
 from anomalib.data import AnomalibDataModule
 from jsonargparse import auto_cli
+from numpy.typing import NDArray
 
+from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import create
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate
-from anomalib_ot.selection.choosing import layers_at
+from anomalib_ot.selection.choosing import extractor_at
 from anomalib_ot.selection.trial import image_auroc, run_trial, scores_of
 from anomalib_ot.selection.trial_features import TrialFeatures, trial_images
 from anomalib_ot.synthetic import KINDS
@@ -67,31 +73,47 @@ def main(
 
 def measure(category: str, data: AnomalibDataModule, missing: dict[Path, Candidate]) -> None:
     """Measure candidates of the same image size on a category, and write their files."""
-    data.prepare_data()
-    data.setup()
-    backbone = offline_backbone()
     image_size = next(iter(missing.values())).image_size
-    images = trial_images([Path(path) for path in data.train_data.samples.image_path], _SEED)
-    features = TrialFeatures(images, backbone, image_size, layers_at(image_size, CANDIDATES, backbone))
-    samples = data.test_data.samples
-    tested = samples.iloc[:: math.ceil(len(samples) / _MOST_TESTED)]
-    test = features.extractor.of((read_reduced(Path(path)) for path in tested.image_path), len(tested))
-    is_anomalous = tested.label_index.to_numpy() == 1
-    for path, candidate in missing.items():
-        outcome = run_trial(candidate, features, _SEED)
-        scores = scores_of(outcome.score, test)
-        run = {
-            "category": category,
-            "trial": outcome.trial(features).to_dict(),
-            "real": image_auroc(scores[~is_anomalous], scores[is_anomalous]),
-            "tested": len(tested),
-            "good": outcome.good.tolist(),
-            "synthetic": outcome.synthetic.tolist(),
-            "labels": features.labels,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(run))
-        print(category, candidate.name, f"synthetic {run['trial']['mean']:.1f}, real {run['real']:.1f}", flush=True)
+    with kept_features(category, data, image_size) as (features, test, is_anomalous):
+        for path, candidate in missing.items():
+            outcome = run_trial(candidate, features, _SEED)
+            scores = scores_of(outcome.score, test)
+            run = {
+                "category": category,
+                "trial": outcome.trial(features).to_dict(),
+                "real": image_auroc(scores[~is_anomalous], scores[is_anomalous]),
+                "tested": len(test),
+                "good": outcome.good.tolist(),
+                "synthetic": outcome.synthetic.tolist(),
+                "labels": features.labels,
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(run))
+            print(category, candidate.name, f"synthetic {run['trial']['mean']:.1f}, real {run['real']:.1f}", flush=True)
+
+
+@contextmanager
+def kept_features(
+    category: str, data: AnomalibDataModule, image_size: tuple[int, int]
+) -> Iterator[tuple[TrialFeatures, FeatureDataset, NDArray[np.bool_]]]:
+    """Features of the trials and of the test images, and which of these are anomalous.
+
+    They are kept in a temporary file until the runs that need them are finished, for those that are interrupted.
+    """
+    kept = Path(gettempdir()) / f"anomalib-ot-selection-{category}-{image_size[0]}.pt".replace("/", "-")
+    if not kept.exists():
+        data.prepare_data()
+        data.setup()
+        extractor = extractor_at(image_size, CANDIDATES, offline_backbone())
+        images = trial_images([Path(path) for path in data.train_data.samples.image_path], _SEED)
+        samples = data.test_data.samples
+        tested = samples.iloc[:: math.ceil(len(samples) / _MOST_TESTED)]
+        test = extractor.of((read_reduced(Path(path)) for path in tested.image_path), len(tested))
+        features = TrialFeatures.extracted(images, extractor)
+        torch.save((features, test, tested.label_index.to_numpy() == 1), kept.with_suffix(".part"))
+        kept.with_suffix(".part").replace(kept)
+    yield torch.load(kept, weights_only=False)
+    kept.unlink()
 
 
 def rows(output: Path) -> Iterator[dict[str, object]]:
@@ -121,8 +143,11 @@ def print_tables(runs: pd.DataFrame) -> None:
     )
     regrets = real.rsub(real.max(axis=1), axis=0)
     print(f"\nRegret\n{pd.DataFrame([*rule_rows(regrets, synthetic)]).round(2).to_string(index=False)}")
-    for default in real:
-        print(f"margin from five categories, default {default}: {held_out_regret(regrets, synthetic, default):.2f}")
+    # Too few categories cannot choose a margin for others.
+    for default in real if len(real) > _HELD_OUT else ():
+        print(
+            f"margin from the other categories, default {default}: {held_out_regret(regrets, synthetic, default):.2f}"
+        )
 
 
 def correlations(runs: pd.DataFrame) -> pd.DataFrame:

@@ -220,7 +220,7 @@ def fit(
     images: Path,
     output: Path | None = None,
     model: str | None = None,
-    minutes: float = 20,
+    minutes: float = 0,
     backbone: str | None = None,
     false_alarm_rate: float = 0.01,
     keep: list[str] | str | None = None,
@@ -228,7 +228,7 @@ def fit(
 ) -> str:
     """Make a checked model from a folder of good images, without a label: anomalib-ot fit IMAGES.
 
-    The command looks at the images, leaves out those that may be bad, chooses a model, trains it, sets its threshold
+    The command looks at the images, leaves out those that may be bad, trains the recommended model, sets its threshold,
     and exports it. The output folder gets report.html, which shows all of this, the exported model.xml, model.ckpt and
     the config.yaml of the training. To continue an interrupted fit, repeat the command.
 
@@ -237,8 +237,10 @@ def fit(
             IMAGES.
         output: Folder to write to; by default results/fit and the name of the folder of the images. Foreign files do
             not change.
-        model: Model to train instead of choosing one, such as WtFlow. The error message for an unknown name lists them.
-        minutes: Minutes for the choice of the model. The training and the export come on top.
+        model: Model to train instead of the recommended one, such as WtFlow. The error message for an unknown name lists
+            the models.
+        minutes: Minutes to compare the model with others on synthetic defects, for the report. The training and the
+            export come on top.
         backbone: Backbone of all models; by default the one that anomalib-ot weights prints.
         false_alarm_rate: Promised rate of false alarms in (0, 1), such as 0.02.
         keep: Images that look bad and are good, by their paths below the folder, such as '[003.png, b/7.png]'; all

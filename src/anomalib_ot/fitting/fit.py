@@ -20,7 +20,7 @@ from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.exporters import require_openvino
 from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
 from anomalib_ot.features.backbones import layers_of_backbone
-from anomalib_ot.features.of_images import ImageFeatures
+from anomalib_ot.features.image_extractor import ImageExtractor
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import IMAGE_SUFFIXES
@@ -55,7 +55,7 @@ def fit(
     images: Path,
     output: Path,
     model: str | None = None,
-    minutes: float = 20,
+    minutes: float = 0,
     backbone: str | None = None,
     false_alarm_rate: float = 0.01,
     keep: Sequence[str] = (),
@@ -68,7 +68,8 @@ def fit(
         output: Folder to write to. Foreign files do not change. Its folder ``work`` keeps the trials and the training,
             so that a repeated call continues.
         model: Name of the model, which is then not chosen.
-        minutes: Time for the choice. The training and the export come on top.
+        minutes: Time to try other models than the recommended one too, which is always tried; see
+            :data:`~anomalib_ot.selection.ranking.MARGIN`. The training and the export come on top.
         backbone: Backbone of all models; by default the one of :func:`~anomalib_ot.offline.offline_backbone`.
         false_alarm_rate: Promised rate of false alarms, in (0, 1).
         keep: Suspicious images that are good, by their paths below ``images``; ``all`` keeps all of them.
@@ -86,8 +87,8 @@ def fit(
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_seed(seed)
-    require(minutes > 0, "minutes", "above 0", minutes)
-    candidates = _named(model)
+    require(minutes >= 0, "minutes", "at least 0", minutes)
+    candidates = _named(model) if minutes or model else _named(None)[:1]
     images, output = images.resolve(), output.resolve()
     _require_apart(images, output)
     require_ours(output, *FILES)
@@ -162,7 +163,7 @@ def _maps(paths: Sequence[Path], backbone: str) -> Tensor:
     (layer,) = default_layers(layers_of_backbone(backbone), [_STRIDE])
     size = default_image_size(backbone, (_SIDE, _SIDE))
     images = map(read_values, track(paths, "Extracting features", transient=True))
-    return ImageFeatures(backbone, size, [layer], len(paths)).of(images, len(paths)).features[layer]
+    return ImageExtractor(backbone, size, [layer], len(paths)).of(images, len(paths)).features[layer]
 
 
 def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> list[Path]:
@@ -197,7 +198,8 @@ def _trials(
     return choose(
         used,
         backbone,
-        minutes=minutes,
+        # The first candidate is always tried.
+        minutes=minutes or 1,
         state=work / "trials.json",
         progress=progress,
         candidates=candidates,

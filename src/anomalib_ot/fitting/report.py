@@ -160,15 +160,15 @@ def _suspects(handed: HandedOver) -> list[Shown]:
 
 
 def _about_choice(handed: HandedOver) -> str:
+    learned = (
+        "A part of the good images was not learned from. The table says how well the model tells these from the same "
+        "images with defects drawn on them: 100 is perfect, 50 is chance."
+    )
     if len(handed.trials) == 1:
-        return (
-            f"{handed.chosen.name} was not compared with other models. A part of the good images was not learned from; "
-            "defects drawn on these images were told from the images themselves as follows."
-        )
+        return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
     return (
-        f"{handed.chosen.name} was chosen. Each model learned from a part of the good images. The table says how well "
-        "it tells the other ones from the same images with defects drawn on them: 100 is perfect, 50 is chance. Real "
-        "defects differ from drawn ones, so take small differences for none."
+        f"{handed.chosen.name} was chosen. {learned} Real defects differ from drawn ones: where models were compared on "
+        "both, the highest value in this table chose no better than the recommendation, the model in the first row."
     )
 
 

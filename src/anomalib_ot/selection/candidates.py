@@ -74,8 +74,8 @@ class Candidate:
 
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Duo": ("anomalib_ot.Duo", {}),
-    "WtFlow": ("anomalib_ot.WtFlow", {}),
     "Pradot": ("anomalib_ot.Pradot", {}),
+    "WtFlow": ("anomalib_ot.WtFlow", {}),
     "PaDiM": ("anomalib.models.Padim", {}),
     # A larger coreset takes minutes on two cores.
     "PatchCore": ("anomalib.models.Patchcore", {"coreset_sampling_ratio": 0.01}),
@@ -87,4 +87,4 @@ CANDIDATES = tuple(
     for side in _SIDES
     for name, (class_path, init_args) in _MODELS.items()
 )
-"""The candidates; the first is the default."""
+"""The candidates. The first is the default: the model that the documentation recommends, at its own image size."""

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_ot.features.backbones import backbone_name
+from anomalib_ot.features.image_extractor import ImageExtractor
 from anomalib_ot.files import write_text
 from anomalib_ot.settings import require
 
 from .candidates import CANDIDATES, Candidate
 from .ranking import rank
 from .trial import Trial, run_trial
-from .trial_features import TrialFeatures, TrialImages, trial_images
+from .trial_features import SYNTHETIC, TrialFeatures, TrialImages, trial_images
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ def choose(
             # Release those of the former size before those of the next are extracted.
             features = None
             images = images or trial_images(paths, seed)
-            layers = layers_at(candidate.image_size, candidates, backbone)
-            features = TrialFeatures(images, backbone_name(backbone), candidate.image_size, layers)
+            features = TrialFeatures.extracted(images, extractor_at(candidate.image_size, candidates, backbone))
         try:
             record.add(run_trial(candidate, features, seed).trial(features))
         except Exception as error:  # noqa: BLE001 - another candidate may be fitted
@@ -101,10 +101,11 @@ def choose(
     return record.ranked()
 
 
-def layers_at(image_size: tuple[int, int], candidates: Sequence[Candidate], backbone: str | Path) -> list[str]:
-    """Layers of the backbone that the candidates of an image size need."""
+def extractor_at(image_size: tuple[int, int], candidates: Sequence[Candidate], backbone: str | Path) -> ImageExtractor:
+    """Extracts all features that the candidates of an image size need."""
     models: list[Any] = [each.untrained(backbone) for each in candidates if each.image_size == image_size]
-    return sorted({layer for model in models for layer in model.model.feature_extractor.layers})
+    layers = sorted({layer for model in models for layer in model.model.feature_extractor.layers})
+    return ImageExtractor(backbone_name(backbone), image_size, layers, SYNTHETIC)
 
 
 class _Record:

@@ -1,6 +1,7 @@
 """Features of good and of synthetic images, extracted once for all candidates of a backbone and an image size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_ot.comparison.measurement import median_seconds
-from anomalib_ot.features.of_images import ImageFeatures
+from anomalib_ot.features.image_extractor import ImageExtractor
+from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.images.reading import scaled_bytes
 from anomalib_ot.synthetic import synthetic_images
 from anomalib_ot.synthetic.images import read_reduced
@@ -75,36 +77,43 @@ def trial_images(paths: Sequence[Path], seed: int) -> TrialImages:
     return images
 
 
+@dataclass(frozen=True)
 class TrialFeatures:
     """Features of the images of all trials with a backbone and an image size.
 
-    Args:
-        images: The images.
+    Attributes:
         backbone: Name of the backbone.
         image_size: Height and width in pixels.
-        layers: Layers of all candidates.
-
-    Attributes:
-        backbone: The backbone.
-        image_size: The image size.
-        extractor: Extracts the features of further images.
         to_fit: Features of the images to fit on.
         good: Features of the held-out good images.
         synthetic: Features of the synthetic images.
-        labels: As of the images.
+        labels: Kind, area and contrast of each of these.
         seconds_per_image: Median time of the pre-processing and the backbone on a single image.
-
-    Raises:
-        ValueError: If an image cannot be read.
     """
 
-    def __init__(self, images: TrialImages, backbone: str, image_size: tuple[int, int], layers: Iterable[str]) -> None:
-        self.backbone, self.image_size = backbone, image_size
-        (to_fit, held_out), synthetic, self.labels = images
-        count = len(to_fit) + len(held_out) + len(synthetic)
-        self.extractor = ImageFeatures(backbone, image_size, layers, count)
-        self.to_fit = self.extractor.of(map(read_reduced, to_fit), len(to_fit))
-        self.good = self.extractor.of(map(read_reduced, held_out), len(held_out))
-        self.synthetic = self.extractor.of(map(scaled_bytes, synthetic), len(synthetic))
+    backbone: str
+    image_size: tuple[int, int]
+    to_fit: FeatureDataset
+    good: FeatureDataset
+    synthetic: FeatureDataset
+    labels: list[Label]
+    seconds_per_image: float
+
+    @classmethod
+    def extracted(cls, images: TrialImages, extractor: ImageExtractor) -> "TrialFeatures":
+        """Extract the features of images.
+
+        Raises:
+            ValueError: If an image cannot be read.
+        """
+        (to_fit, held_out), synthetic, labels = images
         first = read_reduced(held_out[0])
-        self.seconds_per_image = median_seconds(lambda: self.extractor.of_batch([first]), _REPEATS)
+        return cls(
+            backbone=extractor.backbone,
+            image_size=extractor.image_size,
+            to_fit=extractor.of(map(read_reduced, to_fit), len(to_fit)),
+            good=extractor.of(map(read_reduced, held_out), len(held_out)),
+            synthetic=extractor.of(map(scaled_bytes, synthetic), len(synthetic)),
+            labels=labels,
+            seconds_per_image=median_seconds(lambda: extractor.of_batch([first]), _REPEATS),
+        )

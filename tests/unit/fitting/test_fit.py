@@ -20,8 +20,8 @@ def images(tmp_path):
     [
         ({"false_alarm_rate": 1.0}, "false_alarm_rate must be between 0 and 1"),
         ({"seed": -1}, "seed must be"),
-        ({"minutes": 0}, "minutes must be above 0"),
-        ({"model": "Padin"}, "model must be one of Duo, WtFlow, Pradot, PaDiM, PatchCore, not 'Padin'"),
+        ({"minutes": -1}, "minutes must be at least 0"),
+        ({"model": "Padin"}, "model must be one of Duo, Pradot, WtFlow, PaDiM, PatchCore, not 'Padin'"),
     ],
 )
 def test_an_invalid_argument_is_refused(images, tmp_path, arguments, message):

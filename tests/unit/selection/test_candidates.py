@@ -6,14 +6,14 @@ from anomalib_ot.comparison import read_plan
 from anomalib_ot.selection import CANDIDATES, Candidate
 
 
-def test_the_candidates_are_four_models_at_two_sizes():
+def test_the_candidates_are_five_models_at_two_sizes():
     assert [each.name for each in CANDIDATES] == [
-        f"{name} at {side} px" for side in (224, 336) for name in ("WtFlow", "Pradot", "PaDiM", "PatchCore")
+        f"{name} at {side} px" for side in (224, 336) for name in ("Duo", "Pradot", "WtFlow", "PaDiM", "PatchCore")
     ]
 
 
 def test_candidates_have_the_settings_of_the_plan(backbone):
-    names = [each.name.split()[0] for each in CANDIDATES[:4]]
+    names = [each.name.split()[0] for each in CANDIDATES[:5]]
     jobs = {job.key.model: job for job in read_plan("real", names, ["Assembly"], backbone=backbone).jobs()}
     for name, candidate in zip(names, CANDIDATES, strict=False):
         own, planned = candidate.create(backbone), jobs[name].create_model()

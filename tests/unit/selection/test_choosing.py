@@ -51,14 +51,13 @@ def tried(monkeypatch):
         names.append(candidate.name)
         return FakeOutcome(candidate)
 
-    class FakeFeatures:
-        def __init__(self, images, backbone, image_size, layers):
-            del images, backbone, layers
-            self.image_size = image_size
+    def extracted(images, extractor):
+        del images
+        return SimpleNamespace(image_size=extractor)
 
     monkeypatch.setattr(choosing, "run_trial", run_trial)
-    monkeypatch.setattr(choosing, "TrialFeatures", FakeFeatures)
-    monkeypatch.setattr(choosing, "layers_at", lambda *_: [])
+    monkeypatch.setattr(choosing, "TrialFeatures", SimpleNamespace(extracted=extracted))
+    monkeypatch.setattr(choosing, "extractor_at", lambda image_size, *_: image_size)
     monkeypatch.setattr(choosing, "trial_images", lambda *_: object())
     return names
 

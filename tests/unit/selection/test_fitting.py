@@ -79,7 +79,7 @@ def test_patchcore_shows_no_bar(images, capfd):
 
 def test_wt_flow_takes_all_its_steps(images, monkeypatch):
     taken = []
-    monkeypatch.setattr("anomalib_ot.models.wt_flow.lightning_model.fit_flow", lambda *args: taken.append(args[3]))
+    monkeypatch.setattr("anomalib_ot.models.wt_flow.flow_training.fit_flow", lambda *args: taken.append(args[3]))
     model = WtFlow(**BACKBONE, layers=["layer3"], image_size=SIZE, training_steps=7, width=16)
     fit_on_features(model, features_of(model, images), SIZE)
     assert taken == [7]

@@ -49,6 +49,11 @@ def test_another_candidate_is_chosen_if_it_exceeds_the_default_by_the_margin(mea
     assert [trial.candidate.name for trial in rank(trials, "default", margin=2)] == order
 
 
+def test_the_default_is_chosen_by_default():
+    trials = [of("A", 99), of("default", 50), of("B", 70)]
+    assert [trial.candidate.name for trial in rank(trials, "default")] == ["default", "A", "B"]
+
+
 @pytest.mark.parametrize(
     ("count", "to_fit", "held_out"), [(10, 8, 2), (60, 48, 12), (1000, MOST_TO_FIT, MOST_HELD_OUT)]
 )

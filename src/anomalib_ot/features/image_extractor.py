@@ -1,7 +1,6 @@
 """Features of images outside a training."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ _BATCH = 16
 _BUDGET = 0.5
 
 
-class ImageFeatures:
+class ImageExtractor:
     """Extracts the features of images with a backbone at an image size.
 
     Args:
@@ -29,7 +28,8 @@ class ImageFeatures:
         count: Number of images that will be extracted; many are worth a faster extractor.
     """
 
-    def __init__(self, backbone: str | Path, image_size: tuple[int, int], layers: Iterable[str], count: int) -> None:
+    def __init__(self, backbone: str, image_size: tuple[int, int], layers: Iterable[str], count: int) -> None:
+        self.backbone, self.image_size = backbone, image_size
         self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
         self._transform: Any = resize_and_normalize(image_size, backbone).transform
 
