@@ -237,8 +237,8 @@ def fit(
             IMAGES.
         output: Folder to write to; by default results/fit and the name of the folder of the images. Foreign files do
             not change.
-        model: Model to train instead of the recommended one, such as WtFlow. The error message for an unknown name lists
-            the models.
+        model: Model to train instead of the recommended one, such as WtFlow. The error message for an unknown name
+            lists the models.
         minutes: Minutes to compare the model with others on synthetic defects, for the report. The training and the
             export come on top.
         backbone: Backbone of all models; by default the one that anomalib-ot weights prints.

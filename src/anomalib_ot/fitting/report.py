@@ -167,8 +167,8 @@ def _about_choice(handed: HandedOver) -> str:
     if len(handed.trials) == 1:
         return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
     return (
-        f"{handed.chosen.name} was chosen. {learned} Real defects differ from drawn ones: where models were compared on "
-        "both, the highest value in this table chose no better than the recommendation, the model in the first row."
+        f"{handed.chosen.name} was chosen. {learned} Real defects differ from drawn ones: where models were compared "
+        "on both, the highest value chose no better model than the recommended one, which is in the first row."
     )
 
 
