@@ -15,6 +15,7 @@ from jsonargparse import CLI
 
 from anomalib_ot import __version__
 from anomalib_ot.files import require_ours
+from anomalib_ot.first_use import missing_package
 from anomalib_ot.shipped import shipped_file, shipped_files
 
 logger = logging.getLogger(__name__)
@@ -373,7 +374,8 @@ def main(args: list[str] | None = None) -> None:
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             if not _is_expected(error):
                 traceback.print_exc()
-            sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
+            text = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
+            sys.exit(f"anomalib-ot: {' '.join(text.split())}")
     print(output)  # noqa: T201
 
 
