@@ -28,6 +28,7 @@ _CATEGORIES = {
 _MODELS = {
     "Pradot": "Pradot",
     "WtFlow": "WtFlow",
+    "Pradot+WtFlow": "Pradot+WtFlow",
     "Duo": "Duo",
     "Foct": "Foct, 4 images",
     "PaDiM": "PaDiM",

@@ -205,7 +205,7 @@ def test_who_asks_which_model_to_take_is_answered_with_one_default_and_one_comma
     answers = re.findall(r"^\| [^|]+ \| `(\w+)` \|", text(page), re.MULTILINE)
     trained = [words[words.index("--model") + 1] for words in commands(page) if words[:2] == ["anomalib", "train"]]
     (default,) = re.findall(r"^\*\*Take `(\w+)`, unless", text(page), re.MULTILINE)
-    assert sorted(answers) == sorted(trained) == ["Foct", "Pradot", "WtFlow"]
+    assert sorted(answers) == sorted(trained) == ["Duo", "Foct", "Pradot", "WtFlow"]
     assert trained[0] == answers[-1] == default
 
 

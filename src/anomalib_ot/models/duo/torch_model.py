@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from anomalib.data import InferenceBatch
+from anomalib.data.utils.tiler import Tiler
 from torch import Tensor
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
@@ -18,8 +19,6 @@ from anomalib_ot.models.wt_flow import WtFlowModel
 from .settings import DuoSettings
 
 if TYPE_CHECKING:
-    from anomalib.data.utils.tiler import Tiler
-
     from anomalib_ot.features.map_extractor import MapExtractor
 
 PartScores = tuple[list[Tensor], list[Tensor]]
@@ -82,12 +81,12 @@ class DuoModel(SinglePrecisionParts):
         return self.pradot.anomaly_map_generator
 
     @property
-    def tiler(self) -> "Tiler | None":
+    def tiler(self) -> Tiler | None:
         """The tiles of images that are larger than memory; None for whole images."""
         return self.pradot.tiler
 
     @tiler.setter
-    def tiler(self, tiler: "Tiler | None") -> None:
+    def tiler(self, tiler: Tiler | None) -> None:
         self.pradot.tiler = self.wt_flow.tiler = tiler
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
