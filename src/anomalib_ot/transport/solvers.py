@@ -108,7 +108,7 @@ def solve(
         >>> result.plan.round(decimals=3).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
         >>> result.value.backward()
-        >>> torch.equal(cost.grad, result.plan)
+        >>> torch.allclose(cost.grad, result.plan)
         True
         >>> solve(torch.rand(8, 30, 20), reg=0.1).value.shape
         torch.Size([8])

@@ -23,7 +23,7 @@ import sys
 import torch
 from anomalib_ot.transport import solve
 solve(torch.rand(30, 20), reg=0.1)
-heavy = {"anomalib", "jax", "lightning", "matplotlib", "numba", "ot", "pandas", "sklearn", "timm", "torchvision"}
+heavy = {"anomalib", "lightning", "matplotlib", "numba", "ot", "pandas", "scipy", "sklearn", "timm", "torchvision"}
 ours = {name.partition(".")[2].partition(".")[0] for name in sys.modules if name.startswith("anomalib_ot.")}
 print(sorted(heavy & {*sys.modules}), sorted(ours))
 """
