@@ -229,12 +229,12 @@ class Comparison:
             return {"note": f"{type(failure).__name__}: {str(failure)[:60]}"}
 
     def _time(self, peer: Peer, given: Given, needed: int, forming: float) -> dict[str, Any]:
-        def run(count: int) -> tuple[float, float]:
+        def run(count: int) -> tuple[float, float | None]:
             sums, seconds = timed(lambda: peer(given, self._epsilon, count))
             differences = [
                 (each - weights).abs().sum() for each, weights in zip(sums or (), given.weights, strict=False)
             ]
-            return seconds, float(sum(differences)) if differences else math.nan
+            return seconds, float(sum(differences)) if differences else None
 
         slope, error = run(1)
         first = slope
@@ -252,7 +252,7 @@ class Comparison:
             row[name] = seconds + forming
             if count == needed:
                 row["error"] = error
-        if not math.isfinite(error):
+        if error is not None and not math.isfinite(error):
             row["note"] = "not finite"
         return row
 
