@@ -58,10 +58,10 @@ def test_transport(monkeypatch, dtype, alpha, kernel):
     # Blocks small enough for the least memory.
     monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 30)
     features, *_ = exact = problem("cpu", torch.float64)
-    expected = sinkhorn(FusedCost(*exact, alpha), 0.05, 50)
+    expected = sinkhorn(FusedCost(*exact, alpha), 0.05, 50, 0)
     workspace = Workspace(KERNELS[kernel] * dtype.itemsize / 4)
     on_device = problem("cuda", dtype)
-    plan = sinkhorn(FusedCost(*on_device, alpha, workspace=workspace), 0.05, 50, workspace=workspace)
+    plan = sinkhorn(FusedCost(*on_device, alpha, workspace=workspace), 0.05, 50, 0, workspace=workspace)
     tolerance = 1e-3 if dtype == torch.float32 else 1e-6
     points = plan.barycentres(on_device[0])
     assert points.device.type == "cuda"

@@ -1,7 +1,14 @@
-"""Checks of tensor arguments."""
+"""Checks of arguments."""
+
+import math
 
 import torch
 from torch import Tensor
+
+from ._processes import Processes
+
+# Largest relative difference of the sums of both marginals.
+_SAME_MASS = 1e-4
 
 
 def require_tensors(**given: object) -> None:
@@ -60,3 +67,147 @@ def require_vectors(**given: object) -> None:
     if len({value.shape[-1] for value in tensors.values()}) > 1:
         msg = " but ".join(f"{name} have {value.shape[-1]} channels" for name, value in tensors.items())
         raise ValueError(msg)
+
+
+def require_same_device(**given: Tensor) -> None:
+    """Check that all tensors are on the device of the first.
+
+    Args:
+        **given: The tensors by name.
+
+    Raises:
+        ValueError: If a tensor is on another device.
+    """
+    (first, like), *others = given.items()
+    for name, value in others:
+        if value.device != like.device:
+            msg = f"{name} is on {value.device} but {first} is on {like.device}; move one of them with .to"
+            raise ValueError(msg)
+
+
+def require_without_gradients(**given: object) -> None:
+    """Check that no tensor requires gradients, which a plan does not have.
+
+    Args:
+        **given: The arguments by name.
+
+    Raises:
+        ValueError: If a tensor requires gradients.
+    """
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            msg = f"{name} requires gradients, but a plan has none; call .detach() on it, or call solve"
+            raise ValueError(msg)
+
+
+def require_limits(epsilon: float, max_iterations: int, tolerance: float, name: str = "epsilon") -> None:
+    """Check the numbers of a solver.
+
+    Args:
+        epsilon: Regularisation ε, positive.
+        max_iterations: Upper bound on the iterations, at least 1.
+        tolerance: Largest marginal error, at least 0.
+        name: Name of ε in the caller.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        msg = f"{name} must be positive and finite, not {epsilon}"
+        raise ValueError(msg)
+    if max_iterations < 1:
+        msg = f"max_iterations must be at least 1, not {max_iterations}"
+        raise ValueError(msg)
+    if not tolerance >= 0:
+        msg = f"tolerance must be at least 0, not {tolerance}"
+        raise ValueError(msg)
+
+
+def require_finite_potential(row_potential: Tensor, epsilon: float) -> None:
+    """Check the potential f = min_j (M_ij − g_j) of the rows, which has the largest entries of M / ε.
+
+    Raises:
+        ValueError: If an entry is not finite.
+    """
+    if not row_potential.isfinite().all():
+        msg = f"the cost divided by epsilon {epsilon} has NaN or infinite entries"
+        raise ValueError(msg)
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """The tensor in single precision if it has less, in which a plan would underflow."""
+    return tensor.float() if tensor.dtype.itemsize < torch.float32.itemsize else tensor
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Marginal error at which a solver stops by default, well above the rounding errors of a data type."""
+    return 1e-9 if dtype == torch.float64 else 1e-5
+
+
+def start(potential: Tensor, shape: torch.Size, like: Tensor) -> Tensor:
+    """The potential (..., P) of the columns to start from, in the precision of the cost.
+
+    Args:
+        potential: As given.
+        shape: Its shape.
+        like: Rows of the cost.
+
+    Raises:
+        TypeError: If the potential is not a tensor.
+        ValueError: If its shape, its device or an entry is wrong.
+    """
+    require_tensors(potential=potential)
+    if potential.shape != shape:
+        msg = f"the potential has shape {tuple(potential.shape)}, the cost has {shape[-1]} columns"
+        raise ValueError(msg)
+    require_same_device(cost=like, potential=potential)
+    if not potential.isfinite().all():
+        msg = "the potential has NaN or infinite entries"
+        raise ValueError(msg)
+    return potential.to(like)
+
+
+def marginal(name: str, weights: Tensor | None, shape: torch.Size, uniform: float, like: Tensor) -> Tensor:
+    """A marginal in the precision of the cost.
+
+    Args:
+        name: Name of the argument.
+        weights: As given, or None for uniform weights. A batch may share those of one problem.
+        shape: Shape of the marginal.
+        uniform: Entry of uniform weights.
+        like: Rows of the cost.
+
+    Raises:
+        TypeError: If the weights are not a tensor.
+        ValueError: If their shape, their device or a weight is wrong.
+    """
+    if weights is None:
+        return like.new_full(shape, uniform)
+    require_tensors(**{name: weights})
+    if weights.shape not in (shape, shape[-1:]):
+        msg = f"{name} must be of shape {tuple(shape)}, not {tuple(weights.shape)}"
+        raise ValueError(msg)
+    require_same_device(**{"cost": like, name: weights})
+    weights = weights.to(like)
+    if not (weights.isfinite() & (weights > 0)).all():
+        msg = f"{name} must be positive and finite"
+        raise ValueError(msg)
+    return weights.expand(shape)
+
+
+def require_same_mass(a: Tensor, b: Tensor, processes: Processes) -> None:
+    """Check that both marginals have the same sum, over all processes.
+
+    Args:
+        a: Marginal of the rows, (..., N).
+        b: Marginal of the columns, (..., P).
+        processes: Processes that hold further rows.
+
+    Raises:
+        ValueError: If the sums differ.
+    """
+    from_rows, to_columns = processes.sum(a.double().sum(-1)), b.double().sum(-1)
+    for rows, columns in zip(from_rows.flatten().tolist(), to_columns.flatten().tolist(), strict=True):
+        if abs(rows - columns) > _SAME_MASS * max(rows, columns):
+            msg = f"row_weights sum to {rows:g} but column_weights to {columns:g}; scale them to the same sum"
+            raise ValueError(msg)
