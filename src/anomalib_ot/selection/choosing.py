@@ -19,7 +19,8 @@ from .trial_features import SYNTHETIC, TrialFeatures, TrialImages, trial_images
 
 logger = logging.getLogger(__name__)
 
-_FEWEST = 10
+# Of ten good images, two may look bad and be left out before.
+_FEWEST = 8
 # Of the file; a new one starts the trials again.
 _FORMAT = 1
 
@@ -61,7 +62,7 @@ def choose(
         The finished trials in the order of :func:`~anomalib_ot.selection.ranking.rank`.
 
     Raises:
-        ValueError: If there are fewer than 10 images, no time, or no candidates, or if an image cannot be read or is
+        ValueError: If there are fewer than 8 images, no time, or no candidates, or if an image cannot be read or is
             too small for synthetic defects.
         RuntimeError: If all trials failed.
     """
@@ -70,7 +71,7 @@ def choose(
     names = [each.name for each in candidates]
     require(0 < len({*names}) == len(names), "candidates", "at least one, with different names", names)
     if len(paths) < _FEWEST:
-        msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images, or set the model"
+        msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images"
         raise ValueError(msg)
     record = _Record(state, _key(paths, backbone, seed), candidates)
     longest = 0.0

@@ -162,7 +162,7 @@ def test_a_wrong_argument_is_refused(start, changed, message):
 
 
 def test_few_images_are_refused(start, paths):
-    with pytest.raises(ValueError, match="needs at least 10 good images, got 3; add images"):
+    with pytest.raises(ValueError, match="needs at least 8 good images, got 3; add images"):
         start(paths[:3])
 
 
