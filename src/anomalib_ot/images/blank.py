@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = 1 - 0.5 / 255
-"""Smallest value in [0, 1] that counts as white: white to within half a level of 8 bits."""
+"""Smallest value that counts as white, to within half a level of 8 bits, where white is 1."""
 # Share of the pixels. Of the measured images, bottles on a lit background have a third.
 _ALL_OVER = 0.99
 # 12 bits in a 16-bit file reach a sixteenth; the brightest pixel of the darkest measured image reaches a quarter.

@@ -22,7 +22,7 @@ Kind = Literal["unreadable", "blank", "duplicate", "saturated", "size", "mode"]
 LEFT_OUT = ("unreadable", "blank", "duplicate")
 """Kinds of findings whose images are left out. Images with the other findings are used."""
 FEWEST_IMAGES = 10
-"""Smallest number of usable images: fewer cannot be divided into images to train on and images to compare with."""
+"""Smallest number of usable images. Fewer cannot be divided into images to train on and images to compare with."""
 
 # Share of the images that must be alike before the others are named: magnetic tiles, say, are all of different sizes.
 _COMMON = 0.9

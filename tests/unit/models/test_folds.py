@@ -1,6 +1,7 @@
 """Thresholds from scores of training images that each fold leaves out."""
 
 import logging
+import operator
 
 import pytest
 import torch
@@ -43,6 +44,28 @@ def test_all_training_images_calibrate(name, engine, data):
     assert processor.image_calibration.numel() == processor.pixel_calibration.numel() == 10
     assert processor.image_calibration.tolist() == pytest.approx(list(model.calibration_scores.images))
     assert processor.image_threshold == processor.image_calibration.max()
+
+
+@pytest.mark.parametrize("name", ["Pradot", "Duo"], indirect=True)
+def test_folds_score_on_the_scale_of_the_model(name, engine, data, monkeypatch):
+    """The scale of prototypes follows from the scores of their own images, which are lower for fewer of them."""
+    folds = []
+    kind = MODELS[name][0]
+    fit_fold = kind.fit_fold
+
+    def fit_and_keep(self, features):
+        folds.append((features, fit_fold(self, features)))
+        return folds[-1][1]
+
+    monkeypatch.setattr(kind, "fit_fold", fit_and_keep)
+    model = make(name)
+    engine().fit(model, datamodule=data())
+    weights = operator.attrgetter("pradot.weights" if name == "Duo" else "weights")
+    assert len(folds) == 3
+    assert all(weights(fold).equal(weights(model.model)) for _, fold in folds)
+    # A model that has not been fitted has no scale to share.
+    alone = fit_fold(make(name), folds[0][0])
+    assert not weights(alone).equal(weights(model.model))
 
 
 def test_folds_change_neither_scores_nor_what_follows(name, engine, data):

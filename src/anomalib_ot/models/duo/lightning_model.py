@@ -204,15 +204,21 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
 
     def fit_fold(self, features: FoldFeatures) -> DuoModel:
         """Fit a model on some of the training images, as this one was fitted on all of them."""
-        model = DuoModel(self.settings, self.model.feature_extractor).to(self.device).eval()
-        self.fit_flow_of_fold(model.wt_flow, features)
-        fit_prototypes(model.pradot, features.in_order, map(features.epoch, range(model.pradot.settings.epochs)))
-        return model
+        return self._fit_like(self.model, features)
 
     def fit_on(self, features: FoldFeatures) -> DuoModel:
         """Fit a model on features outside a training, and weigh its parts by two folds of them."""
         model = self.fit_fold(features)
-        model.weigh(left_out(features, 2, self._part_scorer), cast("tuple[int, int]", self.settings.image_size))
+        scores = left_out(features, 2, lambda rest: self._fit_like(model, rest).part_scores)
+        model.weigh(scores, cast("tuple[int, int]", self.settings.image_size))
+        return model
+
+    def _fit_like(self, other: DuoModel, features: FoldFeatures) -> DuoModel:
+        """Fit a model on some images, on the scale of another one if that is fitted."""
+        model = DuoModel(self.settings, self.model.feature_extractor).to(self.device).eval()
+        self.fit_flow_of_fold(model.wt_flow, features)
+        fit_prototypes(model.pradot, features.in_order, map(features.epoch, range(model.pradot.settings.epochs)))
+        model.pradot.take_scale(other.pradot)
         return model
 
     def score_folds(self, features: FoldFeatures, folds: int) -> CalibrationScores:

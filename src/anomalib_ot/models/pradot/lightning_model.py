@@ -290,6 +290,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
         epochs = self.settings.epochs if self.is_finished is None else self.current_epoch + 1
         fit_prototypes(model, features.in_order, map(features.epoch, range(epochs)))
+        model.take_scale(self.model)
         return model
 
     def on_fit_end(self) -> None:

@@ -220,6 +220,18 @@ class PradotModel(SinglePrecisionParts):
             weights = torch.cat([(1 - shares) / count * weights, shares * _inverse(mean[:, count:])], dim=1)
         self.weights = weights / weights.sum()
 
+    def take_scale(self, other: "PradotModel") -> None:
+        """Take the weights of a model that was fitted to more images, if it is fitted, to be comparable with it.
+
+        The weights follow from the scores of images that a model was fitted to. These scores fall with the number of
+        images, for prototypes more than for the deviation, and so would the scores of new images.
+
+        Args:
+            other: The other model, of the same settings.
+        """
+        if other.is_initialised:
+            self.weights = other.weights
+
     def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
         """Drop prototypes that no cell of a normal image needs to keep its score low.
 
