@@ -189,6 +189,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         logger.info("Fitting the prototypes for %d epochs.", pradot.settings.epochs)
         in_order = partial(self.features_on_device, self.training_features.trained_on, "Fitting the prototypes")
         fit_prototypes(pradot, in_order, map(self._epoch, range(pradot.settings.epochs)))
+        pradot.tiler = self.model.tiler
         self.model.pradot = pradot
 
     def _epoch(self, number: int) -> Iterator[FeatureMaps]:
