@@ -55,6 +55,7 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"(abc|argparse|collections|contextlib|dataclasses|pathlib|tempfile|threading|types|typing)\..*"),
     (r"py:class", r"AnomalibModule|Metric"),
+    (r"py:class", r"anomalib_ot\..*\.[A-Z]"),  # type variables
 ]
 
 # tests/unit/test_docs.py runs the examples of docstrings. This builder runs the examples of the guides.
