@@ -55,8 +55,8 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"(abc|argparse|collections|contextlib|dataclasses|pathlib|tempfile|threading|types|typing)\..*"),
     (r"py:class", r"AnomalibModule|Metric|Tiler"),
-    # A type variable.
-    (r"py:class", r"anomalib_ot\.host\.cross_fit\._Scored"),
+    # Type variables.
+    (r"py:class", r"anomalib_ot\..*\.(_Scored|[A-Z])"),
 ]
 
 # tests/unit/test_docs.py runs the examples of docstrings. This builder runs the examples of the guides.
