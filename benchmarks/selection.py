@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations, product
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 import pandas as pd
@@ -67,14 +66,15 @@ def main(
         same = [each for each in chosen if each.image_size == size]
         files = {output / f"{category} {each.name}.json".replace("/", "-"): each for each in same}
         if missing := {path: each for path, each in files.items() if not path.exists()}:
-            measure(category, create(AnomalibDataModule, found[category]), missing)
+            measure(category, create(AnomalibDataModule, found[category]), missing, output)
     print_tables(pd.DataFrame(rows(output)))
 
 
-def measure(category: str, data: AnomalibDataModule, missing: dict[Path, Candidate]) -> None:
-    """Measure candidates of the same image size on a category, and write their files."""
+def measure(category: str, data: AnomalibDataModule, missing: dict[Path, Candidate], output: Path) -> None:
+    """Measure candidates of the same image size on a category, and write their files to a folder."""
+    output.mkdir(parents=True, exist_ok=True)
     image_size = next(iter(missing.values())).image_size
-    with kept_features(category, data, image_size) as (features, test, is_anomalous):
+    with kept_features(category, data, image_size, output) as (features, test, is_anomalous):
         for path, candidate in missing.items():
             outcome = run_trial(candidate, features, _SEED)
             scores = scores_of(outcome.score, test)
@@ -87,20 +87,19 @@ def measure(category: str, data: AnomalibDataModule, missing: dict[Path, Candida
                 "synthetic": outcome.synthetic.tolist(),
                 "labels": features.labels,
             }
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(run))
             print(category, candidate.name, f"synthetic {run['trial']['mean']:.1f}, real {run['real']:.1f}", flush=True)
 
 
 @contextmanager
 def kept_features(
-    category: str, data: AnomalibDataModule, image_size: tuple[int, int]
+    category: str, data: AnomalibDataModule, image_size: tuple[int, int], output: Path
 ) -> Iterator[tuple[TrialFeatures, FeatureDataset, NDArray[np.bool_]]]:
     """Features of the trials and of the test images, and which of these are anomalous.
 
-    They are kept in a temporary file until the runs that need them are finished, for those that are interrupted.
+    They are kept beside the runs until the runs that need them are finished, for those that are interrupted.
     """
-    kept = Path(gettempdir()) / f"anomalib-ot-selection-{category}-{image_size[0]}.pt".replace("/", "-")
+    kept = output / f"features-{category.replace('/', '-')}-{image_size[0]}.pt"
     if not kept.exists():
         data.prepare_data()
         data.setup()

@@ -20,6 +20,8 @@ from anomalib_ot.export.parity import ExportError
 
 logger = logging.getLogger(__name__)
 
+SUFFIXES = (".bin", ".xml", ".calibration.json", ".parity.json")
+"""Of the files of an export, after its name."""
 MODEL = "model"
 INT8 = "model_int8"
 # An INT8 file is kept if it is faster by this factor.
@@ -52,7 +54,8 @@ def export(
 
     Args:
         module: The trained model.
-        data: Its data module, which is set up; INT8 is calibrated on the validation images.
+        data: Its data module, which is set up. The files are checked on its validation images, on which INT8 is
+            calibrated too.
         folder: Folder of the export.
         size: Height and width of the images.
         image: An image to time the files on.
@@ -65,7 +68,8 @@ def export(
         ExportError: If the float32 file differs from the model.
     """
     with (folder / "export.log").open("w", encoding="utf-8") as log, _talking_to(log):
-        exact = _timed(export_openvino(module, folder, MODEL, size, onnx_kwargs=_onnx_options(module)), image)
+        path = export_openvino(module, folder, MODEL, size, datamodule=data, onnx_kwargs=_onnx_options(module))
+        exact = _timed(path, image)
         return exact, _int8(module, data, folder, size, image, exact)
 
 
@@ -88,7 +92,8 @@ def files_of(exported: Sequence[Exported]) -> list[Path]:
         path
         for each in exported
         if each.path is not None
-        for path in sorted(each.path.parent.glob(f"{each.path.stem}.*"))
+        for path in (each.path.with_name(f"{each.path.stem}{suffix}") for suffix in SUFFIXES)
+        if path.is_file()
     ]
 
 
@@ -114,6 +119,9 @@ def _int8(
         )
     except ExportError as error:
         return Exported(None, why_not="; ".join(error.broken) or str(error))
+    except Exception as error:  # noqa: BLE001 - the file is optional, and NNCF fails in many ways
+        logger.warning("There is no INT8 file: %r", error)
+        return Exported(None, why_not=f"the quantization failed: {error}")
     made = _timed(path, image)
     assert made.ms_per_image is not None and exact.ms_per_image is not None  # noqa: S101, PT018 - both were timed
     if exact.ms_per_image < _PAYS * made.ms_per_image:
@@ -130,5 +138,5 @@ def _onnx_options(module: AnomalibModule) -> dict[str, Any]:
 def _timed(path: Path, image: Path) -> Exported:
     inferencer, pixels = EdgeInferencer(path), pixels_of(image)
     seconds = median_seconds(lambda: inferencer.predict(pixels), _REPEATS)
-    size = sum(each.stat().st_size for each in path.parent.glob(f"{path.stem}.*"))
+    size = sum(path.with_suffix(suffix).stat().st_size for suffix in (".bin", ".xml"))
     return Exported(path, 1000 * seconds, size / 2**20)

@@ -6,9 +6,11 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,7 +33,7 @@ from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose
 from anomalib_ot.settings import require, require_seed
 
-from .exported import INT8, MODEL, export, files_of
+from .exported import INT8, MODEL, SUFFIXES, export, files_of
 from .handed_over import HandedOver, Look, Verdicts
 from .report import report_page
 from .stock import configuration, train
@@ -43,8 +45,8 @@ TABLE = "images.csv"
 CHECKPOINT = "model.ckpt"
 CONFIG = "config.yaml"
 WORK = "work"
-_SUFFIXES = (".xml", ".bin", ".calibration.json", ".parity.json")
-FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in _SUFFIXES))
+_TRIALS = "trials.json"
+FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in SUFFIXES))
 """Names of the files that a fit hands over."""
 
 # Of the features that show which images are unlike the others: their stride, and the side of the images.
@@ -67,8 +69,8 @@ def fit(
         images: Folder of good images; subfolders count.
         output: Folder to write to. Foreign files do not change. Its folder ``work`` keeps the trials and the training,
             so that a repeated call continues.
-        model: Name of the model, which is then not chosen.
-        minutes: Time to try other models than the recommended one too, which is always tried; see
+        model: Name of the model; by default the recommended one.
+        minutes: Time to try other models too, for the report. The model is always tried; see
             :data:`~anomalib_ot.selection.ranking.MARGIN`. The training and the export come on top.
         backbone: Backbone of all models; by default the one of :func:`~anomalib_ot.offline.offline_backbone`.
         false_alarm_rate: Promised rate of false alarms, in (0, 1).
@@ -80,67 +82,108 @@ def fit(
 
     Raises:
         ValueError: If an argument is invalid, or there are too few usable images.
-        FileNotFoundError: If there is no such folder.
-        FileExistsError: If ``output`` contains foreign files of these names.
+        FileNotFoundError: If there is no such folder, or an image to keep is not in it.
+        FileExistsError: If ``output`` contains foreign files of these names, or the model of another folder.
         ModuleNotFoundError: If a package that the model or its export needs is not installed.
         RuntimeError: If the training failed.
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_seed(seed)
     require(minutes >= 0, "minutes", "at least 0", minutes)
-    candidates = _named(model) if minutes or model else _named(None)[:1]
+    _require_images(images, keep)
+    candidates = _candidates(model)[: None if minutes else 1]
     images, output = images.resolve(), output.resolve()
     _require_apart(images, output)
     require_ours(output, *FILES)
+    require_ours(output / WORK, _TRIALS)
+    _require_same_product(images, output)
     require_openvino()
     backbone = backbone or offline_backbone()
     start = time.monotonic()
     look = _look(images, backbone, keep, seed)
+    claim(output / WORK, _TRIALS)
     trials = _trials(look.used, backbone, candidates, minutes, output / WORK, seed)
     chosen = trials[0].candidate
     logger.info("Training %s on %d images.", chosen.name, len(look.used))
     config = configuration(chosen, backbone, images, _left_out(images, look.used), false_alarm_rate, seed)
-    config_file, checkpoint = train(config, output / WORK)
+    config_file, checkpoint = train(config, look.used, output / WORK)
     module, processor, data = _trained(config, checkpoint)
     logger.info("Exporting to OpenVINO.")
     exported = export(module, data, config_file.parent, chosen.image_size, look.used[0])
-    claim(output, *FILES)
-    for path in (config_file, checkpoint, *files_of(exported)):
-        shutil.copyfile(path, output / path.name)
+    _hand_over([config_file, checkpoint, *files_of(exported)], output)
     trained_on = [*map(Path, data.train_data.samples.image_path)]
     verdicts = Verdicts.of(processor, trained_on)
     handed = HandedOver(images, output, look, trials, verdicts, exported, time.monotonic() - start, seed)
-    write_text(output / TABLE, _table(handed))
-    write_text(output / REPORT, report_page(handed))
+    for name, text in ((TABLE, _table(handed)), (REPORT, report_page(handed))):
+        # A name of a file may be no valid text.
+        write_text(output / name, text.encode("utf-8", "backslashreplace").decode())
     return handed
 
 
 def summary(handed: HandedOver) -> str:
     """A line with the result."""
+    look, rate = handed.look, 100 * handed.verdicts.supported
     return (
-        f"{handed.chosen.name}, trained on {len(handed.look.used)} images of {handed.images}, "
-        f"{handed.look.left_out} left out; "
-        f"promises {100 * handed.verdicts.supported:.3g} % false alarms"
+        f"{handed.chosen.name}, from {len(look.used)} images of {handed.images}, {look.left_out} left out; promises "
+        f"{rate:.3g} % false alarms"
     )
 
 
-def _named(model: str | None) -> list[Candidate]:
-    """The candidates, or the one of a name.
+def _candidates(model: str | None) -> list[Candidate]:
+    """The candidates, that of a name first.
 
     Raises:
         ValueError: If no candidate has the name.
     """
-    if model is None:
-        return [*CANDIDATES]
-    found = [each for each in CANDIDATES if model in (each.name, each.model)]
-    require(bool(found), "model", f"one of {', '.join(dict.fromkeys(each.model for each in CANDIDATES))}", model)
-    return found[:1]
+    named = [each for each in CANDIDATES if model in (None, each.name, each.model)]
+    names = ", ".join(dict.fromkeys(each.model for each in CANDIDATES))
+    require(bool(named), "model", f"one of {names}", model)
+    return [named[0], *(each for each in CANDIDATES if each is not named[0])]
+
+
+def _require_images(images: Path, keep: Sequence[str]) -> None:
+    """Check that images to keep are there.
+
+    Raises:
+        FileNotFoundError: If one is not.
+    """
+    if missing := [name for name in keep if name != "all" and not (images / name).is_file()]:
+        msg = f"keep names {missing[0]}, which is no file in {images}"
+        raise FileNotFoundError(msg)
 
 
 def _require_apart(images: Path, output: Path) -> None:
-    if output.resolve().is_relative_to(images.resolve()):
+    if output.is_relative_to(images):
         msg = f"the output {output} is in the folder of the images, {images}, and would be read as images; move it"
         raise ValueError(msg)
+
+
+def _require_same_product(images: Path, output: Path) -> None:
+    """Check that the output has no model of another folder.
+
+    Raises:
+        FileExistsError: If it has.
+    """
+    with suppress(OSError, KeyError, TypeError, yaml.YAMLError):
+        root = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))["data"]["init_args"]["root"]
+        if Path(root) != images:
+            msg = f"{output} has the model of {root}; choose another output for that of {images}"
+            raise FileExistsError(msg)
+
+
+def _hand_over(files: Sequence[Path], output: Path) -> None:
+    """Copy files to the output folder, and remove those of an earlier fit that are not among them.
+
+    The report of an earlier fit is removed first, so that an interruption leaves none that describes other files.
+    """
+    claim(output, *FILES)
+    for name in FILES:
+        if name in (REPORT, TABLE) or name not in {path.name for path in files}:
+            (output / name).unlink(missing_ok=True)
+    for path in files:
+        partial = output / f".{path.name}"
+        shutil.copyfile(path, partial)
+        partial.replace(output / path.name)
 
 
 def _look(images: Path, backbone: str, keep: Sequence[str], seed: int) -> Look:
@@ -167,18 +210,9 @@ def _maps(paths: Sequence[Path], backbone: str) -> Tensor:
 
 
 def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> list[Path]:
-    """The suspects that are not kept.
-
-    Raises:
-        ValueError: If an image to keep is not one of them.
-    """
-    if "all" in keep:
-        return []
+    """The suspects that are not kept; images to keep may be unsuspicious."""
     kept = {images / name for name in keep}
-    if unknown := sorted(kept - {each.path for each in suspects}):
-        msg = f"{unknown[0]} is not among the {len(suspects)} suspicious images; {REPORT} lists them"
-        raise ValueError(msg)
-    return [each.path for each in suspects if each.path not in kept]
+    return [] if "all" in keep else [each.path for each in suspects if each.path not in kept]
 
 
 def _left_out(images: Path, used: Sequence[Path]) -> list[Path]:
@@ -200,7 +234,7 @@ def _trials(
         backbone,
         # The first candidate is always tried.
         minutes=minutes or 1,
-        state=work / "trials.json",
+        state=work / _TRIALS,
         progress=progress,
         candidates=candidates,
         seed=seed,

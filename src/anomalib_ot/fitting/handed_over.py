@@ -2,11 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import cast
+
+from anomalib.models.components import AnomalibModule
 
 from anomalib_ot.decide.conformal import supported_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
-from anomalib_ot.host.calibration import HELD_OUT, clause
+from anomalib_ot.host.calibration import HELD_OUT, Source
+from anomalib_ot.host.class_paths import class_of
+from anomalib_ot.host.seeding import Seeded
 from anomalib_ot.inspection.contamination import Suspect
 from anomalib_ot.inspection.look import Inspection
 from anomalib_ot.selection import Candidate, Trial
@@ -22,7 +28,7 @@ class Verdicts:
         asked: Rate of false alarms that was asked for.
         supported: Rate that the calibration images support, at least the one that was asked for.
         count: Number of calibration images.
-        source: Where their scores are from, as the end of the clause "good images that …".
+        source: Where their scores are from.
         p_values: Each calibration image with the share of these images, itself included, that score as high, the least
             certain ones first; empty if other images than those of the training calibrate.
     """
@@ -30,7 +36,7 @@ class Verdicts:
     asked: float
     supported: float
     count: int
-    source: str
+    source: Source
     p_values: list[tuple[Path, float]]
 
     @classmethod
@@ -48,7 +54,8 @@ class Verdicts:
             ranked = sorted(zip(scores, trained_on, strict=True), key=lambda pair: -pair[0])
             p_values = [(path, sum(other >= score for other, _ in ranked) / count) for score, path in ranked]
         supported = max(processor.false_alarm_rate, supported_rate(count))
-        return cls(processor.false_alarm_rate, supported, count, clause(processor.calibration_source), p_values)
+        source = cast("Source", processor.calibration_source)
+        return cls(processor.false_alarm_rate, supported, count, source, p_values)
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,11 @@ class Look:
     dropped: list[Path]
     groups: list[list[Path]]
 
-    @property
+    @cached_property
     def used(self) -> list[Path]:
-        """Images that the model learns from."""
-        return [path for path in self.inspection.images if path not in self.dropped]
+        """Images that the model learns from, those included that a model holds out to set its threshold."""
+        dropped = {*self.dropped}
+        return [path for path in self.inspection.images if path not in dropped]
 
     @property
     def left_out(self) -> int:
@@ -101,6 +109,11 @@ class HandedOver:
     exported: tuple[Exported, Exported]
     seconds: float
     seed: int
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same training gives the same model: anomalib's command sets no seed for models of anomalib."""
+        return issubclass(class_of(AnomalibModule, {"class_path": self.chosen.class_path}), Seeded)
 
     @property
     def chosen(self) -> Candidate:

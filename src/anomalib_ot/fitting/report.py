@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_ot.decide.conformal import images_for
 from anomalib_ot.drawing.html import Embedded, render_page
 from anomalib_ot.edge.drawing import drawn_on, overlay
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
+from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
 from anomalib_ot.selection import Trial
 from anomalib_ot.synthetic import KINDS
 
@@ -84,14 +86,15 @@ def report_page(handed: HandedOver) -> str:
             )
         ),
         again=shlex.join(["anomalib", "train", "--config", str(handed.output / "config.yaml")]),
+        is_repeatable=handed.is_repeatable,
     )
 
 
 def _summary(handed: HandedOver) -> str:
     look, rate = handed.look, 100 * handed.verdicts.supported
     return (
-        f"{handed.chosen.name} has learned from {len(look.used)} good images; {look.left_out} others were left out. It "
-        f"rejects about {rate:.2g} % of new good images, if they are like these."
+        f"{handed.chosen.name}, from {len(look.used)} good images; {look.left_out} others were left out. It rejects "
+        f"about {rate:.2g} % of new good images, if they are like these."
     )
 
 
@@ -105,16 +108,24 @@ def _notes(handed: HandedOver) -> list[str]:
             f"The images look like two products, of {sizes} images, such as {first}. A model of one product detects "
             "more: give each its own folder."
         )
-    if handed.look.dropped:
+    dropped = len(handed.look.dropped)
+    if dropped:
         notes.append(
-            f"{len(handed.look.dropped)} images may be bad and were left out. Look at them below; to use those that "
-            "are good, repeat the command with --keep and their names."
+            f"{dropped} images may be bad and were left out. Look at them below; to use those that "
+            "are good, repeat the command with --keep and their names. Without them, the rate of false alarms may be "
+            f"{100 * dropped / (dropped + len(handed.look.used)):.2g} percentage points higher than promised."
         )
     verdicts = handed.verdicts
     if verdicts.supported > verdicts.asked:
         notes.append(
-            f"{verdicts.count} good images support a rate of false alarms of {100 * verdicts.supported:.2g} %, not of "
-            f"{100 * verdicts.asked:g} %. For that, at least {round(1 / verdicts.asked) - 1} are needed."
+            f"The threshold comes from {verdicts.count} good images, which support a rate of false alarms of "
+            f"{100 * verdicts.supported:.2g} %, not of {100 * verdicts.asked:g} %. For that, at least "
+            f"{images_for(verdicts.asked)} are needed."
+        )
+    if verdicts.source == TRAINED:
+        notes.append(
+            "The threshold comes from images that the model was trained on: expect far more false alarms than "
+            "promised. The log of the training says why."
         )
     return notes
 
@@ -167,8 +178,8 @@ def _about_choice(handed: HandedOver) -> str:
     if len(handed.trials) == 1:
         return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
     return (
-        f"{handed.chosen.name} was chosen. {learned} Real defects differ from drawn ones: where models were compared "
-        "on both, the highest value chose no better model than the recommended one, which is in the first row."
+        f"{handed.chosen.name}, in the first row, was trained. {learned} Real defects differ from drawn ones, so that "
+        "the table does not decide. Take another model with --model if its values are higher by some points."
     )
 
 
@@ -179,11 +190,11 @@ def _row(trial: Trial) -> list[str]:
 
 def _about_verdicts(handed: HandedOver) -> str:
     verdicts = handed.verdicts
-    exact = "on average" if "held out" in verdicts.source else "approximately"
+    exact = "on average" if verdicts.source == HELD_OUT else "approximately"
     return (
-        f"The threshold comes from {verdicts.count} good images that {verdicts.source}. It rejects at most "
+        f"The threshold comes from {verdicts.count} good images that {clause(verdicts.source)}. It rejects at most "
         f"{100 * verdicts.supported:.2g} % of new good images {exact}, as long as light, camera, material and "
-        "tolerance stay the same. Another rate can be set with --false_alarm_rate, without training."
+        "tolerance stay the same. anomalib-ot predict takes another rate with --false_alarm_rate."
     )
 
 
@@ -199,9 +210,9 @@ def _uncertain(handed: HandedOver, inferencer: EdgeInferencer) -> list[Shown]:
 def _about_defects(trial: Trial) -> str:
     count = min(each.count for each in trial.detection)
     return (
-        f"Shares of the synthetic defects that are rejected at {100 * trial.false_alarm_rate:.2g} % false alarms, by "
-        "a model that has learned from a part of the images, on images that it has not seen. Contrast 1 is the full "
-        f"change, such as another part in its place. Each share is of {count} images or more."
+        f"Shares of the synthetic defects that are rejected at {100 * trial.false_alarm_rate:.2g} % false alarms, "
+        "which the images that were not learned from support; at another rate, the shares differ. Contrast 1 is the "
+        f"full change, such as another part in its place. Each share is of {count} images or more."
     )
 
 
@@ -216,7 +227,7 @@ def _file(name: str, each: Exported) -> list[str]:
         name,
         "" if each.ms_per_image is None else f"{each.ms_per_image:.1f}",
         "" if each.mib is None else f"{each.mib:.1f}",
-        f"not kept: {each.why_not}" if each.why_not else "checked against torch",
+        f"not kept: {each.why_not}" if each.why_not else "the same as torch on the good images",
     ]
 
 

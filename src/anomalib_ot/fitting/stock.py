@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG = "config.yaml"
 _RESULT = "checkpoint.txt"
-_HEAD = "# anomalib train --config {name}\n# trains the same model again, on the images that {name} names.\n"
+_HEAD = "# The training of anomalib-ot fit, for: anomalib train --config {name}\n"
 # Lines of the log in an error message.
 _TAIL = 15
 
@@ -81,11 +81,12 @@ def _class(class_path: str, **init_args: Any) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": init_args}
 
 
-def train(config: dict[str, Any], parent: Path) -> tuple[Path, Path]:
-    """Train a model, unless the same configuration has been trained.
+def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple[Path, Path]:
+    """Train a model, unless the same configuration has been trained on the same images.
 
     Args:
         config: The configuration.
+        images: The images that it trains on.
         parent: Folder that gets a folder for each configuration, with the log and the runs of anomalib.
 
     Returns:
@@ -94,8 +95,10 @@ def train(config: dict[str, Any], parent: Path) -> tuple[Path, Path]:
     Raises:
         RuntimeError: If the training failed.
     """
-    text = _HEAD.format(name=_CONFIG) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    folder = parent / sha256(text.encode()).hexdigest()[:12]
+    # Escaped, as a name of a file may be no valid text.
+    text = _HEAD.format(name=_CONFIG) + yaml.safe_dump(config, sort_keys=False)
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in images]
+    folder = parent / sha256(repr((text, states)).encode()).hexdigest()[:12]
     path, result = folder / _CONFIG, folder / _RESULT
     # Written after the training, so that the checkpoint of an interrupted one does not count.
     if result.is_file() and (done := folder / result.read_text(encoding="utf-8")).is_file():

@@ -208,7 +208,9 @@ def _copies(looks: Sequence[_Look]) -> list[Finding]:
     # Without what all have in common, squares are small and their differences exact.
     centre = sample.mean(0)
     among = _distances(sample - centre, sample - centre)[np.triu_indices(len(sample), 1)]
-    limit = min(_SAME, _CLOSER * float(np.quantile(among, _CLOSEST))) if among.size else 0.0
+    # Without those of copies, of which there may be many.
+    apart = among[among >= _SAME] if (among >= _SAME).any() else among
+    limit = min(_SAME, _CLOSER * float(np.quantile(apart, _CLOSEST))) if apart.size else 0.0
     copies: dict[int, int] = {}
     for start in range(0, len(looks), _BLOCK):
         block = thumbnails[start : start + _BLOCK] - centre

@@ -74,7 +74,7 @@ def choose(
         msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images"
         raise ValueError(msg)
     record = _Record(state, _key(paths, backbone, seed), candidates)
-    longest = 0.0
+    longest = max((trial.fit_s for trial in record.trials), default=0.0)
     images: TrialImages | None = None
     features: TrialFeatures | None = None
     errors = []

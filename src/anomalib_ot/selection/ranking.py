@@ -9,7 +9,7 @@ MARGIN = inf
 """Points of mean synthetic AUROC by which a candidate must exceed the default to be chosen instead of it.
 
 It is infinite: the default is always chosen, and the other trials are information only. No finite margin was shown to
-be better than the default on real defects, see ``benchmarks/selection.py``.
+be better than a fixed model on real defects, see ``benchmarks/selection.py``.
 """
 
 

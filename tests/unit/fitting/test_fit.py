@@ -3,7 +3,9 @@
 import pytest
 from PIL import Image
 
-from anomalib_ot.fitting.fit import _left_out, fit
+from anomalib_ot.files import claim
+from anomalib_ot.fitting.fit import FILES, _candidates, _hand_over, _left_out, fit
+from anomalib_ot.selection import CANDIDATES
 
 
 @pytest.fixture
@@ -54,3 +56,37 @@ def test_hidden_images_which_anomalib_would_train_on_are_left_out(images):
     (images / "._0.png").write_bytes(b"no image")
     used = [images / "0.png", images / "1.png"]
     assert [path.name for path in _left_out(images, used)] == ["._0.png", "2.png"]
+
+
+def test_the_model_of_another_folder_is_kept(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    claim(tmp_path / "out", *FILES)
+    (tmp_path / "out/config.yaml").write_text("data: {init_args: {root: /other/good}}")
+    with pytest.raises(FileExistsError, match="has the model of /other/good; choose another output"):
+        fit(images, tmp_path / "out")
+
+
+def test_an_image_to_keep_must_be_there(images, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"keep names none.png, which is no file in"):
+        fit(images, tmp_path / "out", keep=["0.png", "none.png"])
+
+
+def test_what_an_earlier_fit_handed_over_is_replaced_as_a_whole(tmp_path):
+    output, new = tmp_path / "out", tmp_path / "new"
+    new.mkdir()
+    claim(output, *FILES)
+    for name in ("report.html", "model.xml", "model_int8.xml", "config.yaml"):
+        (output / name).write_text("old")
+    (output / "mine.txt").write_text("mine")
+    for name in ("model.xml", "config.yaml"):
+        (new / name).write_text("new")
+    _hand_over(sorted(new.iterdir()), output)
+    found = {path.name: path.read_text() for path in output.iterdir() if not path.name.startswith(".")}
+    assert found == {"model.xml": "new", "config.yaml": "new", "mine.txt": "mine"}
+
+
+@pytest.mark.parametrize(("model", "first"), [(None, "Duo at 224 px"), ("PaDiM", "PaDiM at 224 px")])
+def test_the_named_model_comes_before_the_others_that_it_is_compared_with(model, first):
+    candidates = _candidates(model)
+    assert candidates[0].name == first
+    assert len({each.name for each in candidates}) == len(CANDIDATES)

@@ -28,7 +28,7 @@ def test_scores_of_other_images_are_not_ascribed_to_those_of_the_training():
     verdicts = Verdicts.of(calibrated(0.01, HELD_OUT), PATHS)
     assert verdicts.p_values == []
     assert verdicts.supported == pytest.approx(1 / 5)
-    assert "held out" in verdicts.source
+    assert verdicts.source == HELD_OUT
 
 
 def test_what_is_dropped_is_not_used():

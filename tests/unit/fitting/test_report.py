@@ -10,6 +10,7 @@ from anomalib_ot.edge.inferencer import Prediction
 from anomalib_ot.fitting import report
 from anomalib_ot.fitting.exported import Exported
 from anomalib_ot.fitting.handed_over import HandedOver, Look, Verdicts
+from anomalib_ot.host.calibration import FOLDS, HELD_OUT, TRAINED
 from anomalib_ot.inspection import Finding, Inspection, Suspect
 from anomalib_ot.selection import Candidate, Detected, Trial
 from anomalib_ot.synthetic import KINDS
@@ -50,11 +51,11 @@ def page(images, monkeypatch):
     paths = sorted(images.iterdir())
     detection = (Detected(None, 0.001, 0.5, 0.25, 14), Detected(None, 0.064, 1.0, 1.0, 14))
 
-    def make(suspects=(), dropped=(), findings=(), groups=None, trials=2, rate=0.2, int8="it is slower"):
+    def make(suspects=(), dropped=(), findings=(), groups=None, trials=2, rate=0.2, source=HELD_OUT):
         inspection = Inspection(paths, list(findings))
         look = Look(inspection, list(suspects), list(dropped), groups or [paths])
-        verdicts = Verdicts(rate, max(rate, 1 / 7), 6, "were held out", [(path, 0.5) for path in paths])
-        exported = (Exported(images / "model.xml", 12.3, 4.5), Exported(None, 10.0, 2.0, int8))
+        verdicts = Verdicts(rate, max(rate, 1 / 7), 6, source, [(path, 0.5) for path in paths])
+        exported = (Exported(images / "model.xml", 12.3, 4.5), Exported(None, 10.0, 2.0, "it is slower"))
         tried = [trial("Duo", 91.0, detection), trial("WtFlow", 90.0, detection)][:trials]
         return report.report_page(HandedOver(images, images.parent / "out", look, tried, verdicts, exported, 61.0, 0))
 
@@ -64,13 +65,15 @@ def page(images, monkeypatch):
 def test_a_clean_folder(page, images):
     made = page()
     text = text_of(made)
-    assert "Duo has learned from 6 good images; 0 others were left out. It rejects about 20 %" in text
+    assert "Duo, from 6 good images; 0 others were left out. It rejects about 20 %" in text
     assert "Check first" not in text
     assert "No image looks unlike the others" in text
     assert "All images can be read, and none is blank, saturated or doubled." in text
-    assert "Duo was chosen." in text
+    assert "Duo, in the first row, was trained." in text
     assert "contrast 0.1 % of the image 6.4 % of the image 0.5 25 1 100" in text
-    assert "model.xml 12.3 4.5 checked against torch model_int8.xml 10.0 2.0 not kept: it is slower" in text
+    assert (
+        "model.xml 12.3 4.5 the same as torch on the good images model_int8.xml 10.0 2.0 not kept: it is slower" in text
+    )
     assert f"anomalib-ot predict {images.parent / 'out'} NEW_IMAGES" in text
     assert f"anomalib train --config {images.parent / 'out/config.yaml'}" in text
     # The name of the folder is text.
@@ -93,7 +96,11 @@ def test_every_problem_is_named_and_what_to_do(page, images):
     assert "look like two products, of 4 and 2 images, such as 0.png and 4.png" in text
     assert "1 images may be bad and were left out" in text
     assert "repeat the command with --keep" in text
-    assert "6 good images support a rate of false alarms of 14 %, not of 1 %. For that, at least 99 are needed" in text
+    assert (
+        "from 6 good images, which support a rate of false alarms of 14 %, not of 1 %. For that, at least 99 are needed"
+        in text
+    )
+    assert "the rate of false alarms may be 17 percentage points higher than promised" in text
     assert "5.png left out" in text
     assert "x.png It is damaged. no" in text
     assert "0.png It is big. yes" in text
@@ -106,3 +113,16 @@ def test_suspects_that_are_kept_are_said_to_be_used(page, images):
     text = text_of(page(suspects=[flat]))
     assert "1 of them are used, as asked for." in text
     assert "5.png used" in text
+
+
+def test_what_the_verdicts_promise_depends_on_the_images_behind_them(page):
+    assert "new good images on average" in text_of(page(source=HELD_OUT))
+    assert "new good images approximately" in text_of(page(source=FOLDS))
+    text = text_of(page(source=TRAINED))
+    assert "expect far more false alarms than promised" in text
+
+
+def test_a_model_that_no_seed_repeats_is_not_said_to_be_trained_again(page, monkeypatch):
+    assert "anomalib train --config" in text_of(page())
+    monkeypatch.setattr(HandedOver, "is_repeatable", False)
+    assert "anomalib train" not in text_of(page())
