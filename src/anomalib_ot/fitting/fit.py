@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +163,13 @@ def _require_same_product(images: Path, output: Path) -> None:
     Raises:
         FileExistsError: If it has.
     """
-    with suppress(OSError, KeyError, TypeError, yaml.YAMLError):
+    try:
         root = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))["data"]["init_args"]["root"]
-        if Path(root) != images:
-            msg = f"{output} has the model of {root}; choose another output for that of {images}"
-            raise FileExistsError(msg)
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return
+    if root != str(images):
+        msg = f"{output} has the model of {root}; choose another output for that of {images}"
+        raise FileExistsError(msg)
 
 
 def _hand_over(files: Sequence[Path], output: Path) -> None:

@@ -112,6 +112,17 @@ class ModelSettings:
         return cls(**{each.name: values[each.name] for each in fields(cls)})
 
     @classmethod
+    def scoring_of(cls, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that change scores, as a checkpoint decides them.
+
+        Args:
+            recorded: Settings of this kind in the checkpoint.
+            given: All settings of the model that loads it, for a setting that consists of several kinds.
+        """
+        del given
+        return dict(recorded)
+
+    @classmethod
     def names(cls, kind: Kind) -> frozenset[str]:
         """Names of the settings of a kind."""
         return frozenset(name for name, hint in _hints(cls).items() if _kind(hint) == kind)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Seeded:
-    """Part of a Lightning model whose setting ``seed`` decides all random numbers of a training.
+    """Part of a Lightning model whose setting ``seed`` decides all random numbers of a training on given images.
 
     The model creates its weights within :func:`own_seed`.
 
@@ -26,7 +26,7 @@ class Seeded:
     settings: ModelSettings
 
     def setup(self, stage: str) -> None:
-        """Set the seed when a training starts, before the images are divided and loaded."""
+        """Set the seed when a training starts, before images are loaded. They are divided before."""
         if stage == TrainerFn.FITTING and self.settings.seed is not None:
             seed_everything(self.settings.seed, workers=True, verbose=False)
         cast("AnomalibModule", super()).setup(stage)

@@ -87,4 +87,4 @@ CANDIDATES = tuple(
     for side in _SIDES
     for name, (class_path, init_args) in _MODELS.items()
 )
-"""The candidates. The first is the default: the model that the documentation recommends, at its own image size."""
+"""The candidates. The first is the default of ``anomalib-ot fit``, at its own image size."""

@@ -72,8 +72,9 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
             lower loss.
         calibration_folds: Folds of the training images whose scores weigh the parts and set the threshold. Each image
             is scored by a model that was fitted on the other folds. 0 takes three folds for the weights, and the scores
-            of the validation images for the threshold. So do fewer than two images a fold, training without a feature
-            cache, and training with several processes.
+            of the validation images for the threshold. Fewer than two images a fold, training without a feature cache
+            and training with several processes take these scores too, and as many folds for the weights as images
+            allow.
         feature_cache: Where to keep the features: ``device``, ``cpu``, ``disk`` or ``none``. ``auto`` takes the first
             of these in which they fit.
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
@@ -82,8 +83,9 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         pradot: Settings that only :class:`~anomalib_ot.Pradot` has, by name; by default its own defaults. It is fitted
             for all of its ``epochs``.
         wt_flow: Settings that only :class:`~anomalib_ot.WtFlow` has, likewise, without ``top_share``.
-        seed: Seed of all random numbers of a training, so that the same command gives the same model. By default, the
-            numbers are those that the caller has seeded; anomalib's command ignores its own ``seed_everything``.
+        seed: Seed of all random numbers of a training, so that the same images give the same model. How a data module
+            divides its images follows from its own seed. By default, the numbers are those that the caller has seeded;
+            anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -249,6 +251,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
             # Another process would wait for this one.
             if self.trainer.world_size > 1:
                 raise
+            self.model.weights = torch.full_like(self.model.weights, 0.5)
             logger.warning("The parts have equal weights, as folds failed: %r", error)
 
     def _weigh_alone(self) -> None:

@@ -14,6 +14,7 @@ _Part = TypeVar("_Part", bound=FeatureTrainingSettings)
 
 # Duo's image score is the maximum of its map.
 _UNUSED = frozenset({"top_share"})
+_PARTS: dict[str, type[FeatureTrainingSettings]] = {"pradot": PradotSettings, "wt_flow": WtFlowSettings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class DuoSettings(FeatureTrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pradot", "wt_flow"):
+        for name in _PARTS:
             given = getattr(self, name)
             if not isinstance(given, Mapping | None):
                 msg = f"{name} must be a dictionary of settings, not {given!r}"
@@ -52,6 +53,22 @@ class DuoSettings(FeatureTrainingSettings):
         # Raises for settings that a part does not accept.
         self.of_pradot()
         self.of_wt_flow()
+
+    @classmethod
+    def scoring_of(cls, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """As the base class; of the settings of a part, only those that change scores."""
+        scoring = super().scoring_of(recorded, given)
+        for name, kind in _PARTS.items():
+            own, theirs = ({**(values[name] or {})} for values in (given, recorded))
+            decided = kind.names("scoring")
+            merged = {
+                **{each: value for each, value in own.items() if each not in decided},
+                **{each: value for each, value in theirs.items() if each in decided},
+            }
+            # As it was given or recorded, if that says the same.
+            same = [values[name] for values in (given, recorded) if {**(values[name] or {})} == merged]
+            scoring[name] = same[0] if same else merged
+        return scoring
 
     def of_pradot(self) -> PradotSettings:
         """The settings of Pradot."""

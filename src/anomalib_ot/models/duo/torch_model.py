@@ -160,9 +160,15 @@ class DuoModel(SinglePrecisionParts):
             batches: Score maps of both parts for images that the parts were not fitted on. A single image says nothing
                 about a standard deviation: its scores replace it.
             size: Height and width of the images, in pixels.
+
+        Raises:
+            ValueError: If a score is not finite.
         """
         peaks = [[each.flatten(1).amax(1) for each in self._maps(scores, size)] for scores in batches]
         highest = torch.stack([torch.cat(part) for part in zip(*peaks, strict=True)])
+        if not highest.isfinite().all():
+            msg = "the scores of left-out images are NaN or infinite, and weigh no parts"
+            raise ValueError(msg)
         spread = highest.std(1) if highest.shape[1] > 1 else highest[:, 0]
         # Equal scores give no scale.
         self.weights = 0.5 / spread.clamp(min=1e-6 * float(spread.max()) or 1.0)

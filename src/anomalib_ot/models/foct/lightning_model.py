@@ -112,8 +112,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         fit_features: Features of memory and query that such a fit samples; 0 for all (paper).
         tolerance: Relative change of the objective at which a fit ends; 0 runs all steps (paper).
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
-        seed: Seed of all random numbers of a training, so that the same command gives the same model. By default, the
-            numbers are those that the caller has seeded; anomalib's command ignores its own ``seed_everything``.
+        seed: Seed of all random numbers of a training, so that the same images give the same model. How a data module
+            divides its images follows from its own seed. By default, the numbers are those that the caller has seeded;
+            anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sized
 from copy import deepcopy
+from functools import cached_property
 from itertools import count
 from statistics import fmean
 from typing import Any, cast
@@ -56,7 +57,7 @@ class FlowTraining(FeatureTraining):
         self._looks_since = 0
         self._best_weights: dict[str, Tensor] | None = None
 
-    @property
+    @cached_property
     def coupling(self) -> Coupling:
         """Pairs features with noise."""
         settings = self.flow.settings

@@ -88,8 +88,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
             where it is installed and saves time.
-        seed: Seed of all random numbers of a training, so that the same command gives the same model. By default, the
-            numbers are those that the caller has seeded; anomalib's command ignores its own ``seed_everything``.
+        seed: Seed of all random numbers of a training, so that the same images give the same model. How a data module
+            divides its images follows from its own seed. By default, the numbers are those that the caller has seeded;
+            anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.

@@ -106,6 +106,21 @@ def test_folds_that_fail_leave_equal_weights_and_say_so(data, engine, monkeypatc
     assert torch.equal(model.model.weights, EQUAL)
 
 
+def test_scores_of_folds_that_are_no_numbers_leave_equal_weights(data, engine, monkeypatch, caplog):
+    fit_fold = Duo.fit_fold
+
+    def fit_badly(self, features):
+        fold = fit_fold(self, features)
+        fold.pradot.weights = torch.full_like(fold.pradot.weights, torch.nan)
+        return fold
+
+    monkeypatch.setattr(Duo, "fit_fold", fit_badly)
+    model = make()
+    engine().fit(model, datamodule=data())
+    assert "The parts have equal weights, as folds failed" in caplog.text
+    assert torch.equal(model.model.weights, EQUAL)
+
+
 def test_a_training_that_is_resumed_is_the_one_that_was_not_interrupted(data, engine, checkpoint):
     whole, broken, resumed = make(), make(), make()
     engine().fit(whole, datamodule=data())
@@ -126,6 +141,24 @@ def test_a_terminated_training_fits_no_folds_and_can_be_resumed(data, engine, ch
     resumed = make()
     engine().fit(resumed, datamodule=data(), ckpt_path=checkpoint(runner))
     assert not torch.equal(resumed.model.weights, EQUAL)
+
+
+def test_a_resumed_training_takes_the_given_steps_and_the_recorded_scoring(data, engine, checkpoint):
+    runner = engine(callbacks=[AtStep(4, fail)])
+    with pytest.raises(MemoryError):
+        runner.fit(make(), datamodule=data())
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    resumed = make(wt_flow={"training_steps": 12, "width": 32, "whitened_channels": 16}, pradot=None)
+    engine(callbacks=[Rates()]).fit(resumed, datamodule=data(), ckpt_path=checkpoint(runner))
+    assert len(rates) >= 12 - 4
+    assert min(rates) > 0
+    flow, pradot = resumed.model.wt_flow.settings, resumed.model.pradot.settings
+    assert (flow.training_steps, flow.width, pradot.whitened_channels) == (12, 16, 16)
 
 
 def test_an_interrupted_fit_leaves_no_half_of_the_prototypes(data, engine, monkeypatch):
