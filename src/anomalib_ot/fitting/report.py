@@ -57,7 +57,7 @@ def report_page(handed: HandedOver) -> str:
     return render_page(
         "anomalib_ot.fitting",
         "fit",
-        product=handed.images.name or str(handed.images),
+        product=str(Path(*handed.images.parts[-2:])),
         summary=_summary(handed),
         about=f"Images of {handed.images}. The fit took {minutes:.1f} minutes, with seed {handed.seed}.",
         notes=_notes(handed),
