@@ -54,7 +54,7 @@ def iterate(
     *,
     epsilon: float,
     max_iterations: int,
-    tolerance: float,
+    tolerance: float | Tensor,
     anderson: int = 0,
     processes: Processes | None = None,
 ) -> Iterates[K]:
@@ -69,7 +69,7 @@ def iterate(
         b: Marginal of the columns, (P,).
         epsilon: Regularisation ε.
         max_iterations: Upper bound on the iterations.
-        tolerance: Stop when the L1 error of the column marginals is at most this.
+        tolerance: Stop when the L1 error of the column marginals is at most this; one number, or one for each problem.
         anderson: Number of past steps of log v that accelerate the iterations; 0 for plain iterations.
         processes: Processes that hold further rows.
 
@@ -97,11 +97,13 @@ def iterate(
         following = b / torch.where(sums > TINY, sums, most)
         if acceleration:
             logs = v.log()
-            following = (logs + acceleration.step(following.log() - logs)).exp()
+            # Rounding may differ between processes, whose scalings must not.
+            following = processes.first((logs + acceleration.step(following.log() - logs)).exp())
         # All values that decisions depend on are read at once, because each read waits for the device.
-        errors = (v * sums - b).abs().sum(-1).amax()
-        error, smallest, largest = torch.stack([errors, *following.log().aminmax()]).tolist()
-        if error <= tolerance or iteration == max_iterations:
+        errors = (v * sums - b).abs().sum(-1)
+        excess = (errors.double() - tolerance).amax()
+        excess, error, smallest, largest = torch.stack([excess, errors.amax(), *following.log().aminmax()]).tolist()
+        if excess <= 0 or iteration == max_iterations:
             break
         v = following
     return Iterates(kernel, f, g, u, v, v * sums, iteration, error)

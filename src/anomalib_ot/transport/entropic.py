@@ -137,13 +137,14 @@ def sinkhorn(
         epsilon: Regularisation ε > 0, in the unit of the cost. The relative error of the plan's entries is about
             ``max |M| / ε`` times the rounding error of that precision.
         max_iterations: Upper bound on the iterations, at least 1.
-        tolerance: Stop when the L1 error of the column marginals is at most this; 0 runs all iterations. None is 10⁻⁹
-            in double precision, as ``stopThr`` of POT, and 10⁻⁵ in single precision.
+        tolerance: Stop when the L1 error of the column marginals is at most this; 0 runs all iterations. None is Σb
+            times 10⁻⁹ in double precision, as ``stopThr`` of POT, and times 10⁻⁵ in single precision, but at least
+            twice the difference of Σa and Σb, which rounded weights may have.
         potential: Start from this dual potential (P,) of the columns of an earlier, similar problem, finite.
         row_weights: a, (N,), positive; uniform with sum one by default.
         column_weights: b, (P,), positive, with the same sum as a; uniform by default.
         anderson: Number of past steps that accelerate the iterations by Anderson's method; 0 for Sinkhorn's iterations.
-            5 needs fewer iterations for a small ε and the same plan.
+            5 needs fewer iterations for a small ε and the same plan. ``reference`` does not accelerate.
         workspace: Memory for the solver, 2 GiB by default.
         processes: Processes that hold further rows of the same problem and also call this function; some may have no
             rows.
@@ -189,21 +190,25 @@ def sinkhorn(
     if method == "reference" and processes.group is not None:
         msg = "method 'reference' solves in one process; gather all rows in it"
         raise ValueError(msg)
+    require_limits(epsilon, max_iterations, tolerance, anderson)
+    if method == "reference" and anderson:
+        msg = f"method 'reference' does not accelerate its iterations; leave anderson at 0, not {anderson}"
+        raise ValueError(msg)
     sample = cost[:1]
-    tolerance = default_tolerance(sample.dtype) if tolerance is None else tolerance
-    require_limits(epsilon, max_iterations, tolerance)
     if potential is not None:
         potential = start(potential, cost.shape[1:], sample)
     rows = processes.total(cost.shape[0], sample.device)
     a = marginal("row_weights", row_weights, cost.shape[:1], 1 / rows, sample)
     b = marginal("column_weights", column_weights, cost.shape[1:], 1 / cost.shape[1], sample)
-    require_same_mass(a, b, processes)
+    masses = require_same_mass(a, b, processes)
+    tolerance = float(default_tolerance(sample.dtype, masses)) if tolerance is None else tolerance
     if method == "reference":
         plan = _solve_by_pot(cost, a, b, epsilon, max_iterations, tolerance, potential)
     else:
-        plan = _solve(
-            cost, a, b, epsilon, max_iterations, tolerance, potential, anderson, workspace or Workspace(), processes
-        )
+        # The sum of uniform weights is one but for rounding.
+        share = tolerance if column_weights is None else tolerance / float(masses[1])
+        workspace = workspace or Workspace()
+        plan = _solve(cost, a, b, epsilon, max_iterations, tolerance, share, potential, anderson, workspace, processes)
     if warn:
         warn_if_not_converged(plan.iterations, plan.marginal_error, tolerance)
     return plan
@@ -232,18 +237,20 @@ def _solve(
     epsilon: float,
     max_iterations: int,
     tolerance: float,
+    share: float,
     potential: Tensor | None,
     anderson: int,
     workspace: Workspace,
     processes: Processes,
 ) -> TransportPlan:
-    """The plan by the stabilised iterations; see :func:`sinkhorn`."""
+    """The plan by the stabilised iterations; see :func:`sinkhorn`. The share of Σb is that of the tolerance."""
     if potential is None:
         g, v = _column_potential(cost, epsilon, processes), b / b.mean()
     else:
         g, v = potential, torch.ones_like(b)
-    # The entries that a sparse kernel omits must be negligible compared with the tolerance.
-    left_out = min(max(_LEFT_OUT, tolerance / 100), tolerance or _LEFT_OUT)
+    # A sparse kernel may omit a hundredth of a large tolerance, and as much as a tolerance below _LEFT_OUT. It omits
+    # less, because this bound takes all entries for omitted and for as large as the threshold.
+    left_out = min(max(_LEFT_OUT, share / 100), share or _LEFT_OUT)
 
     def make(g: Tensor, allowance: float) -> tuple[Kernel, Tensor]:
         kernel, f = make_kernel(cost, g, epsilon, workspace, left_out, allowance)

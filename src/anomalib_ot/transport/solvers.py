@@ -85,10 +85,12 @@ def solve(
         b: Marginal of the columns, (P,) or (B, P), positive, with the same sum as a; uniform by default.
         reg: Regularisation ε > 0, in the unit of the cost.
         max_iter: Upper bound on the iterations, at least 1.
-        tol: Stop when the L1 error of the column marginals is at most this, or None; see :func:`sinkhorn`.
+        tol: Stop when the L1 error of the column marginals is at most this. None is relative to the sum of b of each
+            problem; see :func:`sinkhorn`.
         potentials_init: Potentials of an earlier, similar problem to start from. Only those of the columns are used.
         anderson: Number of past steps that accelerate the iterations; 0 for Sinkhorn's iterations.
-        workspace: Memory for the solver, 2 GiB by default.
+        workspace: Memory for the solver of a large single matrix, 2 GiB by default. A batch, or a matrix of at most
+            2¹⁸ entries, is solved with dense kernels, which with intermediate results take twice its memory.
         warn: Whether to warn if the tolerance was not reached.
 
     Returns:
@@ -116,24 +118,28 @@ def solve(
     if not hasattr(M, "exponents"):
         require_floats(M=M)
     costs = at_least_single(M) if isinstance(M, Tensor) else M
-    rows, columns, like = costs.shape[:-1], costs.shape[:-2] + costs.shape[-1:], costs[:1]
     if len(costs.shape) not in _DIMENSIONS or not costs.shape.numel():
         msg = f"M must be a matrix (N, P) or a batch (B, N, P) and not be empty, not of shape {tuple(costs.shape)}"
         raise ValueError(msg)
-    tol = default_tolerance(like.dtype) if tol is None else tol
-    require_limits(reg, max_iter, tol, "reg")
-    a = marginal("a", a, rows, 1 / rows[-1], like)
-    b = marginal("b", b, columns, 1 / columns[-1], like)
-    require_same_mass(a, b, Processes())
-    potential = None if potentials_init is None else start(potentials_init[1], columns, like)
-    options: dict[str, Any] = {"epsilon": reg, "max_iterations": max_iter, "tolerance": tol, "anderson": anderson}
+    require_limits(reg, max_iter, tol, anderson, ("reg", "max_iter", "tol"))
+    rows, columns, like = costs.shape[:-1], costs.shape[:-2] + costs.shape[-1:], costs[:1]
+    a = marginal("a", a, rows, 1 / rows[-1], like, "M")
+    b = marginal("b", b, columns, 1 / columns[-1], like, "M")
+    masses = require_same_mass(a.detach(), b.detach(), Processes(), ("a", "b"))
+    tolerance = default_tolerance(like.dtype, masses) if tol is None else tol
+    names = "potentials_init[1]", "M"
+    potential = None if potentials_init is None else start(potentials_init[1], columns, like, names)
+    options: dict[str, Any] = {"epsilon": reg, "max_iterations": max_iter, "anderson": anderson}
     marginals = a.detach(), b.detach()
     if isinstance(costs, Tensor) and (costs.ndim > 2 or costs.numel() <= _SMALL):  # noqa: PLR2004 - a matrix has two
-        found = _solve_batch(costs.detach(), *marginals, potential, **options)
+        found = _solve_batch(costs.detach(), *marginals, potential, tolerance=tolerance, **options)
     else:
-        found = _solve_one(costs, *marginals, potential, workspace, **options)
+        found = _solve_one(costs, *marginals, potential, workspace, tolerance=float(tolerance), **options)
     if warn:
-        warn_if_not_converged(found.iterations, found.marginal_error, tol)
+        errors = (found.column_sums - marginals[1]).abs().sum(-1).double().reshape(-1)
+        limits = torch.zeros_like(errors) + tolerance
+        worst = (errors - limits).argmax()
+        warn_if_not_converged(found.iterations, float(errors[worst]), float(limits[worst]))
     f, g = found.potentials
     value = _Value.apply(costs if isinstance(costs, Tensor) else None, a, b, f, g, found.column_sums, reg)
     return TransportResult(
@@ -187,15 +193,16 @@ def _solve_batch(costs: Tensor, a: Tensor, b: Tensor, potential: Tensor | None, 
 
     found: Iterates[BatchKernel] = iterate(make, g, v, a, b, **options)
     u, v = found.row_scaling, found.column_scaling
-    plan = found.kernel.matrix * u[:, :, None] * v[:, None, :]
+    kernel = found.kernel.matrix
+    linear = (u * ((kernel * costs) @ v[..., None])[..., 0]).sum(1)
     potentials = found.row_potential + epsilon * u.log(), found.column_potential + epsilon * v.log()
     return _Found(
         (potentials[0].view(shape[:-1]), potentials[1].view(shape[:-2] + shape[-1:])),
         found.column_sums.view(shape[:-2] + shape[-1:]),
-        (plan * costs).sum((1, 2)).view(shape[:-2]),
+        linear.view(shape[:-2]),
         found.iterations,
         found.marginal_error,
-        lambda: plan.view(shape),
+        lambda: (kernel * u[:, :, None]).mul_(v[:, None, :]).view(shape),
     )
 
 

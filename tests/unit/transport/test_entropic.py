@@ -59,9 +59,11 @@ def test_the_reference_has_a_tolerance_and_a_warm_start():
 def test_the_reference_refuses_unsupported_arguments():
     with pytest.warns(NotConvergedWarning, match="after 2 iterations"):
         sinkhorn(torch.rand(50, 20), 0.001, 2, 1e-6, method="reference")
+    with pytest.raises(ValueError, match="'reference' does not accelerate its iterations; leave anderson at 0, not 5"):
+        sinkhorn(torch.rand(3, 5), method="reference", anderson=5)
     with pytest.raises(ValueError, match="'reference' solves in one process"):
         sinkhorn(torch.rand(3, 5), method="reference", processes=Processes(object()))
-    with pytest.raises(ValueError, match="the cost divided by epsilon 1e-320 has NaN"):
+    with pytest.raises(ValueError, match="the cost divided by ε = 1e-320 has NaN"):
         sinkhorn(torch.rand(3, 5), 1e-320, method="reference")
 
 
@@ -181,7 +183,12 @@ def test_a_solve_that_does_not_converge_warns_with_the_error():
         ({"epsilon": 0}, "epsilon must be positive"),
         ({"epsilon": float("nan")}, "epsilon must be positive"),
         ({"max_iterations": 0}, "at least 1"),
-        ({"potential": torch.zeros(4)}, "4,.*5 columns"),
+        ({"anderson": -1}, "anderson must be a whole number of at least 0, not -1"),
+        ({"anderson": 2.5}, "anderson must be a whole number of at least 0, not 2.5"),
+        (
+            {"potential": torch.zeros(4)},
+            r"potential must be of shape \(5,\), an entry for each column of cost, not \(4,\)",
+        ),
         ({"row_weights": torch.tensor([0.5, 0.5, 0.0])}, "row_weights must be positive"),
         ({"column_weights": torch.tensor([1, -1, 1, 1, 1.0])}, "column_weights must be positive"),
         ({"column_weights": torch.ones(3)}, r"column_weights must be of shape \(5,\), not \(3,\)"),

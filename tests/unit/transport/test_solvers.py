@@ -7,6 +7,7 @@ import warnings
 import ot
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from anomalib_ot.transport import (
     DenseCost,
@@ -145,7 +146,9 @@ def test_potentials_of_a_similar_problem_are_a_start():
     cost, a, b = problem(60, 40)
     start = solve(cost, a, b, 0.02).potentials
     assert solve(cost, a, b, 0.02, potentials_init=start).iterations <= 2
-    assert solve(cost.expand(3, 60, 40), reg=0.02, potentials_init=(start[0], start[1].expand(3, 40))).iterations > 2
+    costs, many, weights = problem(3, 60, 40, seed=1)
+    starts = solve(costs, many, weights, 0.02).potentials
+    assert solve(costs, many, weights, 0.02, potentials_init=starts).iterations <= 2
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,54 @@ def test_the_default_tolerance_depends_on_the_precision(dtype, error):
     assert plan.iterations < 1000
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["batch", "single", "large"])
+@pytest.mark.filterwarnings("error")
+def test_the_default_tolerance_is_relative_to_the_weights(kind, dtype, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.transport.solvers._SMALL", 0 if kind == "large" else 2**18)
+    costs, a, b = problem(3, 30, 20, dtype=dtype)
+    masses = torch.tensor([[1e-4], [1.0], [1e3]], dtype=dtype)
+    results = (
+        [solve(costs, masses * a, masses * b, 0.02)]
+        if kind == "batch"
+        else [solve(*each, 0.02) for each in zip(costs, masses * a, masses * b, strict=True)]
+    )
+    sums = torch.cat([result.plan.reshape(-1, 30, 20).sum(1) for result in results])
+    errors = (sums / masses - b).abs().sum(1)
+    assert errors.max() <= (2e-5 if dtype == torch.float32 else 2e-9)
+    assert max(result.iterations for result in results) < 1000
+
+
+def test_a_default_tolerance_warns_of_the_problem_that_misses_it():
+    costs, a, b = problem(2, 30, 20)
+    masses = torch.tensor([[1e-6], [1.0]]).double()
+    # The first problem needs more iterations, but its error is by far the smaller one.
+    scales = torch.tensor([1.0, 0.01]).double()[:, None, None]
+    with pytest.warns(NotConvergedWarning, match=r"above the tolerance of 1e-15"):
+        solve(scales * costs, masses * a, masses * b, 0.01, max_iter=15, anderson=0)
+
+
+@pytest.mark.parametrize("size", [2**18, 0])
+@pytest.mark.filterwarnings("error")
+def test_weights_of_another_precision_stop_at_the_difference_of_their_sums(size, monkeypatch):
+    monkeypatch.setattr("anomalib_ot.transport.solvers._SMALL", size)
+    cost, a, b = problem(40, 25)
+    result = solve(cost, a.float(), b.float(), 0.05)
+    assert 1e-9 < result.marginal_error < 1e-6
+    assert result.iterations < 200
+
+
+def test_a_batch_takes_twice_its_memory():
+    costs = torch.rand(20, 100, 80)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        solve(costs, reg=0.1)
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        peak = max(peak, held)
+    assert peak < 2.5 * costs.nbytes
+
+
 def test_the_value_of_weights_of_any_sum_is_that_of_pot():
     cost, a, b = problem(20, 15)
     assert float(solve(cost, 3 * a, 3 * b, 0.1).value) == pytest.approx(float(pot(cost, 3 * a, 3 * b, 0.1).value))
@@ -172,19 +223,30 @@ def test_the_value_of_weights_of_any_sum_is_that_of_pot():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"M": torch.tensor(1.0)}, r"M must be a matrix \(N, P\) or a batch \(B, N, P\).*not of shape \(\)"),
         ({"M": torch.rand(3)}, r"M must be a matrix \(N, P\) or a batch \(B, N, P\).*not of shape \(3,\)"),
         ({"M": torch.rand(0, 3, 5)}, r"not be empty, not of shape \(0, 3, 5\)"),
         ({"M": torch.rand(2, 0, 5)}, r"not be empty, not of shape \(2, 0, 5\)"),
         ({"M": torch.full((3, 5), float("nan"))}, "M has NaN or infinite entries"),
         ({"M": torch.ones(3, 5).long()}, "M must be a tensor of floating-point numbers, not of torch.int64"),
         ({"reg": 0.0}, "reg must be positive and finite, not 0.0"),
-        ({"max_iter": 0}, "max_iterations must be at least 1"),
-        ({"tol": -1.0}, "tolerance must be at least 0"),
+        ({"max_iter": 0}, "max_iter must be at least 1"),
+        ({"tol": -1.0}, "^tol must be at least 0"),
         ({"a": torch.ones(4)}, r"a must be of shape \(3,\), not \(4,\)"),
         ({"b": torch.zeros(5)}, "b must be positive"),
-        ({"a": torch.ones(3)}, "row_weights sum to 3 but column_weights to 1"),
-        ({"a": torch.ones(3, device="meta")}, "a is on meta but cost is on cpu; move one of them"),
-        ({"potentials_init": (torch.zeros(3), torch.zeros(3))}, "3.*5 columns"),
+        ({"a": torch.ones(3)}, "^a sum to 3 but b to 1"),
+        ({"a": torch.ones(3, device="meta")}, "a is on meta but M is on cpu; move one of them"),
+        (
+            {"potentials_init": (torch.zeros(3), torch.zeros(3))},
+            r"init\[1\] must be of shape \(5,\), .* of M.*\(3,\)",
+        ),
+        (
+            {"M": torch.rand(2, 3, 5), "potentials_init": (torch.zeros(3), torch.zeros(5))},
+            r"potentials_init\[1\] must be of shape \(2, 5\), .* of M, not \(5,\)",
+        ),
+        ({"potentials_init": (torch.zeros(3), torch.full((5,), float("nan")))}, r"potentials_init\[1\] has NaN"),
+        ({"anderson": -1}, "anderson must be a whole number of at least 0, not -1"),
+        ({"anderson": 2.5}, "anderson must be a whole number of at least 0, not 2.5"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
