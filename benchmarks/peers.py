@@ -1,8 +1,7 @@
 """Solvers of entropic transport that :mod:`benchmarks.transport` compares with ours.
 
 Each is called with a problem, ε and a number of iterations, and returns the sums of the plan's rows and columns,
-except the lazy solver. POT is
-a dependency of the project. OTT-JAX is used if it can be imported.
+except the lazy solver. POT is a dependency of the project. OTT-JAX is used if it can be imported.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,8 @@ kernel entry can be omitted.
 All solvers take the same cost matrix. Times include forming it. Ours stop at the tolerance. The updates of the other
 solvers are those of Sinkhorn, so each is given exactly the iterations that our plain iterations need for the same
 marginal error, without tests of a stop rule, and 100 iterations. A time above the limit is extrapolated from a few
-iterations, in which it is linear. Solvers run alternately in one process, and the fastest of the repeats counts.
+iterations, in which it is linear. Each number of iterations runs once before it is timed, because OTT-JAX compiles it.
+Solvers run alternately in one process, and the fastest of the repeats counts.
 """
 
 import math
@@ -230,24 +231,22 @@ class Comparison:
 
     def _time(self, peer: Peer, given: Given, needed: int, forming: float) -> dict[str, Any]:
         def run(count: int) -> tuple[float, float | None]:
+            # The first run of each count compiles where a peer does.
+            peer(given, self._epsilon, count)
             sums, seconds = timed(lambda: peer(given, self._epsilon, count))
             differences = [
                 (each - weights).abs().sum() for each, weights in zip(sums or (), given.weights, strict=False)
             ]
             return seconds, float(sum(differences)) if differences else None
 
-        slope, error = run(1)
-        first = slope
-        if slope < self._seconds:
-            first, error = run(1)
-            slope = max(0.0, run(1 + _FEW)[0] - first) / _FEW
+        first, error = run(1)
+        slope = max(0.0, run(1 + _FEW)[0] - first) / _FEW
         row: dict[str, Any] = {"iterations": needed}
         for name, count in (("to_tolerance_s", needed), ("hundred_s", ITERATIONS)):
             expected = first + (count - 1) * slope
             if expected > self._seconds:
                 row |= {name: expected + forming, "note": "extrapolated"}
                 continue
-            run(count)
             seconds, error = run(count)
             row[name] = seconds + forming
             if count == needed:
