@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
-NEEDED = {each.name: each for each in map(Requirement, PROJECT["dependencies"])}
+REQUIREMENTS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["train"]]
+NEEDED = {each.name: each for each in map(Requirement, REQUIREMENTS)}
 EXTRAS = ".[offline,openvino,sam,dev]"
 # Dependencies whose releases have changed most. Each torchvision fits only one torch.
 CHANGING = ["anomalib", "lightning", "numpy", "pandas", "POT", "timm", "torch"]

@@ -13,9 +13,10 @@ from anomalib.metrics import AUROC
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from anomalib_ot.features.given import on_features
 from anomalib_ot.transport import Navigator
 
-from .few_images import ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan, on_features
+from .few_images import ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan
 from .stream import timed
 
 _PAPER = {"navigator_start": "random", "support_steps": 0, "query_steps": 100, "learning_rate": 1e-4}

@@ -55,10 +55,11 @@ from .latency import QUIETLY, backbone_file, compiled, of_one, picture, times_in
 from .transport import peak_memory, timed
 from .versions import versions
 
-OURS = ("Pradot", "WtFlow")
+OURS = ("Pradot", "WtFlow", "Duo")
 MODELS: dict[str, dict[str, Any]] = {
     "Pradot": {"class_path": "anomalib_ot.Pradot"},
     "WtFlow": {"class_path": "anomalib_ot.WtFlow"},
+    "Duo": {"class_path": "anomalib_ot.Duo"},
     "PaDiM": {"class_path": "anomalib.models.Padim"},
     "PatchCore": {"class_path": "anomalib.models.Patchcore", "init_args": {"coreset_sampling_ratio": 0.1}},
 }

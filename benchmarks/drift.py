@@ -88,7 +88,7 @@ def main(
         root: Folder of the categories.
         output: CSV file of the rows, continued if it exists.
         categories: Categories to run; all by default.
-        model: Model of ``configs/compare/real.yaml`` that calibrates on folds: Pradot or WtFlow.
+        model: Model of ``configs/compare/real.yaml`` that calibrates on folds: Pradot, WtFlow or Duo.
         streams: Number of streams per row.
         length: Images of a stream of good images.
         rate: Promised probability of a false alarm over a stream.

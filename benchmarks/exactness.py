@@ -114,7 +114,7 @@ def dense_step(prototypes: Prototypes, features: Tensor) -> float:
     embeddings = features.permute(0, 2, 3, 1).flatten(0, 2)
     settings = prototypes.settings
     cost = FusedCost(embeddings, prototypes.features, grid, prototypes.coordinates, prototypes.alpha, settings.spatial)
-    plan = sinkhorn(cost, settings.epsilon, ITERATIONS, method="reference")
+    plan = sinkhorn(cost, settings.epsilon, ITERATIONS, 0, method="reference")
     prototypes.move(plan.barycentres(embeddings).float())
     return plan.transport_cost()
 

@@ -43,7 +43,7 @@ COLUMNS = (
     "at default",
     "refused",
 )
-NAMES = ("Pradot", "WtFlow", "Foct")
+NAMES = ("Pradot", "WtFlow", "Duo", "Foct")
 SHOTS = 4
 
 

@@ -23,7 +23,7 @@ from anomalib_ot.offline import offline_backbone
 
 from .side_by_side import models, parts
 
-NAMES = {"Pradot": "pradot", "Foct": "foct", "WtFlow": "wt_flow"}
+NAMES = {"Pradot": "pradot", "Foct": "foct", "WtFlow": "wt_flow", "Duo": "duo"}
 SHOTS = 4
 # Number of missed anomalies and false alarms to show.
 MISSED, FALSE = 3, 1

@@ -60,11 +60,12 @@ from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.decide import supported_rate, threshold
 from anomalib_ot.decide.conformal import UnsupportedRateWarning
 from anomalib_ot.features.extraction import FeatureMaps
+from anomalib_ot.features.given import Scorer, on_features
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.settings import require
 
 from .categories import EMBEDDED, categories_in
-from .few_images import ALL, Features, Scorer, draw_images, on_features
+from .few_images import ALL, Features, draw_images
 from .rows import appended, finished
 from .versions import versions
 
@@ -102,7 +103,7 @@ def main(
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         shots: Numbers of support images of Foct.
         seeds: Number of splits.
-        models: Models of ``configs/compare/real.yaml`` that calibrate themselves: Pradot, WtFlow and Foct.
+        models: Models of ``configs/compare/real.yaml`` that calibrate themselves: Pradot, WtFlow, Duo and Foct.
         by_group: Regular expression that finds the group of an image in its file name, followed by a space and its
             width and height: ``part[0-9]+`` for names such as ``part12_003.png``, or ``[0-9]+x[0-9]+`` for the size.
         contaminated: Share of the training images that are anomalous, in [0, 1); at least one image unless it is 0.

@@ -48,6 +48,7 @@ from anomalib_ot.comparison import Job, Key, Plan, Predictions, evaluate, read_p
 from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import FeatureMaps, extract_by_parts
+from anomalib_ot.features.given import Scorer, on_features
 from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.models.foct.rotations import turned_views
 from anomalib_ot.offline import offline_backbone
@@ -64,7 +65,7 @@ REDUCED = (112, 112)
 FOCT_SIZE = (336, 336)
 # With more images, selecting a coreset of 10 % takes minutes on two cores. PatchCore then has the 1 % of the plan.
 LARGE_CORESET = 50
-MODELS = ("Pradot", "WtFlow", "PaDiM", "PatchCore")
+MODELS = ("Pradot", "WtFlow", "Duo", "PaDiM", "PatchCore")
 ONLINE = {"online": True, "query_steps": 5}
 # Each step of Foct adds to the one before: views and positions, the paper's transport, the detail, which makes the
 # default, and then the other parts of the paper.
@@ -87,9 +88,6 @@ METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 KEY = ("category", "model", "images", "seed", "every", "size")
 ALL = "all"
 
-# From the features of an image to its score and its map (1, 1, h, w).
-Scorer = Callable[[FeatureMaps], tuple[Tensor, Tensor]]
-
 
 def main(
     root: Path | None = None,
@@ -110,7 +108,7 @@ def main(
         categories: Categories to run; all by default.
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         seeds: Number of draws per number of training images.
-        models: Models to run: Pradot, WtFlow, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
+        models: Models to run: Pradot, WtFlow, Duo, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
             SubspaceAD rule, SubspaceAD rule (8 views), and the steps of Foct: Foct (nearest), Foct (+ views),
             Foct (+ transport), Foct, which adds the detail, Foct (+ foreground) and Foct (+ online).
         image_size: Height and width in pixels; those of the plan by default.
@@ -281,31 +279,6 @@ def fitted_model(job: Job, data: AnomalibDataModule) -> nn.Module:
         engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, limit_val_batches=0, **QUIET)
         engine.fit(model, datamodule=data)
     return model.model.eval()
-
-
-def on_features(network: nn.Module, image_size: tuple[int, int]) -> Scorer:
-    """A fitted network, called with features instead of images."""
-    layers = network.feature_extractor.layers
-    network.feature_extractor = _Given()
-    blank = torch.empty(1, 3, *image_size)
-
-    @torch.inference_mode()
-    def score(features: FeatureMaps) -> tuple[Tensor, Tensor]:
-        network.feature_extractor.features = {layer: features[layer] for layer in layers}
-        result = network(blank)
-        return result.pred_score.flatten()[0], result.anomaly_map
-
-    return score
-
-
-class _Given(nn.Module):
-    """Returns given features instead of those of the images."""
-
-    features: FeatureMaps
-
-    def forward(self, images: Tensor) -> FeatureMaps:
-        del images
-        return self.features
 
 
 def fitted_rule(

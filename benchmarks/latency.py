@@ -56,7 +56,7 @@ def main(
     images: int = 60,
     threads: int = 2,
     seed: int = 0,
-    names: tuple[str, ...] = ("Pradot", "WtFlow", "Foct", "PatchCore", "PaDiM"),
+    names: tuple[str, ...] = ("Pradot", "WtFlow", "Duo", "Foct", "PatchCore", "PaDiM"),
     forms: tuple[str, ...] = FORMS,
 ) -> None:
     """Print tables of latencies and of throughputs.

@@ -12,7 +12,9 @@ from typing import get_args
 import torch
 from jsonargparse import auto_cli
 
-from .few_images import FOCT_SIZE, ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan, on_features
+from anomalib_ot.features.given import on_features
+
+from .few_images import FOCT_SIZE, ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan
 from .stream import Order, detection, draw
 from .versions import versions
 

@@ -29,6 +29,7 @@ _MODELS = {
     "Pradot": "Pradot",
     "WtFlow": "WtFlow",
     "Pradot+WtFlow": "Pradot+WtFlow",
+    "Duo": "Duo",
     "Foct": "Foct, 4 images",
     "PaDiM": "PaDiM",
     "PatchCore": "PatchCore, 1 % coreset",

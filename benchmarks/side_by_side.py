@@ -8,7 +8,7 @@ from anomalib.models import Padim, Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import Duo, Foct, Pradot, WtFlow
 
 IMAGE_SIZE = (224, 224)
 LAYERS = ("blocks.2", "blocks.4")
@@ -48,6 +48,7 @@ def models(backbone: str, prototypes_per_cell: tuple[int, int] = (4, 16)) -> dic
             layers=LAYERS, prototypes_per_cell=prototypes_per_cell, batch_size=32, **parts(backbone)
         ),
         "WtFlow": lambda: WtFlow(layers=LAYERS[1:], **parts(backbone)),
+        "Duo": lambda: Duo(layers=LAYERS, **parts(backbone)),
         "Foct": lambda: Foct(layers=LAYERS, **parts(backbone)),
         "PatchCore": lambda: Patchcore(layers=LAYERS, coreset_sampling_ratio=0.1, **parts(backbone)),
         "PaDiM": lambda: Padim(layers=["blocks.1", *LAYERS], n_features=100, **parts(backbone)),

@@ -14,7 +14,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from .few_images import ONLINE, Features, Scorer, TestImages, draw_images, fitted_model, foct_plan, on_features
+from anomalib_ot.features.given import Scorer, on_features
+
+from .few_images import ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan
 
 Order = Literal["mixed", "repeated", "worst_first"]
 

@@ -54,7 +54,9 @@ nitpick_ignore_regex = [
         r"(anomalib|lightning|matplotlib|numpy|openvino|pandas|scipy|timm|torch|torchmetrics|torchvision|PIL)\..*",
     ),
     (r"py:.*", r"(abc|argparse|collections|contextlib|dataclasses|pathlib|tempfile|threading|types|typing)\..*"),
-    (r"py:class", r"AnomalibModule|Metric"),
+    (r"py:class", r"AnomalibModule|Metric|Tiler"),
+    # Type variables.
+    (r"py:class", r"anomalib_ot\..*\.(_Scored|[A-Z])"),
 ]
 
 # tests/unit/test_docs.py runs the examples of docstrings. This builder runs the examples of the guides.

@@ -9,7 +9,7 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from PIL import Image
 
-from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.comparison import Key, Predictions, Record
 from anomalib_ot.comparison.record import write_record
 
@@ -20,6 +20,14 @@ MODELS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     "Pradot": (Pradot, {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 1, "batch_size": 4}),
     "Foct": (Foct, {"rotations": 1, "support_steps": 1}),
     "WtFlow": (WtFlow, {"width": 16, "whitened_channels": 8, "training_steps": 2, "batch_size": 4}),
+    "Duo": (
+        Duo,
+        {
+            "pradot": {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 1},
+            "wt_flow": {"width": 16, "whitened_channels": 8, "training_steps": 2},
+            "batch_size": 4,
+        },
+    ),
 }
 PICTURES = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
 METRICS = {"image_AUROC": 99.0}

@@ -92,8 +92,11 @@ def _register_models() -> None:
     except Exception as error:  # noqa: BLE001 - the host must work without the plugin
         import warnings  # noqa: PLC0415
 
+        from anomalib_ot.first_use import missing_package  # noqa: PLC0415
+
+        text = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
         warnings.warn(
-            f"anomalib-ot could not register its models with anomalib: {type(error).__name__}: {error}. "
+            f"anomalib-ot could not register its models with anomalib: {type(error).__name__}: {text}. "
             f"Set {_SWITCH}=0 to switch registration off.",
             RuntimeWarning,
             stacklevel=2,

@@ -15,6 +15,7 @@ from jsonargparse import CLI
 
 from anomalib_ot import __version__
 from anomalib_ot.files import require_ours
+from anomalib_ot.first_use import missing_package
 from anomalib_ot.shipped import shipped_file, shipped_files
 
 logger = logging.getLogger(__name__)
@@ -216,6 +217,49 @@ def explain(
     return "\n".join([*map(summary, explained), str(page)])
 
 
+def fit(
+    images: Path,
+    output: Path | None = None,
+    model: str | None = None,
+    minutes: float = 0,
+    backbone: str | None = None,
+    false_alarm_rate: float = 0.01,
+    keep: list[str] | str | None = None,
+    seed: int = 0,
+) -> str:
+    """Make a checked model from a folder of good images, without a label: anomalib-ot fit IMAGES.
+
+    The command looks at the images, leaves out those that may be bad, trains the recommended model, sets its threshold,
+    and exports it. The output folder gets report.html, which shows all of this, the exported model.xml, model.ckpt and
+    the config.yaml of the training. To continue an interrupted fit, repeat the command.
+
+    Args:
+        images: Folder of good images; its subfolders count. The name of this option can be left out: anomalib-ot fit
+            IMAGES.
+        output: Folder to write to; by default results/fit and the name of the folder of the images. Foreign files do
+            not change.
+        model: Model to train instead of the recommended one, such as WtFlow. The error message for an unknown name
+            lists the models.
+        minutes: Minutes to compare the model with others on synthetic defects, for the report. The training and the
+            export come on top.
+        backbone: Backbone of all models; by default the one that anomalib-ot weights prints.
+        false_alarm_rate: Promised rate of false alarms in (0, 1), such as 0.02.
+        keep: Images that look bad and are good, by their paths below the folder, such as '[003.png, b/7.png]'; all
+            keeps all of them.
+        seed: Seed of all random numbers.
+
+    Returns:
+        A line with the result, and the path of the report.
+    """
+    from anomalib_ot.fitting.fit import REPORT, summary  # noqa: PLC0415
+    from anomalib_ot.fitting.fit import fit as fitted  # noqa: PLC0415
+
+    output = output or Path("results/fit") / images.resolve().name
+    kept = [keep] if isinstance(keep, str) else keep or []
+    handed = fitted(images, output, model, minutes, backbone, false_alarm_rate, kept, seed)
+    return f"{summary(handed)}\n{output / REPORT}"
+
+
 def monitor(
     ckpt_path: Path,
     data: Path,
@@ -295,6 +339,7 @@ _SUBCOMMANDS = {
     "compare": compare,
     "configs": configs,
     "explain": explain,
+    "fit": fit,
     "monitor": monitor,
     "predict": predict,
     "weights": weights,
@@ -329,15 +374,18 @@ def main(args: list[str] | None = None) -> None:
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             if not _is_expected(error):
                 traceback.print_exc()
-            sys.exit(f"anomalib-ot: {' '.join(str(error).split())}")
+            text = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
+            sys.exit(f"anomalib-ot: {' '.join(text.split())}")
     print(output)  # noqa: T201
 
 
 def _with_options(args: list[str]) -> list[str]:
-    """Insert the options that ``weights lite2`` and ``predict MODEL IMAGES`` leave out; the commands have no others."""
+    """Insert the options that ``weights lite2``, ``fit IMAGES`` and ``predict MODEL IMAGES`` leave out."""
     match args:
         case ["weights", name, *others] if not name.startswith("-"):
             return ["weights", "--architecture", name, *others]
+        case ["fit", images, *others] if not images.startswith("-"):
+            return ["fit", "--images", images, *others]
         case ["predict", model, data, *others] if not model.startswith("-") and not data.startswith("-"):
             return ["predict", "--model", model, "--data", data, *others]
     return args

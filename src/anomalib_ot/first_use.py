@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use."""
+"""Public names of a package that are imported on first use, and packages that are missing then."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -27,3 +27,13 @@ def on_first_use(
         raise AttributeError(msg)
 
     return find, lambda: sorted([*known, *places])
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Message for a package that cannot be imported, with the extra that most packages come with.
+
+    Args:
+        error: The error of the import. If Python raised it, it has the name of the package.
+    """
+    hint = '; if you train models, run: pip install "anomalib-ot[train]"' if error.name else ""
+    return f"{error}{hint}"

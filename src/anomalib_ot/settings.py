@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any, cast
 
 _SMALLEST, _LARGEST = 1e-18, 1e18
+_LARGEST_SEED = 2**32 - 1
 # Wider than any image, in pixels.
 _WIDEST = 10_000
 
@@ -83,3 +84,12 @@ def require_smoothing(smoothing: float) -> None:
         ValueError: If it is negative or wider than any image.
     """
     require(0 <= smoothing <= _WIDEST, "smoothing", f"from 0 to {_WIDEST} pixels", smoothing)
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that Lightning does not accept.
+
+    Raises:
+        ValueError: If it is not a whole number in [0, 2³²).
+    """
+    require_whole(0, "seed", seed, _LARGEST_SEED)

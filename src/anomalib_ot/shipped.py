@@ -18,7 +18,7 @@ def shipped_files(kind: str = "") -> dict[str, Path]:
 
     Example:
         >>> sorted(shipped_files("model"))
-        ['foct', 'pradot', 'wt_flow']
+        ['duo', 'foct', 'pradot', 'wt_flow']
     """
     folder = shipped_folder() / kind
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}

@@ -15,7 +15,7 @@ from anomalib.cli.cli import main
 from anomalib.engine import Engine
 from lightning.pytorch import seed_everything
 
-from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 
 _BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
@@ -30,6 +30,15 @@ MODELS = {
         {"layers": ["blocks.4"], "rotations": 1, "support_steps": 2, "query_steps": 2, "online": True},
     ),
     "WtFlow": (WtFlow, {"layers": ["blocks.4"], "width": 16, "training_steps": 6, "batch_size": 4}),
+    "Duo": (
+        Duo,
+        {
+            "layers": ["blocks.2", "blocks.4"],
+            "pradot": {"prototypes_per_cell": 2, "epochs": 2},
+            "wt_flow": {"width": 16, "training_steps": 6},
+            "batch_size": 4,
+        },
+    ),
 }
 
 

@@ -244,6 +244,7 @@ def init_args(forked, folder, *arguments):
         ("Pradot", "pradot", "prototypes_per_cell"),
         ("Foct", "foct", "foreground"),
         ("WtFlow", "wt_flow", "coupling"),
+        ("Duo", "duo", "pradot"),
     ],
 )
 def test_help_and_config(folder, forked, model, file, argument):
@@ -268,7 +269,7 @@ def test_full_class_path_works_with_the_hook_switched_off(folder, model_argument
 @pytest.mark.usefixtures("data_arguments")
 def test_builtin_benchmark_takes_our_models(folder, forked):
     settings = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": [64, 64]}
-    models = ["Pradot", "Foct", "WtFlow"]
+    models = ["Pradot", "Foct", "WtFlow", "Duo"]
     config = {
         "accelerator": ["cpu"],
         "benchmark": {

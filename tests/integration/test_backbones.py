@@ -4,7 +4,7 @@ import pytest
 from anomalib.engine import Engine
 from lightning.pytorch import seed_everything
 
-from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 
 # MambaOut gives (B, H, W, D).
 COMMON = {"backbone": "test_mambaout", "layers": ["stages.1"], "pre_trained": False, "image_size": (96, 128)}
@@ -17,6 +17,14 @@ COMMON = {"backbone": "test_mambaout", "layers": ["stages.1"], "pre_trained": Fa
         (Pradot, {"prototypes_per_cell": 2, "epochs": 3}),
         (Foct, {"rotations": 1, "support_steps": 2}),
         (WtFlow, {"width": 16, "training_steps": 30, "batch_size": 4}),
+        (
+            Duo,
+            {
+                "pradot": {"prototypes_per_cell": 2, "epochs": 3},
+                "wt_flow": {"width": 16, "training_steps": 30},
+                "batch_size": 4,
+            },
+        ),
     ],
 )
 def test_models_find_defects_with_maps_in_another_order_and_export(kind, settings, tmp_path):

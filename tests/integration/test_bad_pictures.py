@@ -19,7 +19,7 @@ from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from PIL import Image, UnidentifiedImageError
 
-from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
 from anomalib_ot.host.feature_cache import _check_readable
 
@@ -34,6 +34,12 @@ MODELS = {
     "Pradot": lambda: Pradot(prototypes_per_cell=1, whitened_channels=16, epochs=1, batch_size=4, **SHARED),
     "Foct": lambda: Foct(rotations=1, support_steps=1, **SHARED),
     "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=2, batch_size=4, **SHARED),
+    "Duo": lambda: Duo(
+        pradot={"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1},
+        wt_flow={"width": 16, "whitened_channels": 16, "training_steps": 2},
+        batch_size=4,
+        **SHARED,
+    ),
 }
 # What Pillow says of a file that is damaged, or too large.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,9 +21,13 @@ from anomalib_ot.comparison.execution import ENGINES
 pytestmark = pytest.mark.slow
 
 SMALL = {"layers": ["layer1"], "pre_trained": False}
+CONFORMAL = "anomalib_ot.decide.ConformalPostProcessor"
 MODELS = {
     "PaDiM": {"class_path": "Padim", "init_args": {**SMALL, "n_features": 10}},
-    "PatchCore": {"class_path": "Patchcore", "init_args": {**SMALL, "coreset_sampling_ratio": 0.05}},
+    "PatchCore": {
+        "class_path": "Patchcore",
+        "init_args": {**SMALL, "coreset_sampling_ratio": 0.05, "post_processor": {"class_path": CONFORMAL}},
+    },
     "FastFlow": {"class_path": "Fastflow", "why": "it takes no such backbone"},
 }
 
@@ -90,6 +95,23 @@ def test_every_raw_number_is_kept(results):
         assert content[name]["environment"]["packages"]["anomalib"]
     assert rows["FastFlow"]["error"].startswith("ValueError: Backbone resnet34")
     assert rows["FastFlow"]["image_AUROC"] == ""
+
+
+def test_verdicts_are_kept(results):
+    output, done = results
+    with (output / "results.csv").open(newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    # The good test images are the validation images too.
+    assert "calibrated on test images" in done.stdout
+    assert [rows["PatchCore"][name] for name in ("calibration_source", "calibrated_on_test")] == ["held_out", "True"]
+    good = int(rows["PatchCore"]["good_images"])
+    assert int(rows["PatchCore"]["calibration_images"]) == good
+    assert rows["PaDiM"]["good_images"] == rows["PaDiM+PatchCore"]["good_images"] == ""
+    (record,) = [each for each in read_records(output / "runs") if each.key.model == "PatchCore"]
+    p_values, labels = record.predictions.p_values, record.predictions.labels
+    # Each good image is one of those that calibrate.
+    assert p_values.min() >= 1 / (good + 1)
+    assert np.allclose(sorted(p_values[labels == 0]), np.arange(2, good + 2) / (good + 1))
 
 
 def test_it_goes_on_where_it_stopped(results, plan, tmp_path, caplog):

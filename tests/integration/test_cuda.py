@@ -5,7 +5,7 @@ import torch
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.comparison import Plan
 from anomalib_ot.comparison import compare as compare_models
 from anomalib_ot.explain import ExplainingVisualizer
@@ -26,7 +26,12 @@ pytestmark = [
 ]
 KERNELS = {"kept": 2**31, "without similarities": 200_000, "recomputed": 20_000}
 SMALL = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "evaluator": False}
-FEW = {Pradot: {"epochs": 1}, WtFlow: {"training_steps": 2}, Foct: {"rotations": 2, "support_steps": 2}}
+FEW = {
+    Pradot: {"epochs": 1},
+    WtFlow: {"training_steps": 2},
+    Duo: {"pradot": {"epochs": 1}, "wt_flow": {"training_steps": 2}},
+    Foct: {"rotations": 2, "support_steps": 2},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +58,10 @@ def test_transport(monkeypatch, dtype, alpha, kernel):
     # Blocks small enough for the least memory.
     monkeypatch.setattr("anomalib_ot.transport.costs._BLOCK_ENTRIES", 30)
     features, *_ = exact = problem("cpu", torch.float64)
-    expected = sinkhorn(FusedCost(*exact, alpha), 0.05, 50)
+    expected = sinkhorn(FusedCost(*exact, alpha), 0.05, 50, 0)
     workspace = Workspace(KERNELS[kernel] * dtype.itemsize / 4)
     on_device = problem("cuda", dtype)
-    plan = sinkhorn(FusedCost(*on_device, alpha, workspace=workspace), 0.05, 50, workspace=workspace)
+    plan = sinkhorn(FusedCost(*on_device, alpha, workspace=workspace), 0.05, 50, 0, workspace=workspace)
     tolerance = 1e-3 if dtype == torch.float32 else 1e-6
     points = plan.barycentres(on_device[0])
     assert points.device.type == "cuda"
@@ -113,7 +118,7 @@ def test_memory_is_of_the_same_features_wherever_it_was_filled(train):
 
 
 @pytest.mark.parametrize("place", ["auto", "device", "cpu", "disk", "none"])
-@pytest.mark.parametrize("kind", [Pradot, WtFlow])
+@pytest.mark.parametrize("kind", [Pradot, WtFlow, Duo])
 def test_features_are_kept_anywhere(kind, place, data, engine):
     model = kind("resnet18", **SMALL, **FEW[kind], feature_cache=place, visualizer=False)
     engine("gpu").fit(model, datamodule=data())
@@ -121,7 +126,7 @@ def test_features_are_kept_anywhere(kind, place, data, engine):
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
+@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow, Duo])
 def test_half_precision(kind, precision, data, engine, scores):
     model = kind("resnet18", **SMALL, **FEW[kind], visualizer=False)
     engine("gpu", precision=precision).fit(model, datamodule=FewShot(data(), 2) if kind is Foct else data())
@@ -187,7 +192,7 @@ def test_comparison_measures_the_device(tmp_path):
         assert record.costs["ms_per_image"] > 0
 
 
-@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
+@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow, Duo])
 def test_pictures_are_explained_on_the_device(kind, data, engine, tmp_path):
     visualizer = ExplainingVisualizer(count=1, output_dir=tmp_path / "images")
     model = kind("resnet18", **SMALL, **FEW[kind], visualizer=visualizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from anomalib.engine import Engine
 
-from anomalib_ot import Assembly, FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.cli import main
 from anomalib_ot.files import MARKER
 
@@ -22,6 +22,16 @@ MODELS = {
         {"cells", "projection-layer2", "prototypes-layer2-0", "prototypes-layer2-0.3"},
     ),
     "WtFlow": (WtFlow, {"training_steps": 2, "batch_size": 4, "whitened_channels": 8}, {"flow"}, set()),
+    "Duo": (
+        Duo,
+        {
+            "pradot": {"prototypes_per_cell": 1, "epochs": 1, "whitened_channels": 8},
+            "wt_flow": {"training_steps": 2, "whitened_channels": 8},
+            "batch_size": 4,
+        },
+        {"assignments", "restoration", "flow"},
+        {"cells", "projection-layer2", "prototypes-layer2-0", "prototypes-layer2-0.3"},
+    ),
 }
 SHARED = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "evaluator": False, "visualizer": False}
 

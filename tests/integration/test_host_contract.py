@@ -27,8 +27,13 @@ MODELS = {
     "Pradot": {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1, "batch_size": 4},
     "Foct": {"rotations": 2, "support_steps": 3},
     "WtFlow": {"width": 16, "whitened_channels": 16, "training_steps": 2, "batch_size": 4},
+    "Duo": {
+        "pradot": {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1},
+        "wt_flow": {"width": 16, "whitened_channels": 16, "training_steps": 2},
+        "batch_size": 4,
+    },
 }
-SNAKE = {"Pradot": "pradot", "Foct": "foct", "WtFlow": "wt_flow"}
+SNAKE = {"Pradot": "pradot", "Foct": "foct", "WtFlow": "wt_flow", "Duo": "duo"}
 SUBCOMMANDS = ("test", "validate", "predict", "train")
 COUNTS = {"n_train": 8, "n_validation": 1, "n_test": 2}
 

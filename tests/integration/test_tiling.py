@@ -9,7 +9,7 @@ from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.engine import Engine
 from PIL import Image
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 
 SIZE = (96, 160)
 SHARED = {"layers": ["layer2"], "pre_trained": False, "evaluator": False, "visualizer": False}
@@ -17,6 +17,12 @@ MODELS = {
     "Pradot": lambda **given: Pradot(**{"prototypes_per_cell": 1, "epochs": 1, "batch_size": 2, **SHARED, **given}),
     "Foct": lambda **given: Foct(**{"rotations": 1, "support_steps": 1, **SHARED, **given}),
     "WtFlow": lambda **given: WtFlow(**{"width": 16, "training_steps": 2, "batch_size": 2, **SHARED, **given}),
+    "Duo": lambda **given: Duo(
+        pradot={"prototypes_per_cell": 1, "epochs": 1},
+        wt_flow={"width": 16, "training_steps": 2},
+        batch_size=2,
+        **{**SHARED, **given},
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback, seed_everything
 from torch import distributed
 
-from anomalib_ot import Assembly, WtFlow
+from anomalib_ot import Assembly, Duo, WtFlow
 from anomalib_ot.transport import FusedCost, Processes, grid_coordinates, sinkhorn
 
 # Seconds; far less than the half hour for which gloo waits for a process that lives and says nothing.
@@ -20,6 +20,9 @@ START = 600
 # Step at which a process is lost.
 LAST = 4
 # In batches of three the last has one image, so that one process has none.
+# All prototypes are kept, as rounding changes which ones are needed.
+PROTOTYPES = {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 2, "compress": False}
+FLOW = {"whitened_channels": 16, "width": 16}
 IMAGES = {"n_train": 10, "n_validation": 2, "n_test": 1, "num_workers": 0}
 
 
@@ -84,20 +87,19 @@ def fit_few(rank, folder, images):
         raise
 
 
-def fit_flow(rank, folder, processes, callbacks=(), training_steps=8, images=IMAGES):
+def fit_flow(rank, folder, processes, callbacks=(), training_steps=8, images=IMAGES, kind=WtFlow):
     """Fit, and keep what each process has learned and says of its loss."""
     meet(rank, folder, processes)
     seed_everything(0, verbose=False)
-    model = WtFlow(
+    flow = {**FLOW, "training_steps": training_steps}
+    model = kind(
         "test_resnet",
         ["layer2", "layer3"],
         pre_trained=False,
         image_size=(64, 64),
-        whitened_channels=16,
-        width=16,
-        training_steps=training_steps,
         batch_size=min(3, images["n_train"]),
         visualizer=False,
+        **({"pradot": PROTOTYPES, "wt_flow": flow} if kind is Duo else flow),
     )
     engine = Engine(
         # Engines of one folder that start at once sometimes choose the same run, which anomalib refuses.
@@ -112,7 +114,11 @@ def fit_flow(rank, folder, processes, callbacks=(), training_steps=8, images=IMA
     engine.fit(model, datamodule=Assembly(folder.parent / "data", **images))
     assert engine.trainer.world_size == processes
     loss = engine.trainer.callback_metrics["train_loss"]
-    learned = {name: value for name, value in model.state_dict().items() if name.startswith(("model.heads", "trained"))}
+    learned = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(("model.", "trained")) and "feature_extractor" not in name
+    }
     torch.save({"train_loss": loss, **learned}, folder / f"{rank}.pt")
 
 
@@ -127,12 +133,18 @@ def ended(processes, patience):
     return codes
 
 
-def test_two_processes_train_the_flow_that_one_does(tmp_path, start):
+def fit_duo(rank, folder, processes):
+    """Fit prototypes and a flow."""
+    fit_flow(rank, folder, processes, kind=Duo)
+
+
+@pytest.mark.parametrize("fit", [fit_flow, fit_duo])
+def test_two_processes_train_what_one_does(tmp_path, start, fit):
     folders = alone, together = tmp_path / "alone", tmp_path / "together"
     Assembly(tmp_path / "data", **IMAGES).prepare_data()
     for folder, processes in zip(folders, (1, 2), strict=True):
         folder.mkdir()
-        assert ended(start(fit_flow, *[(folder, processes)] * processes), START) == [0] * processes
+        assert ended(start(fit, *[(folder, processes)] * processes), START) == [0] * processes
     expected = torch.load(alone / "0.pt")
     for rank in range(2):
         found = torch.load(together / f"{rank}.pt")

@@ -5,9 +5,11 @@ import torch
 from anomalib.data import ImageItem
 from anomalib.post_processing import PostProcessor
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import Duo, Foct, Pradot, WtFlow
 from anomalib_ot.drawing.pictures import pictures_of
 
+PROTOTYPES = {"prototypes_per_cell": 1, "whitened_channels": 8}
+FLOW = {"width": 16, "whitened_channels": 8}
 SETTINGS = {"layers": ["layer2", "layer3"], "pre_trained": False, "image_size": (64, 64), "evaluator": False}
 
 
@@ -25,6 +27,20 @@ def set_threshold(processor, threshold):
         getattr(processor, f"{level}_max").fill_(2 * threshold)
 
 
+def fit_prototypes(model, features):
+    model.fit_whitening([features])
+    model.initialise(features)
+    parts = model.weights.shape[1]
+    model.weights = torch.tensor([[0.1, 0.2, 0.05], [0.3, 0.4, 0.05]])[:, :parts]
+
+
+def fit_flow(model, features):
+    model.fit_normalization([features])
+    # A field that is still zero would move nothing.
+    for weights in model.velocities().parameters():
+        weights.add_(0.05 * torch.randn_like(weights))
+
+
 @pytest.fixture
 def fitted():
     """A model fitted to four pictures, with anomalib's post-processor and the thresholds given."""
@@ -35,26 +51,23 @@ def fitted():
         if name == "Foct":
             model = Foct("resnet18", **{**SETTINGS, "rotations": 2, "support_steps": 3, **arguments}).eval()
         elif name == "Pradot":
-            model = Pradot(
-                "resnet18", **{**SETTINGS, "prototypes_per_cell": 1, "whitened_channels": 8, **arguments}
-            ).eval()
+            model = Pradot("resnet18", **{**SETTINGS, **PROTOTYPES, **arguments}).eval()
+        elif name == "Duo":
+            model = Duo("resnet18", **{**SETTINGS, "pradot": PROTOTYPES, "wt_flow": FLOW, **arguments}).eval()
         else:
-            model = WtFlow("resnet18", **{**SETTINGS, "width": 16, "whitened_channels": 8, **arguments}).eval()
+            model = WtFlow("resnet18", **{**SETTINGS, **FLOW, **arguments}).eval()
         images = torch.stack([each.prepared for each in pictures_of(model, noise(4))])
         with torch.no_grad():
             if name == "Foct":
                 model.model.fit(images)
-            elif name == "Pradot":
+            elif name == "Duo":
                 features = model.model.extract(images)
-                model.model.fit_whitening([features])
-                model.model.initialise(features)
-                parts = model.model.weights.shape[1]
-                model.model.weights = torch.tensor([[0.1, 0.2, 0.05], [0.3, 0.4, 0.05]])[:, :parts]
+                fit_prototypes(model.model.pradot, features)
+                fit_flow(model.model.wt_flow, features)
+                model.model.weigh([model.model.part_scores(features)], images.shape[-2:])
             else:
-                model.model.fit_normalization([model.model.extract(images)])
-                # A field that is still zero would move nothing.
-                for weights in model.model.velocities().parameters():
-                    weights.add_(0.05 * torch.randn_like(weights))
+                fit = fit_prototypes if name == "Pradot" else fit_flow
+                fit(model.model, model.model.extract(images))
         if threshold is not None:
             set_threshold(model.post_processor, threshold)
         return model

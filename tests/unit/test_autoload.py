@@ -56,7 +56,7 @@ def test_short_names_resolve_after_importing_anomalib_alone(found):
 
 
 def test_all_models_are_listed_by_the_hosts_names(found):
-    assert {"foct", "pradot", "wt_flow"} <= set(found["listed"])
+    assert {"duo", "foct", "pradot", "wt_flow"} <= set(found["listed"])
     assert found["made"][4] == "WtFlow"
 
 
@@ -126,6 +126,22 @@ def test_a_failing_registration_warns_and_the_host_goes_on():
     out = run(code)
     assert "ANOMALIB_OT_AUTOLOAD=0" in out
     assert out.strip().endswith("Padim")
+
+
+def test_a_package_that_only_models_need_is_named_with_the_extra_that_brings_it():
+    hint = 'run: pip install "anomalib-ot[train]"'
+    direct = "import anomalib_ot\ntry: anomalib_ot.WtFlow\nexcept ModuleNotFoundError as error: print(error)"
+    assert hint in run("import sys\nsys.modules['torch'] = None\n" + direct)
+    by_hook = (
+        "import sys\nsys.modules['psutil'] = None\nimport warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import anomalib.models\n"
+        "print([str(w.message) for w in caught if 'anomalib-ot could not register' in str(w.message)])"
+    )
+    out = run(by_hook)
+    assert "psutil" in out
+    assert hint in out
 
 
 def test_hook_is_installed_once():
@@ -369,8 +385,23 @@ def test_what_extras_need_is_not_asked_of_everyone(monkeypatch):
     versions.require_versions()
 
 
+def requirements(*extras):
+    lines = map(Requirement, metadata.requires("anomalib-ot"))
+    return [
+        each for each in lines if not each.marker or any(each.marker.evaluate({"extra": extra}) for extra in extras)
+    ]
+
+
+def test_an_edge_device_installs_no_torch_and_every_other_extra_installs_all_that_models_need():
+    assert {each.name for each in requirements("edge")} == {"jsonargparse", "numpy", "openvino", "pillow"}
+    extras = {*metadata.metadata("anomalib-ot").get_all("Provides-Extra")} - {"edge", "train"}
+    assert len(extras) > 5
+    for extra in extras:
+        assert {each.name for each in requirements("train")} <= {each.name for each in requirements(extra)}, extra
+
+
 def test_every_requirement_has_one_lower_bound_which_nox_holds_it_to():
-    needed = [Requirement(line) for line in metadata.requires("anomalib-ot") if "extra ==" not in line]
+    needed = requirements("train")
     assert len(needed) > 20
     bounds = {each.name: [part.operator for part in each.specifier].count(">=") for each in needed}
     assert set(bounds.values()) == {1}, bounds

@@ -17,7 +17,7 @@ from anomalib.models.components import AnomalibModule
 from jsonargparse import ArgumentParser
 
 import anomalib_ot
-from anomalib_ot import Foct, Pradot, WtFlow, cli
+from anomalib_ot import Duo, Foct, Pradot, WtFlow, cli
 from anomalib_ot.shipped import shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ PAGES = sorted(
         *SOURCE.glob("models/*/README.md"),
     ]
 )
-MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow}
+MODELS = {"foct": Foct, "pradot": Pradot, "wt_flow": WtFlow, "duo": Duo}
 # Values for placeholders: any name that the type of the option accepts.
 STANDS_FOR = {"$BACKBONE": "resnet18", "$(anomalib-ot weights)": "resnet18"} | {
     f"$(anomalib-ot configs --name {each})": str(path) for each, path in shipped_files().items()
@@ -205,7 +205,7 @@ def test_who_asks_which_model_to_take_is_answered_with_one_default_and_one_comma
     answers = re.findall(r"^\| [^|]+ \| `(\w+)` \|", text(page), re.MULTILINE)
     trained = [words[words.index("--model") + 1] for words in commands(page) if words[:2] == ["anomalib", "train"]]
     (default,) = re.findall(r"^\*\*Take `(\w+)`, unless", text(page), re.MULTILINE)
-    assert sorted(answers) == sorted(trained) == ["Foct", "Pradot", "WtFlow"]
+    assert sorted(answers) == sorted(trained) == ["Duo", "Foct", "Pradot", "WtFlow"]
     assert trained[0] == answers[-1] == default
 
 

@@ -8,6 +8,7 @@ from .plan import Job, Plan
 from .plan_file import read_plan
 from .record import Key, Predictions, Record, read_records, write_record
 from .report.page import REPORT_FILES, write_report
+from .verdicts import Verdicts
 
 __all__ = [
     "REPORT_FILES",
@@ -17,6 +18,7 @@ __all__ = [
     "Plan",
     "Predictions",
     "Record",
+    "Verdicts",
     "compare",
     "evaluate",
     "measure",

@@ -105,4 +105,6 @@ def average(parts: Sequence[tuple[Key, Predictions]]) -> Predictions:
         maps=reduce(np.add, (each.astype(np.float32) / len(parts) for each in maps))
         if len(maps) == len(parts)
         else None,
+        # The calibration scores of a member do not apply to the mean.
+        p_values=None,
     )

@@ -305,4 +305,5 @@ def _write_tables(output: Path, runs: Iterable[Record]) -> None:
 def _row(record: Record) -> dict[str, object]:
     numbers = {name: f"{value:.4f}" for name, value in {**record.metrics, **record.costs}.items()}
     environment = {name: record.environment.get(name, "") for name in ("revision", "threads", "accelerator", "time")}
-    return {**asdict(record.key), **numbers, **environment, "error": record.message}
+    verdicts = asdict(record.verdicts) if record.verdicts else {}
+    return {**asdict(record.key), **numbers, **verdicts, **environment, "error": record.message}

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,12 +26,14 @@ from lightning.pytorch import Callback, seed_everything
 from numpy.typing import NDArray
 
 from anomalib_ot.features.extraction import FLOAT32
+from anomalib_ot.host.calibration import HasPValues
 
 from .environment import environment
 from .evaluation import evaluate
 from .measurement import QUIET, median_seconds, seconds_per_image
 from .plan import Job
 from .record import Predictions, Record, pack_record, write_folder
+from .verdicts import Verdicts
 
 _MIB = 2**20
 
@@ -81,15 +84,21 @@ def _run(job: Job) -> tuple[Record, Predictions]:
             costs["openvino_ms_per_image"] = _openvino_ms(engine, model, job, Path(root))
     predictions = recorder.predictions(post_processor)
     metrics, curves = evaluate(predictions)
-    ran = environment(job, device)
-    return Record(job.key, job.config, metrics, curves, costs, job.overrides, ran), predictions
+    ran, verdicts = environment(job, device), recorder.verdicts(post_processor)
+    return Record(job.key, job.config, metrics, curves, costs, job.overrides, ran, verdicts=verdicts), predictions
 
 
 class _Recorder(Callback):
-    """Records the predictions for the test images, without the images."""
+    """Records the predictions for the test images, without the images, and which good images were validated."""
 
     def __init__(self) -> None:
         self._batches: list[dict[str, Any]] = []
+        self._validated: set[str] = set()
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+        del trainer, pl_module, outputs, args
+        labels = zip(batch.image_path, batch.gt_label.tolist(), strict=True)
+        self._validated |= {str(path) for path, label in labels if not label}
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
         del trainer, pl_module, args
@@ -102,8 +111,9 @@ class _Recorder(Callback):
 
     def predictions(self, scale: Any) -> Predictions:
         """All predictions, ordered by path, on the scale of a post-processor."""
-        images = [path for batch in self._batches for path in batch["image"]]
+        images = self._images()
         order = sorted(range(len(images)), key=images.__getitem__)
+        scores = self._all("pred_score", order)
         labels = self._all("gt_label", order).astype(np.int64)
         maps, truth = self._all("anomaly_map", order), self._all("gt_mask", order)
         return Predictions(
@@ -112,12 +122,22 @@ class _Recorder(Callback):
                 Path(images[index]).parent.name if label else "good" for index, label in zip(order, labels, strict=True)
             ],
             labels=labels,
-            scores=_unclipped(self._all("pred_score", order), scale, "image"),
+            scores=_unclipped(scores, scale, "image"),
             maps=None if maps is None else _unclipped(maps, scale, "pixel"),
             truth=None if truth is None else truth.astype(bool),
+            p_values=_p_values(scores, scale),
         )
 
-    def _all(self, name: str, order: list[int]) -> Any:
+    def verdicts(self, processor: Any) -> Verdicts | None:
+        """Verdicts of a post-processor; None if it promises no rate."""
+        images = self._images()
+        scores, labels = (self._all(name, range(len(images))) for name in ("pred_score", "gt_label"))
+        return Verdicts.of(processor, torch.from_numpy(scores), labels, images, self._validated)
+
+    def _images(self) -> list[str]:
+        return [path for batch in self._batches for path in batch["image"]]
+
+    def _all(self, name: str, order: Sequence[int]) -> Any:
         parts = [batch[name] for batch in self._batches]
         return None if any(part is None for part in parts) else torch.cat(parts).numpy()[order]
 
@@ -137,6 +157,14 @@ def _unclipped(values: NDArray[Any], scale: Any, level: str) -> NDArray[np.float
     if math.isnan(threshold):
         threshold = (low + high) / 2
     return ((values - threshold) / (high - low) + 0.5).astype(np.float32)
+
+
+def _p_values(raw_scores: NDArray[Any], processor: Any) -> NDArray[np.float64] | None:
+    """P-values of raw image scores (N,); None without calibration scores, or if a score is NaN."""
+    if not isinstance(processor, HasPValues) or np.isnan(raw_scores).any():
+        return None
+    known = processor.p_values(torch.from_numpy(raw_scores))
+    return None if known is None else np.array(known)
 
 
 def _costs(model: AnomalibModule, device: torch.device, folder: Path) -> dict[str, float]:

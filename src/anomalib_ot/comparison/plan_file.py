@@ -2,6 +2,7 @@
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def _typed(content: dict[str, Any], path: Path | None) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Plan)
     try:
-        parsed = parser.parse_object(values)
+        # A copy, because the parser changes the dictionaries within dictionaries.
+        parsed = parser.parse_object(deepcopy(values))
     except (ArgumentError, TypeError) as error:
         msg = f"{path or 'the plan'}: {' '.join(str(error).split())}"
         raise ValueError(msg) from error

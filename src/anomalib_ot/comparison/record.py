@@ -4,7 +4,7 @@
 
     RESULTS/runs/tray-breakfast_box/Pradot/seed-0/
     ├── result.json      configuration, environment, and metrics or the error
-    ├── images.csv       a line for each test image: path, kind, label, score
+    ├── images.csv       a line for each test image: path, kind, label, score, and the p-value if it is known
     └── maps.npz         anomaly maps and merged masks, if there are any
 
 A hidden file in the folder lists these names. A folder with any other file is never replaced.
@@ -25,9 +25,12 @@ from numpy.typing import NDArray
 
 from anomalib_ot.files import DAMAGED_ARCHIVE, replacing
 
+from .verdicts import Verdicts
+
 Curve = list[list[float]]
 
 _COLUMNS = ("image", "kind", "label", "score")
+_P_VALUE = "p_value"
 _HALF_MAX = float(np.finfo(np.float16).max)
 _UNSAFE = re.compile(r'[/\\:*?"<>| %]|^\.|\.$')
 # Device names that Windows reserves, with any suffix.
@@ -85,6 +88,7 @@ class Predictions:
         scores: Floats (N,).
         maps: Floats (N, H, W), or None if the model has no maps.
         truth: Merged ground-truth masks, booleans (N, H, W), or None if there are none.
+        p_values: Conformal p-values (N,) of the raw scores, or None if the model is not calibrated.
     """
 
     images: list[str]
@@ -93,6 +97,7 @@ class Predictions:
     scores: NDArray[np.float32]
     maps: NDArray[np.floating[Any]] | None = None
     truth: NDArray[np.bool_] | None = None
+    p_values: NDArray[np.float64] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,6 +131,7 @@ class Record:
         environment: Versions, hardware, threads, revision, time.
         test_set: The predictions' fingerprint.
         error: Error of a failed run with its traceback; empty if the run succeeded.
+        verdicts: Promised and realised false alarms; None if the model promises no rate, or an earlier version ran it.
         folder: Folder of the run.
     """
 
@@ -138,6 +144,7 @@ class Record:
     environment: dict[str, Any] = field(default_factory=dict)
     test_set: str = ""
     error: str = ""
+    verdicts: Verdicts | None = None
     folder: Path | None = None
 
     @property
@@ -218,7 +225,9 @@ def read_record(folder: Path) -> Record:
     """
     try:
         content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        record = Record(**{**content, "key": Key(**content["key"]), "folder": folder})
+        verdicts = content.get("verdicts")
+        parts = {"key": Key(**content["key"]), "verdicts": None if verdicts is None else Verdicts(**verdicts)}
+        record = Record(**{**content, **parts, "folder": folder})
         _check_types(record)
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise _unreadable(folder, error) from error
@@ -236,8 +245,14 @@ def _check_types(record: Record) -> None:
     texts = [key.category, key.model, *record.overrides.values()]
     whole = [key.seed] if key.shots is None else [key.seed, key.shots]
     numbers = [*record.metrics.values(), *record.costs.values()]
+    flags: list[bool] = []
+    # The verdicts check their counts themselves.
+    if it := record.verdicts:
+        texts.append(it.calibration_source)
+        numbers += [it.false_alarm_rate, it.supported_rate]
+        flags.append(it.calibrated_on_test)
     # Exact types, because bool is a subclass of int.
-    for values, kinds in ((texts, {str}), (whole, {int}), (numbers, {int, float})):
+    for values, kinds in ((texts, {str}), (whole, {int}), (numbers, {int, float}), (flags, {bool})):
         if wrong := [value for value in values if type(value) not in kinds]:
             msg = f"it holds {wrong[0]!r}"
             raise TypeError(msg)
@@ -265,9 +280,11 @@ def by_key(record: Record) -> tuple[str, int, str, int]:
 def _pack_predictions(predictions: Predictions) -> dict[str, bytes]:
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(_COLUMNS)
+    p_values = [] if predictions.p_values is None else [predictions.p_values]
+    numbers: list[NDArray[np.floating[Any]]] = [predictions.scores, *p_values]
+    writer.writerow((*_COLUMNS, _P_VALUE) if p_values else _COLUMNS)
     columns = (predictions.images, predictions.kinds, predictions.labels.tolist())
-    writer.writerows(zip(*columns, (f"{score:.9g}" for score in predictions.scores.tolist()), strict=True))
+    writer.writerows(zip(*columns, *([f"{each:.9g}" for each in some.tolist()] for some in numbers), strict=True))
     files = {"images.csv": table.getvalue().encode()}
     arrays: dict[str, NDArray[Any]] = {}
     if predictions.maps is not None:
@@ -286,6 +303,7 @@ def _pack_predictions(predictions: Predictions) -> dict[str, bytes]:
 def _read_predictions(folder: Path) -> Predictions:
     with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    p_values = [float(row[_P_VALUE]) for row in rows if _P_VALUE in row]
     maps = truth = None
     if (folder / "maps.npz").exists():
         with np.load(folder / "maps.npz") as arrays:
@@ -299,6 +317,7 @@ def _read_predictions(folder: Path) -> Predictions:
         scores=np.array([float(row["score"]) for row in rows], dtype=np.float32),
         maps=maps,
         truth=truth,
+        p_values=np.array(p_values) if p_values else None,
     )
 
 

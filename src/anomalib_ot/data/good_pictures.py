@@ -1,5 +1,6 @@
 """A folder that contains normal images only, at least one."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,9 +34,11 @@ class GoodPictures(Folder):
         eval_batch_size: Validation and test batch size.
         num_workers: Number of workers of each data loader.
         augmentations: Augmentations of all images.
+        left_out: Images of the folder that are not used, as paths relative to ``root`` or absolute ones.
 
     Raises:
-        ValueError: If ``held_out`` is negative. On set-up, if it leaves no training image.
+        ValueError: If ``held_out`` is negative. On set-up, if it leaves no training image, or if an image of
+            ``left_out`` is not in the folder.
 
     Example:
         >>> data = GoodPictures(root="parts", normal_dir="good")
@@ -55,6 +58,7 @@ class GoodPictures(Folder):
         eval_batch_size: int = 32,
         num_workers: int = 8,
         augmentations: Transform | None = None,
+        left_out: Sequence[str] = (),
     ) -> None:
         require(held_out is None or held_out >= 0, "held_out", "at least 0", held_out)
         super().__init__(
@@ -69,9 +73,11 @@ class GoodPictures(Folder):
             seed=seed,
         )
         self.held_out = held_out
+        self.left_out = tuple(left_out)
 
     def _create_test_split(self) -> None:
-        """Hold images out."""
+        """Leave images out, and hold others out."""
+        self.train_data = self.train_data.subsample(self._used())
         count = len(self.train_data)
         held_out = max(round(_SHARE * count), min(count - 1, 1)) if self.held_out is None else self.held_out
         require(held_out < count, "held_out", f"below the number of images, {count}", held_out)
@@ -82,3 +88,16 @@ class GoodPictures(Folder):
     def _create_val_split(self) -> None:
         """Validate on the held-out images."""
         self.val_data = self.test_data.subsample(range(len(self.test_data)))
+
+    def _used(self) -> list[int]:
+        """Indices of the images that are not left out."""
+        left_out = {_absolute(Path(self.root or ".") / name) for name in self.left_out}
+        paths = [_absolute(path) for path in self.train_data.samples.image_path]
+        if missing := sorted(left_out - {*paths}):
+            msg = f"left_out must name images of the folder, but {missing[0]} is not one of its {len(paths)} images"
+            raise ValueError(msg)
+        return [index for index, path in enumerate(paths) if path not in left_out]
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - a link keeps its own name

@@ -89,7 +89,8 @@ class ConformalPostProcessor(PostProcessor):
 
     def __init__(self, false_alarm_rate: float = 0.01, **settings: Any) -> None:
         super().__init__(**settings)
-        # Scores of good images (n,), and maxima of their maps (n,), both raw; empty before a validation.
+        # Raw scores of good images (n,), and maxima of their maps (n,), in the order of the images; empty before a
+        # validation.
         for level in _LEVELS:
             self.register_buffer(f"{level}_calibration", torch.empty(0))
             self.register_buffer(f"_{level}_unit", torch.tensor(1.0), persistent=False)
@@ -392,8 +393,9 @@ def _usable(level: LevelName, scores: Sequence[float]) -> list[float]:
     if level == "pixel" and not scores:
         return []
     try:
-        return calibration_scores(scores).tolist()
+        calibration_scores(scores)
     except ValueError as error:
         what = "image scores" if level == "image" else "maxima of the maps"
         logger.warning("There is no %s threshold, from the %s: %s.", level, what, error)
         return []
+    return list(scores)

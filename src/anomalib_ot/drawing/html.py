@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 
@@ -42,6 +43,32 @@ def render_page(package: str, name: str, **content: object) -> str:
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         **content,
     )
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image on a page; the macro ``embedded`` of ``embedded.html`` shows it.
+
+    Args:
+        uri: Its pixels as a data URI.
+        size: Its width and height in pixels.
+    """
+
+    uri: str
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, image: Image.Image, side: int | None = None) -> "Embedded":
+        """Embed an image.
+
+        Args:
+            image: The image.
+            side: Longest side in pixels, to which larger images are reduced.
+        """
+        if side is not None:
+            image = image.copy()
+            image.thumbnail((side, side))
+        return cls(data_uri(image, "WEBP"), image.size)
 
 
 def data_uri(image: Image.Image, form: str, **options: object) -> str:

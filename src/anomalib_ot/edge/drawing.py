@@ -18,8 +18,6 @@ _WIDTH = 1 / 400
 def overlay(pixels: NDArray[np.float32], prediction: Prediction) -> Image.Image:
     """Draw the heat map and the contour of the mask on an image.
 
-    Maps with values outside [0, 1], those of a model without normalisation, are stretched to this range.
-
     Args:
         pixels: RGB pixels (H, W, 3) in [0, 1].
         prediction: The prediction for the image.
@@ -27,15 +25,33 @@ def overlay(pixels: NDArray[np.float32], prediction: Prediction) -> Image.Image:
     Returns:
         The drawing, of the image's size.
     """
+    return drawn_on(pixels, prediction.anomaly_map, prediction.mask)
+
+
+def drawn_on(
+    pixels: NDArray[np.float32], anomaly_map: NDArray[np.float32] | None, mask: NDArray[np.bool_] | None = None
+) -> Image.Image:
+    """Draw a heat map and the contour of a mask on an image.
+
+    Maps with values outside [0, 1], those of a model without normalisation, are stretched to this range.
+
+    Args:
+        pixels: RGB pixels (H, W, 3) in [0, 1].
+        anomaly_map: Map (h, w), None to draw none.
+        mask: Mask (h, w), None to draw none.
+
+    Returns:
+        The drawing, of the image's size.
+    """
     drawn = np.array(pixels, np.float32)
-    if prediction.anomaly_map is not None:
-        heat = _enlarged(_in_unit_range(prediction.anomaly_map), drawn.shape[:2])
+    if anomaly_map is not None:
+        heat = _enlarged(_in_unit_range(anomaly_map), drawn.shape[:2])
         opacity = np.interp(heat, _STOPS, _OPACITY).astype(np.float32)[..., None]
         colours = np.dstack([np.interp(heat, _STOPS, channel) for channel in zip(*_COLOURS, strict=True)])
         drawn += opacity * (colours.astype(np.float32) / 255 - drawn)
     picture = Image.fromarray((drawn * 255).round().clip(0, 255).astype(np.uint8))
-    if prediction.mask is not None and prediction.mask.any():
-        picture.paste(_CONTOUR, mask=_contour(prediction.mask, picture.size))
+    if mask is not None and mask.any():
+        picture.paste(_CONTOUR, mask=_contour(mask, picture.size))
     return picture
 
 

@@ -112,7 +112,7 @@ def export_onnx(
         ExportError: If the file differs from the module.
     """
     images = synthetic_images(_graph_size(module, input_size))
-    _require_openvino()
+    require_openvino()
     with staged(root, ExportType.ONNX) as folder:
         path = _write_onnx(module, folder, name, images.size, **kwargs)
         check_graph(module, path, _FLOAT32, images, {"format": "onnx"})
@@ -159,7 +159,7 @@ def export_openvino(
     """
     compression = CompressionType(compression) if compression else None
     size = _graph_size(module, input_size)
-    _require_openvino()
+    require_openvino()
     _require_calibration(compression, datamodule, max_drop)
     import openvino  # noqa: PLC0415 - optional
 
@@ -213,7 +213,12 @@ def _graph_size(module: AnomalibModule, input_size: tuple[int, int] | None) -> t
     return size
 
 
-def _require_openvino() -> None:
+def require_openvino() -> None:
+    """Check that OpenVINO is installed.
+
+    Raises:
+        ModuleNotFoundError: If it is not.
+    """
     if find_spec("openvino") is None:
         msg = 'exports are checked in OpenVINO, which is not installed; run: pip install "anomalib-ot[openvino]"'
         raise ModuleNotFoundError(msg)

@@ -1,7 +1,7 @@
 """Comparison of an exported model with the model in torch."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, Literal, cast
@@ -32,7 +32,16 @@ Runner = Callable[[Tensor], InferenceBatch]
 
 
 class ExportError(RuntimeError):
-    """The exported model differs from the model in torch."""
+    """The exported model differs from the model in torch.
+
+    Args:
+        message: The message.
+        broken: Descriptions of the broken limits.
+    """
+
+    def __init__(self, message: str, broken: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.broken = tuple(broken)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,9 @@ class SameOrder:
         changed = _changed_labels(measured, max(measured["map_difference"], measured["score_difference"]) + _ROUNDING)
         falls = {name: before - measured[name] for name, before in reference.items() if before is not None}
         if not falls and not (measured["rank_correlation"] or 0) >= self.rank_correlation:
-            low = f"the maps' rank correlation is {measured['rank_correlation']}, below {self.rank_correlation}"
+            low = (
+                f"the maps' rank correlation is {measured['rank_correlation'] or 0:.4f}, below {self.rank_correlation}"
+            )
             return [*changed, low]
         return changed + [
             f"the {name.replace('_', ' ')} falls by {fall:.4f}, more than {self.auroc_fall}"

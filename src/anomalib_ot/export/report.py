@@ -115,7 +115,7 @@ def check(
             f"the exported {path.name} differs from the model in torch on {len(images)} images ({images.source}): "
             f"{'; '.join(broken)}. No file was left. {_WAY_OUT}"
         )
-        raise ExportError(msg)
+        raise ExportError(msg, broken)
     report = {
         "model": type(module).__name__,
         **details,

@@ -28,7 +28,7 @@
      - the network's own if timm declares it fixed, otherwise the model's own, rounded to whole patches
      - as above
 
-By stride: a model names the strides of its maps, 8 and 16 pixels for Pradot and Foct, 16 pixels for WtFlow. The last
+By stride: a model names the strides of its maps, 8 and 16 pixels for Pradot, Foct and Duo, 16 for WtFlow. The last
 layer of each stride is taken. On a ResNet these are ``layer2`` and ``layer3``, as in PatchCore. Maps of lower strides
 show edges rather than parts, and those of higher strides have too few cells to locate a defect. If a network has no
 layer of a stride, the layer of the nearest stride replaces it.

@@ -27,7 +27,11 @@ def clause(source: str) -> str:
     return _CLAUSES.get(source, "are not known to be held out")
 
 
-def score_rows(scores: Tensor, maps: Tensor | None) -> list[tuple[float, float | None]]:
+ScoreRow = tuple[float, float | None]
+"""Image score and maximum of the map, None without a map."""
+
+
+def score_rows(scores: Tensor, maps: Tensor | None) -> list[ScoreRow]:
     """Pairs of an image score and the maximum of its map, None without a map.
 
     Args:
@@ -53,7 +57,7 @@ class CalibrationScores:
     source: Source
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[float, float | None]], source: Source) -> "CalibrationScores":
+    def of(cls, rows: Iterable[ScoreRow], source: Source) -> "CalibrationScores":
         """The scores from rows of :func:`score_rows`."""
         scores = list(rows)
         peaks = tuple(peak for _, peak in scores if peak is not None)

@@ -162,7 +162,8 @@ class SafeCheckpoints(AskedPostProcessing):
                 [name for name in sorted(rules.training) if not is_same(model.hparams[name], theirs[name])],
                 theirs,
             )
-        differing = [name for name in sorted(rules.score) if not is_same(model.hparams[name], theirs[name])]
+        scoring = rules.settings.scoring_of({name: theirs[name] for name in rules.score}, model.hparams)
+        differing = [name for name in sorted(rules.score) if not is_same(model.hparams[name], scoring[name])]
         if not differing:
             return
         defaults = self._defaults()
@@ -171,7 +172,6 @@ class SafeCheckpoints(AskedPostProcessing):
         # A default that the user typed cannot be told from one that was left out.
         if taken := ", ".join(f"{name} {theirs[name]!r}" for name in differing if name not in asked):
             logger.info("%s: settings taken from the checkpoint: %s", type(self).__name__, taken)
-        scoring = {name: theirs[name] for name in rules.score}
         settings = {**model.hparams, **scoring}
         without = dict.fromkeys((*COMPONENTS, "evaluator", "visualizer"), False)
         with recorded_backbone(record) as backbone:

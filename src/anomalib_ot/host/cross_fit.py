@@ -1,9 +1,9 @@
 """Scores of training images by models that were fitted without them, to calibrate verdicts without held-out images."""
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -12,8 +12,10 @@ from torch.utils.data import Dataset, RandomSampler, Subset
 
 from anomalib_ot.features.extraction import FeatureMaps
 
-from .calibration import FOLDS, CalibrationScores, score_rows
+from .calibration import FOLDS, CalibrationScores, ScoreRow, score_rows
 from .feature_cache import feature_loader
+
+_Scored = TypeVar("_Scored")
 
 
 @dataclass(frozen=True)
@@ -68,25 +70,64 @@ def cross_fit(
         fit: Fits a model on features, and returns what scores feature maps (B, D, H, W) of each layer.
 
     Returns:
-        The scores of all images.
+        The scores of all images, in the order of the features.
 
     Raises:
         ValueError: If a score is not finite.
     """
-    generator = torch.Generator().manual_seed(features.seed)
-    order = torch.randperm(len(features), generator=generator).tolist()
-    rows: list[tuple[float, float | None]] = []
-    for number in range(folds):
-        left_out = sorted(order[number::folds])
-        rest = Subset(features.dataset, sorted({*order} - {*left_out}))
-        size = min(features.batch_size, len(rest))
-        score = fit(FoldFeatures(rest, size, features.device, features.seed))
-        others = FoldFeatures(Subset(features.dataset, left_out), features.batch_size, features.device)
+
+    def fit_rows(rest: FoldFeatures) -> Callable[[FeatureMaps], list[ScoreRow]]:
+        score = fit(rest)
+        return lambda batch: rows_of(score(batch))
+
+    return fold_scores(features, folds, left_out(features, folds, fit_rows))
+
+
+def left_out(
+    features: FoldFeatures, folds: int, fit: Callable[[FoldFeatures], Callable[[FeatureMaps], _Scored]]
+) -> list[_Scored]:
+    """Score each training image by a model that was fitted on the other folds, as :func:`cross_fit`.
+
+    Args:
+        features: Features of all training images.
+        folds: Number of folds, from 2 to the number of images.
+        fit: Fits a model on features, and returns what scores feature maps (B, D, H, W) of each layer, in any way.
+
+    Returns:
+        What the models return for each batch of images that are left out.
+    """
+    scored: list[_Scored] = []
+    for images in _folds(features, folds):
+        rest = Subset(features.dataset, sorted({*range(len(features))} - {*images}))
+        score = fit(FoldFeatures(rest, min(features.batch_size, len(rest)), features.device, features.seed))
+        others = FoldFeatures(Subset(features.dataset, images), features.batch_size, features.device)
         with torch.no_grad():
-            for batch in others.in_order():
-                scored = score(batch)
-                rows += score_rows(cast("Tensor", scored.pred_score), scored.anomaly_map)
+            scored += [score(batch) for batch in others.in_order()]
+    return scored
+
+
+def rows_of(scored: InferenceBatch) -> list[ScoreRow]:
+    """Rows of :func:`~anomalib_ot.host.calibration.score_rows` for a batch."""
+    return score_rows(cast("Tensor", scored.pred_score), scored.anomaly_map)
+
+
+def fold_scores(features: FoldFeatures, folds: int, batches: Iterable[Iterable[ScoreRow]]) -> CalibrationScores:
+    """The calibration scores of images in the order of their features, from the rows of :func:`left_out`.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    rows = [row for batch in batches for row in batch]
     if not all(math.isfinite(score) for score, _ in rows):
         msg = "a model of a fold gives scores that are NaN or infinite"
         raise ValueError(msg)
-    return CalibrationScores.of(rows, FOLDS)
+    images = [image for fold in _folds(features, folds) for image in fold]
+    by_image = dict(zip(images, rows, strict=True))
+    return CalibrationScores.of((by_image[image] for image in sorted(images)), FOLDS)
+
+
+def _folds(features: FoldFeatures, folds: int) -> list[list[int]]:
+    """Indices of the images of each fold."""
+    generator = torch.Generator().manual_seed(features.seed)
+    order = torch.randperm(len(features), generator=generator).tolist()
+    return [sorted(order[number::folds]) for number in range(folds)]

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,6 +24,7 @@ from .finishing import Finishing
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
 from .model_settings import FeatureTrainingSettings
+from .seeding import Seeded
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -32,7 +36,7 @@ logger = logging.getLogger(__name__)
 _FEWEST_IN_FOLD = 2
 
 
-class FeatureTraining(ChecksImages, HoldsOut, Finishing):
+class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model calls :meth:`set_feature_training` in its constructor, :meth:`extract_training_features` when its fit
@@ -105,7 +109,7 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         )
 
     def fit_fold(self, features: FoldFeatures) -> nn.Module:
-        """Fit a new torch model on some of the training images, as this one was fitted on all of them.
+        """Fit a new torch model on some of the training images, as this one was or would be fitted on all of them.
 
         Args:
             features: Features of these images.
@@ -114,6 +118,17 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             The model, in evaluation mode. It shares the feature extractor of this one.
         """
         raise NotImplementedError
+
+    def fit_on(self, features: FoldFeatures) -> nn.Module:
+        """Fit a new torch model on features outside a training, with all that its scores need.
+
+        Args:
+            features: Features of the images.
+
+        Returns:
+            As :meth:`fit_fold`.
+        """
+        return self.fit_fold(features)
 
     def calibrate(self) -> None:
         """Score the training images by models that were fitted without them, unless the validation images calibrate."""
@@ -131,12 +146,14 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             "Fitting %d models, each without one fold of the training images, to calibrate the threshold.", folds
         )
         try:
-            # The seed of the user decides the folds, which change no other random numbers.
-            with torch.random.fork_rng():
-                torch.manual_seed(user_seed())
-                self.calibration_scores = cross_fit(features, folds, self._scorer_of_fold)
+            with seeded():
+                self.calibration_scores = self.score_folds(features, folds)
         except Exception as error:  # noqa: BLE001 - a training must not fail at its end
             logger.warning("The scores of the validation images set the threshold, as folds failed: %r", error)
+
+    def score_folds(self, features: FoldFeatures, folds: int) -> CalibrationScores:
+        """Score each training image by a model that was fitted on the other folds."""
+        return cross_fit(features, folds, self._scorer_of_fold)
 
     def _scorer_of_fold(self, features: FoldFeatures) -> Callable[[FeatureMaps], InferenceBatch]:
         model: Any = self.fit_fold(features)
@@ -146,6 +163,25 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
         """The callbacks of the host, and one that releases the features if a fit fails."""
         callbacks = cast("AnomalibModule", super()).configure_callbacks()
         return [*cast("Sequence[Callback]", callbacks), _FeatureRelease()]
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Score a batch, from which the post-processor computes its thresholds.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The batch with its anomaly maps and image scores.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class, as the model learns from normal images."""
+        return LearningType.ONE_CLASS
 
     def forget_training_features(self) -> None:
         """Release the cached features."""
@@ -193,6 +229,14 @@ class FeatureTraining(ChecksImages, HoldsOut, Finishing):
             # Check before training, as no map is computed until its end.
             cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Let the seed of the user decide folds and their models, which change no other random numbers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(user_seed())
+        yield
 
 
 def _why_no_folds(features: Iterable[FeatureBatch], folds: int, processes: int) -> str | None:

@@ -9,7 +9,7 @@ from anomalib_ot.features.backbone_defaults import default_image_size, default_l
 from anomalib_ot.features.backbones import layers_of_backbone
 from anomalib_ot.features.extraction import Extraction
 from anomalib_ot.features.store import CachePlace
-from anomalib_ot.settings import require, require_image_size, require_smoothing, require_whole
+from anomalib_ot.settings import require, require_image_size, require_seed, require_smoothing, require_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,6 +55,7 @@ class ModelSettings:
         pre_trained: Whether to load the backbone's pre-trained weights.
         image_size: Height and width that the default pre-processor resizes to, in pixels.
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+        seed: Seed of all random numbers of a training, at least 0; None sets none.
 
     Raises:
         TypeError: If a field of a subclass has no kind.
@@ -69,6 +70,7 @@ class ModelSettings:
     pre_trained: Training[bool] = True
     image_size: Scoring[tuple[int, int] | None] = None
     smoothing: Scoring[float]
+    seed: Training[int | None] = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -86,6 +88,8 @@ class ModelSettings:
             object.__setattr__(self, "image_size", default_image_size(self.backbone, self.usual_image_size))
         require_image_size(cast("tuple[int, int]", self.image_size))
         require_smoothing(self.smoothing)
+        if self.seed is not None:
+            require_seed(self.seed)
         if self.layers is None:
             object.__setattr__(self, "layers", default_layers(layers_of_backbone(self.backbone), self.strides))
 
@@ -106,6 +110,17 @@ class ModelSettings:
             ValueError: If a setting is out of its range.
         """
         return cls(**{each.name: values[each.name] for each in fields(cls)})
+
+    @classmethod
+    def scoring_of(cls, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that change scores, as a checkpoint decides them.
+
+        Args:
+            recorded: Settings of this kind in the checkpoint.
+            given: All settings of the model that loads it, for a setting that consists of several kinds.
+        """
+        del given
+        return dict(recorded)
 
     @classmethod
     def names(cls, kind: Kind) -> frozenset[str]:

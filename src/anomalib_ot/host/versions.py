@@ -4,6 +4,9 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+# What the models need. Its marker is that of the other dependencies too.
+_EXTRA = "train"
+
 
 def require_versions() -> None:
     """Refuse installed packages whose version the metadata of this package excludes, before an import fails.
@@ -14,7 +17,7 @@ def require_versions() -> None:
     wrong = []
     for line in metadata.requires("anomalib-ot") or ():
         needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+        if needed.marker and not needed.marker.evaluate({"extra": _EXTRA}):
             continue
         try:
             found = metadata.version(needed.name)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# White to within half a level of 8 bits.
-_WHITE = 1 - 0.5 / 255
+WHITE = 1 - 0.5 / 255
+"""Smallest value that counts as white, to within half a level of 8 bits, where white is 1."""
 # Share of the pixels. Of the measured images, bottles on a lit background have a third.
 _ALL_OVER = 0.99
 # 12 bits in a 16-bit file reach a sixteenth; the brightest pixel of the darkest measured image reaches a quarter.
@@ -35,7 +35,7 @@ def blank_images(images: Any, to_numpy: Callable[[Any], NDArray[np.float32]] = n
 
 def _judge(images: NDArray[np.float32]) -> dict[int, str]:
     verdicts = {
-        "white all over": (images.min(1) >= _WHITE).mean((1, 2)) >= _ALL_OVER,
+        "white all over": (images.min(1) >= WHITE).mean((1, 2)) >= _ALL_OVER,
         "of one colour": (images.max((2, 3)) - images.min((2, 3))).max(1) < _ONE_COLOUR,
         "darker than an eighth of white all over": images.max((1, 2, 3)) < _DARK,
     }

@@ -1,5 +1,6 @@
 """The images of a folder as a stream."""
 
+import os
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ def images_in(folder: Path) -> dict[Path, _State]:
     Hidden files, which other programs use for unfinished files, are left out.
     """
     found = {}
-    for path in sorted(folder.rglob("*")):
+    # Unlike rglob before Python 3.13, walk ignores a folder that vanishes meanwhile.
+    for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             try:
                 state = path.stat()

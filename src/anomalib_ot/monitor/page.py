@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.data.reading import read_picture
 from anomalib_ot.drawing.figures import new_figure, pixels_of, show_map
-from anomalib_ot.drawing.html import data_uri, render_page
+from anomalib_ot.drawing.html import Embedded, render_page
 
 from .course import Course, Seen
 
@@ -22,19 +21,6 @@ _CHANGED = 6
 _SIDE = 220
 # Images whose p-values are averaged.
 _WINDOW = 25
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An image on the page.
-
-    Args:
-        uri: Its pixels as a data URI.
-        size: Its width and height in pixels.
-    """
-
-    uri: str
-    size: tuple[int, int]
 
 
 def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
@@ -100,14 +86,11 @@ def draw_places(before: Tensor, since: Tensor) -> Figure:
 
 
 def _embedded(figure: Figure) -> Embedded:
-    image = Image.fromarray(pixels_of(figure)).convert("RGB")
-    return Embedded(data_uri(image, "WEBP"), image.size)
+    return Embedded.of(Image.fromarray(pixels_of(figure)).convert("RGB"))
 
 
 def _thumbnail(seen: Seen) -> Embedded | None:
     """The image, or None if its file has been removed since."""
     with suppress(FileNotFoundError, ValueError):
-        image = transforms.to_pil_image(read_picture(seen.path))
-        image.thumbnail((_SIDE, _SIDE))
-        return Embedded(data_uri(image, "WEBP"), image.size)
+        return Embedded.of(transforms.to_pil_image(read_picture(seen.path)), _SIDE)
     return None

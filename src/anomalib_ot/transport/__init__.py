@@ -24,6 +24,7 @@ from .coupling import (
     create_coupling,
 )
 from .entropic import NotConvergedWarning, TransportPlan, sinkhorn
+from .solvers import TransportResult, solve
 
 __all__ = [
     "ConditionalPlan",
@@ -43,6 +44,7 @@ __all__ = [
     "Solver",
     "SpatialCost",
     "TransportPlan",
+    "TransportResult",
     "Workspace",
     "WorstCoupling",
     "conditional_plan",
@@ -53,6 +55,7 @@ __all__ = [
     "grid_coordinates",
     "row_blocks",
     "sinkhorn",
+    "solve",
     "spatial_cost",
     "squared_distance",
 ]

@@ -20,8 +20,8 @@ _NEGLIGIBLE = -60.0
 _SPARSE_ENTRIES = 2**20
 
 
-class Kernel(Protocol):
-    """A kernel K (N, P) whose largest entry in each row is one, and the products that the solver needs.
+class Scaled(Protocol):
+    """What the iterations need of a kernel K (N, P) whose largest entry in each row is one.
 
     Attributes:
         widest: Largest log ratio of two column scalings for which the kernel is valid. Beyond it, build the kernel
@@ -34,6 +34,10 @@ class Kernel(Protocol):
 
     def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
         """New row scaling u = a / Kv (N,), and Kᵀu (P,), in one pass over the kernel."""
+
+
+class Kernel(Scaled, Protocol):
+    """The kernel of a plan, with the products that results need."""
 
     def project(self, u: Tensor, points: Tensor) -> Tensor:
         """Kᵀ diag(u) points, (P, D) for points (N, D)."""
@@ -161,6 +165,25 @@ class DenseKernel(_BlockedKernel):
         return self._matrix[rows]
 
 
+class BatchKernel:
+    """The kernels of several problems of one size; it implements :class:`Scaled`.
+
+    Args:
+        matrix: K, (B, N, P).
+    """
+
+    widest = -_NEGLIGIBLE - 20
+    left_out = math.exp(_NEGLIGIBLE)
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    def scale_rows(self, v: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaling u = a / Kv, (B, N), and Kᵀu, (B, P)."""
+        u = row_weights / (self.matrix @ v[..., None])[..., 0].clamp_(min=TINY)
+        return u, (u[..., None, :] @ self.matrix)[..., 0, :]
+
+
 class RecomputedKernel(_BlockedKernel):
     """A kernel that is not stored; each pass computes its entries.
 
@@ -189,6 +212,17 @@ def _make_dense(exponents: Exponents, blocks: Sequence[slice], highest: Tensor, 
     return DenseKernel(store, blocks)
 
 
+def make_batch(costs: Tensor, g: Tensor, epsilon: float) -> tuple[BatchKernel, Tensor]:
+    """Build the dense kernels of several cost matrices (B, N, P) from potentials g (B, P).
+
+    Returns:
+        The kernels, and the potentials f = min_j (M_ij − g_j) of the rows, (B, N).
+    """
+    exponents = (g[:, None, :] - costs).div_(epsilon)
+    highest = exponents.amax(2)
+    return BatchKernel(_exponentials(exponents, highest)), highest * -epsilon
+
+
 def _times_log(entries: Tensor) -> Tensor:
     """Entries times their logarithm, as ``torch.xlogy`` but with vector instructions."""
     return entries.clamp(min=TINY).log_().mul_(entries)
@@ -196,5 +230,5 @@ def _times_log(entries: Tensor) -> Tensor:
 
 def _exponentials(exponents: Tensor, highest: Tensor, out: Tensor | None = None) -> Tensor:
     """Exponentials of a block relative to the largest of each row. Overwrites the block."""
-    F.threshold(exponents.sub_(highest[:, None]), _NEGLIGIBLE, -math.inf, inplace=True)
+    F.threshold(exponents.sub_(highest[..., None]), _NEGLIGIBLE, -math.inf, inplace=True)
     return torch.exp(exponents, out=exponents if out is None else out)

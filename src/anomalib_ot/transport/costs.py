@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ._arguments import require_floats, require_vectors
+from ._arguments import at_least_single, require_floats, require_same_device, require_vectors
 from ._exponents import Exponents, ProductExponents, Rounding, Stored, StoredExponents
 from ._precision import LEVELS
 from ._processes import Processes
@@ -134,7 +134,7 @@ class DenseCost:
             msg = "the cost has NaN or infinite entries"
             raise ValueError(msg)
         self.shape = matrix.shape
-        self._matrix = matrix
+        self._matrix = at_least_single(matrix)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Rows of M."""
@@ -196,6 +196,7 @@ class FusedCost:
         _check(features, prototypes, coords, prototype_coords, alpha, processes)
         self.shape = torch.Size([features.shape[0], prototypes.shape[0]])
         self.cells = coords.shape[0]
+        features, prototypes = at_least_single(features), at_least_single(prototypes)
         self._features = F.normalize(features, dim=-1)
         self._prototypes = F.normalize(prototypes, dim=-1)
         self._stored = self._store(workspace) if workspace else None
@@ -299,6 +300,7 @@ def _check(
     """Check the arguments of :class:`FusedCost`."""
     require_vectors(features=features, prototypes=prototypes)
     require_vectors(coords=coords, prototype_coords=prototype_coords)
+    require_same_device(features=features, prototypes=prototypes, coords=coords, prototype_coords=prototype_coords)
     for name, matrix in (("features", features), ("prototypes", prototypes), ("coords", coords)):
         if matrix.ndim != 2:  # noqa: PLR2004 - a matrix has two dimensions
             msg = f"{name} must be a matrix, not of shape {tuple(matrix.shape)}"

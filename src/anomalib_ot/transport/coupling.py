@@ -15,7 +15,6 @@ from numbers import Integral
 from typing import Literal, Protocol, get_args
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ._arguments import require_floats
@@ -275,6 +274,8 @@ def _highest_gain(gains: Tensor) -> float:
 def _exact_assignment(gains: Tensor) -> Tensor:
     """Column of each row at the maximum sum of gains, (K, n) for gains (K, n, n)."""
     # SciPy gives the same assignment as ot.emd, in half the time for blocks of 128 to 1024 and less for smaller ones.
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - takes time, and only exact couplings need it
+
     columns = [torch.from_numpy(linear_sum_assignment(block, maximize=True)[1]) for block in gains.cpu().numpy()]
     return torch.stack(columns).to(gains.device)
 

@@ -8,6 +8,7 @@ from anomalib.data import AnomalibDataModule
 
 from anomalib_ot import Assembly
 from anomalib_ot.comparison import Key, Plan
+from anomalib_ot.features.given import on_features
 from anomalib_ot.host.class_paths import create
 from benchmarks import few_images
 from benchmarks.categories import EMBEDDED, categories_in
@@ -22,7 +23,6 @@ from benchmarks.few_images import (
     foct_plan,
     main,
     measured,
-    on_features,
     table,
 )
 

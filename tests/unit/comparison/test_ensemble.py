@@ -34,6 +34,11 @@ def test_average():
     assert average([(A, first), (B, replace(second, maps=None))]).maps is None
 
 
+def test_the_p_values_of_a_member_are_not_those_of_the_mean():
+    first = replace(predictions(0), p_values=np.full(8, 0.5))
+    assert average([(A, first), (B, predictions(1))]).p_values is None
+
+
 def test_different_images_are_refused():
     other = predictions(1)
     other.images[0] = "/data/test/good/other.png"

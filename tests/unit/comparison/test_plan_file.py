@@ -35,6 +35,19 @@ def test_file_and_command_line(tmp_path):
     assert [str(job.key) for job in alone.jobs()] == ["Padim on Assembly, seed 0"]
 
 
+def test_a_post_processor_is_part_of_a_model(tmp_path):
+    own = {"post_processor": {"class_path": "anomalib_ot.decide.ConformalPostProcessor"}}
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"models": {"PaDiM": {"class_path": "Padim", "init_args": {**own, "pre_trained": False}}}, "data": DATA}
+        )
+    )
+    (job, *_) = read_plan(path).jobs()
+    assert job.model["init_args"]["post_processor"] == own["post_processor"]
+    assert type(job.create_model().post_processor).__name__ == "ConformalPostProcessor"
+
+
 def test_relative_roots_start_from_the_given_folder(tmp_path):
     within = {"class_path": "Assembly", "init_args": {"root": "part"}}
     data = {

@@ -4,12 +4,13 @@ import errno
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 
-from anomalib_ot.comparison import Key, Predictions, Record, read_records, write_record
+from anomalib_ot.comparison import Key, Predictions, Record, Verdicts, read_records, write_record
 from anomalib_ot.comparison.record import folder_name
 from anomalib_ot.files import MARKER
 
@@ -61,6 +62,26 @@ def test_what_is_read_is_what_was_written(tmp_path, maps):
     else:
         assert again.maps is None
         assert again.truth is None
+
+
+VERDICTS = Verdicts(0.01, 0.05, 19, "folds", 1, 3, 2, 3, calibrated_on_test=False)
+
+
+def test_verdicts_and_p_values_are_read_as_they_were_written(tmp_path):
+    p_values = np.array([1 / 3, 0.05, 1.0, 0.1, 0.25, 0.5])
+    record = write_record(tmp_path, replace(RECORD, verdicts=VERDICTS), replace(predictions(), p_values=p_values))
+    assert record.verdicts == VERDICTS
+    np.testing.assert_allclose(record.predictions.p_values, p_values, rtol=1e-8)
+
+
+def test_a_run_of_a_version_without_verdicts_is_read(tmp_path):
+    folder = write_record(tmp_path, RECORD, predictions()).folder
+    content = json.loads((folder / "result.json").read_text())
+    del content["verdicts"]
+    (folder / "result.json").write_text(json.dumps(content))
+    (record,) = read_records(tmp_path)
+    assert record.verdicts is None
+    assert record.predictions.p_values is None
 
 
 def test_a_map_beyond_half_precision_stays_finite(tmp_path):
@@ -137,6 +158,11 @@ def test_runs_of_a_later_format_are_refused(tmp_path):
         {"error": None},
         {"metrics": {"image_AUROC": "x"}},
         {"overrides": {"width": 1}},
+        {"verdicts": [1]},
+        {"verdicts": {"false_alarms": 1}},
+        {"verdicts": {**asdict(VERDICTS), "supported_rate": "5 %"}},
+        {"verdicts": {**asdict(VERDICTS), "calibrated_on_test": 1}},
+        {"verdicts": {**asdict(VERDICTS), "detected": 4}},
         {"key": {"category": 1, "model": "b"}},
         {"key": {"category": "a", "model": "b", "shots": ""}},
         {"key": {"category": "a", "model": "b", "shots": False}},

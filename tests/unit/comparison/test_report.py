@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import beta
 
 from anomalib_ot.comparison.bootstrap import Difference
 from anomalib_ot.comparison.record import Key, Predictions, Record, read_records, write_record
@@ -18,7 +19,8 @@ from anomalib_ot.comparison.report.figures import charts, histograms
 from anomalib_ot.comparison.report.gallery import pictures
 from anomalib_ot.comparison.report.groups import group_records
 from anomalib_ot.comparison.report.page import write_report
-from anomalib_ot.comparison.report.tables import ABSENT, averages, markdown, results, settings
+from anomalib_ot.comparison.report.tables import ABSENT, averages, markdown, results, settings, verdicts
+from anomalib_ot.comparison.verdicts import Verdicts
 
 ODD = '<b>x</b> & "y" | z'
 KINDS = ["dent", "good", "good", "scratch"]
@@ -80,7 +82,7 @@ def runs(tmp_path):
 def keep(runs, images):
     """Keeps a run of four images, with maps where there are pixel metrics."""
 
-    def keep(category, model, seed, scores, shots=None, labels=LABELS, **metrics):
+    def keep(category, model, seed, scores, shots=None, labels=LABELS, verdicts=None, p_values=None, **metrics):
         pixels = any(name.startswith("pixel") for name in metrics)
         maps = np.linspace(-1, 2, 4 * 8 * 16).reshape(4, 8, 16) if pixels else None
         truth = (maps > 1) & (labels == 1)[:, None, None] if pixels else None
@@ -92,8 +94,9 @@ def keep(runs, images):
             costs={"fit_s": 10.0 + seed, "parameters": 3412000},
             overrides={"batch_size": "16 (memory)"} if model == "A" else {},
             environment={"torch": "2.10", "time": f"2025-01-0{seed + 1}"},
+            verdicts=verdicts,
         )
-        predictions = Predictions(images, KINDS, labels, np.array(scores, dtype=np.float32), maps, truth)
+        predictions = Predictions(images, KINDS, labels, np.array(scores, dtype=np.float32), maps, truth, p_values)
         return write_record(runs, record, predictions)
 
     return keep
@@ -233,6 +236,63 @@ def test_lowest_costs_are_bold_but_not_the_fewest_parameters(text):
         "| A | 10.5 | 3,412,000 |",
         "| B | 10.5 | 3,412,000 |",
     ]
+
+
+def calibrated(source="folds", false_alarms=2, detected=30, **changes):
+    return replace(
+        Verdicts(0.01, 0.05, 19, source, false_alarms, 50, detected, 40, calibrated_on_test=False), **changes
+    )
+
+
+def test_verdicts_are_those_of_a_hand_count(keep, tmp_path):
+    enough = {"supported_rate": 0.01, "calibration_images": 120}
+    run = [
+        keep("screw", "A", 0, LEVEL, verdicts=calibrated()),
+        keep("screw", "B", 0, LEVEL, verdicts=calibrated("held_out", calibrated_on_test=True, **enough)),
+        keep("screw", "C", 0, LEVEL),
+        keep("tray", "A", 0, LEVEL),
+    ]
+    text, page = write_report(run, tmp_path, "it")
+    # The interval of Clopper and Pearson, in percent.
+    low, high = 100 * beta.ppf(0.025, 2, 49), 100 * beta.ppf(0.975, 3, 48)
+    assert block(text.read_text(), "Verdicts on screw") == [
+        "| model | calibration images | promised | realised [95 % interval] | detected |",
+        f"| A | 19 (folds of the training images) | 5 (1 asked for) | 4.0 [{low:.1f}, {high:.1f}] | 75.0 |",
+        f"| B | 120 (held out) | 1 | {ABSENT} (calibrated on test images) | 75.0 |",
+        f"| C | {ABSENT} | {ABSENT} | {ABSENT} | {ABSENT} |",
+    ]
+    for written in (text.read_text(), Page(page).text):
+        assert "promises that at most this share of new good images is called anomalous" in written
+        assert "Verdicts on tray" not in written
+
+
+def test_verdicts_are_means_over_seeds_whose_images_count_once(keep):
+    found = (calibrated(false_alarms=1), calibrated(false_alarms=3, detected=20, calibration_images=24))
+    run = [keep("screw", "A", seed, LEVEL, verdicts=it) for seed, it in enumerate((*found, None))]
+    table = verdicts(group_records(run)[0])
+    low, high = 100 * beta.ppf(0.025, 2, 49), 100 * beta.ppf(0.975, 3, 48)
+    assert table.caption.endswith("mean over seeds 0, 1, 2")
+    ((_, count, promised, realised, detected),) = table.rows
+    assert (count.text, count.note) == ("19 to 24", "folds of the training images; 2 of 3 seeds")
+    assert (promised.text, realised.text, detected.text) == ("5", f"4.0 [{low:.1f}, {high:.1f}]", "62.5")
+
+
+def test_p_values_stand_beside_the_scores_in_the_gallery(keep, tmp_path):
+    p_values = np.array([1 / 65, 1, 0.5, 2 / 65])
+    run = [keep("screw", "A", 0, PERFECT, verdicts=calibrated(), p_values=p_values), keep("screw", "B", 0, PERFECT)]
+    shown = {picture.name: picture.verdicts for picture in pictures(group_records(run)[0], 24)}
+    assert [it.p_value for it in shown["dent/0.png"]] == [pytest.approx(1 / 65), None]
+    text = Page(write_report(run, tmp_path, "it")[1]).text
+    assert re.findall(r"\bp = [\d.]+", text).count("p = 0.015") == 1
+    assert len(re.findall(r"\bp = ", text)) == 4
+    assert "p is the p-value of the score" in text
+
+
+def test_a_report_of_runs_without_verdicts_tells_nothing_of_them(written):
+    for path in written:
+        assert "p-value" not in path.read_text()
+        assert "Verdicts on" not in path.read_text()
+        assert "promise" not in path.read_text()
 
 
 def test_published_numbers_stand_apart(text):

@@ -39,3 +39,12 @@ def test_more_held_out_than_there_are(tmp_path):
         ready(tmp_path, 2, held_out=2)
     with pytest.raises(ValueError, match="held_out must be at least 0"):
         GoodPictures(tmp_path, "good", held_out=-1)
+
+
+def test_images_are_left_out(tmp_path):
+    data = ready(tmp_path, 5, held_out=0, left_out=["good/1.png", str(tmp_path / "good/3.png")])
+    assert {path.rpartition("/")[2] for path in paths(data.train_data)} == {"0.png", "2.png", "4.png"}
+    with pytest.raises(ValueError, match=r"left_out must name images .* one of its 5 images"):
+        GoodPictures(tmp_path, "good", left_out=["1.png"]).setup(TrainerFn.FITTING)
+    with pytest.raises(ValueError, match="held_out must be below the number of images, 0, not 0"):
+        GoodPictures(tmp_path, "good", held_out=0, left_out=[f"good/{index}.png" for index in range(5)]).setup()

@@ -28,6 +28,7 @@ MODELS = [
     ("WtFlow", {}),
     ("WtFlow", {"score": "mismatch", "top_share": 0.03}),
     ("WtFlow", {"score": "density"}),
+    ("Duo", {}),
 ]
 
 
@@ -57,6 +58,17 @@ def test_contributions_add_up_to_map_and_score(fitted, pictures, name, arguments
             [f"{layer}, {name}" for layer in ("layer2", "layer3") for name in ("alpha 0", "alpha 0.3", "deviation")],
         ),
         ("WtFlow", ["layer2", "layer3"]),
+        (
+            "Duo",
+            [
+                *(
+                    f"Pradot, {layer}, {name}"
+                    for layer in ("layer2", "layer3")
+                    for name in ("alpha 0", "alpha 0.3", "deviation")
+                ),
+                "WtFlow, layer3",
+            ],
+        ),
     ],
 )
 def test_contributions_are_named_after_what_adds_them(fitted, pictures, name, parts):
@@ -251,7 +263,7 @@ def test_the_lowest_p_value_that_so_few_good_pictures_allow_is_called_that(fitte
     assert higher.lowest_p_value == 1 / 3
 
 
-@pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
+@pytest.mark.parametrize("name", ["Duo", "Foct", "Pradot", "WtFlow"])
 def test_the_figure_and_the_numbers_are_on_the_scale_of_predict(fitted, pictures, name):
     raw = evidence_of(fitted(name), *pictures(fitted(name))).raw_score
     for threshold in (1.5 * raw, 0.8 * raw):

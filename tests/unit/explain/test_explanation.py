@@ -9,7 +9,7 @@ from anomalib.models import Padim
 from PIL import Image
 
 import anomalib_ot
-from anomalib_ot import MODELS, Foct, Pradot, WtFlow
+from anomalib_ot import MODELS, Duo, Foct, Pradot, WtFlow
 from anomalib_ot.drawing.data import Data, labels_of, paths_of
 from anomalib_ot.drawing.pictures import extent_of, name_of
 from anomalib_ot.explain.data import read_data
@@ -45,10 +45,11 @@ def checkpoint(tmp_path):
 
 
 def test_every_model_has_evidence_and_views_of_its_own():
-    views = {kind: [*views_of(kind).all] for kind in (Pradot, Foct, WtFlow)}
+    views = {kind: [*views_of(kind).all] for kind in (Pradot, Foct, WtFlow, Duo)}
     assert views[Pradot] == ["evidence", "assignments", "restoration", "prototypes", "projection", "cells"]
     assert views[Foct] == ["evidence", "transport", "foreground", "growth"]
     assert views[WtFlow] == ["evidence", "flow"]
+    assert {*views[Duo]} == {*views[Pradot], *views[WtFlow]}
     assert [*views_of(Foct, ["growth", "evidence"]).all] == ["evidence", "growth"]
 
 
@@ -65,7 +66,7 @@ def test_an_unknown_view_lists_those_there_are():
 
 
 def test_other_models_have_no_views():
-    with pytest.raises(ValueError, match="Padim has no views; models with views are Foct, Pradot, WtFlow"):
+    with pytest.raises(ValueError, match="Padim has no views; models with views are Duo, Foct, Pradot, WtFlow"):
         views_of(Padim)
 
 
@@ -75,7 +76,7 @@ def test_the_model_is_found_from_a_checkpoint_that_does_not_record_it(fitted, ch
     assert recorded_name(read_checkpoint(path), path) == name
 
 
-@pytest.mark.parametrize("name", ["Foct", "Pradot", "WtFlow"])
+@pytest.mark.parametrize("name", ["Duo", "Foct", "Pradot", "WtFlow"])
 def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
     # Its tensors may have any names.
     path = checkpoint(torch.nn.Linear(1, 1), anomalib_ot={"format": 2, "model": name})
@@ -87,7 +88,7 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
     [
         (
             {"format": 2, "model": "MyPradot"},
-            "is a checkpoint of MyPradot; only Foct, Pradot, WtFlow can be loaded",
+            "is a checkpoint of MyPradot; only Duo, Foct, Pradot, WtFlow can be loaded",
         ),
         ({"format": 5, "model": "Pradot"}, "format 5, .* up to 4; run: pip install --upgrade anomalib-ot"),
     ],
@@ -111,7 +112,7 @@ def test_class_and_split_are_read_at_once(fitted, checkpoint, folder, tmp_path, 
 
 
 def test_the_checkpoint_of_another_model_is_refused(checkpoint, folder, tmp_path):
-    with pytest.raises(ValueError, match="is a checkpoint of an unknown model; only Foct, Pradot, WtFlow"):
+    with pytest.raises(ValueError, match="is a checkpoint of an unknown model; only Duo, Foct, Pradot, WtFlow"):
         explain(checkpoint(torch.nn.Linear(1, 1)), str(folder), tmp_path)
 
 
@@ -120,7 +121,7 @@ def test_the_checkpoint_of_another_model_is_refused(checkpoint, folder, tmp_path
     [
         ({"ckpt_path": "absent.ckpt"}, FileNotFoundError, "there is no checkpoint absent.ckpt"),
         ({"count": 0}, ValueError, "count must be at least 1"),
-        ({"model": "Padim"}, ValueError, "model must be 'Foct' or 'Pradot' or 'WtFlow', not 'Padim'"),
+        ({"model": "Padim"}, ValueError, "model must be 'Duo' or 'Foct' or 'Pradot' or 'WtFlow', not 'Padim'"),
         ({"formats": ["gif"]}, ValueError, "each of formats must be 'png' or 'svg' or 'pdf', not 'gif'"),
         ({"views": ["flow"]}, ValueError, "Foct has no views flow; it has evidence, transport"),
         ({"data": "Nowhere"}, ValueError, "data must be a data module, an image or a folder"),

@@ -6,16 +6,17 @@ import pytest
 import timm
 import torch
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import Duo, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
 from anomalib_ot.features.backbones import create_extractor, layers_of_backbone, prepare_extractor
+from anomalib_ot.models.duo import DuoSettings
 from anomalib_ot.models.foct import FoctSettings
 from anomalib_ot.models.pradot import PradotSettings
 from anomalib_ot.models.wt_flow import WtFlowSettings
 
 BLOCKS = ("blocks.5", "blocks.9"), ("blocks.8",)
 STAGES = ("stages.1", "stages.2"), ("stages.2",)
-# Layers of Pradot and of WtFlow, and image sizes of Pradot, Foct and WtFlow.
+# Layers of Pradot and of WtFlow, and image sizes of Pradot, Foct and WtFlow. Duo's are those of Pradot.
 FAMILIES = {
     "resnet18": (("layer2", "layer3"), ("layer3",), 224, 336, 256),
     "tf_efficientnet_lite0": (("blocks.2", "blocks.4"), ("blocks.4",), 224, 336, 256),
@@ -32,16 +33,16 @@ FAMILIES = {
     "vit_small_patch16_dinov3.lvd1689m": (*BLOCKS, 448, 448, 448),
     "test_vit": (("blocks.2", "blocks.4"), ("blocks.3",), 224, 336, 256),
 }
-MODELS = {Pradot: PradotSettings, Foct: FoctSettings, WtFlow: WtFlowSettings}
-USUAL = {PradotSettings: (224, 224), FoctSettings: (336, 336), WtFlowSettings: (256, 256)}
+MODELS = {Pradot: PradotSettings, Foct: FoctSettings, WtFlow: WtFlowSettings, Duo: DuoSettings}
+USUAL = {PradotSettings: (224, 224), FoctSettings: (336, 336), WtFlowSettings: (256, 256), DuoSettings: (224, 224)}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_has_the_documented_layers_and_image_size(name):
     two, one, *sizes = FAMILIES[name]
     found = [kind(backbone=name) for kind in MODELS.values()]
-    assert [each.layers for each in found] == [two, two, one]
-    assert [each.image_size for each in found] == [(size, size) for size in sizes]
+    assert [each.layers for each in found] == [two, two, one, two]
+    assert [each.image_size for each in found] == [(size, size) for size in (*sizes, sizes[0])]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -15,7 +15,7 @@ from skimage import data
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import Duo, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbone_sources import BackboneError, check_hub
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.preprocessing import normalization, resize_and_normalize
@@ -251,7 +251,7 @@ class TestCreateExtractor:
         assert resize_and_normalize((64, 64), backbone)
 
     @pytest.mark.parametrize(
-        "use", [lambda backbone: create_extractor(backbone, LAYERS), normalization, Foct, Pradot, WtFlow]
+        "use", [lambda backbone: create_extractor(backbone, LAYERS), normalization, Duo, Foct, Pradot, WtFlow]
     )
     def test_a_network_itself_is_refused_by_name(self, use):
         with pytest.raises(TypeError, match=r"not ResNet; .*save_for_hf, and set backbone to local-dir:PATH"):

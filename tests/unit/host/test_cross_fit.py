@@ -46,7 +46,7 @@ def test_each_image_is_scored_once_by_a_model_that_has_not_seen_it(folds):
     scores = cross_fit(FEATURES, folds, fit)
     assert sorted(scored) == list(range(11))
     assert len(seen) == folds
-    assert sorted(scores.images) == list(range(11))
+    assert scores.images == tuple(range(11))
     assert scores.maps == tuple(2 * score for score in scores.images)
     assert scores.source == FOLDS
     # The same seed gives the same folds.

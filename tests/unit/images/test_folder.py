@@ -1,5 +1,8 @@
 """A folder as a stream: the order of its images, and files that are still being written."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from anomalib_ot.images import folder as module
@@ -22,6 +25,18 @@ def names(folder, paths):
 def test_images_come_once_in_the_order_of_their_paths(folder):
     assert [names(folder, paths) for paths in stream_of(folder)] == [["001.tiff", "a/003.JPG", "b/002.png"]]
     assert names(folder, images_in(folder)) == ["001.tiff", "a/003.JPG", "b/002.png"]
+
+
+def test_a_folder_that_vanishes_meanwhile_is_left_out(folder, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path) == folder / "b":
+            raise FileNotFoundError(path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert names(folder, images_in(folder)) == ["001.tiff", "a/003.JPG"]
 
 
 def test_a_watched_image_comes_once_it_no_longer_changes(folder, monkeypatch):

@@ -19,7 +19,7 @@ from lightning.pytorch import seed_everything
 from timm.models import save_for_hf
 from torchvision.transforms.v2 import Compose, Normalize, RandomInvert, Resize
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbone_sources import BackboneError
 from anomalib_ot.host.model_settings import Kind
 
@@ -55,6 +55,13 @@ TRAINED = {
         "training_steps": 2,
         "batch_size": 4,
     },
+    Duo: {
+        "layers": ["layer2", "layer3"],
+        "smoothing": 2.0,
+        "batch_size": 4,
+        "pradot": {"prototypes_per_cell": [1, 2], "alphas": [0.0, 0.9], "whitened_channels": 16, "epochs": 2},
+        "wt_flow": {"score": "density", "width": 16, "whitened_channels": 16, "training_steps": 2},
+    },
 }
 # Another value for each setting, that the command line may give.
 OTHERWISE = {
@@ -83,6 +90,7 @@ OTHERWISE = {
         "compress": False,
         "compress_tolerance": 0.5,
         "smoothing": 0.0,
+        "seed": 7,
         "transport_memory": 0.001,
         "validation_fraction": 0.5,
         "patience": 5,
@@ -121,6 +129,7 @@ OTHERWISE = {
         "fit_features": 10,
         "tolerance": 0.5,
         "smoothing": 0.0,
+        "seed": 7,
     },
     WtFlow: {
         "backbone": "resnet34",
@@ -143,6 +152,7 @@ OTHERWISE = {
         "mismatch_draws": 2,
         "top_share": 0.0,
         "smoothing": 3.0,
+        "seed": 7,
         "training_steps": 7,
         "batch_size": 3,
         "learning_rate": 0.1,
@@ -154,6 +164,23 @@ OTHERWISE = {
         "feature_cache": "none",
         "cache_budget": 0.1,
         "extraction": "openvino",
+    },
+    Duo: {
+        "backbone": "resnet34",
+        "layers": ["layer3", "layer2"],
+        "pre_trained": False,
+        "image_size": (96, 64),
+        "smoothing": 0.0,
+        "seed": 7,
+        "batch_size": 3,
+        "validation_fraction": 0.5,
+        "patience": 7,
+        "calibration_folds": 2,
+        "feature_cache": "none",
+        "cache_budget": 0.1,
+        "extraction": "openvino",
+        "pradot": {"prototypes_per_cell": 1, "deviation": False},
+        "wt_flow": {"width": 32, "score": "log_density"},
     },
 }
 MODELS = list(TRAINED)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from anomalib.engine import Engine
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 
 SHARED = {
     "backbone": "test_resnet",
@@ -23,6 +23,12 @@ MODELS = {
     "Pradot": lambda: Pradot(prototypes_per_cell=1, whitened_channels=16, epochs=1, batch_size=4, **SHARED),
     "Foct": lambda: Foct(rotations=1, support_steps=1, **SHARED),
     "WtFlow": lambda: WtFlow(width=16, whitened_channels=16, training_steps=2, batch_size=4, **SHARED),
+    "Duo": lambda: Duo(
+        pradot={"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1},
+        wt_flow={"width": 16, "whitened_channels": 16, "training_steps": 2},
+        batch_size=4,
+        **SHARED,
+    ),
 }
 
 

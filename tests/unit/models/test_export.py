@@ -21,7 +21,7 @@ from PIL import Image
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.decide import ConformalPostProcessor, Decision
 from anomalib_ot.export.parity import ExportError
 
@@ -38,6 +38,12 @@ MODELS = {
     "Foct": lambda: Foct(rotations=2, support_steps=3, online=True, **SHARED),
     # These images are almost equal: without their mode, eight-bit rounding exceeds what is left.
     "WtFlow": lambda: WtFlow(global_modes=0, width=16, whitened_channels=16, training_steps=7, batch_size=4, **SHARED),
+    "Duo": lambda: Duo(
+        pradot={"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 2},
+        wt_flow={"global_modes": 0, "width": 16, "whitened_channels": 16, "training_steps": 7},
+        batch_size=4,
+        **SHARED,
+    ),
 }
 COMPRESSIONS = [
     None,

@@ -44,7 +44,7 @@ def ending(name, end):
     """A model for one of ``ENDS``; of steps, the flow's own number counts."""
     model, steps = make(name), ENDS[end](name).get("max_steps")
     if name == "WtFlow" and steps:
-        model.settings = replace(model.settings, training_steps=steps)
+        model.flow.settings = replace(model.flow.settings, training_steps=steps)
     return model
 
 

@@ -1,19 +1,28 @@
 """Thresholds from scores of training images that each fold leaves out."""
 
 import logging
+import operator
 
 import pytest
 import torch
 from anomalib.post_processing import PostProcessor
 from torch.utils.data import Subset
 
-from anomalib_ot import Pradot, WtFlow
+from anomalib_ot import Duo, Pradot, WtFlow
 from anomalib_ot.host.cross_fit import FoldFeatures
 
 SMALL = {"backbone": "resnet18", "pre_trained": False, "image_size": (64, 64), "visualizer": False, "evaluator": False}
 MODELS = {
     "Pradot": (Pradot, {"layers": ["layer2", "layer3"], "prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 2}),
     "WtFlow": (WtFlow, {"layers": ["layer3"], "width": 16, "whitened_channels": 8, "training_steps": 6}),
+    "Duo": (
+        Duo,
+        {
+            "layers": ["layer2", "layer3"],
+            "pradot": {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 2},
+            "wt_flow": {"width": 16, "whitened_channels": 8, "training_steps": 6},
+        },
+    ),
 }
 
 
@@ -33,8 +42,30 @@ def test_all_training_images_calibrate(name, engine, data):
     engine().fit(model, datamodule=data())
     processor = model.post_processor
     assert processor.image_calibration.numel() == processor.pixel_calibration.numel() == 10
-    assert processor.image_calibration.tolist() == pytest.approx(sorted(model.calibration_scores.images))
+    assert processor.image_calibration.tolist() == pytest.approx(list(model.calibration_scores.images))
     assert processor.image_threshold == processor.image_calibration.max()
+
+
+@pytest.mark.parametrize("name", ["Pradot", "Duo"], indirect=True)
+def test_folds_score_on_the_scale_of_the_model(name, engine, data, monkeypatch):
+    """The scale of prototypes follows from the scores of their own images, which are lower for fewer of them."""
+    folds = []
+    kind = MODELS[name][0]
+    fit_fold = kind.fit_fold
+
+    def fit_and_keep(self, features):
+        folds.append((features, fit_fold(self, features)))
+        return folds[-1][1]
+
+    monkeypatch.setattr(kind, "fit_fold", fit_and_keep)
+    model = make(name)
+    engine().fit(model, datamodule=data())
+    weights = operator.attrgetter("pradot.weights" if name == "Duo" else "weights")
+    assert len(folds) == 3
+    assert all(weights(fold).equal(weights(model.model)) for _, fold in folds)
+    # A model that has not been fitted has no scale to share.
+    alone = fit_fold(make(name), folds[0][0])
+    assert not weights(alone).equal(weights(model.model))
 
 
 def test_folds_change_neither_scores_nor_what_follows(name, engine, data):
@@ -61,17 +92,17 @@ def test_a_fold_with_all_images_is_fitted_as_the_model_is(engine, data, monkeypa
     for name in MODELS:
         monkeypatch.setattr(MODELS[name][0], "calibrate", fit_all)
         model = make(name, batch_size=10)
-        if name == "WtFlow":
+        if name != "Pradot":
             # Both start from the same weights.
-            start = {key: value.clone() for key, value in model.model.velocities().state_dict().items()}
-            build = WtFlow.fit_fold.__globals__["WtFlowModel"]
+            start = {key: value.clone() for key, value in model.flow.velocities().state_dict().items()}
+            names, build = type(model).fit_fold.__globals__, type(model.model)
 
             def same_start(*arguments, start=start, build=build):
                 made = build(*arguments)
-                made.velocities().load_state_dict(start)
+                getattr(made, "wt_flow", made).velocities().load_state_dict(start)
                 return made
 
-            monkeypatch.setitem(WtFlow.fit_fold.__globals__, "WtFlowModel", same_start)
+            monkeypatch.setitem(names, build.__name__, same_start)
         engine().fit(model, datamodule=data())
         with torch.no_grad():
             expected, found = (each.score(fold["features"], (64, 64)) for each in (model.model.eval(), fold["model"]))
@@ -95,6 +126,8 @@ def test_without_folds_the_validation_images_calibrate(name, given, reason, engi
     assert model.post_processor.image_calibration.numel() == 4
 
 
+# Duo weighs its parts by folds.
+@pytest.mark.parametrize("name", ["Pradot", "WtFlow"])
 def test_folds_are_not_fitted_for_nothing(name, engine, data, monkeypatch):
     monkeypatch.setattr(MODELS[name][0], "fit_fold", lambda *_: 1 / 0)
     engine().fit(make(name, calibration_folds=0), datamodule=data())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_ot import Pradot, WtFlow
+from anomalib_ot import Duo, Pradot, WtFlow
 
 openvino = pytest.importorskip("openvino")
 pytestmark = pytest.mark.slow
@@ -63,10 +63,19 @@ def wt_flow():
     return model
 
 
+def duo():
+    model = Duo(**SMALL, pradot={"prototypes_per_cell": 1}, wt_flow={"width": 16})
+    features = model.model.extract(torch.rand(4, 3, *SIZE))
+    model.model.pradot.fit_whitening([features])
+    model.model.pradot.initialise(features)
+    model.model.wt_flow.fit_normalization([features])
+    return model
+
+
 SMALL = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2"], "pre_trained": False, "image_size": SIZE}
 
 
-@pytest.fixture(scope="module", params=[pradot, wt_flow])
+@pytest.fixture(scope="module", params=[pradot, wt_flow, duo])
 def exported(request, tmp_path_factory):
     """A model and its graph, as exported."""
     model = request.param()

@@ -5,7 +5,7 @@ import torch
 from anomalib.data import Folder
 from anomalib.post_processing import PostProcessor
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import Duo, Foct, Pradot, WtFlow
 from anomalib_ot.data import FewShot, GoodPictures
 from anomalib_ot.explain.data import read_data
 from anomalib_ot.host.calibration import FOLDS, SUPPORT, TRAINED
@@ -20,6 +20,13 @@ SMALL = {
 MODELS = {
     "Pradot": (Pradot, {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 1}),
     "WtFlow": (WtFlow, {"width": 16, "whitened_channels": 8, "training_steps": 3}),
+    "Duo": (
+        Duo,
+        {
+            "pradot": {"prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 1},
+            "wt_flow": {"width": 16, "whitened_channels": 8, "training_steps": 3},
+        },
+    ),
     "Foct": (Foct, {"rotations": 1, "support_steps": 2, "foreground": "none"}),
 }
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from anomalib_ot import Foct, Pradot, WtFlow
+from anomalib_ot import Duo, Foct, Pradot, WtFlow
 from anomalib_ot.features import backbones
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.host.model_settings import ModelSettings, Running, Scoring, Training
+from anomalib_ot.models.duo import DuoSettings
 from anomalib_ot.models.foct import FoctSettings
 from anomalib_ot.models.pradot import PradotSettings
 from anomalib_ot.models.wt_flow import WtFlowSettings
 
-SETTINGS = {Pradot: PradotSettings, Foct: FoctSettings, WtFlow: WtFlowSettings}
+SETTINGS = {Pradot: PradotSettings, Foct: FoctSettings, WtFlow: WtFlowSettings, Duo: DuoSettings}
 MODELS = [*SETTINGS]
 PARTS = [*SETTINGS.values(), LocalWhitening, AnomalyMapGenerator]
 COMPONENTS = {"pre_processor", "post_processor", "evaluator", "visualizer"}
@@ -49,7 +50,7 @@ def one_backbone():
     """Makes the backbone once: none of the settings is its."""
     made = backbones.create_extractor("resnet18", ["layer2", "layer3"], pre_trained=False)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("pradot", "foct", "wt_flow"):
+        for name in ("pradot", "foct", "wt_flow", "duo"):
             patch.setattr(f"anomalib_ot.models.{name}.torch_model.prepare_extractor", lambda *_: made)
         yield
 
@@ -150,7 +151,7 @@ TOO_SMOOTH = r"smoothing must be below 15.875 pixels for images of 64 x 64, not 
 SMALL = {"image_size": (64, 64), "smoothing": 100.0, "visualizer": False}
 
 
-@pytest.mark.parametrize("kind", [Pradot, Foct, WtFlow])
+@pytest.mark.parametrize("kind", MODELS)
 def test_a_smoothing_that_is_too_wide_is_refused_before_training(data, engine, kind, monkeypatch):
     model = make(kind, **SMALL)
     monkeypatch.setattr(model, "on_train_batch_end", lambda *_: pytest.fail("a batch was trained on"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.models.foct import FoctModel, FoctSettings
 
@@ -23,6 +23,9 @@ MODELS = {
     "Pradot": lambda: Pradot(**SMALL, prototypes_per_cell=1, epochs=1),
     "Foct": lambda: Foct(**SMALL, rotations=1, support_steps=1, query_steps=2),
     "WtFlow": lambda: WtFlow(**SMALL, training_steps=1, width=16),
+    "Duo": lambda: Duo(
+        **SMALL, pradot={"prototypes_per_cell": 1, "epochs": 1}, wt_flow={"training_steps": 1, "width": 16}
+    ),
 }
 THREADS, ROUNDS = 2, 8
 

@@ -16,7 +16,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.visualization import ImageVisualizer
 from torch.utils.data import DataLoader
 
-from anomalib_ot import FewShot, Foct, Pradot, WtFlow
+from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.decide import ConformalPostProcessor, Decision
 
 SHARED = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": (64, 64)}
@@ -24,6 +24,11 @@ SETTINGS = {
     Pradot: {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1, "batch_size": 4},
     Foct: {"rotations": 1, "support_steps": 1},
     WtFlow: {"width": 16, "whitened_channels": 16, "training_steps": 2, "batch_size": 4},
+    Duo: {
+        "pradot": {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1},
+        "wt_flow": {"width": 16, "whitened_channels": 16, "training_steps": 2},
+        "batch_size": 4,
+    },
 }
 COLUMNS = ["path", "score", "threshold", "label", "score_raw", "p_value"]
 

@@ -31,7 +31,7 @@ from anomalib_ot.transport._compiled import scale_dense_rows
 
 scale_dense_rows(torch.ones(4, 3), torch.ones(3), torch.ones(4))
 cost = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
-plan = sinkhorn(cost, 1e-3, 3)
+plan = sinkhorn(cost, 1e-3, 3, 0)
 print(type(plan.kernel).__name__, plan.transport_cost())
 """
 
@@ -102,7 +102,7 @@ def test_a_read_only_installation_without_a_home_registers_and_solves(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "could not register" not in result.stderr
     cost = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
-    assert result.stdout.splitlines()[-1] == f"SparseKernel {sinkhorn(cost, 1e-3, 3).transport_cost()}"
+    assert result.stdout.splitlines()[-1] == f"SparseKernel {sinkhorn(cost, 1e-3, 3, 0).transport_cost()}"
     assert not list(tmp_path.rglob("*.nb?"))
 
 

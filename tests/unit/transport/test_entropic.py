@@ -22,7 +22,7 @@ def reference(cost, epsilon, iterations):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_plan_equals_pots_log_domain_solver(epsilon, dtype):
     cost = torch.rand(60, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plan = sinkhorn(cost.to(dtype), epsilon, max_iterations=200)
+    plan = sinkhorn(cost.to(dtype), epsilon, 200, 0)
     expected = reference(cost, epsilon, 200)
     assert (plan.dense() - expected).abs().max() * 60 < (1e-4 if dtype == torch.float32 else 1e-6)
 
@@ -34,7 +34,7 @@ def test_the_reference_is_pots_solver_and_gives_the_same_plan(iterations, weight
     cost, points = torch.rand(60, 25, generator=generator), torch.randn(60, 3, generator=generator)
     rows, columns = ((torch.rand(size, generator=generator) + 0.1).softmax(0) for size in (60, 25))
     marginals = {"row_weights": rows, "column_weights": columns} if weighted else {}
-    ours, theirs = (sinkhorn(cost, 0.05, iterations, method=method, **marginals) for method in get_args(Method))
+    ours, theirs = (sinkhorn(cost, 0.05, iterations, 0, method=method, **marginals) for method in get_args(Method))
     assert theirs.dense().dtype == torch.float64
     assert theirs.iterations == ours.iterations == iterations
     if not weighted:
@@ -59,9 +59,11 @@ def test_the_reference_has_a_tolerance_and_a_warm_start():
 def test_the_reference_refuses_unsupported_arguments():
     with pytest.warns(NotConvergedWarning, match="after 2 iterations"):
         sinkhorn(torch.rand(50, 20), 0.001, 2, 1e-6, method="reference")
+    with pytest.raises(ValueError, match="'reference' does not accelerate its iterations; leave anderson at 0, not 5"):
+        sinkhorn(torch.rand(3, 5), method="reference", anderson=5)
     with pytest.raises(ValueError, match="'reference' solves in one process"):
         sinkhorn(torch.rand(3, 5), method="reference", processes=Processes(object()))
-    with pytest.raises(ValueError, match="the cost divided by epsilon 1e-320 has NaN"):
+    with pytest.raises(ValueError, match="the cost divided by ε = 1e-320 has NaN"):
         sinkhorn(torch.rand(3, 5), 1e-320, method="reference")
 
 
@@ -74,7 +76,7 @@ def test_marginals():
 
 
 def test_reported_error_is_that_of_the_plan():
-    plan = sinkhorn(torch.rand(50, 20), 0.01, max_iterations=3)
+    plan = sinkhorn(torch.rand(50, 20), 0.01, 3, 0)
     assert plan.iterations == 3
     error = (plan.dense().sum(0) - 1 / 20).abs().sum()
     assert plan.marginal_error == pytest.approx(float(error), rel=1e-3)
@@ -169,7 +171,7 @@ def test_a_solve_that_does_not_converge_warns_with_the_error():
         sinkhorn(torch.rand(50, 20), 0.001, max_iterations=2, tolerance=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sinkhorn(torch.rand(50, 20), 0.001, max_iterations=2)
+        sinkhorn(torch.rand(50, 20), 0.001, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,12 @@ def test_a_solve_that_does_not_converge_warns_with_the_error():
         ({"epsilon": 0}, "epsilon must be positive"),
         ({"epsilon": float("nan")}, "epsilon must be positive"),
         ({"max_iterations": 0}, "at least 1"),
-        ({"potential": torch.zeros(4)}, "4,.*5 columns"),
+        ({"anderson": -1}, "anderson must be a whole number of at least 0, not -1"),
+        ({"anderson": 2.5}, "anderson must be a whole number of at least 0, not 2.5"),
+        (
+            {"potential": torch.zeros(4)},
+            r"potential must be of shape \(5,\), an entry for each column of cost, not \(4,\)",
+        ),
         ({"row_weights": torch.tensor([0.5, 0.5, 0.0])}, "row_weights must be positive"),
         ({"column_weights": torch.tensor([1, -1, 1, 1, 1.0])}, "column_weights must be positive"),
         ({"column_weights": torch.ones(3)}, r"column_weights must be of shape \(5,\), not \(3,\)"),

@@ -78,7 +78,7 @@ def test_plan_after_so_many_iterations_is_pots(cost, ratio, epsilon, iterations,
     cost = ratio * epsilon * cost
     marginals = {"a": weights(cost.shape[0], 1), "b": weights(cost.shape[1], 2)} if weighted else {}
     plan = sinkhorn(
-        cost.to(dtype), epsilon, iterations, row_weights=marginals.get("a"), column_weights=marginals.get("b")
+        cost.to(dtype), epsilon, iterations, 0, row_weights=marginals.get("a"), column_weights=marginals.get("b")
     )
     assert plan.dense().dtype == dtype
     rounding = torch.finfo(dtype).eps * (1 + ratio)
@@ -89,7 +89,7 @@ def test_plan_after_so_many_iterations_is_pots(cost, ratio, epsilon, iterations,
 @given(matrices(), powers(-6, 6), epsilons, precisions)
 def test_extreme_costs_give_a_plan_between_the_best_and_its_entropy(cost, ratio, epsilon, dtype):
     cost = (ratio * epsilon * cost).to(dtype)
-    plan = sinkhorn(cost, epsilon, 300)
+    plan = sinkhorn(cost, epsilon, 300, 0)
     dense = plan.dense().double()
     rows, columns = cost.shape
     rounding = 10 * torch.finfo(dtype).eps
@@ -119,9 +119,9 @@ def test_swapped_sides_transpose_the_plan(cost, ratio, epsilon, weighted):
 @given(matrices(), moderate, epsilons, st.integers(-30, 30), precisions)
 def test_costs_and_epsilon_in_another_unit_give_the_same_plan(cost, ratio, epsilon, power, dtype):
     cost = (ratio * epsilon * cost).to(dtype)
-    plan = sinkhorn(cost, epsilon, 20)
+    plan = sinkhorn(cost, epsilon, 20, 0)
     # Scaling by a power of two has no rounding error, so all digits are the same.
-    scaled = sinkhorn(2.0**power * cost, 2.0**power * epsilon, 20)
+    scaled = sinkhorn(2.0**power * cost, 2.0**power * epsilon, 20, 0)
     assert torch.equal(scaled.dense(), plan.dense())
     assert torch.equal(scaled.potential, 2.0**power * plan.potential)
 
@@ -155,7 +155,7 @@ def test_a_duplicated_point_shares_what_one_would_get(cost, ratio, epsilon, data
 @given(st.one_of(matrices(rows=st.just(1)), matrices(columns=st.just(1))), powers(-6, 6), epsilons)
 def test_one_point_on_a_side_leaves_no_choice(cost, ratio, epsilon):
     a, b = (weights(size, size).float() for size in cost.shape)
-    plan = sinkhorn((ratio * epsilon * cost).float(), epsilon, 200, row_weights=a, column_weights=b)
+    plan = sinkhorn((ratio * epsilon * cost).float(), epsilon, 200, 0, row_weights=a, column_weights=b)
     torch.testing.assert_close(plan.dense(), a[:, None] * b, atol=1e-7, rtol=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_one_point_on_a_side_leaves_no_choice(cost, ratio, epsilon):
 @given(sizes, sizes, st.floats(-1e6, 1e6), epsilons)
 def test_equal_points_share_alike(rows, columns, cost, epsilon):
     a, b = weights(rows, 1).float(), weights(columns, 2).float()
-    plan = sinkhorn(torch.full((rows, columns), cost), epsilon, 1, row_weights=a, column_weights=b)
+    plan = sinkhorn(torch.full((rows, columns), cost), epsilon, 1, 0, row_weights=a, column_weights=b)
     torch.testing.assert_close(plan.dense(), a[:, None] * b, atol=1e-7, rtol=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_permuted_points_permute_the_plan(cost, ratio, epsilon, seed):
     cost = ratio * epsilon * cost
     generator = torch.Generator().manual_seed(seed)
     rows, columns = (torch.randperm(size, generator=generator) for size in cost.shape)
-    plan, permuted = sinkhorn(cost, epsilon, 30), sinkhorn(cost[rows][:, columns], epsilon, 30)
+    plan, permuted = sinkhorn(cost, epsilon, 30, 0), sinkhorn(cost[rows][:, columns], epsilon, 30, 0)
     assert distance(permuted.dense(), plan.dense()[rows][:, columns]) < 1e-12 * (1 + ratio)
     assert permuted.transport_cost() == pytest.approx(plan.transport_cost(), abs=1e-12 * epsilon * (1 + ratio))
 
@@ -200,7 +200,7 @@ def test_a_warm_start_from_the_solution_is_the_solution(cost, ratio, epsilon):
 def test_barycentres_and_cost_are_those_of_the_explicit_plan(cost, ratio, epsilon, iterations, weighted):
     cost = ratio * epsilon * cost
     a, b = (weights(size, size) if weighted else None for size in cost.shape)
-    plan = sinkhorn(cost, epsilon, iterations, row_weights=a, column_weights=b)
+    plan = sinkhorn(cost, epsilon, iterations, 0, row_weights=a, column_weights=b)
     points = torch.randn(cost.shape[0], 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = plan.dense().T @ points / plan.column_weights[:, None]
     torch.testing.assert_close(plan.barycentres(points), expected)
@@ -252,7 +252,7 @@ def test_every_form_of_the_kernel_gives_pots_plan_of_the_dense_cost(
     expected = reference(dense, epsilon, 50)
     with only(form, expected.numel()) as workspace:
         cost = FusedCost(*problem, workspace=Workspace() if kept else None)
-        plan = sinkhorn(cost, epsilon, 50, workspace=workspace)
+        plan = sinkhorn(cost, epsilon, 50, 0, workspace=workspace)
         found, barycentres, price = plan.dense(), plan.barycentres(features), plan.transport_cost()
     kernel, error = FORMS[form]
     assert type(plan.kernel) is kernel
@@ -267,7 +267,7 @@ def test_every_form_of_the_kernel_gives_pots_plan_of_the_dense_cost(
 @given(matrices(), moderate, epsilons, st.sampled_from([1, 7, 30]))
 def test_single_precision_loses_no_more_than_its_digits(cost, ratio, epsilon, iterations):
     cost = ratio * epsilon * cost
-    plans = [sinkhorn(cost.to(dtype), epsilon, iterations).dense() for dtype in (torch.float32, torch.float64)]
+    plans = [sinkhorn(cost.to(dtype), epsilon, iterations, 0).dense() for dtype in (torch.float32, torch.float64)]
     assert distance(*plans) < 1e-6 * (1 + ratio)
 
 
@@ -277,15 +277,9 @@ def test_entries_that_cannot_be_told_from_zero_are_zero():
     assert (sinkhorn(cost, 1 / 55).dense() > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_cost_in_another_precision_is_refused(dtype):
-    with pytest.raises(ValueError, match=f"the cost must be a tensor of float32 or float64, not of {dtype}; call"):
-        sinkhorn(torch.ones(3, 4, dtype=dtype))
-
-
 @pytest.mark.parametrize("entry", [math.nan, math.inf, -math.inf])
 def test_a_warm_start_that_is_not_finite_is_refused(entry):
-    with pytest.raises(ValueError, match="the potential has NaN or infinite entries"):
+    with pytest.raises(ValueError, match=r"^potential has NaN or infinite entries"):
         sinkhorn(torch.rand(3, 2), potential=torch.tensor([0.0, entry]))
 
 
@@ -296,7 +290,7 @@ def test_a_tolerance_below_zero_is_refused(tolerance):
 
 
 def test_an_epsilon_too_small_for_the_precision_is_refused_by_name():
-    with pytest.raises(ValueError, match="the cost divided by epsilon 1e-45 has NaN or infinite entries"):
+    with pytest.raises(ValueError, match="the cost divided by ε = 1e-45 has NaN or infinite entries"):
         sinkhorn(torch.rand(3, 2), 1e-45)
 
 

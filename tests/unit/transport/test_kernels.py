@@ -10,6 +10,7 @@ from anomalib_ot.transport._sparse import SparseKernel
 
 MEGABYTE = 1e6
 CELLS, CHANNELS, PER_CELL, IMAGES = 64, 16, 6, 48
+HUNDRED = {"max_iterations": 100, "tolerance": 0}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,12 @@ def problem():
 
 def solve(problem, memory, alpha=0.3, **options):
     cost = FusedCost(*problem, alpha, "euclidean")
-    return sinkhorn(cost, 0.01, workspace=Workspace(memory), **options)
+    return sinkhorn(cost, 0.01, **{**HUNDRED, "workspace": Workspace(memory), **options})
 
 
 @pytest.fixture(scope="module")
 def exact(problem):
-    return sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.01)
+    return sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.01, 100, 0)
 
 
 # The dense kernel takes 4.7 MB.
@@ -116,7 +117,7 @@ def solve_rounded(problem, monkeypatch):
         workspace = Workspace(3.6 * MEGABYTE)
         cost = FusedCost(*problem, alpha, "euclidean", workspace=workspace)
         assert cost._stored.matrix.dtype == torch.int16
-        return sinkhorn(cost, **{"epsilon": 0.01, "workspace": workspace, **options}), workspace
+        return sinkhorn(cost, **{"epsilon": 0.01, **HUNDRED, "workspace": workspace, **options}), workspace
 
     return solved
 
@@ -135,7 +136,7 @@ def test_a_kernel_that_does_not_fit_is_computed_from_rounded_similarities(proble
     plan, workspace = solve_rounded(epsilon=0.004, max_iterations=300)
     assert isinstance(plan.kernel, RecomputedKernel)
     assert set(workspace._buffers) == {"similarities", "values", "columns"}
-    exact = sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.004, 300)
+    exact = sinkhorn(FusedCost(*problem, 0.3, "euclidean")[:].double(), 0.004, 300, 0)
     assert (plan.dense() - exact.dense()).abs().sum() < 0.01
 
 
@@ -182,7 +183,7 @@ def test_the_default_type_of_new_tensors_does_not_matter(problem, memory, monkey
 
     def solved():
         workspace = Workspace(memory)
-        plan = sinkhorn(FusedCost(*problem, 0.3, "euclidean", workspace=workspace), 0.01, 5, workspace=workspace)
+        plan = sinkhorn(FusedCost(*problem, 0.3, "euclidean", workspace=workspace), 0.01, 5, 0, workspace=workspace)
         return plan.dense(), plan.barycentres(problem[0]), torch.tensor(plan.transport_cost(), dtype=torch.float64)
 
     expected = solved()

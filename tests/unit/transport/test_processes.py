@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from anomalib_ot.transport import FusedCost, Processes, _kernels, _sparse, grid_coordinates, sinkhorn
+from anomalib_ot.transport import FusedCost, Processes, _anderson, _kernels, _sparse, grid_coordinates, sinkhorn
 
 TOLERANCE = 1e-3
 
@@ -37,15 +37,28 @@ def share(rank, folder, is_sparse):
     # Unequal shares: four and two images; all and none.
     results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
     assert Processes.all().first(torch.full((2, 3), float(rank)).T).tolist() == [[0, 0]] * 3
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save((results, accelerated(rank)), folder / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+def accelerated(rank):
+    """Potential and iterations of accelerated iterations whose steps differ between the processes, as by rounding."""
+    step = _anderson.Anderson.step
+    _anderson.Anderson.step = lambda self, residual: step(self, residual) * (1 + 1e-3 * rank)
+    features, *others = problem()
+    cost = FusedCost(features[3 * rank : 3 * rank + 3].flatten(0, 1), *others, 0.3, processes=Processes.all())
+    plan = sinkhorn(cost, 0.01, 500, TOLERANCE, anderson=5, processes=Processes.all())
+    return plan.potential, plan.iterations
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_two_processes_give_the_plan_of_one(tmp_path, is_sparse):
     multiprocessing.spawn(share, (tmp_path, is_sparse), nprocs=2)
     alone = solve(slice(None))
-    results = [result for rank in range(2) for result in torch.load(tmp_path / f"{rank}.pt")]
+    (results, first), (more, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1] < alone[0][3]
+    results += more
     assert len(results) == 4
     for result in results:
         for ours, expected in zip(result, alone, strict=True):

@@ -35,12 +35,14 @@ class Verdict:
         score: Image score; 0.5 is the threshold.
         wrong: Whether the score is on the wrong side of the threshold.
         map: Anomaly map as a data URI; empty if the model has no maps.
+        p_value: P-value of the score; None if the model is not calibrated.
     """
 
     model: str
     score: float
     wrong: bool
     map: str
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def pictures(group: Group, count: int) -> list[Picture]:
         sources = [look[row] for look in looks]
         size, image, truth = _photograph(sources)
         verdicts = [
-            Verdict(run.key.model, float(source.score), bool(wrong[model, index]), _map_uri(source.map, size))
+            Verdict(run.key.model, source.score, bool(wrong[model, index]), _map_uri(source.map, size), source.p_value)
             for model, (run, source) in enumerate(zip(runs, sources, strict=True))
         ]
         first = sources[0]
@@ -140,6 +142,7 @@ class _Source:
     score: float
     map: NDArray[np.floating[Any]] | None
     truth: NDArray[np.bool_] | None
+    p_value: float | None
 
 
 def _ordered(predictions: Predictions) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -171,6 +174,7 @@ def _look(run: Record, chosen: Sequence[int]) -> list[_Source]:
             float(predictions.scores[index]),
             None if predictions.maps is None else predictions.maps[index].astype(np.float32),
             None if predictions.truth is None else predictions.truth[index],
+            None if predictions.p_values is None else float(predictions.p_values[index]),
         )
         for index in (order[position] for position in chosen)
     ]

@@ -20,6 +20,11 @@ _BASELINE = (
     "separately, and both models use the same resamples. The interval describes the variation over test images, not "
     "over seeds."
 )
+_VERDICTS = (
+    "A calibrated model promises that at most this share of new good images is called anomalous, on average over the "
+    "drawing of its calibration images. If the interval of the realised share, that of the good test images, is above "
+    "the promise, these images caused more false alarms than promised."
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Report:
     averages: list[Table]
     sections: list[Section]
     about_baseline: str
+    about_verdicts: str
     published: Table | None
     overrides: Table | None
     warning: str
@@ -108,6 +114,7 @@ def _report(
         tables.averages(groups),
         [_section(group, baseline) for group in groups],
         _BASELINE if baseline else "",
+        _VERDICTS if any(record.verdicts for record in records) else "",
         tables.published(reference, groups) if reference else None,
         tables.overrides(records),
         _warning(environment[1]),
@@ -131,7 +138,12 @@ def _summary(records: Sequence[Record]) -> str:
 
 def _section(group: Group, baseline: str | None) -> Section:
     differences = group.differences(baseline) if baseline else {}
-    made = (tables.results(group, baseline, differences), tables.results_by_kind(group), tables.costs(group))
+    made = [
+        tables.results(group, baseline, differences),
+        tables.results_by_kind(group),
+        tables.verdicts(group),
+        tables.costs(group),
+    ]
     return Section(group.title, [it for it in made if it is not None], figures.charts(group), figures.histograms(group))
 
 
@@ -148,7 +160,7 @@ def _text(report: Report) -> str:
         # Tracebacks would hide the tables. They are in the page and in results.json.
         failures = [f"{failure.key}: {failure.message}" for failure in report.failures]
         blocks.append("\n".join(f"- {markdown(line)}" for line in (*failures, *report.incomplete)))
-    blocks.append(report.about_baseline)
+    blocks += [report.about_baseline, report.about_verdicts]
     if report.averages:
         blocks += ["## Averages", *_captioned(report.averages)]
     for section in report.sections:

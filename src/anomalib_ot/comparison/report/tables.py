@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from scipy.stats import binomtest
+
 from anomalib_ot.comparison.bootstrap import Difference
 from anomalib_ot.comparison.record import Key, Record
+from anomalib_ot.comparison.verdicts import Verdicts
+from anomalib_ot.host.calibration import FOLDS, HELD_OUT, SUPPORT, TRAINED
 
 from .groups import Group
 
@@ -26,6 +30,12 @@ _COSTS = {
 }
 # Neither fewer nor more of them is better.
 _WITHOUT_BEST = {"parameters"}
+_SOURCES: Mapping[str, str] = {
+    HELD_OUT: "held out",
+    FOLDS: "folds of the training images",
+    SUPPORT: "support images",
+    TRAINED: "trained on",
+}
 _AVERAGED = ("image_AUROC", "pixel_AUPRO")
 # Characters that Markdown interprets; an underscore only at the edge of a word.
 _MARKDOWN = re.compile(r"[\\`*~<>|&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
@@ -93,6 +103,48 @@ def results_by_kind(group: Group) -> Table | None:
     caption = f"By kind of anomaly on {group.title}, in percent" + _seeds(group)
     headers = [_BY_KIND.sub(lambda match: f"{_label(match[1])}, {match[2]}", name) for name in names]
     return _table(caption, ["model", *headers], _models(group), [_metric_column(group, name) for name in names])
+
+
+def verdicts(group: Group) -> Table | None:
+    """Promised and realised false alarms and detected anomalies of each model; None if no run knows them."""
+    runs = {model: [run.verdicts for run in group.runs[model] if run.verdicts] for model in group.runs}
+    if not any(runs.values()):
+        return None
+    headers = ["model", "calibration images", "promised", "realised [95 % interval]", "detected"]
+    caption = f"Verdicts on {group.title}: false alarms and detected anomalies, in percent"
+    if len(group.seeds) > 1:
+        caption += f", mean over seeds {', '.join(map(str, group.seeds))}"
+    rows = [
+        [model, *(_verdicts(some, len(group.runs[model.text])) if some else [Cell(ABSENT)] * (len(headers) - 1))]
+        for model, some in zip(_models(group), runs.values(), strict=True)
+    ]
+    return Table(caption, headers, rows)
+
+
+def _verdicts(runs: Sequence[Verdicts], seeds: int) -> list[Cell]:
+    """Cells of a model, from its runs with verdicts and the number of all its runs."""
+    counts = " to ".join(dict.fromkeys(str(choose(run.calibration_images for run in runs)) for choose in (min, max)))
+    sources = dict.fromkeys(_SOURCES.get(run.calibration_source, run.calibration_source) for run in runs)
+    asked, promised = (f"{100 * fmean(rates):.3g}" for rates in zip(*map(_rates, runs), strict=True))
+    return [
+        Cell(counts, note="; ".join(filter(None, [*sources, _fewer(len(runs), seeds)]))),
+        Cell(promised, note="" if asked == promised else f"{asked} asked for"),
+        _realised(runs),
+        Cell(_percent(100 * fmean(run.detected / run.anomalous_images for run in runs))),
+    ]
+
+
+def _rates(run: Verdicts) -> tuple[float, float]:
+    return run.false_alarm_rate, run.supported_rate
+
+
+def _realised(runs: Sequence[Verdicts]) -> Cell:
+    if any(run.calibrated_on_test for run in runs):
+        return Cell(ABSENT, note="calibrated on test images")
+    alarms, good = fmean(run.false_alarms for run in runs), runs[0].good_images
+    # All seeds have the same test images, and tell as much as one about other images.
+    low, high = binomtest(round(alarms), good).proportion_ci()
+    return Cell(f"{_percent(100 * alarms / good)} [{_percent(100 * low)}, {_percent(100 * high)}]")
 
 
 def averages(groups: Sequence[Group]) -> list[Table]:

@@ -35,6 +35,7 @@ from anomalib_ot.host.finishing import validate_now
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
 from anomalib_ot.host.image_check import ChecksImages
+from anomalib_ot.host.seeding import Seeded, own_seed
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import NavigatorStart
 
@@ -58,7 +59,15 @@ class _BrokenOff(Callback):
 
 
 class Foct(  # type: ignore[misc]  # as anomalib's memory banks
-    CheckedExport, Verdicts, SafeCheckpoints, ChecksImages, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule
+    CheckedExport,
+    Verdicts,
+    SafeCheckpoints,
+    ChecksImages,
+    Seeded,
+    HoldsOut,
+    GradientFree,
+    MemoryBankMixin,
+    AnomalibModule,
 ):
     """Few-shot anomaly detection with conditional transport and an online memory.
 
@@ -103,6 +112,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         fit_features: Features of memory and query that such a fit samples; 0 for all (paper).
         tolerance: Relative change of the objective at which a fit ends; 0 runs all steps (paper).
         smoothing: Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 for none.
+        seed: Seed of all random numbers of a training, so that the same images give the same model. How a data module
+            divides its images follows from its own seed. By default, the numbers are those that the caller has seeded;
+            anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -162,6 +174,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         fit_features: int = FoctSettings.fit_features,
         tolerance: float = FoctSettings.tolerance,
         smoothing: float = FoctSettings.smoothing,
+        seed: int | None = FoctSettings.seed,
         pre_processor: nn.Module | bool = True,
         post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -182,7 +195,8 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         self.record_backbone(backbone)
         self.settings = settings
         self.foreground = create_foreground(settings)
-        self.model = FoctModel(settings)
+        with own_seed(settings.seed):
+            self.model = FoctModel(settings)
         self._support: list[Tensor] = []
         # Leaves the model as it was before validation.
         self._validation = ExitStack()

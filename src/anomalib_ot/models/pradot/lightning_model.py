@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -35,11 +34,13 @@ from anomalib_ot.host.cross_fit import FoldFeatures
 from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
+from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.transport import SpatialCost
 
 from .settings import Initialisation, PradotSettings
 from .torch_model import PradotModel
+from .training import fit_prototypes
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,9 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
             where it is installed and saves time.
+        seed: Seed of all random numbers of a training, so that the same images give the same model. How a data module
+            divides its images follows from its own seed. By default, the numbers are those that the caller has seeded;
+            anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -170,6 +174,7 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         feature_cache: CachePlace = PradotSettings.feature_cache,
         cache_budget: float = PradotSettings.cache_budget,
         extraction: Extraction = PradotSettings.extraction,
+        seed: int | None = PradotSettings.seed,
         pre_processor: nn.Module | bool = True,
         post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -189,7 +194,8 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         )
         self.record_backbone(backbone)
         self.set_feature_training(settings, _BATCH)
-        self.model = PradotModel(settings)
+        with own_seed(settings.seed):
+            self.model = PradotModel(settings)
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._epoch_costs: list[float] = []
@@ -281,15 +287,11 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             logger.info("%s", report)
 
     def fit_fold(self, features: FoldFeatures) -> PradotModel:
-        """Fit a model on some of the training images, with as many epochs as this one."""
+        """Fit a model on some of the training images, with as many epochs as this one, or as it would have."""
         model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
-        model.fit_whitening(features.in_order())
-        model.initialise(next(features.in_order()))
-        for number in range(self.current_epoch + 1):
-            for batch in features.epoch(number):
-                model.update(batch)
-        model.finish(lambda _: features.in_order())
-        model.workspace.clear()
+        epochs = self.settings.epochs if self.is_finished is None else self.current_epoch + 1
+        fit_prototypes(model, features.in_order, map(features.epoch, range(epochs)))
+        model.take_scale(self.model)
         return model
 
     def on_fit_end(self) -> None:
@@ -314,20 +316,6 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         else:
             self._epochs_since += 1
         return self.has_converged
-
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, from which the post-processor computes its thresholds.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the training state that resuming needs."""
@@ -357,8 +345,3 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
             "max_epochs": self.settings.epochs,
             "num_sanity_val_steps": 0,
         }
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as Pradot learns from normal images."""
-        return LearningType.ONE_CLASS

@@ -220,6 +220,18 @@ class PradotModel(SinglePrecisionParts):
             weights = torch.cat([(1 - shares) / count * weights, shares * _inverse(mean[:, count:])], dim=1)
         self.weights = weights / weights.sum()
 
+    def take_scale(self, other: "PradotModel") -> None:
+        """Take the weights of a model that was fitted to more images, if it is fitted, to be comparable with it.
+
+        The weights follow from the scores of images that a model was fitted to. These scores fall with the number of
+        images, for prototypes more than for the deviation, and so would the scores of new images.
+
+        Args:
+            other: The other model, of the same settings.
+        """
+        if other.is_initialised:
+            self.weights = other.weights
+
     def compress(self, batches: Iterable[dict[str, Tensor]], tolerance: float) -> Tensor:
         """Drop prototypes that no cell of a normal image needs to keep its score low.
 
@@ -303,11 +315,24 @@ class PradotModel(SinglePrecisionParts):
         Raises:
             RuntimeError: If there are no prototypes yet.
         """
+        anomaly_map = self.anomaly_map_generator(self.layer_scores(features), size)
+        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+
+    def layer_scores(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Score map (B, 1, H, W) of each layer, which the anomaly map is the sum of.
+
+        Args:
+            features: Feature maps (B, D, H, W) of each layer.
+
+        Raises:
+            RuntimeError: If there are no prototypes yet.
+        """
         self._require_prototypes()
         scores = self._scores(features)
-        maps = [sum(self.weights[i, j] * score for j, score in enumerate(row)) for i, row in enumerate(scores)]
-        anomaly_map = self.anomaly_map_generator(maps, size)
-        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+        return [
+            cast("Tensor", sum(self.weights[i, j] * score for j, score in enumerate(row)))
+            for i, row in enumerate(scores)
+        ]
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:

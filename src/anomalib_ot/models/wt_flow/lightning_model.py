@@ -4,25 +4,15 @@ Paper: Li et al., Time-reversed flow matching with worst transport in high-dimen
 detection, 2025, https://arxiv.org/abs/2508.05461
 """
 
-import logging
-from collections.abc import Iterable, Sequence, Sized
-from copy import deepcopy
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any, cast
 
-import torch
-from anomalib import LearningType
-from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.checked import CheckedExport
@@ -34,25 +24,18 @@ from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures
-from anomalib_ot.host.feature_cache import FeatureBatch
-from anomalib_ot.host.feature_training import FeatureTraining
+from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.host.verdicts import Verdicts
-from anomalib_ot.transport import CouplingName, Processes, Scope, Solver, create_coupling
+from anomalib_ot.transport import CouplingName, Scope, Solver
 
-from .matching import matching_losses
+from .flow_training import FlowTraining
 from .settings import Normalization, Score, WtFlowSettings
 from .torch_model import WtFlowModel
-from .training import GRADIENT_NORM, average_into, create_optimizer, fit_flow, noise_generator
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 16
-# Steps between two measurements of the held-out loss, and draws of noise and times in each.
-_INTERVAL = 25
-_DRAWS = 4
 
 
-class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Anomaly detection by time-reversed flow matching with worst transport.
 
     The backbone is frozen: the features of the training images are extracted once and cached, so that a step consists
@@ -105,6 +88,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: Extract the features of training images with ``torch`` or ``openvino``. ``auto`` takes OpenVINO
             where it is installed and saves time.
+        seed: Seed of all random numbers of a training, so that the same images give the same model. How a data module
+            divides its images follows from its own seed. By default, the numbers are those that the caller has seeded;
+            anomalib's command ignores its own ``seed_everything``.
         pre_processor: Pre-processor; True for the default, False for none.
         post_processor: Post-processor; True for the default, False for none.
         evaluator: Evaluator; True for the default, False for none.
@@ -165,6 +151,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         feature_cache: CachePlace = WtFlowSettings.feature_cache,
         cache_budget: float = WtFlowSettings.cache_budget,
         extraction: Extraction = WtFlowSettings.extraction,
+        seed: int | None = WtFlowSettings.seed,
         pre_processor: nn.Module | bool = True,
         post_processor: ConformalPostProcessor | PostProcessor | nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -184,15 +171,9 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
         )
         self.record_backbone(backbone)
         self.set_feature_training(settings, _BATCH)
-        self.coupling = create_coupling(settings.coupling, settings.scope, settings.block_size, settings.solver)
-        self.model = WtFlowModel(settings)
-        # The model holds the moving average of these weights.
-        self.trained = deepcopy(self.model.velocities())
-        self.model.requires_grad_(requires_grad=False)
-        # Lowest loss so far, and measurements since then; both are stored in checkpoints.
-        self._lowest_loss = float("inf")
-        self._looks_since = 0
-        self._best_weights: dict[str, Tensor] | None = None
+        with own_seed(settings.seed):
+            self.model = WtFlowModel(settings)
+        self.set_flow_training()
 
     def configure_post_processor(self) -> ConformalPostProcessor:
         """A threshold that promises a rate of false alarms, from good images alone."""
@@ -216,181 +197,8 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Anomalib
             image_size or default_image_size(backbone, WtFlowSettings.usual_image_size), backbone
         )
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, with a learning rate that rises, then falls by a cosine, over ``training_steps``."""
-        # Lightning's learning-rate finder sets the rate in the hyperparameters.
-        optimizer, schedule = create_optimizer(self.trained, self.settings, self.hparams["learning_rate"])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_fit_start(self) -> None:
-        """Extract the features of the training images, and estimate how they vary.
-
-        Raises:
-            ValueError: If the feature maps are too small for the velocity field, or the block size does not divide
-                the points in a batch.
-        """
-        if self.resumes_what_has_ended():
-            return
-        self.extract_training_features(self.model.feature_extractor)
-        trained_on = self.training_features.trained_on
-        if not self.model.is_fitted:
-            self.model.fit_normalization(self.features_on_device(trained_on, "Fitting the normalisation"))
-        first = self.model.embed(next(self.features_on_device(trained_on, "Checking a batch")))
-        sizes = {len(first[0])}
-        for features in (trained_on, self.training_features.held_out):
-            if isinstance(features, DataLoader):
-                total = len(cast("Sized", features.dataset))
-                sizes |= {min(total, self.batch_size), total % self.batch_size}
-        for size in sorted(sizes - {0}, reverse=True):
-            for maps in first:
-                self.coupling.check((size, *maps.shape[1:]))
-
-    def training_step(self, batch: Batch | FeatureBatch, *args, **kwargs) -> STEP_OUTPUT:
-        """Regress the velocity from features to their paired noise.
-
-        Args:
-            batch: Images, or their cached features.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The loss, or None if it is not finite; training then stops with the last weights of a finite loss.
-
-        Raises:
-            RuntimeError: If the first loss is not finite, or any loss in training with several processes.
-        """
-        del args, kwargs
-        embeddings = self.model.embed(self.features_of(batch))
-        processes, generator = Processes.all(), noise_generator(self.global_step, self.device)
-        losses = matching_losses(self.trained, embeddings, self.coupling, generator, processes)
-        # So that all processes report it, not only one.
-        batch_losses = processes.sum(losses.detach() / self.trainer.world_size)
-        if not batch_losses.isfinite().all():
-            self._stop_at(batch_losses)
-            return None
-        # The finite loss shows that the weights are valid.
-        average_into(self.model.velocities(), self.trained, self.global_step, self.settings.ema_rate)
-        self.log("train_loss", batch_losses.mean(), prog_bar=True, batch_size=1)
-        return losses.mean()
-
-    def _stop_at(self, losses: Tensor) -> None:
-        layer = self.model.layers[int((~losses.isfinite()).nonzero()[0])]
-        msg = (
-            f"the loss of layer {layer} is not finite at step {self.global_step} (epoch {self.current_epoch}); lower "
-            "learning_rate or train with a higher precision"
-        )
-        # With several processes, Lightning allows none of them to skip a step.
-        if self.global_step == 0 or self.trainer.world_size > 1:
-            raise RuntimeError(msg)
-        logger.error("Training stops with the weights of the step before: %s.", msg)
-        self.trainer.should_stop = True
-
-    def on_train_batch_end(self, *args) -> None:
-        """Measure the held-out loss at regular intervals."""
-        held_out = self.training_features.held_out
-        if (
-            held_out is not None
-            and self.global_step % _INTERVAL == 0
-            and self._stopped_falling(self._held_out_loss(held_out))
-        ):
-            logger.info("The loss of held-out images stopped falling after %d steps.", self.global_step)
-            self.trainer.should_stop = True
-        super().on_train_batch_end(*args)
-
-    @property
-    def has_converged(self) -> bool:
-        """Whether the loss of the held-out images stopped falling."""
-        return self._looks_since >= self.settings.patience
-
-    def finished_part(self) -> nn.Module:
-        """The averaged velocity fields."""
-        return self.model.velocities()
-
-    def finish(self) -> None:
-        """Restore the best weights, if images are held out."""
-        if self._best_weights is not None:
-            self.model.velocities().load_state_dict(self._best_weights)
-
     def fit_fold(self, features: FoldFeatures) -> WtFlowModel:
-        """Fit a model on some of the training images, with as many steps as this one."""
+        """Fit a model on some of the training images, with as many steps as this one, or as it would have."""
         model = WtFlowModel(self.settings, self.model.feature_extractor).to(self.device).eval()
-        model.fit_normalization(features.in_order())
-        batches = (batch for number in count() for batch in features.epoch(number))
-        fit_flow(model, batches, self.coupling, self.global_step, self.hparams["learning_rate"])
+        self.fit_flow_of_fold(model, features)
         return model
-
-    @torch.no_grad()
-    def _held_out_loss(self, held_out: Iterable[FeatureBatch]) -> float:
-        """Loss of the averaged weights, with the same noise and times in each measurement."""
-        generator = torch.Generator(self.device).manual_seed(0)
-        velocities = self.model.velocities()
-        loss = fmean(
-            float(matching_losses(velocities, embeddings, self.coupling, generator).mean())
-            for embeddings in map(self.model.embed, self.features_on_device(held_out, "Validating"))
-            for _ in range(_DRAWS)
-        )
-        self.log("val_loss", loss, prog_bar=True, batch_size=1)
-        return loss
-
-    def _stopped_falling(self, loss: float) -> bool:
-        if loss < self._lowest_loss:
-            self._lowest_loss = loss
-            self._looks_since = 0
-            self._best_weights = {name: value.clone() for name, value in self.model.velocities().state_dict().items()}
-        else:
-            self._looks_since += 1
-        return self.has_converged
-
-    def on_fit_end(self) -> None:
-        """Release the cached features."""
-        self.forget_training_features()
-
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, from which the post-processor computes its thresholds.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the training state that resuming needs."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["wt_flow"] = {
-            "lowest_loss": self._lowest_loss,
-            "looks_since": self._looks_since,
-            "best_weights": self._best_weights,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the settings that change scores, and the training state.
-
-        Raises:
-            ValueError: If the checkpoint belongs to another model, or its tensors do not match this one.
-        """
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint["wt_flow"]
-        self._lowest_loss = state["lowest_loss"]
-        self._looks_since = state["looks_since"]
-        self._best_weights = state["best_weights"]
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments that the model passes to the trainer."""
-        return {
-            "max_epochs": -1,
-            "max_steps": self.settings.training_steps,
-            "gradient_clip_val": GRADIENT_NORM,
-            "num_sanity_val_steps": 0,
-        }
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as WtFlow learns from normal images."""
-        return LearningType.ONE_CLASS

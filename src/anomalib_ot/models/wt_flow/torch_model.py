@@ -132,10 +132,20 @@ class WtFlowModel(SinglePrecisionParts):
         Raises:
             RuntimeError: If the model is not fitted.
         """
-        self._require_fit()
-        scores = [score / len(self.layers) for score in self.scores(features)]
-        anomaly_map = self.anomaly_map_generator(scores, size)
+        anomaly_map = self.anomaly_map_generator(self.layer_scores(features), size)
         return InferenceBatch(pred_score=self._image_score(anomaly_map), anomaly_map=anomaly_map)
+
+    def layer_scores(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Score map (B, 1, H, W) of each layer, which the anomaly map is the sum of.
+
+        Args:
+            features: Feature maps (B, D, H, W) of each layer.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
+        self._require_fit()
+        return [score / len(self.layers) for score in self.scores(features)]
 
     def _require_fit(self) -> None:
         if not self.is_fitted:
@@ -155,10 +165,9 @@ class WtFlowModel(SinglePrecisionParts):
         Raises:
             RuntimeError: If the model is not fitted.
         """
-        self._require_fit()
-        scores = self.scores(self.extract(images))
+        scores = self.layer_scores(self.extract(images))
         return {
-            layer: self.anomaly_map_generator([score / len(self.layers)], images.shape[-2:])
+            layer: self.anomaly_map_generator([score], images.shape[-2:])
             for layer, score in zip(self.layers, scores, strict=True)
         }
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.parsing import lightning_setattr
 
 from anomalib_ot import WtFlow
-from anomalib_ot.models.wt_flow import lightning_model
+from anomalib_ot.models.wt_flow import flow_training
 from anomalib_ot.models.wt_flow.training import average_into, create_optimizer
 
 SMALL = {
@@ -69,7 +69,7 @@ def test_the_model_has_the_moving_average_of_the_trained_weights(data, engine, m
         steps.append([parameter.detach().clone() for parameter in trained.parameters()])
         average_into(averages, trained, *rest)
 
-    monkeypatch.setattr(lightning_model, "average_into", spy)
+    monkeypatch.setattr(flow_training, "average_into", spy)
     engine().fit(flow, datamodule=data())
     expected = steps[0]
     for count, weights in enumerate(steps[1:], start=1):

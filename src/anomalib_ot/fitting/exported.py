@@ -1,0 +1,142 @@
+"""The exported files of a trained model, and their speed on this machine."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
+from anomalib.models.components import AnomalibModule
+
+from anomalib_ot.comparison.measurement import median_seconds
+from anomalib_ot.edge.inferencer import EdgeInferencer
+from anomalib_ot.edge.inputs import pixels_of
+from anomalib_ot.export.exporters import export_openvino
+from anomalib_ot.export.parity import ExportError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".bin", ".xml", ".calibration.json", ".parity.json")
+"""Of the files of an export, after its name."""
+MODEL = "model"
+INT8 = "model_int8"
+# An INT8 file is kept if it is faster by this factor.
+_PAYS = 1.2
+_REPEATS = 10
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file, or why there is none.
+
+    Args:
+        path: The ``.xml`` file; None if it is not kept.
+        ms_per_image: Median milliseconds of an image on this machine, from its pixels to its verdict; None if the
+            export failed.
+        mib: Size of its files in MiB.
+        why_not: Why it is not kept; otherwise empty.
+    """
+
+    path: Path | None
+    ms_per_image: float | None = None
+    mib: float | None = None
+    why_not: str = ""
+
+
+def export(
+    module: AnomalibModule, data: AnomalibDataModule, folder: Path, size: tuple[int, int], image: Path
+) -> tuple[Exported, Exported]:
+    """Export a model to OpenVINO, and to INT8 where this passes the check and is faster.
+
+    Args:
+        module: The trained model.
+        data: Its data module, which is set up. The files are checked on its validation images, on which INT8 is
+            calibrated too.
+        folder: Folder of the export.
+        size: Height and width of the images.
+        image: An image to time the files on.
+
+    Returns:
+        The file in float32, and the one in INT8.
+
+    Raises:
+        ModuleNotFoundError: If OpenVINO is not installed.
+        ExportError: If the float32 file differs from the model.
+    """
+    with (folder / "export.log").open("w", encoding="utf-8") as log, _talking_to(log):
+        path = export_openvino(module, folder, MODEL, size, datamodule=data, onnx_kwargs=_onnx_options(module))
+        exact = _timed(path, image)
+        return exact, _int8(module, data, folder, size, image, exact)
+
+
+@contextmanager
+def _talking_to(log: TextIO) -> Iterator[None]:
+    """Write what the exporters and NNCF print to a file: hundreds of lines, most of them to standard output."""
+    nncf = logging.getLogger("nncf")
+    level = nncf.level
+    nncf.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(log):
+            yield
+    finally:
+        nncf.setLevel(level)
+
+
+def files_of(exported: Sequence[Exported]) -> list[Path]:
+    """All files of the exports that are kept."""
+    return [
+        path
+        for each in exported
+        if each.path is not None
+        for path in (each.path.with_name(f"{each.path.stem}{suffix}") for suffix in SUFFIXES)
+        if path.is_file()
+    ]
+
+
+def _int8(
+    module: AnomalibModule,
+    data: AnomalibDataModule,
+    folder: Path,
+    size: tuple[int, int],
+    image: Path,
+    exact: Exported,
+) -> Exported:
+    if find_spec("nncf") is None:
+        return Exported(None, why_not='nncf is not installed; run: pip install "anomalib-ot[openvino]"')
+    try:
+        path = export_openvino(
+            module,
+            folder,
+            INT8,
+            size,
+            compression=CompressionType.INT8_PTQ,
+            datamodule=data,
+            onnx_kwargs=_onnx_options(module),
+        )
+    except ExportError as error:
+        return Exported(None, why_not="; ".join(error.broken) or str(error))
+    except Exception as error:  # noqa: BLE001 - the file is optional, and NNCF fails in many ways
+        logger.warning("There is no INT8 file: %r", error)
+        return Exported(None, why_not=f"the quantization failed: {error}")
+    made = _timed(path, image)
+    assert made.ms_per_image is not None and exact.ms_per_image is not None  # noqa: S101, PT018 - both were timed
+    if exact.ms_per_image < _PAYS * made.ms_per_image:
+        ratio = exact.ms_per_image / made.ms_per_image
+        return Exported(None, made.ms_per_image, made.mib, f"it is only {ratio:.2f} times as fast")
+    return made
+
+
+def _onnx_options(module: AnomalibModule) -> dict[str, Any]:
+    """Models of anomalib are exported for one image at a time: the graphs of some fail with a dynamic batch."""
+    return {} if type(module).__module__.startswith("anomalib_ot.") else {"dynamic_axes": {}}
+
+
+def _timed(path: Path, image: Path) -> Exported:
+    inferencer, pixels = EdgeInferencer(path), pixels_of(image)
+    seconds = median_seconds(lambda: inferencer.predict(pixels), _REPEATS)
+    size = sum(path.with_suffix(suffix).stat().st_size for suffix in (".bin", ".xml"))
+    return Exported(path, 1000 * seconds, size / 2**20)

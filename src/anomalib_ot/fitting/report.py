@@ -1,0 +1,245 @@
+"""The page that a fit hands over with the model."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalib_ot.decide.conformal import images_for
+from anomalib_ot.drawing.html import Embedded, render_page
+from anomalib_ot.edge.drawing import drawn_on, overlay
+from anomalib_ot.edge.inferencer import EdgeInferencer
+from anomalib_ot.edge.inputs import pixels_of
+from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
+from anomalib_ot.selection import Trial
+from anomalib_ot.synthetic import KINDS
+
+from .exported import Exported
+from .handed_over import HandedOver
+
+_SIDE = 220
+_UNCERTAIN = 6
+_MOST_SUSPECTS = 24
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image on the page.
+
+    Args:
+        path: The image.
+        name: Its path below the folder of the images.
+        about: What the page says of it.
+        image: The image with its map.
+    """
+
+    path: Path
+    name: str
+    about: str
+    image: Embedded
+
+
+def report_page(handed: HandedOver) -> str:
+    """Render the page.
+
+    Args:
+        handed: What was found and made, whose exported model lies in the output folder.
+
+    Returns:
+        The page, which needs no other file.
+    """
+    model = handed.output / "model.xml"
+    minutes = handed.seconds / 60
+    areas = sorted({each.area for each in handed.trials[0].detection})
+    return render_page(
+        "anomalib_ot.fitting",
+        "fit",
+        product=str(Path(*handed.images.parts[-2:])),
+        summary=_summary(handed),
+        about=f"Images of {handed.images}. The fit took {minutes:.1f} minutes, with seed {handed.seed}.",
+        notes=_notes(handed),
+        counts=_counts(handed),
+        about_suspects=_about_suspects(handed),
+        suspects=[*_suspects(handed)],
+        findings=[
+            (_name(handed, each.path), each.detail, "no" if each.is_left_out else "yes")
+            for each in handed.look.inspection.findings
+        ],
+        about_choice=_about_choice(handed),
+        trial_columns=["model", "mean", *map(_in_words, KINDS), "ms per image", "fit in s"],
+        trials=[_row(trial) for trial in handed.trials],
+        about_verdicts=_about_verdicts(handed),
+        uncertain=[*_uncertain(handed, EdgeInferencer(model))],
+        about_defects=_about_defects(handed.trials[0]),
+        defect_columns=["contrast", *(f"{100 * area:g} % of the image" for area in areas)],
+        defects=_defects(handed.trials[0], areas),
+        files=[_file(name, each) for name, each in zip(("model.xml", "model_int8.xml"), handed.exported, strict=True)],
+        command=shlex.join(["anomalib-ot", "predict", str(handed.output), "NEW_IMAGES"]),
+        code="\n".join(
+            (
+                "from anomalib_ot.edge import EdgeInferencer",
+                f"prediction = EdgeInferencer({str(model)!r}).predict('NEW_IMAGE.png')",
+                "print(prediction.label, prediction.score, prediction.p_value)",
+            )
+        ),
+        again=shlex.join(["anomalib", "train", "--config", str(handed.output / "config.yaml")]),
+        is_repeatable=handed.is_repeatable,
+    )
+
+
+def _summary(handed: HandedOver) -> str:
+    look, rate = handed.look, 100 * handed.verdicts.supported
+    return (
+        f"{handed.chosen.name}, from {len(look.used)} good images; {look.left_out} others were left out. It rejects "
+        f"about {rate:.2g} % of new good images, if they are like these."
+    )
+
+
+def _notes(handed: HandedOver) -> list[str]:
+    """What a user should check before using the model."""
+    notes = []
+    if len(handed.look.groups) > 1:
+        sizes = " and ".join(str(len(group)) for group in handed.look.groups)
+        first = " and ".join(_name(handed, group[0]) for group in handed.look.groups)
+        notes.append(
+            f"The images look like two products, of {sizes} images, such as {first}. A model of one product detects "
+            "more: give each its own folder."
+        )
+    dropped = len(handed.look.dropped)
+    if dropped:
+        notes.append(
+            f"{dropped} images may be bad and were left out. Look at them below; to use those that "
+            "are good, repeat the command with --keep and their names. Without them, the rate of false alarms may be "
+            f"{100 * dropped / (dropped + len(handed.look.used)):.2g} percentage points higher than promised."
+        )
+    verdicts = handed.verdicts
+    if verdicts.supported > verdicts.asked:
+        notes.append(
+            f"The threshold comes from {verdicts.count} good images, which support a rate of false alarms of "
+            f"{100 * verdicts.supported:.2g} %, not of {100 * verdicts.asked:g} %. For that, at least "
+            f"{images_for(verdicts.asked)} are needed."
+        )
+    if verdicts.source == TRAINED:
+        notes.append(
+            "The threshold comes from images that the model was trained on: expect far more false alarms than "
+            "promised. The log of the training says why."
+        )
+    return notes
+
+
+def _counts(handed: HandedOver) -> list[tuple[str, str]]:
+    inspection = handed.look.inspection
+    sizes = [f"{width} x {height}" for (width, height), _ in inspection.sizes.most_common(3)]
+    more = f" and {len(inspection.sizes) - 3} others" if len(inspection.sizes) > 3 else ""  # noqa: PLR2004
+    counts = [
+        ("found", str(len(inspection.images) + len(inspection.left_out))),
+        ("used", str(len(handed.look.used))),
+        ("left out as unreadable, blank or doubled", str(len(inspection.left_out))),
+        ("left out as possibly bad", str(len(handed.look.dropped))),
+        ("sizes in pixels", ", ".join(sizes) + more),
+    ]
+    if len(inspection.folders) > 1:
+        counts.append(("folders", str(len(inspection.folders))))
+    return counts
+
+
+def _about_suspects(handed: HandedOver) -> str:
+    kept = len(handed.look.suspects) - len(handed.look.dropped)
+    ending = f" {kept} of them are used, as asked for." if kept else ""
+    more = len(handed.look.suspects) - _MOST_SUSPECTS
+    rest = f" {more} more are in images.csv." if more > 0 else ""
+    return (
+        "Models that were fitted without these images score them unlike all others. Red places are the most unusual."
+        f"{ending}{rest}"
+    )
+
+
+def _suspects(handed: HandedOver) -> list[Shown]:
+    dropped = {*handed.look.dropped}
+    return [
+        Shown(
+            suspect.path,
+            _name(handed, suspect.path),
+            "left out" if suspect.path in dropped else "used",
+            _embedded(suspect.path, suspect.anomaly_map),
+        )
+        for suspect in handed.look.suspects[:_MOST_SUSPECTS]
+    ]
+
+
+def _about_choice(handed: HandedOver) -> str:
+    learned = (
+        "A part of the good images was not learned from. The table says how well the model tells these from the same "
+        "images with defects drawn on them: 100 is perfect, 50 is chance."
+    )
+    if len(handed.trials) == 1:
+        return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
+    return (
+        f"{handed.chosen.name}, in the first row, was trained. {learned} Real defects differ from drawn ones, so that "
+        "the table does not decide. Take another model with --model if its values are higher by some points."
+    )
+
+
+def _row(trial: Trial) -> list[str]:
+    kinds = [f"{trial.auroc[kind]:.1f}" for kind in KINDS]
+    return [trial.candidate.name, f"{trial.mean:.1f}", *kinds, f"{trial.ms_per_image:.0f}", f"{trial.fit_s:.0f}"]
+
+
+def _about_verdicts(handed: HandedOver) -> str:
+    verdicts = handed.verdicts
+    exact = "on average" if verdicts.source == HELD_OUT else "approximately"
+    return (
+        f"The threshold comes from {verdicts.count} good images that {clause(verdicts.source)}. It rejects at most "
+        f"{100 * verdicts.supported:.2g} % of new good images {exact}, as long as light, camera, material and "
+        "tolerance stay the same. anomalib-ot predict takes another rate with --false_alarm_rate."
+    )
+
+
+def _uncertain(handed: HandedOver, inferencer: EdgeInferencer) -> list[Shown]:
+    shown = []
+    for path, p_value in handed.verdicts.p_values[:_UNCERTAIN]:
+        pixels = pixels_of(path)
+        image = Embedded.of(overlay(pixels, inferencer.predict(pixels)), _SIDE)
+        shown.append(Shown(path, _name(handed, path), f"p {p_value:.2g}", image))
+    return shown
+
+
+def _about_defects(trial: Trial) -> str:
+    count = min(each.count for each in trial.detection)
+    return (
+        f"Shares of the synthetic defects that are rejected at {100 * trial.false_alarm_rate:.2g} % false alarms, "
+        "which the images that were not learned from support; at another rate, the shares differ. Contrast 1 is the "
+        f"full change, such as another part in its place. Each share is of {count} images or more."
+    )
+
+
+def _defects(trial: Trial, areas: Sequence[float]) -> list[list[str]]:
+    shares = {(each.contrast, each.area): f"{100 * each.share:.0f}" for each in trial.detection}
+    contrasts = sorted({contrast for contrast, _ in shares})
+    return [[f"{contrast:g}", *(shares.get((contrast, area), "") for area in areas)] for contrast in contrasts]
+
+
+def _file(name: str, each: Exported) -> list[str]:
+    return [
+        name,
+        "" if each.ms_per_image is None else f"{each.ms_per_image:.1f}",
+        "" if each.mib is None else f"{each.mib:.1f}",
+        f"not kept: {each.why_not}" if each.why_not else "the same as torch on the good images",
+    ]
+
+
+def _embedded(path: Path, deviation: NDArray[np.float32]) -> Embedded:
+    """An image with the deviation (H, W) of its cells: none of that of a normal cell is visible."""
+    heat = (deviation - 1) / (deviation.max() - 1) if deviation.max() > 1 else 0 * deviation
+    return Embedded.of(drawn_on(pixels_of(path), heat.clip(0, 1)), _SIDE)
+
+
+def _name(handed: HandedOver, path: Path) -> str:
+    return str(path.relative_to(handed.images))
+
+
+def _in_words(kind: str) -> str:
+    return kind.replace("_", " ")

@@ -1,0 +1,130 @@
+"""The training, by the stock command of anomalib and a configuration file."""
+
+import logging
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+from anomalib.models.components import AnomalibModule
+
+from anomalib_ot.files import write_text
+from anomalib_ot.host.class_paths import class_of
+from anomalib_ot.host.seeding import Seeded
+from anomalib_ot.selection.candidates import Candidate
+
+logger = logging.getLogger(__name__)
+
+_CONFIG = "config.yaml"
+_RESULT = "checkpoint.txt"
+_HEAD = "# The training of anomalib-ot fit, for: anomalib train --config {name}\n"
+# Lines of the log in an error message.
+_TAIL = 15
+
+
+def configuration(
+    candidate: Candidate,
+    backbone: str,
+    images: Path,
+    left_out: Sequence[Path],
+    false_alarm_rate: float,
+    seed: int,
+) -> dict[str, Any]:
+    """The configuration of a training, for the stock command ``anomalib``.
+
+    Args:
+        candidate: The model and its image size.
+        backbone: Its backbone.
+        images: Folder of the good images, as an absolute path.
+        left_out: Images of the folder that are not used.
+        false_alarm_rate: Promised rate of false alarms.
+        seed: Seed of all random numbers.
+
+    Returns:
+        The configuration. A model that calibrates itself trains on all images; of others, a fifth of the images is
+        held out to calibrate them.
+    """
+    model = candidate.config(backbone)
+    kind = class_of(AnomalibModule, model)
+    own: dict[str, Any] = {
+        "post_processor": _class("anomalib_ot.decide.ConformalPostProcessor", false_alarm_rate=false_alarm_rate)
+    }
+    size = [*candidate.image_size]
+    if issubclass(kind, Seeded):
+        # The command ignores seed_everything, so that anomalib's own models are not seeded.
+        own |= {"image_size": size, "seed": seed}
+    else:
+        own["pre_processor"] = _class(
+            "anomalib_ot.features.preprocessing.resize_and_normalize", image_size=size, backbone=backbone
+        )
+    data: dict[str, Any] = {
+        "name": images.name or "images",
+        "root": str(images),
+        "left_out": sorted(str(path.relative_to(images)) for path in left_out),
+        "seed": seed,
+        "num_workers": 0,
+    }
+    if issubclass(kind, Seeded):
+        # These calibrate themselves.
+        data["held_out"] = 0
+    return {
+        "model": {**model, "init_args": {**model["init_args"], **own}},
+        "data": _class("anomalib_ot.data.GoodPictures", **data),
+    }
+
+
+def _class(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple[Path, Path]:
+    """Train a model, unless the same configuration has been trained on the same images.
+
+    Args:
+        config: The configuration.
+        images: The images that it trains on.
+        parent: Folder that gets a folder for each configuration, with the log and the runs of anomalib.
+
+    Returns:
+        The configuration file and the checkpoint.
+
+    Raises:
+        RuntimeError: If the training failed.
+    """
+    # Escaped, as a name of a file may be no valid text.
+    text = _HEAD.format(name=_CONFIG) + yaml.safe_dump(config, sort_keys=False)
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in images]
+    folder = parent / sha256(repr((text, states)).encode()).hexdigest()[:12]
+    path, result = folder / _CONFIG, folder / _RESULT
+    # Written after the training, so that the checkpoint of an interrupted one does not count.
+    if result.is_file() and (done := folder / result.read_text(encoding="utf-8")).is_file():
+        logger.info("The same model is already trained: %s", done)
+        return path, done
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    log = folder / "train.log"
+    _run(["fit", "--config", str(path), "--default_root_dir", str(folder / "runs")], log)
+    runs = sorted(folder.glob("runs/**/weights/lightning/model.ckpt"), key=lambda found: found.stat().st_mtime_ns)
+    if not runs:
+        msg = f"the training has left no checkpoint in {folder}; its log is {log}"
+        raise RuntimeError(msg)
+    write_text(result, str(runs[-1].relative_to(folder)))
+    return path, runs[-1]
+
+
+def _run(arguments: Sequence[str], log: Path) -> None:
+    """Run the stock command, and show what it prints if it fails."""
+    command = [sys.executable, "-c", "from anomalib.cli.cli import main; main()", *arguments]
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(  # noqa: S603 - this Python, the host's command, files of ours
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            tail = "".join(deque(file, _TAIL))
+        msg = f"the training failed with status {done.returncode}; its log is {log}, which ends with: {tail}"
+        raise RuntimeError(msg)

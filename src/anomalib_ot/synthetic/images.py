@@ -1,0 +1,116 @@
+"""Sets of good images with synthetic defects of all kinds, areas and contrasts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalib_ot.images.reading import read_values
+from anomalib_ot.settings import require, require_whole
+
+from .defects import KINDS, synthetic_defect
+from .shapes import Mask
+
+AREAS = (0.001, 0.004, 0.016, 0.064)
+"""Shares of the image that defects cover."""
+CONTRASTS = (0.25, 0.5, 1.0)
+"""Shares of the change that defects make."""
+# Longest side in pixels: larger than the models' images, and small enough to hold hundreds.
+_LONGEST = 512
+
+
+@dataclass(frozen=True)
+class SyntheticImage:
+    """A good image with a synthetic defect.
+
+    Attributes:
+        path: File of the good image.
+        kind: Kind of the defect, one of ``KINDS``.
+        area: Share of the image that the defect covers.
+        contrast: Share of the change that is made.
+        image: float32 (H, W, 3) in [0, 1]; its longest side has at most 512 pixels.
+        mask: (H, W), True on the defect.
+    """
+
+    path: Path
+    kind: str
+    area: float
+    contrast: float
+    image: NDArray[np.float32]
+    mask: Mask
+
+
+def synthetic_set(paths: Sequence[Path], count: int, seed: int) -> list[SyntheticImage]:
+    """A list of :func:`synthetic_images`."""
+    return [*synthetic_images(paths, count, seed)]
+
+
+def synthetic_images(
+    paths: Sequence[Path],
+    count: int,
+    seed: int,
+    kinds: Sequence[str] = KINDS,
+    areas: Sequence[float] = AREAS,
+    contrasts: Sequence[float] = CONTRASTS,
+) -> Iterator[SyntheticImage]:
+    """Make defects in good images, of each combination of kind, area and contrast equally often, one after another.
+
+    Args:
+        paths: Files of good images.
+        count: Number of images to make. The combinations are drawn without replacement until all were drawn.
+        seed: Seed of all draws. The same arguments give the same images.
+        kinds: Kinds of defects.
+        areas: Shares of the image.
+        contrasts: Shares of the change.
+
+    Yields:
+        The images.
+
+    Raises:
+        ValueError: If there are no paths, an image cannot be read, is too small for an area, or an argument is out of
+            range.
+    """
+    require(len(paths) > 0, "paths", "at least one good image", list(paths))
+    require_whole(1, "count", count)
+    every = list(product(kinds, areas, contrasts))
+    sources = np.random.default_rng([seed, 0]).permutation(len(paths))
+    for index in range(count):
+        turn, place = divmod(index, len(every))
+        order = np.random.default_rng([seed, 1, turn]).permutation(len(every))
+        kind, area, contrast = every[order[place]]
+        path = paths[sources[index % len(paths)]]
+        random = np.random.default_rng([seed, 2, index])
+        try:
+            image, mask = synthetic_defect(read_reduced(path), kind, area, contrast, random)
+        except ValueError as error:
+            msg = f"no synthetic defect can be made in {path}: {error}"
+            raise ValueError(msg) from error
+        yield SyntheticImage(path, kind, area, contrast, image, mask)
+
+
+def read_reduced(path: Path) -> NDArray[np.float32]:
+    """Read an image, reduced so that its longest side has at most 512 pixels.
+
+    Args:
+        path: The file.
+
+    Returns:
+        float32 image (H, W, 3) in [0, 1].
+
+    Raises:
+        ValueError: If it cannot be read.
+        FileNotFoundError: If the file does not exist.
+    """
+    values = read_values(path)
+    factor = _LONGEST / max(values.shape[:2])
+    if factor >= 1:
+        return values
+    size = tuple(max(1, round(factor * side)) for side in values.shape[1::-1])
+    channels = [
+        np.asarray(Image.fromarray(values[..., index]).resize(size, Image.Resampling.BOX)) for index in range(3)
+    ]
+    return np.stack(channels, axis=2).clip(0, 1)

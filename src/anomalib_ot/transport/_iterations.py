@@ -1,0 +1,117 @@
+"""Stabilised Sinkhorn iterations, for kernels in any form."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ._anderson import Anderson
+from ._kernels import Scaled
+from ._precision import TINY
+from ._processes import Processes
+
+K = TypeVar("K", bound=Scaled)
+
+# Scalings beyond exp(±_ABSORB) are absorbed into the potentials.
+_ABSORB = 40.0
+# Logs of column scalings seldom differ by more. If they do, a sparse kernel is built again for twice as much.
+_ALLOWANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Iterates(Generic[K]):
+    """Result of the iterations: the plan diag(u) K diag(v). The shapes may have leading batch dimensions.
+
+    Attributes:
+        kernel: K (N, P) = exp((f + g − M) / ε).
+        row_potential: f, (N,).
+        column_potential: g, (P,).
+        row_scaling: u, (N,).
+        column_scaling: v, (P,).
+        column_sums: v Kᵀu, (P,), over all processes.
+        iterations: Number of iterations.
+        marginal_error: L1 distance between the column sums and b; the largest of a batch.
+    """
+
+    kernel: K
+    row_potential: Tensor
+    column_potential: Tensor
+    row_scaling: Tensor
+    column_scaling: Tensor
+    column_sums: Tensor
+    iterations: int
+    marginal_error: float
+
+
+def iterate(
+    make_kernel: Callable[[Tensor, float], tuple[K, Tensor]],
+    g: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float | Tensor,
+    anderson: int = 0,
+    processes: Processes | None = None,
+) -> Iterates[K]:
+    """Alternate u = a / Kv and v = b / Kᵀu until the column marginals are met; g absorbs v when v grows large.
+
+    Args:
+        make_kernel: Returns K and f for a potential g of the columns and the largest difference of the logs of the
+            column scalings for which K must be valid.
+        g: First potential of the columns, (P,).
+        v: First scaling of the columns, (P,).
+        a: Marginal of the rows, (N,).
+        b: Marginal of the columns, (P,).
+        epsilon: Regularisation ε.
+        max_iterations: Upper bound on the iterations.
+        tolerance: Stop when the L1 error of the column marginals is at most this; one number, or one for each problem.
+        anderson: Number of past steps of log v that accelerate the iterations; 0 for plain iterations.
+        processes: Processes that hold further rows.
+
+    Returns:
+        Kernel, potentials and scalings.
+    """
+    processes = processes or Processes()
+    acceleration = Anderson(anderson) if anderson else None
+    allowance = _ALLOWANCE
+    kernel, f = make_kernel(g, allowance)
+    widest, missing = _limits(kernel, processes, g.device)
+    smallest, largest = torch.stack(v.log().aminmax()).tolist()
+    for iteration in range(1, max_iterations + 1):
+        is_narrow = largest - smallest > widest
+        if is_narrow or max(largest, -smallest) > _ABSORB:
+            allowance *= 2 if is_narrow else 1
+            g = g + epsilon * v.log()
+            kernel, f = make_kernel(g, allowance)
+            widest, missing = _limits(kernel, processes, g.device)
+            v = torch.ones_like(v)
+        u, sums = kernel.scale_rows(v, a)
+        sums = processes.sum(sums)
+        # The sum of an empty column is replaced by the bound of the omitted entries, which limits its scaling.
+        most = (missing * processes.sum(u.sum(-1, keepdim=True))).clamp(min=TINY)
+        following = b / torch.where(sums > TINY, sums, most)
+        if acceleration:
+            logs = v.log()
+            # Rounding may differ between processes, whose scalings must not.
+            following = processes.first((logs + acceleration.step(following.log() - logs)).exp())
+        # All values that decisions depend on are read at once, because each read waits for the device.
+        errors = (v * sums - b).abs().sum(-1)
+        excess = (errors.double() - tolerance).amax()
+        excess, error, smallest, largest = torch.stack([excess, errors.amax(), *following.log().aminmax()]).tolist()
+        if excess <= 0 or iteration == max_iterations:
+            break
+        v = following
+    return Iterates(kernel, f, g, u, v, v * sums, iteration, error)
+
+
+def _limits(kernel: Scaled, processes: Processes, device: torch.device) -> tuple[float, float]:
+    """``widest`` and ``left_out`` that hold for the kernels of all processes.
+
+    Their storage may differ, for example if a process has no rows, but all must be built again at the same time.
+    """
+    return processes.least(kernel.widest, device), -processes.least(-kernel.left_out, device)

@@ -1,0 +1,92 @@
+"""Arguments of a fit that are refused before anything is read or trained."""
+
+import pytest
+from PIL import Image
+
+from anomalib_ot.files import claim
+from anomalib_ot.fitting.fit import FILES, _candidates, _hand_over, _left_out, fit
+from anomalib_ot.selection import CANDIDATES
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for index in range(3):
+        Image.linear_gradient("L").rotate(90 * index).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"false_alarm_rate": 1.0}, "false_alarm_rate must be between 0 and 1"),
+        ({"seed": -1}, "seed must be"),
+        ({"minutes": -1}, "minutes must be at least 0"),
+        ({"model": "Padin"}, "model must be one of Duo, Pradot, WtFlow, PaDiM, PatchCore, not 'Padin'"),
+    ],
+)
+def test_an_invalid_argument_is_refused(images, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit(images, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_few_images_and_missing_folders_are_refused(images, tmp_path):
+    with pytest.raises(ValueError, match="3 usable images of 3, expected at least 10"):
+        fit(images, tmp_path / "out", backbone="test_resnet")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        fit(tmp_path / "none", tmp_path / "out", backbone="test_resnet")
+
+
+def test_the_output_may_not_be_read_as_images(images):
+    with pytest.raises(ValueError, match=r"is in the folder of the images, .* move it"):
+        fit(images, images / "out")
+
+
+def test_foreign_files_are_kept(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model.ckpt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"model.ckpt, which anomalib-ot did not write"):
+        fit(images, tmp_path / "out")
+    assert (tmp_path / "out/model.ckpt").read_text() == "mine"
+
+
+def test_hidden_images_which_anomalib_would_train_on_are_left_out(images):
+    (images / "._0.png").write_bytes(b"no image")
+    used = [images / "0.png", images / "1.png"]
+    assert [path.name for path in _left_out(images, used)] == ["._0.png", "2.png"]
+
+
+def test_the_model_of_another_folder_is_kept(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    claim(tmp_path / "out", *FILES)
+    (tmp_path / "out/config.yaml").write_text("data: {init_args: {root: /other/good}}")
+    with pytest.raises(FileExistsError, match="has the model of /other/good; choose another output"):
+        fit(images, tmp_path / "out")
+
+
+def test_an_image_to_keep_must_be_there(images, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"keep names none.png, which is no file in"):
+        fit(images, tmp_path / "out", keep=["0.png", "none.png"])
+
+
+def test_what_an_earlier_fit_handed_over_is_replaced_as_a_whole(tmp_path):
+    output, new = tmp_path / "out", tmp_path / "new"
+    new.mkdir()
+    claim(output, *FILES)
+    for name in ("report.html", "model.xml", "model_int8.xml", "config.yaml"):
+        (output / name).write_text("old")
+    (output / "mine.txt").write_text("mine")
+    for name in ("model.xml", "config.yaml"):
+        (new / name).write_text("new")
+    _hand_over(sorted(new.iterdir()), output)
+    found = {path.name: path.read_text() for path in output.iterdir() if not path.name.startswith(".")}
+    assert found == {"model.xml": "new", "config.yaml": "new", "mine.txt": "mine"}
+
+
+@pytest.mark.parametrize(("model", "first"), [(None, "Duo at 224 px"), ("PaDiM", "PaDiM at 224 px")])
+def test_the_named_model_comes_before_the_others_that_it_is_compared_with(model, first):
+    candidates = _candidates(model)
+    assert candidates[0].name == first
+    assert len({each.name for each in candidates}) == len(CANDIDATES)

@@ -1,0 +1,173 @@
+"""The choice: its order, its time, its file, and bad input."""
+
+import json
+import logging
+import os
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from anomalib_ot.selection import Candidate, Trial, choose, choosing, trial_features
+from anomalib_ot.synthetic import KINDS
+
+SIZE = (64, 64)
+SMALL = (
+    Candidate("PaDiM", "anomalib.models.Padim", {"n_features": 10}, SIZE),
+    Candidate("PatchCore", "anomalib.models.Patchcore", {"coreset_sampling_ratio": 0.1}, (96, 96)),
+)
+THREE = tuple(Candidate(name, "Padim", {}, SIZE) for name in ("default", "A", "B"))
+
+
+@pytest.fixture
+def start(paths, backbone, tmp_path):
+    """Chooses; the arguments can be changed."""
+
+    def call(images=paths, **changed):
+        arguments = {"minutes": 5, "state": tmp_path / "new" / "trials.json", "candidates": THREE, **changed}
+        return choose(images, backbone, **arguments)
+
+    return call
+
+
+class FakeOutcome:
+    """Of a candidate whose synthetic AUROC is in its arguments."""
+
+    def __init__(self, candidate):
+        mean = candidate.init_args.get("mean", 50.0)
+        self.trial = lambda features: Trial(candidate, {"blur": mean}, mean, 1.0, 1.0, 0.05, ()) if features else None
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Names of the candidates that were tried, without extraction and fit."""
+    names = []
+
+    def run_trial(candidate, features, seed):
+        del seed
+        assert features.image_size == candidate.image_size
+        if "error" in candidate.init_args:
+            raise ValueError(candidate.init_args["error"])
+        names.append(candidate.name)
+        return FakeOutcome(candidate)
+
+    def extracted(images, extractor):
+        del images
+        return SimpleNamespace(image_size=extractor)
+
+    monkeypatch.setattr(choosing, "run_trial", run_trial)
+    monkeypatch.setattr(choosing, "TrialFeatures", SimpleNamespace(extracted=extracted))
+    monkeypatch.setattr(choosing, "extractor_at", lambda image_size, *_: image_size)
+    monkeypatch.setattr(choosing, "trial_images", lambda *_: object())
+    return names
+
+
+def names_of(trials):
+    return [trial.candidate.name for trial in trials]
+
+
+def test_real_candidates_are_tried_and_the_finished_ones_shown(start, monkeypatch):
+    # As few images as have all kinds, areas and contrasts.
+    monkeypatch.setattr(trial_features, "SYNTHETIC", 84)
+    shown = []
+    trials = start(progress=lambda finished, trying: shown.append((names_of(finished), trying)), candidates=SMALL)
+    assert {*names_of(trials)} == {each.name for each in SMALL}
+    assert [trying for _, trying in shown] == [*SMALL, None]
+    assert [len(finished) for finished, _ in shown] == [0, 1, 2]
+    assert shown[-1][0] == names_of(trials)
+    for trial in trials:
+        assert [*trial.auroc] == [*KINDS]
+        assert trial.mean == pytest.approx(sum(trial.auroc.values()) / len(KINDS))
+        assert trial.fit_s > 0
+        assert trial.ms_per_image > 0
+        assert trial.false_alarm_rate == pytest.approx(1 / 3), "two held-out images support no lower rate"
+        assert sum(row.count for row in trial.detection) == 84
+
+
+def test_a_choice_continues_after_an_interruption(start, tried):
+    def interrupt(finished, trying):
+        del trying
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(progress=interrupt)
+    assert tried == ["default", "A"]
+    trials = start()
+    assert tried == ["default", "A", "B"]
+    assert start() == trials
+    assert len(tried) == 3
+
+
+def test_without_time_the_default_alone_is_tried_and_more_time_tries_the_others(start, tried, caplog):
+    with caplog.at_level(logging.INFO):
+        assert names_of(start(minutes=1e-9)) == tried == ["default"]
+    assert "1 of 3 candidates were tried" in caplog.text
+    assert len(start()) == 3
+
+
+def test_no_trial_starts_that_would_not_end_in_time(start, tried, monkeypatch):
+    """Each takes 60 s of the clock, so that two of them leave too little of 2.5 minutes."""
+    clock = iter(range(0, 10**6, 30))
+    monkeypatch.setattr(choosing, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    start(minutes=2.5)
+    assert tried == ["default", "A"]
+
+
+def test_trials_of_other_candidates_stay_in_the_file(start, tried):
+    start(candidates=THREE[:2])
+    assert names_of(start(candidates=THREE[1:])) == ["A", "B"]
+    assert len(start()) == len(tried) == 3
+
+
+def test_trials_of_changed_images_are_forgotten(start, tried, paths):
+    start(candidates=THREE[:1])
+    state = paths[0].stat()
+    try:
+        os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+        start(candidates=THREE[:1])
+    finally:
+        os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert tried == ["default", "default"]
+
+
+def test_a_damaged_file_starts_the_trials_again(start, tried, tmp_path, caplog):
+    state = tmp_path / "trials.json"
+    state.write_text('{"key": ')
+    assert len(start(state=state, candidates=THREE[:1])) == len(tried) == 1
+    assert "cannot be read" in caplog.text
+    assert len(json.loads(state.read_text())["trials"]) == 1
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_candidate_that_fails_is_left_out(start, caplog):
+    broken = Candidate("broken", "Padim", {"error": "no scores"}, SIZE)
+    assert names_of(start(candidates=[THREE[0], broken])) == ["default"]
+    assert "broken is left out" in caplog.text
+    with pytest.raises(RuntimeError, match="no candidate could be fitted: broken: no scores"):
+        start(candidates=[broken])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"minutes": 0}, "minutes must be above 0, not 0"),
+        ({"candidates": []}, "candidates must be at least one, with different names"),
+        ({"candidates": [Candidate("A", "Padim"), Candidate("A", "Padim")]}, "with different names, not .'A', 'A'."),
+    ],
+)
+def test_a_wrong_argument_is_refused(start, changed, message):
+    with pytest.raises(ValueError, match=message):
+        start(**changed)
+
+
+def test_few_images_are_refused(start, paths):
+    with pytest.raises(ValueError, match="needs at least 8 good images, got 3; add images"):
+        start(paths[:3])
+
+
+def test_an_image_too_small_for_a_defect_is_named(start, tmp_path):
+    for index in range(10):
+        Image.new("L", (16, 16)).save(tmp_path / f"{index}.png")
+    with pytest.raises(ValueError, match=r"no synthetic defect can be made in .*\.png: .* larger images"):
+        start(sorted(tmp_path.glob("*.png")), candidates=SMALL[:1])

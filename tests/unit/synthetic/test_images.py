@@ -1,0 +1,59 @@
+"""Sets of synthetic images."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_ot.synthetic import AREAS, CONTRASTS, KINDS, synthetic_images, synthetic_set
+from anomalib_ot.synthetic.images import read_reduced
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    random = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(random.integers(0, 256, (72, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
+
+
+def test_a_set_has_each_combination_and_each_image_equally_often(paths):
+    every = len(KINDS) * len(AREAS) * len(CONTRASTS)
+    images = synthetic_set(paths, every, seed=0)
+    assert len({(each.kind, each.area, each.contrast) for each in images}) == every
+    assert set(Counter(each.path for each in images).values()) == {every // len(paths)}
+
+
+def test_a_set_depends_on_its_seed_only(paths):
+    first, again, other = (
+        [(each.path, each.kind, each.image.tobytes()) for each in synthetic_set(paths, 6, seed)] for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert not {*first} & {*other}
+
+
+def test_a_longer_set_begins_with_the_shorter_one(paths):
+    short, long = (synthetic_set(paths, count, 0) for count in (3, 5))
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(short, long, strict=False))
+
+
+def test_a_large_image_is_reduced_and_keeps_its_shape(tmp_path):
+    path = tmp_path / "large.png"
+    Image.fromarray(np.full((300, 1024, 3), 128, dtype=np.uint8)).save(path)
+    image = read_reduced(path)
+    assert image.shape == (150, 512, 3)
+    assert np.allclose(image, 128 / 255)
+
+
+def test_an_image_too_small_for_an_area_is_named(tmp_path):
+    path = tmp_path / "tiny.png"
+    Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"in .*tiny\.png: an area of 0\.001 is 0 pixels"):
+        next(synthetic_images([path], 1, 0, areas=[0.001]))
+
+
+def test_no_paths_are_refused():
+    with pytest.raises(ValueError, match="paths must be at least one good image"):
+        synthetic_set([], 1, 0)
