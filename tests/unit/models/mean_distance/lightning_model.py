@@ -11,13 +11,16 @@ from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
+from anomalib_ot.host.seeding import Seeded, own_seed
 from anomalib_ot.host.verdicts import Verdicts
 
 from .settings import MeanDistanceSettings
 from .torch_model import MeanDistanceModel
 
 
-class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule):
+class MeanDistance(
+    CheckedExport, Verdicts, SafeCheckpoints, Seeded, HoldsOut, GradientFree, MemoryBankMixin, AnomalibModule
+):
     """Anomaly detection by the distance to the mean feature."""
 
     views = "mean_distance.views"
@@ -32,6 +35,7 @@ class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientF
         pre_trained=MeanDistanceSettings.pre_trained,
         image_size=MeanDistanceSettings.image_size,
         smoothing=MeanDistanceSettings.smoothing,
+        seed=MeanDistanceSettings.seed,
         **components,
     ):
         backbone = backbone_name(backbone)
@@ -42,7 +46,8 @@ class MeanDistance(CheckedExport, Verdicts, SafeCheckpoints, HoldsOut, GradientF
         super().__init__(**components)
         self.record_backbone(backbone)
         self.settings = settings
-        self.model = MeanDistanceModel(settings)
+        with own_seed(settings.seed):
+            self.model = MeanDistanceModel(settings)
         self._features = []
 
     @staticmethod
