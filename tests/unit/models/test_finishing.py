@@ -1,8 +1,6 @@
 """Trainings that end in all the ways that a trainer knows leave a finished model in the last checkpoint."""
 
 import logging
-import os
-import signal
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -63,8 +61,9 @@ def stop(trainer):
     trainer.should_stop = True
 
 
-def terminate(_):
-    os.kill(os.getpid(), signal.SIGTERM)
+def terminate(trainer):
+    # As its handler of SIGTERM does. Where another library has a handler of its own, the signal would end the process.
+    trainer._signal_connector.received_sigterm = True
 
 
 def fail(_):

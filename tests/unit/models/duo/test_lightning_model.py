@@ -49,7 +49,7 @@ def fail(*_):
 
 
 def terminate(trainer):
-    # As its handler of SIGTERM does, without a signal, which would end a process that has none.
+    # As its handler of SIGTERM does. Where another library has a handler of its own, the signal would end the process.
     trainer._signal_connector.received_sigterm = True
 
 
