@@ -34,8 +34,10 @@ GUIDES = [
 ]
 PAGES = ["README.md", *GUIDES]
 # Plans take hours, a watch does not end, and what installs or tests is not for this folder. test_decide.py trains for a
-# rate of false alarms.
-LEFT_OUT = re.compile(r"--plan|--watch|^anomalib train .*false_alarm_rate|^(make|pip|python|nox|\.) |configs\b.*#")
+# rate of false alarms, and test_fit_command.py fits.
+LEFT_OUT = re.compile(
+    r"--plan|--watch|^anomalib train .*false_alarm_rate|^anomalib-ot fit|^(make|pip|python|nox|\.) |configs\b.*#"
+)
 
 
 def commands(page):
