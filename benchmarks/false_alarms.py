@@ -57,8 +57,7 @@ from torch import Tensor
 
 from anomalib_ot.comparison import Job, Key, Plan, read_plan
 from anomalib_ot.comparison.measurement import QUIET
-from anomalib_ot.decide import supported_rate, threshold
-from anomalib_ot.decide.conformal import UnsupportedRateWarning
+from anomalib_ot.decide.conformal import UnsupportedRateWarning, promised_rate, threshold
 from anomalib_ot.features.extraction import FeatureMaps
 from anomalib_ot.features.given import Scorer, on_features
 from anomalib_ot.offline import offline_backbone
@@ -320,7 +319,7 @@ def conformal(calibration: Numbers, rate: float) -> tuple[float, float]:
     """Threshold at a rate, and the rate that the images support."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsupportedRateWarning)
-        return threshold(calibration, rate), max(rate, supported_rate(len(calibration)))
+        return threshold(calibration, rate), promised_rate(rate, len(calibration))
 
 
 def adaptive(good: Numbers, anomalous: Numbers) -> float:

@@ -8,7 +8,7 @@ from anomalib.data import InferenceBatch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_ot.decide.conformal import supported_rate
+from anomalib_ot.decide.conformal import promised_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.host.calibration import HELD_OUT, TRAINED
 from anomalib_ot.settings import require_whole
@@ -81,7 +81,7 @@ class Verdicts:
         by_validation = processor.calibration_source in {HELD_OUT, TRAINED}
         return cls(
             false_alarm_rate=processor.false_alarm_rate,
-            supported_rate=max(processor.false_alarm_rate, supported_rate(count)),
+            supported_rate=promised_rate(processor.false_alarm_rate, count),
             calibration_images=count,
             calibration_source=processor.calibration_source,
             false_alarms=int(rejected[labels == 0].sum()),

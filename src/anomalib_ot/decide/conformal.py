@@ -80,6 +80,11 @@ def supported_rate(count: int) -> float:
     return 1 / (count + 1)
 
 
+def promised_rate(rate: float, count: int) -> float:
+    """Rate that a threshold promises for a rate that was asked for: what the good images support, if that is more."""
+    return max(rate, supported_rate(count))
+
+
 def images_for(rate: float) -> int:
     """Smallest number of good images that can promise a false-alarm rate: 1 / rate − 1, rounded up."""
     return math.ceil(1 / rate - 1 - _ROUNDING)

@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate, why_unsupported
-from anomalib_ot.images.folder import require_stream, stream_of
+from anomalib_ot.images.folder import require_apart, require_stream, stream_of
 from anomalib_ot.images.reading import ValueRange, check_value_range
 from anomalib_ot.prediction_table import TABLE
 
@@ -83,9 +83,8 @@ def _require_arguments(
     check_value_range(value_range)
     if watch is not None or not data.is_file():
         require_stream(data, watch)
-    if data.is_dir() and output.resolve().is_relative_to(data.resolve()):
-        msg = f"the output {output} is in the folder of the images, {data}, and its overlays are images; choose another"
-        raise ValueError(msg)
+    if data.is_dir():
+        require_apart(output, data)
 
 
 def _log_promise(inferencer: EdgeInferencer, false_alarm_rate: float | None) -> None:

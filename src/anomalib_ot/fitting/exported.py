@@ -15,6 +15,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib_ot.comparison.measurement import median_seconds
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
+from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.export.exporters import export_openvino
 from anomalib_ot.export.parity import ExportError
 
@@ -132,7 +133,7 @@ def _int8(
 
 def _onnx_options(module: AnomalibModule) -> dict[str, Any]:
     """Models of anomalib are exported for one image at a time: the graphs of some fail with a dynamic batch."""
-    return {} if type(module).__module__.startswith("anomalib_ot.") else {"dynamic_axes": {}}
+    return {} if isinstance(module, CheckedExport) else {"dynamic_axes": {}}
 
 
 def _timed(path: Path, image: Path) -> Exported:

@@ -24,7 +24,7 @@ from anomalib_ot.features.backbones import layers_of_backbone
 from anomalib_ot.features.image_extractor import ImageExtractor
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.host.class_paths import class_of, create
-from anomalib_ot.images.folder import IMAGE_SUFFIXES
+from anomalib_ot.images.folder import IMAGE_SUFFIXES, require_apart
 from anomalib_ot.images.reading import read_values
 from anomalib_ot.inspection.contamination import Suspect, find_groups, find_suspects
 from anomalib_ot.inspection.look import inspect_images
@@ -92,7 +92,7 @@ def fit(
     _require_images(images, keep)
     candidates = _candidates(model)[: None if minutes else 1]
     images, output = images.resolve(), output.resolve()
-    _require_apart(images, output)
+    require_apart(output, images)
     require_ours(output, *FILES)
     require_ours(output / WORK, _TRIALS)
     _require_same_product(images, output)
@@ -149,12 +149,6 @@ def _require_images(images: Path, keep: Sequence[str]) -> None:
     if missing := [name for name in keep if name != "all" and not (images / name).is_file()]:
         msg = f"keep names {missing[0]}, which is no file in {images}"
         raise FileNotFoundError(msg)
-
-
-def _require_apart(images: Path, output: Path) -> None:
-    if output.is_relative_to(images):
-        msg = f"the output {output} is in the folder of the images, {images}, and would be read as images; move it"
-        raise ValueError(msg)
 
 
 def _require_same_product(images: Path, output: Path) -> None:

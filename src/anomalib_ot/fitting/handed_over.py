@@ -8,7 +8,7 @@ from typing import cast
 
 from anomalib.models.components import AnomalibModule
 
-from anomalib_ot.decide.conformal import supported_rate
+from anomalib_ot.decide.conformal import promised_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.host.calibration import HELD_OUT, Source
 from anomalib_ot.host.class_paths import class_of
@@ -53,7 +53,7 @@ class Verdicts:
         if processor.calibration_source != HELD_OUT and count == len(trained_on):
             ranked = sorted(zip(scores, trained_on, strict=True), key=lambda pair: -pair[0])
             p_values = [(path, sum(other >= score for other, _ in ranked) / count) for score, path in ranked]
-        supported = max(processor.false_alarm_rate, supported_rate(count))
+        supported = promised_rate(processor.false_alarm_rate, count)
         source = cast("Source", processor.calibration_source)
         return cls(processor.false_alarm_rate, supported, count, source, p_values)
 

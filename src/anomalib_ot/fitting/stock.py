@@ -15,6 +15,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import class_of
 from anomalib_ot.host.seeding import Seeded
+from anomalib_ot.images.folder import state_of
 from anomalib_ot.selection.candidates import Candidate
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple
     """
     # Escaped, as a name of a file may be no valid text.
     text = _HEAD.format(name=_CONFIG) + yaml.safe_dump(config, sort_keys=False)
-    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in images]
+    states = [(str(path), *state_of(path)) for path in images]
     folder = parent / sha256(repr((text, states)).encode()).hexdigest()[:12]
     path, result = folder / _CONFIG, folder / _RESULT
     # Written after the training, so that the checkpoint of an interrupted one does not count.

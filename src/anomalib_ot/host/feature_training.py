@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +9,6 @@ import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +22,7 @@ from .finishing import Finishing
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
 from .model_settings import FeatureTrainingSettings
-from .seeding import Seeded
+from .seeding import Seeded, own_seed
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -146,7 +144,8 @@ class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
             "Fitting %d models, each without one fold of the training images, to calibrate the threshold.", folds
         )
         try:
-            with seeded():
+            # The seed of the user decides the folds and their models, which change no other random numbers.
+            with own_seed(user_seed()):
                 self.calibration_scores = self.score_folds(features, folds)
         except Exception as error:  # noqa: BLE001 - a training must not fail at its end
             logger.warning("The scores of the validation images set the threshold, as folds failed: %r", error)
@@ -163,20 +162,6 @@ class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
         """The callbacks of the host, and one that releases the features if a fit fails."""
         callbacks = cast("AnomalibModule", super()).configure_callbacks()
         return [*cast("Sequence[Callback]", callbacks), _FeatureRelease()]
-
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Score a batch, from which the post-processor computes its thresholds.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
 
     @property
     def learning_type(self) -> LearningType:
@@ -229,14 +214,6 @@ class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
             # Check before training, as no map is computed until its end.
             cast("AnomalyMapGenerator", self.model.anomaly_map_generator).check_size(images.shape[-2:])
             return extract_by_tiles(self._extractor, images, getattr(self.model, "tiler", None))
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """Let the seed of the user decide folds and their models, which change no other random numbers."""
-    with torch.random.fork_rng():
-        torch.manual_seed(user_seed())
-        yield
 
 
 def _why_no_folds(features: Iterable[FeatureBatch], folds: int, processes: int) -> str | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, Batch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from .calibration import HELD_OUT, TRAINED, CalibratesItself, CalibrationScores
 from .scale import HasScale
@@ -70,6 +71,20 @@ class HoldsOut:
             self._use_split(data)
             if trainer.state.fn == TrainerFn.FITTING:
                 self.split = joined(split_of(data), self.split)
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Score a batch, from which the post-processor computes its thresholds.
+
+        Args:
+            batch: Images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            The batch with its anomaly maps and image scores.
+        """
+        del args, kwargs
+        return batch.update(**cast("Any", self).model(batch.image)._asdict())
 
     def _use_split(self, data: AnomalibDataModule) -> None:
         if self.split is not None and take_split(data, self.split):

@@ -4,7 +4,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-# What the models need. Its marker is that of the other dependencies too.
+# The extra with what the models need. Dependencies of all users have no marker.
 _EXTRA = "train"
 
 

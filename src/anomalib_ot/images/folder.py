@@ -23,11 +23,27 @@ def images_in(folder: Path) -> dict[Path, _State]:
     for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             try:
-                state = path.stat()
+                found[path] = state_of(path)
             except FileNotFoundError:
                 continue
-            found[path] = state.st_size, state.st_mtime_ns
     return found
+
+
+def state_of(path: Path) -> _State:
+    """Size and time of change of a file, which tell whether it is the same as before."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def require_apart(output: Path, images: Path) -> None:
+    """Check that an output does not come into a folder of images, and would be read as one of them later.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if output.resolve().is_relative_to(images.resolve()):
+        msg = f"the output {output} is in the folder of the images, {images}, and would be read as images; move it"
+        raise ValueError(msg)
 
 
 def require_stream(folder: Path, watch: float | None = None) -> None:

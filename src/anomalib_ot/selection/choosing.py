@@ -10,6 +10,7 @@ from typing import Any
 from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.image_extractor import ImageExtractor
 from anomalib_ot.files import write_text
+from anomalib_ot.images.folder import state_of
 from anomalib_ot.settings import require
 
 from .candidates import CANDIDATES, Candidate
@@ -160,5 +161,5 @@ def _read(path: Path, key: dict[str, Any]) -> list[Trial]:
 
 
 def _key(paths: Sequence[Path], backbone: str | Path, seed: int) -> dict[str, Any]:
-    states = {str(path): [(state := path.stat()).st_size, state.st_mtime_ns] for path in sorted(paths)}
+    states = {str(path): [*state_of(path)] for path in sorted(paths)}
     return {"format": _FORMAT, "backbone": backbone_name(backbone), "seed": seed, "images": states}

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_auc_score
 
 from anomalib_ot.comparison.measurement import median_seconds
-from anomalib_ot.decide.conformal import supported_rate, threshold
+from anomalib_ot.decide.conformal import promised_rate, threshold
 from anomalib_ot.features.given import Scorer
 from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.synthetic import KINDS
@@ -91,7 +92,7 @@ class Outcome:
         """
         kinds = np.array([kind for kind, *_ in features.labels])
         auroc = {kind: image_auroc(self.good, self.synthetic[kinds == kind]) for kind in KINDS}
-        rate = max(_RATE, supported_rate(len(self.good)))
+        rate = promised_rate(_RATE, len(self.good))
         detected = self.synthetic > threshold(self.good, rate)
         return Trial(
             candidate=self.candidate,
@@ -136,5 +137,5 @@ def image_auroc(good: ArrayLike, anomalous: ArrayLike) -> float:
         good: Scores (n,) of good images.
         anomalous: Scores (m,) of anomalous images.
     """
-    difference = np.subtract.outer(np.asarray(anomalous), np.asarray(good))
-    return 100 * float((np.sign(difference) / 2 + 1 / 2).mean())
+    scores = np.concatenate([good, anomalous])
+    return 100 * float(roc_auc_score(np.arange(len(scores)) >= len(np.asarray(good)), scores))

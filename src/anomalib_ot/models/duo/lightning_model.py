@@ -27,7 +27,6 @@ from anomalib_ot.host.checkpoint_rules import CheckpointRules
 from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures, fold_scores, left_out, rows_of
 from anomalib_ot.host.feature_cache import user_seed
-from anomalib_ot.host.feature_training import seeded
 from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.host.verdicts import Verdicts
 from anomalib_ot.models.pradot import PradotModel
@@ -245,7 +244,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         if self.calibration_scores is not None:
             return
         try:
-            with seeded():
+            with own_seed(user_seed()):
                 self._weigh_alone()
         except Exception as error:
             # Another process would wait for this one.

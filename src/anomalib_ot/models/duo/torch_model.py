@@ -1,7 +1,6 @@
 """Duo: Pradot and WtFlow on the features of one backbone, with one anomaly map."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
-from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles
-from anomalib_ot.features.single_precision import SinglePrecisionParts
+from anomalib_ot.features.scorer import FeatureScorer
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.wt_flow import WtFlowModel
 
@@ -25,7 +23,7 @@ PartScores = tuple[list[Tensor], list[Tensor]]
 """Score maps (B, 1, H, W) of the layers of Pradot, and of those of WtFlow."""
 
 
-class DuoModel(SinglePrecisionParts):
+class DuoModel(FeatureScorer):
     """A :class:`PradotModel` and a :class:`WtFlowModel` that share their feature extractor.
 
     The anomaly map is the weighted sum of the two maps. The weights bring both to one scale, see :meth:`weigh`.
@@ -89,28 +87,6 @@ class DuoModel(SinglePrecisionParts):
     def tiler(self, tiler: Tiler | None) -> None:
         self.pradot.tiler = self.wt_flow.tiler = tiler
 
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
-        return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Return features while training, and scores otherwise.
-
-        Args:
-            images: (B, 3, h, w), pre-processed.
-
-        Returns:
-            While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
-            (B,), its maximum.
-
-        Raises:
-            RuntimeError: If the model is not fitted.
-        """
-        features = self.extract(images)
-        if self.training:
-            return features
-        return self.score(features, images.shape[-2:])
-
     def score(self, features: dict[str, Tensor], size: Sequence[int]) -> InferenceBatch:
         """Score feature maps (B, D, H, W) of each layer.
 
@@ -119,7 +95,7 @@ class DuoModel(SinglePrecisionParts):
             size: Height and width of the images, in pixels.
 
         Returns:
-            As :meth:`forward`.
+            The anomaly map (B, 1, h, w) and the image score (B,), its maximum.
 
         Raises:
             RuntimeError: If the model is not fitted.
@@ -143,7 +119,7 @@ class DuoModel(SinglePrecisionParts):
             size: Height and width of the images, in pixels.
 
         Returns:
-            As :meth:`forward`.
+            As :meth:`score`.
         """
         first, second = self._maps(scores, size)
         anomaly_map = self.weights[0] * first + self.weights[1] * second

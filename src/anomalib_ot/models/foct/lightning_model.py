@@ -289,20 +289,6 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
             return None
         return CalibrationScores.of(score_rows(scored.pred_score, scored.anomaly_map), SUPPORT)
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Score a batch, one image after another.
-
-        Args:
-            batch: Images.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            The batch with its anomaly maps and image scores.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
-
     def on_validation_start(self) -> None:
         """Reset the episodic memory; what validation teaches is discarded when it ends."""
         super().on_validation_start()

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, cast
 
@@ -13,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
-from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
-from anomalib_ot.features.single_precision import SinglePrecisionParts
+from anomalib_ot.features.extraction import full_precision
+from anomalib_ot.features.scorer import FeatureScorer
 from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.settings import require
 from anomalib_ot.transport import NotConvergedWarning, Workspace
@@ -24,12 +23,10 @@ from .prototypes import Prototypes
 from .settings import PradotSettings
 
 if TYPE_CHECKING:
-    from anomalib.data.utils.tiler import Tiler
-
     from anomalib_ot.features.map_extractor import MapExtractor
 
 
-class PradotModel(SinglePrecisionParts):
+class PradotModel(FeatureScorer):
     """Multi-layer frozen features, their local and global prototypes, and the deviation from their means.
 
     Prototypes and maps stay in float32 for every precision of the backbone: bfloat16 cannot resolve an update by a
@@ -56,7 +53,7 @@ class PradotModel(SinglePrecisionParts):
 
     def __init__(self, settings: PradotSettings, feature_extractor: "MapExtractor | None" = None) -> None:
         super().__init__()
-        self.tiler: Tiler | None = None
+        self.tiler = None
         self.settings = settings
         self.layers, alphas = settings.layer_names, settings.alphas
         self.feature_extractor = feature_extractor or prepare_extractor(
@@ -123,10 +120,6 @@ class PradotModel(SinglePrecisionParts):
         """
         self._require_prototypes()
         return self._embed(self.extract(images))
-
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
-        return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_whitening(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Estimate how the features vary between images, unless this is known or whitening is off.
@@ -284,24 +277,6 @@ class PradotModel(SinglePrecisionParts):
             self.calibrate(highest)
         return report
 
-    def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Return features while training, and scores otherwise.
-
-        Args:
-            images: (B, 3, h, w), pre-processed.
-
-        Returns:
-            While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
-            (B,), its maximum.
-
-        Raises:
-            RuntimeError: If there are no prototypes yet.
-        """
-        features = self.extract(images)
-        if self.training:
-            return features
-        return self.score(features, images.shape[-2:])
-
     def score(self, features: dict[str, Tensor], size: Sequence[int]) -> InferenceBatch:
         """Score feature maps (B, D, H, W) of each layer.
 
@@ -310,7 +285,7 @@ class PradotModel(SinglePrecisionParts):
             size: Height and width of the images, in pixels.
 
         Returns:
-            As :meth:`forward`.
+            The anomaly map (B, 1, h, w) and the image score (B,), its maximum.
 
         Raises:
             RuntimeError: If there are no prototypes yet.

@@ -1,7 +1,6 @@
 """WT-Flow: time-reversed flow matching with worst transport (Li et al., 2025, arXiv 2508.05461)."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -12,8 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
 from anomalib_ot.features.backbones import prepare_extractor
-from anomalib_ot.features.extraction import extract_by_parts, extract_by_tiles, full_precision
+from anomalib_ot.features.extraction import full_precision
 from anomalib_ot.features.moments import nearest_cells
+from anomalib_ot.features.scorer import FeatureScorer
 from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.features.whitening import LocalWhitening
 from anomalib_ot.settings import require
@@ -22,8 +22,6 @@ from .settings import WtFlowSettings
 from .velocity import VelocityField
 
 if TYPE_CHECKING:
-    from anomalib.data.utils.tiler import Tiler
-
     from anomalib_ot.features.map_extractor import MapExtractor
 
 # Whitening relies more on the covariance at a cell than Pradot's, which only compares features with each other.
@@ -31,7 +29,7 @@ _SHRINKAGE = 0.01
 _PRIOR = 0.1
 
 
-class WtFlowModel(SinglePrecisionParts):
+class WtFlowModel(FeatureScorer):
     """Frozen features, and a velocity field with its scores for each layer.
 
     The flow runs from the features x_0 at t = 0 to Gaussian noise x_1 at t = 1 on the straight lines
@@ -56,7 +54,7 @@ class WtFlowModel(SinglePrecisionParts):
 
     def __init__(self, settings: WtFlowSettings, feature_extractor: "MapExtractor | None" = None) -> None:
         super().__init__()
-        self.tiler: Tiler | None = None
+        self.tiler = None
         self.settings = settings
         self.layers = settings.layer_names
         self.feature_extractor = feature_extractor or prepare_extractor(
@@ -70,10 +68,6 @@ class WtFlowModel(SinglePrecisionParts):
     def is_fitted(self) -> bool:
         """Whether there is a normalisation, from training or a checkpoint."""
         return all(cast("_Head", head).noise.numel() > 0 for head in self.heads)
-
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature map (B, D, H, W) of each layer for pre-processed images (B, 3, h, w)."""
-        return extract_by_tiles(partial(extract_by_parts, self.feature_extractor), images, self.tiler)
 
     def fit_normalization(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Estimate how the features of normal images vary, and draw the noise of ``mismatch``.
@@ -101,24 +95,6 @@ class WtFlowModel(SinglePrecisionParts):
         """The velocity field of each layer."""
         return nn.ModuleList(cast("_Head", head).velocity for head in self.heads)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor] | InferenceBatch:
-        """Return features while training, and scores otherwise.
-
-        Args:
-            images: (B, 3, h, w), pre-processed.
-
-        Returns:
-            While training, the feature map of each layer. Otherwise the anomaly map (B, 1, h, w) and the image score
-            (B,), the mean of the highest ``top_share`` of its pixels, of one pixel at least.
-
-        Raises:
-            RuntimeError: If the model is not fitted.
-        """
-        features = self.extract(images)
-        if self.training:
-            return features
-        return self.score(features, images.shape[-2:])
-
     def score(self, features: dict[str, Tensor], size: Sequence[int]) -> InferenceBatch:
         """Score feature maps (B, D, H, W) of each layer.
 
@@ -127,7 +103,8 @@ class WtFlowModel(SinglePrecisionParts):
             size: Height and width of the images, in pixels.
 
         Returns:
-            As :meth:`forward`.
+            The anomaly map (B, 1, h, w) and the image score (B,), the mean of the highest ``top_share`` of its pixels,
+            of one pixel at least.
 
         Raises:
             RuntimeError: If the model is not fitted.

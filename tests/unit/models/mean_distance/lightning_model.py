@@ -61,6 +61,3 @@ class MeanDistance(
     def fit(self):
         self.model.mean = cat(self._features).mean((0, 2, 3))
         self._features = []
-
-    def validation_step(self, batch, *_):
-        return batch.update(**self.model(batch.image)._asdict())
