@@ -90,7 +90,7 @@ class Exponents(ABC):
     @property
     def are_finite(self) -> bool:
         """Whether offsets and slope are finite; then all exponents are, unless one overflows."""
-        return math.isfinite(self._slope * self._unit) and bool(self._offsets.isfinite().all())
+        return math.isfinite(self._slope * self._unit) and all(each.isfinite() for each in self._offsets.aminmax())
 
     def slices(self, blocks: Sequence[slice]) -> Sequence[slice]:
         """Slices of rows for :meth:`affine`, from the slices of rows for calls."""

@@ -92,21 +92,45 @@ def iterate(
             v = torch.ones_like(v)
         u, sums = kernel.scale_rows(v, a)
         sums = processes.sum(sums)
-        # The sum of an empty column is replaced by the bound of the omitted entries, which limits its scaling.
-        most = (missing * processes.sum(u.sum(-1, keepdim=True))).clamp(min=TINY)
-        following = b / torch.where(sums > TINY, sums, most)
+        following, (least, error, excess, smallest, largest) = _scale_columns(v, sums, b, tolerance)
+        if not least > TINY:
+            # The sum of an empty column is replaced by the bound of the omitted entries, which limits its scaling.
+            most = (missing * processes.sum(u.sum(-1, keepdim=True))).clamp(min=TINY)
+            following = b / torch.where(sums > TINY, sums, most)
         if acceleration:
             logs = v.log()
             # Rounding may differ between processes, whose scalings must not.
             following = processes.first((logs + acceleration.step(following.log() - logs)).exp())
-        # All values that decisions depend on are read at once, because each read waits for the device.
-        errors = (v * sums - b).abs().sum(-1)
-        excess = (errors.double() - tolerance).amax()
-        excess, error, smallest, largest = torch.stack([excess, errors.amax(), *following.log().aminmax()]).tolist()
+        if acceleration or not least > TINY:
+            smallest, largest = torch.stack(following.log().aminmax()).tolist()
         if excess <= 0 or iteration == max_iterations:
             break
         v = following
     return Iterates(kernel, f, g, u, v, v * sums, iteration, error)
+
+
+def _scale_columns(v: Tensor, sums: Tensor, b: Tensor, tolerance: float | Tensor) -> tuple[Tensor, list[float]]:
+    """Scaling b / Kᵀu of the columns, and all that decisions depend on, read at once, as a read waits for the device.
+
+    Args:
+        v: Present scaling, (P,).
+        sums: Kᵀu, (P,).
+        b: Marginal of the columns, (P,).
+        tolerance: See :func:`iterate`.
+
+    Returns:
+        The new scaling; the least sum, the marginal error, its excess over the tolerance, and the least and the largest
+        logarithm of the new scaling, with the largest error and excess of a batch.
+    """
+    if sums.ndim == 1 and sums.device.type == "cpu" and sums.dtype == torch.float32:
+        from ._compiled import scale_columns  # noqa: PLC0415 - imports Numba
+
+        following, (least, error, *logs) = scale_columns(v, sums, b)
+        return following, [least, error, error - float(tolerance), *logs]
+    following = b / sums
+    errors = (v * sums - b).abs().sum(-1)
+    excess = (errors.double() - tolerance).amax()
+    return following, torch.stack([sums.amin(), errors.amax(), excess, *following.log().aminmax()]).tolist()
 
 
 def _limits(kernel: Scaled, processes: Processes, device: torch.device) -> tuple[float, float]:

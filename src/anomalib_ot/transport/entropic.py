@@ -18,6 +18,7 @@ from ._arguments import (
     require_without_gradients,
     start,
 )
+from ._exponents import Exponents
 from ._iterations import iterate
 from ._kernels import DenseKernel, Kernel, make_kernel
 from ._processes import Processes
@@ -323,12 +324,21 @@ def _column_potential(cost: Cost, epsilon: float, processes: Processes) -> Tenso
     some = cost[:1]
     common = processes.min(torch.cat([some.flatten(), some.new_tensor([math.inf])]).min())
     exponents = cost.exponents(common.expand(cost.shape[1]), epsilon)
-    # Largest exponent of each column so far, and the sum of exp(exponent − largest).
-    largest, sums = some.new_full(cost.shape[1:], -math.inf), some.new_zeros(cost.shape[1])
+    largest, sums = _sum_exponentials(exponents, cost, some)
+    top = -processes.min(-largest)
+    logs = processes.sum(sums * (largest - top).exp()).log() + top
+    return epsilon * (logs.min() - logs)
+
+
+def _sum_exponentials(exponents: Exponents, cost: Cost, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest exponent of each column (P,), and the sum of exp(exponent − largest)."""
+    if like.numel() and like.device.type == "cpu" and like.dtype == torch.float32 and exponents.are_finite:
+        from ._columns import sum_exponentials  # noqa: PLC0415 - imports Numba, which scoring does not need
+
+        return sum_exponentials(exponents, list(cost.blocks()), cost.shape[1])
+    largest, sums = like.new_full(cost.shape[1:], -math.inf), like.new_zeros(cost.shape[1])
     for rows in cost.blocks():
         block = exponents(rows)
         before, largest = largest, torch.maximum(largest, block.amax(0))
         sums = sums * (before - largest).exp() + block.sub_(largest).exp_().sum(0)
-    top = -processes.min(-largest)
-    logs = processes.sum(sums * (largest - top).exp()).log() + top
-    return epsilon * (logs.min() - logs)
+    return largest, sums

@@ -12,8 +12,9 @@ import torch
 from numba.core.caching import IndexDataCacheFile
 
 import anomalib_ot
-from anomalib_ot.transport import sinkhorn
-from anomalib_ot.transport._compiled import TINY, round_rows, scale_dense_rows
+from anomalib_ot.transport import DenseCost, FusedCost, Workspace, grid_coordinates, sinkhorn
+from anomalib_ot.transport._columns import sum_exponentials
+from anomalib_ot.transport._compiled import TINY, round_rows, scale_columns, scale_dense_rows
 
 LOOP = """
 from anomalib_ot.transport._compiled import compiled
@@ -69,6 +70,37 @@ def test_nan_entries_propagate(threads):
     u, sums = scale_dense_rows(matrix, torch.ones(3), torch.ones(5))
     assert u.isnan().tolist() == [False, True, False, False, False]
     assert sums.isnan().all()
+
+
+@pytest.mark.parametrize("zeros", [0, 1])
+def test_column_scaling_equals_the_formula(zeros):
+    generator = torch.Generator().manual_seed(0)
+    v, sums, b = torch.rand(3, 37, generator=generator) + 0.1
+    sums[:zeros] = 0
+    following, found = scale_columns(v, sums, b)
+    assert torch.equal(following, b / sums)
+    expected = [sums.min(), (v * sums - b).abs().sum(), *(b / sums).log().aminmax()]
+    assert found == pytest.approx([float(each) for each in expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("epsilon", [10.0, 0.1, 1e-3])
+@pytest.mark.parametrize("kind", ["dense", "stored", "rounded", "product"])
+def test_sums_of_exponentials_equal_the_formula(kind, epsilon, count, threads):
+    threads(count)
+    generator = torch.Generator().manual_seed(count)
+    features, prototypes = (torch.rand(size, 6, generator=generator) for size in (9 * 16, 21))
+    grid = grid_coordinates(4, 4)
+    entries = len(features) * len(prototypes)
+    memory = {"stored": 2**20, "rounded": 4 * entries}.get(kind)
+    cost = FusedCost(features, prototypes, grid, grid.repeat(2, 1)[:21], 0.3, workspace=memory and Workspace(memory))
+    if kind == "dense":
+        cost = DenseCost(cost[:])
+    exponents = cost.exponents(torch.linspace(0, 0.1, 21), epsilon)
+    largest, sums = sum_exponentials(exponents, list(cost.blocks()), 21)
+    expected = torch.cat([exponents(rows).double() for rows in cost.blocks()])
+    found = largest.double() + sums.double().log()
+    torch.testing.assert_close(found, expected.logsumexp(0), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("columns", [1, 5, 64, 150])
