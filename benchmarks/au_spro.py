@@ -23,8 +23,8 @@ from torch.nn.functional import interpolate
 from anomalib_ot.data import LOCODataset, image_defects
 from anomalib_ot.metrics import AUSPRO, PROCurve
 
-from .transport import peak_memory, timed
 from .versions import versions
+from .watch import peak_memory, timed
 
 LIMIT = 0.3
 KINDS = ("logical_anomalies", "structural_anomalies")

@@ -19,8 +19,8 @@ from anomalib_ot.offline import offline_backbone
 
 from .categories import open_category
 from .side_by_side import models
-from .transport import peak_memory, timed
 from .versions import versions
+from .watch import peak_memory, timed
 
 
 def main(

@@ -52,8 +52,8 @@ from anomalib_ot.features.map_extractor import is_plain_transformer
 
 from .categories import EMBEDDED
 from .latency import QUIETLY, backbone_file, compiled, of_one, picture, times_in_turns
-from .transport import peak_memory, timed
 from .versions import versions
+from .watch import peak_memory, timed
 
 OURS = ("Pradot", "WtFlow", "Duo")
 MODELS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.offline import offline_backbone
 
 from .load import drawn
-from .transport import peak_memory, timed
+from .watch import peak_memory, timed
 
 HEIGHT, WIDTH, TILE = 6000, 8000, 1000
 # Top, left and side of the defect.

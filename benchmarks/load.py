@@ -29,8 +29,7 @@ from anomalib_ot import FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.offline import offline_backbone
 
-from .transport import peak_memory, timed
-from .watch import watched
+from .watch import peak_memory, timed, watched
 
 Name = Literal["Pradot", "Foct", "WtFlow"]
 BATCH = 32

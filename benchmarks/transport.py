@@ -1,43 +1,45 @@
-"""Entropic transport at the sizes of Pradot's training compared with other solvers.
+"""Entropic transport at the sizes of Pradot's training compared with other solvers, on Linux.
 
 Run as ``python -m benchmarks.transport``. The default size is that of the paper: batches of 64, 16 prototypes per cell,
 ε = 0.01. The features come from images of the embedded category (EfficientNet-Lite0, whitened as in training) and are
 rotated into the requested number of channels, which changes no cosine. As the worst case, they are random, and no
 kernel entry can be omitted.
 
-All solvers take the same cost matrix. Times include forming it. Ours stop at the tolerance. The updates of the other
+All solvers have the same cost matrix. Times include forming it. Ours stop at the tolerance. The updates of the other
 solvers are those of Sinkhorn, so each is given exactly the iterations that our plain iterations need for the same
-marginal error, without tests of a stop rule, and 100 iterations. A time above the limit is extrapolated from a few
-iterations, in which it is linear. Each number of iterations runs once before it is timed, because OTT-JAX compiles it.
-Solvers run alternately in one process, and the fastest of the repeats counts.
+marginal error, without tests of a stop rule, and 100 iterations; geomloss has a schedule of its own. A time above the
+limit is extrapolated from a few iterations, in which it is linear. Each number of iterations runs once before it is
+timed, because OTT-JAX compiles it. The solvers of a library have a process of their own. They run alternately, and the
+fastest of the repeats counts.
+
+The memory is the peak that a solver adds to that of its features and prototypes, in a process of its own. Two rows are
+limits: the product of features and prototypes, and one read of its result.
 """
 
-import math
-import resource
-import sys
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot import Assembly
-from anomalib_ot.transport import FusedCost, TransportPlan, Workspace, grid_coordinates, sinkhorn
+from anomalib_ot.transport import grid_coordinates
 
 from .features import layer_features, whitening_of
-from .peers import PEERS, Given, Peer
+from .peers import PEERS
 from .rows import appended
+from .solvers import COLD, OURS, PLAIN, PRODUCT, READ, Case, Precision, measure, prepare, weigh
+from .steps import EPSILON, Problem
 
-T = TypeVar("T")
 Source = Literal["pictures", "random"]
-EPSILON = 0.01
-ITERATIONS = 100
 LAYERS = {8: "blocks.2", 16: "blocks.4"}
 COLUMNS = (
     "rows",
@@ -51,43 +53,11 @@ COLUMNS = (
     "iterations",
     "error",
     "hundred_s",
+    "memory_mb",
     "note",
 )
-# Upper bound of the iterations to the tolerance.
-_MOST = 5000
-# Iterations to extrapolate from.
-_FEW = 4
-
-
-@dataclass
-class Problem:
-    """Features (B·N, C) of a batch, prototypes (P, C), and the coordinates of both, (N, 2) and (P, 2)."""
-
-    features: Tensor
-    prototypes: Tensor
-    grid: Tensor
-    coordinates: Tensor
-
-    def to(self, device: str) -> "Problem":
-        """The problem on a device, with a copy of the prototypes, which move."""
-        features, prototypes, grid, coordinates = (
-            part.to(device) for part in (self.features, self.prototypes, self.grid, self.coordinates)
-        )
-        return Problem(features, prototypes.clone(), grid, coordinates)
-
-    def cost(self, alpha: float, workspace: Workspace | None = None) -> FusedCost:
-        """The cost matrix."""
-        return FusedCost(self.features, self.prototypes, self.grid, self.coordinates, alpha, workspace=workspace)
-
-    def points(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """Points (B·N, C + 2) and (P, C + 2) whose squared distances are the cost."""
-        cells = self.grid.repeat(len(self.features) // len(self.grid), 1)
-        farthest = 1 - min(
-            float((F.normalize(rows) @ F.normalize(self.prototypes).T).min()) for rows in self.features.split(1024)
-        )
-        scales = math.sqrt((1 - alpha) / (2 * farthest)), math.sqrt(alpha / 2)
-        pairs = (self.features, cells), (self.prototypes, self.coordinates)
-        return tuple(torch.cat([F.normalize(left) * scales[0], right * scales[1]], 1) for left, right in pairs)
+# Makes the C library return freed memory at once, so that all memory that a solver uses is counted.
+RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def main(
@@ -105,10 +75,10 @@ def main(
     threads: int = 2,
     seed: int = 0,
     device: str = "cpu",
-    precision: Literal["highest", "high", "medium"] = "highest",
+    precision: Precision = "highest",
     output: Path = Path("results/transport.csv"),
 ) -> None:
-    """Print and save the time of each solver in each case.
+    """Print and save the time and the memory of each solver in each case.
 
     Args:
         sizes: Pairs of the number of images and of prototypes per cell; [64, 16] by default.
@@ -121,7 +91,7 @@ def main(
         tolerance: Marginal error to reach.
         seconds: Largest time to measure; above it, times are extrapolated.
         repeats: Number of measurements of each solver.
-        memory: Memory for the solver in GiB.
+        memory: Memory for our solver in GiB.
         threads: Number of threads for torch.
         seed: Random seed.
         device: Device for all solvers: ``cpu`` or ``cuda``.
@@ -129,171 +99,75 @@ def main(
             processor supports it. Models are trained in full precision regardless of this setting.
         output: CSV file to append to.
     """
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-    peers = {name: peer for name, peer in PEERS.items() if solvers is None or name in solvers}
-    with appended(output, COLUMNS) as add:
+    names = [*OURS, *(name for name in PEERS if solvers is None or name in solvers)]
+    with (
+        appended(output, COLUMNS) as add,
+        solving(names, threads, precision) as processes,
+        TemporaryDirectory() as folder,
+    ):
         for source in sources or ["pictures"]:
             for width in channels or [128]:
                 for images, per_cell in sizes or [(64, 16)]:
                     torch.manual_seed(seed)
-                    problem = make_problem(source, 224 // stride, stride, width, images, per_cell).to(device)
+                    problem = make_problem(source, 224 // stride, stride, width, images, per_cell)
+                    path = Path(folder) / f"{source}-{width}-{images}-{per_cell}.pt"
+                    problem.save(path)
                     for alpha in alphas or [0.3]:
                         for epsilon in epsilons or [EPSILON]:
-                            case = {"rows": len(problem.features), "columns": len(problem.prototypes)}
-                            case |= {"channels": width, "source": source, "alpha": alpha, "epsilon": epsilon}
-                            compare = Comparison(problem, alpha, epsilon, tolerance, seconds, memory)
-                            for row in compare.run(peers, repeats):
-                                add(case | row)
+                            keys = {"rows": len(problem.features), "columns": len(problem.prototypes)}
+                            keys |= {"channels": width, "source": source, "alpha": alpha, "epsilon": epsilon}
+                            case = Case(path, alpha, epsilon, tolerance, seconds, memory, device)
+                            for row in rows_of(case, names, processes, repeats):
+                                add(keys | row)
 
 
-class Comparison:
-    """Times of all solvers on one problem.
-
-    Args:
-        problem: Features and prototypes.
-        alpha: Weight of the spatial cost.
-        epsilon: Regularisation.
-        tolerance: Marginal error to reach.
-        seconds: Largest time to measure.
-        memory: Memory of our solver in GiB.
-    """
-
-    def __init__(
-        self, problem: Problem, alpha: float, epsilon: float, tolerance: float, seconds: float, memory: float
-    ) -> None:
-        self._problem = problem
-        self._alpha = alpha
-        self._epsilon = epsilon
-        self._tolerance = tolerance
-        self._seconds = seconds
-        self._workspace = Workspace(memory * 2**30)
-
-    def run(self, peers: dict[str, Peer], repeats: int) -> list[dict[str, Any]]:
-        """A row for each solver."""
-        # The first use compiles the loops and maps memory.
-        needed = self._ours(anderson=0)["iterations"]
-        ours = {
-            "ours, cold": self._ours,
-            "ours, cold, plain": lambda: self._ours(anderson=0),
-            "ours, warm": self._warm,
-        }
-        given = Given(self._problem.cost(self._alpha)[:], self._problem.points(self._alpha)) if peers else None
-        measures = ours | {name: lambda peer=peer: self._theirs(peer, given, needed) for name, peer in peers.items()}
-        rows: dict[str, dict[str, Any]] = {}
-        for _ in range(repeats):
-            for name, measure in measures.items():
-                if rows.get(name, {}).get("note"):
-                    continue  # it is extrapolated or failed
-                row = measure()
-                before = rows.get(name, row)
-                fastest = {key: min(row[key], before[key]) for key in ("to_tolerance_s", "hundred_s") if key in row}
-                rows[name] = {"solver": name} | row | fastest
-        return [
-            {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in row.items()}
-            for row in rows.values()
-        ]
-
-    def _ours(self, anderson: int = 5) -> dict[str, Any]:
-        """Our solver from a cold start."""
-        steps = self._steps(anderson)
-        plan, cold = timed(lambda: steps.solve(self._tolerance, _MOST))
-        row = {"to_tolerance_s": cold, "iterations": plan.iterations, "error": plan.marginal_error}
-        if not anderson:
-            row["hundred_s"] = timed(lambda: steps.solve(0.0))[1]
-        return row
-
-    def _warm(self) -> dict[str, Any]:
-        """Our solver after a step of training."""
-        steps = self._steps(5)
-        steps.take(self._tolerance, _MOST)
-        plan, warm = timed(lambda: steps.solve(self._tolerance, _MOST))
-        return {"to_tolerance_s": warm, "iterations": plan.iterations, "error": plan.marginal_error}
-
-    def _steps(self, anderson: int) -> "Steps":
-        return Steps(
-            replace(self._problem, prototypes=self._problem.prototypes.clone()),
-            self._alpha,
-            self._workspace,
-            self._epsilon,
-            anderson,
-        )
-
-    def _theirs(self, peer: Peer, given: Given, needed: int) -> dict[str, Any]:
-        """Another solver, with the time of forming the cost matrix."""
-        forming = timed(lambda: self._problem.cost(self._alpha)[:])[1]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return self._time(peer, given, needed, forming)
-        except Exception as failure:  # noqa: BLE001 - a peer may raise anything
-            return {"note": f"{type(failure).__name__}: {str(failure)[:60]}"}
-
-    def _time(self, peer: Peer, given: Given, needed: int, forming: float) -> dict[str, Any]:
-        def run(count: int) -> tuple[float, float | None]:
-            # The first run of each count compiles where a peer does.
-            peer(given, self._epsilon, count)
-            sums, seconds = timed(lambda: peer(given, self._epsilon, count))
-            differences = [
-                (each - weights).abs().sum() for each, weights in zip(sums or (), given.weights, strict=False)
-            ]
-            return seconds, float(sum(differences)) if differences else None
-
-        first, error = run(1)
-        slope = max(0.0, run(1 + _FEW)[0] - first) / _FEW
-        row: dict[str, Any] = {"iterations": needed}
-        for name, count in (("to_tolerance_s", needed), ("hundred_s", ITERATIONS)):
-            expected = first + (count - 1) * slope
-            if expected > self._seconds:
-                row |= {name: expected + forming, "note": "extrapolated"}
-                continue
-            seconds, error = run(count)
-            row[name] = seconds + forming
-            if count == needed:
-                row["error"] = error
-        if error is not None and not math.isfinite(error):
-            row["note"] = "not finite"
-        return row
+@contextmanager
+def solving(names: list[str], threads: int, precision: Precision) -> Iterator[dict[str, ProcessPoolExecutor]]:
+    """A process for the solvers of each library, and one, named ``memory``, to measure their memory."""
+    libraries = {library(name): {} for name in names} | {"memory": RETURNED_AT_ONCE}
+    with ExitStack() as stack:
+        processes = {}
+        for each, variables in libraries.items():
+            pool = ProcessPoolExecutor(1, get_context("spawn"), prepare, (threads, precision))
+            processes[each] = stack.enter_context(pool)
+            # The process starts with its first call.
+            with patch.dict(os.environ, variables):
+                pool.submit(torch.get_num_threads).result()
+        yield processes
 
 
-class Steps:
-    """Successive training steps on one batch.
+def library(name: str) -> str:
+    """The first word of the name of a solver or a limit."""
+    return "ours" if name in OURS else name.split(maxsplit=1)[0].rstrip(",")
 
-    Args:
-        problem: Features and prototypes; the prototypes move.
-        alpha: Weight of the spatial cost.
-        workspace: Memory of the solver.
-        epsilon: Regularisation.
-        anderson: Number of past steps that accelerate the iterations.
-    """
 
-    def __init__(
-        self, problem: Problem, alpha: float, workspace: Workspace, epsilon: float = EPSILON, anderson: int = 0
-    ) -> None:
-        self.problem = problem
-        self.alpha = alpha
-        self.workspace = workspace
-        self._options = {"epsilon": epsilon, "anderson": anderson}
-        self._potential: Tensor | None = None
+def rows_of(
+    case: Case, names: list[str], processes: dict[str, ProcessPoolExecutor], repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each solver."""
 
-    def solve(self, tolerance: float, iterations: int = ITERATIONS) -> TransportPlan:
-        """Form the cost and solve to a marginal error."""
-        return sinkhorn(
-            self.problem.cost(self.alpha, self.workspace),
-            max_iterations=iterations,
-            tolerance=tolerance,
-            potential=self._potential,
-            workspace=self.workspace,
-            warn=False,
-            **self._options,
-        )
+    def measured(name: str, needed: int = 0) -> dict[str, Any]:
+        return processes[library(name)].submit(measure, name, case, needed).result()
 
-    def take(self, tolerance: float, iterations: int = ITERATIONS) -> TransportPlan:
-        """Solve, and move the prototypes by a twentieth as in the paper."""
-        plan = self.solve(tolerance, iterations)
-        self.problem.prototypes.lerp_(plan.barycentres(self.problem.features), 0.05)
-        self._potential = plan.potential
-        return plan
+    # The first use compiles the loops and maps memory.
+    measured(COLD)
+    needed = measured(PLAIN)["iterations"]
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(repeats):
+        for name in names:
+            if rows.get(name, {}).get("note"):
+                continue  # it is extrapolated or failed
+            row = measured(name, needed)
+            before = rows.get(name, row)
+            fastest = {key: min(row[key], before[key]) for key in ("to_tolerance_s", "hundred_s") if key in row}
+            rows[name] = {"solver": name} | row | fastest
+    for name, row in rows.items():
+        if name not in (PRODUCT, READ) and "to_tolerance_s" in row:
+            row["memory_mb"] = processes["memory"].submit(weigh, name, case).result()
+    return [
+        {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows.values()
+    ]
 
 
 def make_problem(source: Source, side: int, stride: int, channels: int, batch: int, per_cell: int) -> Problem:
@@ -329,22 +203,6 @@ def picture_features(count: int, size: int, layer: str) -> Tensor:
     data.setup()
     maps = layer_features(data.train_data, layer, (size, size))
     return whitening_of(maps)(maps)
-
-
-def peak_memory(device: str = "cpu") -> float:
-    """Peak resident memory of this process, or its peak memory on a GPU, in GB."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """Result of a function and its wall time in seconds, including pending work of the GPU."""
-    start = time.perf_counter()
-    result = function()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lightning.pytorch import seed_everything
 
 from anomalib_ot import Assembly, Pradot
 
-from .transport import peak_memory
+from .watch import peak_memory
 
 
 def main(images: int = 320, threads: int = 2, seed: int = 0, accelerator: Literal["cpu", "cuda"] = "cpu") -> None:
