@@ -18,6 +18,7 @@ from anomalib_ot.transport import (
     fit_navigator,
     grid_coordinates,
     sinkhorn,
+    solve,
 )
 
 pytestmark = [
@@ -70,6 +71,30 @@ def test_transport(monkeypatch, dtype, alpha, kernel):
     assert plan.marginal_error == pytest.approx(expected.marginal_error, abs=tolerance)
     torch.testing.assert_close(plan.potential.cpu().double(), expected.potential, atol=tolerance, rtol=tolerance)
     again = sinkhorn(FusedCost(*on_device, alpha), 0.05, 50, 1e-3, plan.potential)
+    assert again.iterations <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(40, 25), (3, 40, 25), (600, 500)])
+def test_values_and_gradients_of_solve(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(shape, generator=generator, dtype=torch.float64)
+    a, b = (torch.rand(*shape[:-2], size, generator=generator).double().softmax(-1) for size in shape[-2:])
+    given = [each.requires_grad_() for each in (cost, a, b)]
+    on_device = [each.detach().to("cuda", dtype).requires_grad_() for each in given]
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-9
+    expected, result = (solve(*each, 0.05, tol=tolerance) for each in (given, on_device))
+    assert result.plan.device.type == "cuda"
+    error = 10 * tolerance
+    torch.testing.assert_close(result.value.cpu().double(), expected.value, atol=error, rtol=error)
+    torch.testing.assert_close(result.value_linear.cpu().double(), expected.value_linear, atol=error, rtol=error)
+    assert (result.plan.cpu().double() - expected.plan).abs().sum((-2, -1)).max() < error
+    for mine, theirs in zip(
+        *(torch.autograd.grad(each.value.sum(), leaves) for each, leaves in ((result, on_device), (expected, given))),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine.cpu().double(), theirs, atol=error, rtol=error)
+    again = solve(*on_device, 0.05, tol=10 * tolerance, potentials_init=result.potentials)
     assert again.iterations <= 2
 
 

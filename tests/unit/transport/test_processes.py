@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from anomalib_ot import transport
 from anomalib_ot.transport import FusedCost, Processes, _anderson, _kernels, _sparse, grid_coordinates, sinkhorn
 
 TOLERANCE = 1e-3
@@ -27,10 +28,14 @@ def solve(images, processes=None):
     ]
 
 
-def share(rank, folder, is_sparse):
+def meet(rank, folder):
     # Processes that stop at different iterations would wait for each other forever.
     limit = timedelta(seconds=60)
     distributed.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=2, rank=rank)
+
+
+def share(rank, folder, is_sparse):
+    meet(rank, folder)
     if is_sparse:
         # Also use sparse kernels for small matrices and for those with many entries.
         _kernels._SPARSE_ENTRIES, _sparse._SPARSE = 1, 2.0
@@ -67,6 +72,31 @@ def test_two_processes_give_the_plan_of_one(tmp_path, is_sparse):
             assert ours[2] == pytest.approx(expected[2], rel=1e-4)
             assert ours[3] == expected[3]
             assert ours[4] == pytest.approx(expected[4], abs=1e-5)
+
+
+def gradient(rank):
+    """Gradient of a problem that only this process has: a batch in one process, and a large matrix in the other."""
+    generator = torch.Generator().manual_seed(rank)
+    cost = torch.rand([(3, 20, 15), (600, 500)][rank], generator=generator).requires_grad_()
+    transport.solve(cost, reg=[0.02, 0.2][rank], tol=TOLERANCE).value.sum().backward()
+    return cost.grad
+
+
+def solve_own(rank, folder):
+    meet(rank, folder)
+    if rank:
+        torch.save(gradient(rank), folder / "1.pt")
+    # The processes do not call it at the same time.
+    distributed.barrier()
+    if not rank:
+        torch.save(gradient(rank), folder / "0.pt")
+    distributed.destroy_process_group()
+
+
+def test_solve_does_not_wait_for_other_processes(tmp_path):
+    multiprocessing.spawn(solve_own, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), gradient(rank), atol=1e-6, rtol=1e-3)
 
 
 def test_a_single_process_needs_no_group():
