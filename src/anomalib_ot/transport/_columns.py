@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +45,7 @@ def sum_exponentials(exponents: Exponents, blocks: Sequence[slice], columns: int
     return top * math.log(2), (sums * (largest - top).exp2()).sum(0)
 
 
-@njit(fastmath=FAST, inline="always")
-def _exp2(x: float) -> float:
+def _power_of_two(x: float) -> float:
     """2ˣ of a float32 x, or 2⁻¹²⁶ if x is less."""
     x = max(x, _LEAST)
     whole = np.rint(x)
@@ -59,6 +59,9 @@ def _exp2(x: float) -> float:
     power = power * x + _SERIES[1]
     power = power * x + _SERIES[0]
     return power * np.int32((np.int32(whole) + _OFFSET) << _FRACTION).view(np.float32)
+
+
+_exp2: Any = njit(fastmath=FAST, inline="always")(_power_of_two)
 
 
 @compiled(FINITE)
