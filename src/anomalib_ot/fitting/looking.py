@@ -20,7 +20,7 @@ from anomalib_ot.images.folder import images_in
 from anomalib_ot.inspection.contamination import Suspect, find_groups, find_suspects
 from anomalib_ot.inspection.look import Finding, Inspection, inspect_images
 from anomalib_ot.selection import Candidate
-from anomalib_ot.selection.choosing import layers_of
+from anomalib_ot.selection.choosing import layers_needed
 from anomalib_ot.selection.trial_features import SYNTHETIC
 from anomalib_ot.synthetic.images import read_reduced
 
@@ -121,7 +121,7 @@ def _features(
     layers = {layer}
     if len(paths) <= _FEW:
         same = [each for each in candidates if (each.backbone, each.image_size) == (first.backbone, first.image_size)]
-        layers |= {*layers_of(same)}
+        layers |= {*layers_needed(same)}
     extractor = ImageExtractor(first.backbone, first.image_size, sorted(layers), len(paths) + SYNTHETIC)
     files = FileFeatures(extractor, read_reduced)
     return files, files.remember(paths, work / FEATURES, seen).features[layer]

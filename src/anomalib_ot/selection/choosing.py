@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,17 @@ class _Trials:
         self.record = record
         self.errors: dict[str, str] = {}
         self._paths, self._known, self._progress, self._seed = paths, known, progress, seed
-        self._images: TrialSet | None = None
         self._features: TrialFeatures | None = None
+
+    @cached_property
+    def images(self) -> TrialSet:
+        """The images of all trials."""
+        return trial_set(self._paths, self._seed)
 
     @property
     def tell_apart(self) -> bool:
         """Whether trials tell candidates apart, as there are synthetic defects."""
-        return all(trial.auroc for trial in self.record.trials)
+        return bool(self.images.labels)
 
     def job(self, candidate: Candidate) -> _Job:
         """The trial of a candidate, which is shown, and whose features are extracted."""
@@ -135,9 +140,8 @@ class _Trials:
         if self._features is None or not _same_input(candidate, self._features):
             # Release those of the former size before those of the next are extracted.
             self._features = None
-            self._images = self._images or trial_set(self._paths, self._seed)
             same = [each for each in self.record.candidates if _same_input(candidate, each)]
-            self._features = TrialFeatures.extracted(self._images, files_for(same, self._known))
+            self._features = TrialFeatures.extracted(self.images, files_for(same, self._known))
         return candidate, self._features, self._seed
 
     def keep(self, candidate: Candidate, tried: Trial | str) -> None:
@@ -152,7 +156,7 @@ class _Trials:
 def _one_by_one(trials: _Trials, end: float) -> None:
     longest = max((trial.fit_s for trial in trials.record.trials), default=0.0)
     for candidate in trials.record.waiting():
-        if trials.record.trials and (not trials.tell_apart or time.monotonic() + longest > end):
+        if trials.record.trials and (time.monotonic() + longest > end or not trials.tell_apart):
             return
         start = time.monotonic()
         trials.keep(candidate, _tried(trials.job(candidate)))
@@ -168,8 +172,8 @@ def _at_once(trials: _Trials, end: float) -> None:
                 trials.keep(candidate, tried)
 
     waiting, default = trials.record.waiting(), trials.record.candidates[0]
-    while waiting and trials.tell_apart and not (trials.record.trials and time.monotonic() > end):
-        group = [each for each in waiting if _same_input(waiting[0], each)]
+    while waiting and not (trials.record.trials and (time.monotonic() > end or not trials.tell_apart)):
+        group = [each for each in waiting if _same_input(waiting[0], each)] if trials.tell_apart else waiting[:1]
         jobs = [trials.job(each) for each in group]
         run(jobs, end)
         if default in group and default in trials.record.waiting() and default.name not in trials.errors:
@@ -183,7 +187,7 @@ def _tried(job: _Job) -> Trial | str:
     try:
         return run_trial(candidate, features, seed).trial(features)
     except Exception as error:  # noqa: BLE001 - another candidate may be fitted
-        return str(error)
+        return str(error) or repr(error)
 
 
 def _same_input(one: Candidate | TrialFeatures, other: Candidate | TrialFeatures) -> bool:
@@ -192,13 +196,13 @@ def _same_input(one: Candidate | TrialFeatures, other: Candidate | TrialFeatures
 
 def files_for(candidates: Sequence[Candidate], known: FileFeatures | None = None) -> FileFeatures:
     """Features for all of some candidates of the same backbone and image size; the known ones if they suffice."""
-    first, layers = candidates[0], layers_of(candidates)
+    first, layers = candidates[0], layers_needed(candidates)
     if known is not None and known.suits(first.backbone, first.image_size, layers):
         return known
     return FileFeatures(ImageExtractor(first.backbone, first.image_size, layers, SYNTHETIC), read_reduced)
 
 
-def layers_of(candidates: Sequence[Candidate]) -> list[str]:
+def layers_needed(candidates: Sequence[Candidate]) -> list[str]:
     """Layers that candidates of the same backbone need."""
     models: list[Any] = [each.untrained() for each in candidates]
     return sorted({layer for model in models for layer in model.model.feature_extractor.layers})

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,7 +77,7 @@ def tried(monkeypatch):
     monkeypatch.setattr(choosing, "run_trial", run_trial)
     monkeypatch.setattr(choosing, "TrialFeatures", SimpleNamespace(extracted=extracted))
     monkeypatch.setattr(choosing, "files_for", lambda candidates, _: candidates[0])
-    monkeypatch.setattr(choosing, "trial_set", lambda *_: object())
+    monkeypatch.setattr(choosing, "trial_set", lambda *_: SimpleNamespace(labels=["a label"]))
     return names
 
 
@@ -214,3 +215,50 @@ def test_known_features_of_good_images_are_not_extracted_again(start, paths, bac
     (trial,) = start(candidates=candidates, known=files, state=tmp_path / "other.json")
     assert len(read) == 1, "one image for the time of the backbone"
     assert trial.auroc == pytest.approx(expected.auroc)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Stands for Ray: runs jobs in this process; those whose number is in ``late`` never end."""
+    submitted = []
+
+    class Cluster:
+        def __init__(self, threads, accelerator, work):
+            assert threads >= 1
+            assert accelerator == "cpu"
+            self.work, self.end = work, threading.Event()
+
+        def run(self, job):
+            submitted.append(job[0].name)
+            if submitted.count(job[0].name) <= cluster.late.get(job[0].name, 0):
+                self.end.wait(60)
+            return self.work(job)
+
+        def give_up(self):
+            self.end.set()
+
+    monkeypatch.setattr(choosing, "Ray", Cluster)
+    cluster = SimpleNamespace(submitted=submitted, late={})
+    return cluster
+
+
+def test_candidates_of_the_same_input_are_tried_at_once_on_a_cluster(start, tried, cluster, caplog):
+    broken = Candidate("broken", "Padim", {"error": "no scores"}, SIZE, "resnet18")
+    other = Candidate("C", "Padim", {"mean": 90.0}, SIZE, "resnet34")
+    trials = start(candidates=[*THREE, broken, other], engine="ray")
+    assert names_of(trials)[:2] == ["default", "C"]
+    assert {*names_of(trials)} == {"default", "A", "B", "C"}
+    assert {*cluster.submitted[:4]} == {"default", "A", "B", "broken"}
+    assert "broken is left out, as its trial failed: no scores" in caplog.text
+    assert len(tried) == 4
+
+
+@pytest.mark.usefixtures("tried")
+def test_trials_on_a_cluster_that_exceed_the_time_are_given_up_but_for_the_default(start, cluster, caplog):
+    cluster.late = {"default": 1, "B": 1}
+    with caplog.at_level(logging.INFO):
+        trials = start(engine="ray", minutes=0.02)
+    assert trials[0].candidate.name == "default"
+    assert "B" not in names_of(trials)
+    assert cluster.submitted.count("default") == 2
+    assert "The time is used: " in caplog.text
