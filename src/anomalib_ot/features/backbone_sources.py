@@ -37,7 +37,7 @@ def weights_state(backbone: str) -> list[list[Any]]:
         backbone: Name from :func:`~anomalib_ot.features.backbones.backbone_name`.
     """
     source, name = parse_model_name(backbone)
-    if source != "local-dir":
+    if source != "local-dir" or not Path(name).is_dir():
         return []
     return [[path.name, *state_of(path)] for path in sorted(Path(name).iterdir()) if path.is_file()]
 

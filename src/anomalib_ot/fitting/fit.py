@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from anomalib_ot.comparison.engines import ENGINES
+from anomalib_ot.comparison.engines import ENGINES, require_installed
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.export.exporters import require_openvino
 from anomalib_ot.features.file_features import FileFeatures, delete_features
@@ -71,7 +71,7 @@ def fit(
         ValueError: If an argument is invalid, or there are too few usable images.
         FileNotFoundError: If there is no such folder, or an image to keep is not in it.
         FileExistsError: If ``output`` contains foreign files of these names, or the model of another folder.
-        ModuleNotFoundError: If a package that the model or its export needs is not installed.
+        ImportError: If a package that the model, its export or the engine needs is not installed.
         RuntimeError: If the training failed.
     """
     require_rate("false_alarm_rate", false_alarm_rate)
@@ -79,6 +79,8 @@ def fit(
     require(minutes >= 0, "minutes", "at least 0", minutes)
     _require_images(images, keep)
     require(engine in ENGINES, "engine", ENGINES, engine)
+    if engine == "ray":
+        require_installed("ray", "ray")
     named = _candidates(model)
     images, output = images.resolve(), output.resolve()
     work = output / WORK
