@@ -4,7 +4,8 @@ Run as ``python -m benchmarks.selection --root DATA``; :func:`~benchmarks.catego
 candidate of ``anomalib_ot.selection`` is tried as :func:`~anomalib_ot.selection.choose` tries it. The same fit, on at
 most 60 good images, then scores the real test images, every n-th one so that there are at most 100.
 
-A run takes about 4 minutes a category on one core, and the table is of all runs in the output. Options select a part.
+The five candidates at 224 px take about 7 minutes a category on one core. The table is of all runs in the output.
+Options select a part.
 """
 
 import json

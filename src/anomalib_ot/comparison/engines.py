@@ -8,29 +8,29 @@ from contextlib import suppress
 from importlib.util import find_spec
 from queue import SimpleQueue
 from threading import TIMEOUT_MAX, Event
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 ENGINES = ("processes", "ray")
 
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
-_In_contra = TypeVar("_In_contra", contravariant=True)
-_Out_co = TypeVar("_Out_co", covariant=True)
+J = TypeVar("J")
+R = TypeVar("R")
 
 
-class Engine(Protocol[_In_contra, _Out_co]):
+class Engine(Generic[J, R]):
     """Runs jobs."""
 
-    def run(self, job: _In_contra) -> _Out_co:
+    def run(self, job: J) -> R:
         """Run a job and return its result."""
+        raise NotImplementedError
 
     def give_up(self) -> None:
         """Stop the current jobs and all later ones."""
+        raise NotImplementedError
 
 
-class Processes(Engine[_Job, _Result]):
+class Processes(Engine[J, R]):
     """Runs jobs on this machine. If there are several GPUs, the workers share them.
 
     Args:
@@ -38,7 +38,7 @@ class Processes(Engine[_Job, _Result]):
         work: Runs a job on a GPU, named as in ``CUDA_VISIBLE_DEVICES``, or None, until the event is set.
     """
 
-    def __init__(self, workers: int, work: Callable[[_Job, str | None, Event], _Result]) -> None:
+    def __init__(self, workers: int, work: Callable[[J, str | None, Event], R]) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         devices = visible.split(",") if torch.cuda.device_count() else [None]
         self._free: SimpleQueue[str | None] = SimpleQueue()
@@ -47,7 +47,7 @@ class Processes(Engine[_Job, _Result]):
         self._work = work
         self._given_up = Event()
 
-    def run(self, job: _Job) -> _Result:
+    def run(self, job: J) -> R:
         """Run a job when a worker is free."""
         device = self._free.get()
         try:
@@ -60,7 +60,7 @@ class Processes(Engine[_Job, _Result]):
         self._given_up.set()
 
 
-class Ray(Engine[_Job, _Result]):
+class Ray(Engine[J, R]):
     """Runs jobs on a Ray cluster. If a machine is lost, its job runs again on another one.
 
     Args:
@@ -72,7 +72,7 @@ class Ray(Engine[_Job, _Result]):
         ImportError: If Ray is not installed.
     """
 
-    def __init__(self, threads: int, accelerator: str, work: Callable[[_Job], _Result]) -> None:
+    def __init__(self, threads: int, accelerator: str, work: Callable[[J], R]) -> None:
         require_installed("ray", "ray")
         import ray  # noqa: PLC0415 - an extra
 
@@ -84,11 +84,11 @@ class Ray(Engine[_Job, _Result]):
         self._remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(work)
         self._begun: list[Any] = []
 
-    def run(self, job: _Job) -> _Result:
+    def run(self, job: J) -> R:
         """Run a job when the cluster has free cores."""
         begun = self._remote.remote(job)
         self._begun.append(begun)
-        result: _Result = self._ray.get(begun)
+        result: R = self._ray.get(begun)
         return result
 
     def give_up(self) -> None:
@@ -98,9 +98,7 @@ class Ray(Engine[_Job, _Result]):
                 self._ray.cancel(each, force=True)
 
 
-def run_all(
-    jobs: Sequence[_Job], engine: Engine[_Job, _Result], workers: int, until: float
-) -> Generator[tuple[_Job, _Result], None, None]:
+def run_all(jobs: Sequence[J], engine: Engine[J, R], workers: int, until: float) -> Generator[tuple[J, R], None, None]:
     """Run jobs, and yield each with its result when it ends.
 
     Args:
@@ -116,7 +114,7 @@ def run_all(
     if not jobs:
         return
     with ThreadPoolExecutor(workers) as pool:
-        futures: dict[Future[_Result], _Job] = {pool.submit(engine.run, job): job for job in jobs}
+        futures: dict[Future[R], J] = {pool.submit(engine.run, job): job for job in jobs}
         late = {*futures}
         try:
             while late and (left := until - time.monotonic()) > 0:
