@@ -54,6 +54,7 @@ class Defects:
     Args:
         about: Sentences about them.
         examples: An image without a defect and with each kind; empty if the images are too small for defects.
+        about_examples: A sentence about these.
         areas: Areas of the defects, smallest first.
         curves: Detected shares by area, a curve for each contrast.
         rows: The same in percent: the contrast and the share of each area.
@@ -61,6 +62,7 @@ class Defects:
 
     about: str
     examples: list[Example]
+    about_examples: str
     areas: list[str]
     curves: list[Curve]
     rows: list[list[str]]
@@ -77,9 +79,11 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
     areas = sorted({each.area for each in trial.detection})
     shares = {(each.contrast, each.area): each.share for each in trial.detection}
     contrasts = sorted({contrast for contrast, _ in shares}, reverse=True)
+    shown = max((each for each in areas if each <= _LARGEST), default=max(areas, default=0.0))
     return Defects(
         about=_about(trial, areas),
-        examples=_examples(image, areas, seed) if areas else [],
+        examples=_examples(image, shown, seed) if areas else [],
+        about_examples=f"Each covers {100 * shown:g} % of the image at contrast 1. Its outline is not part of it.",
         areas=[f"{100 * area:g} %" for area in areas],
         curves=[
             Curve(f"{contrast:g}", dash, " ".join(_points([shares.get((contrast, area)) for area in areas])))
@@ -124,11 +128,10 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f}"
 
 
-def _examples(path: Path, areas: Sequence[float], seed: int) -> list[Example]:
+def _examples(path: Path, area: float, seed: int) -> list[Example]:
     picture = Image.fromarray(np.rint(255 * pixels_of(path)).astype(np.uint8))
     picture.thumbnail((_SIDE, _SIDE))
     good = np.asarray(picture, np.float32) / 255
-    area = max((each for each in areas if each <= _LARGEST), default=areas[0])
     examples = [Example("no defect", Embedded.of(picture))]
     for index, kind in enumerate(KINDS):
         spoiled, mask = synthetic_defect(good, kind, area, 1.0, np.random.default_rng([seed, index]))
