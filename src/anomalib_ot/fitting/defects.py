@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from PIL import Image
 
 from anomalib_ot.drawing.html import Embedded
 from anomalib_ot.edge.drawing import drawn_on
-from anomalib_ot.edge.inputs import pixels_of
+from anomalib_ot.images.reading import read_values
 from anomalib_ot.selection import Trial
 from anomalib_ot.synthetic import AREAS, KINDS, synthetic_defect
+from anomalib_ot.synthetic.defects import FEWEST_PIXELS, pixels_of
 
 # Side of an example in pixels, and the largest area of its defect.
 _SIDE = 180
@@ -79,10 +81,12 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
     areas = sorted({each.area for each in trial.detection})
     shares = {(each.contrast, each.area): each.share for each in trial.detection}
     contrasts = sorted({contrast for contrast, _ in shares}, reverse=True)
-    shown = max((each for each in areas if each <= _LARGEST), default=max(areas, default=0.0))
+    picture = _reduced(image)
+    possible = [area for area in areas if pixels_of(area, prod(picture.size)) >= FEWEST_PIXELS]
+    shown = max((area for area in possible if area <= _LARGEST), default=max(possible, default=0.0))
     return Defects(
         about=_about(trial, areas),
-        examples=_examples(image, shown, seed) if areas else [],
+        examples=_examples(picture, shown, seed) if possible else [],
         about_examples=f"Each covers {100 * shown:g} % of the image at contrast 1. Its outline is not part of it.",
         areas=[f"{100 * area:g} %" for area in areas],
         curves=[
@@ -128,9 +132,13 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f}"
 
 
-def _examples(path: Path, area: float, seed: int) -> list[Example]:
-    picture = Image.fromarray(np.rint(255 * pixels_of(path)).astype(np.uint8))
+def _reduced(path: Path) -> Image.Image:
+    picture = Image.fromarray(np.rint(255 * read_values(path)).astype(np.uint8))
     picture.thumbnail((_SIDE, _SIDE))
+    return picture
+
+
+def _examples(picture: Image.Image, area: float, seed: int) -> list[Example]:
     good = np.asarray(picture, np.float32) / 255
     examples = [Example("no defect", Embedded.of(picture))]
     for index, kind in enumerate(KINDS):

@@ -179,7 +179,8 @@ def _about_choice(handed: HandedOver) -> str:
         return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
     return (
         f"{handed.chosen.name}, in the first row, was trained. {learned} Real defects differ from drawn ones, so that "
-        "the table does not decide. Take another model with --model and --backbone if its values are higher by some points."
+        "the table does not decide. Take another model with --model and --backbone if its values are higher by some "
+        "points."
     )
 
 
