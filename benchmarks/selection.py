@@ -4,7 +4,8 @@ Run as ``python -m benchmarks.selection --root DATA``; :func:`~benchmarks.catego
 candidate of ``anomalib_ot.selection`` is tried as :func:`~anomalib_ot.selection.choose` tries it. The same fit, on at
 most 60 good images, then scores the real test images, every n-th one so that there are at most 100.
 
-A run takes about 4 minutes a category on one core, and the table is of all runs in the output. Options select a part.
+The five candidates at 224 px take about 7 minutes a category on one core. The table is of all runs in the output.
+Options select a part.
 """
 
 import json
@@ -26,12 +27,11 @@ from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import create
 from anomalib_ot.offline import offline_backbone
-from anomalib_ot.selection import CANDIDATES, Candidate
-from anomalib_ot.selection.choosing import extractor_at
+from anomalib_ot.selection import CANDIDATES, Candidate, on_backbones
+from anomalib_ot.selection.choosing import files_for
 from anomalib_ot.selection.trial import image_auroc, run_trial, scores_of
-from anomalib_ot.selection.trial_features import TrialFeatures, trial_images
+from anomalib_ot.selection.trial_features import TrialFeatures, trial_set
 from anomalib_ot.synthetic import KINDS
-from anomalib_ot.synthetic.images import read_reduced
 
 from .categories import categories_in
 from .versions import versions
@@ -60,7 +60,7 @@ def main(
     print(f"{versions('anomalib-ot', 'anomalib', 'torch', 'timm')}, seed {_SEED}", flush=True)
     warnings.simplefilter("ignore")
     found = categories_in(root)
-    chosen = [each for each in CANDIDATES if candidates is None or each.name in candidates]
+    chosen = [each for each in all_candidates() if candidates is None or each.name in candidates]
     sizes = dict.fromkeys(each.image_size for each in chosen)
     for size, category in product(sizes, found if categories is None else categories):
         same = [each for each in chosen if each.image_size == size]
@@ -68,6 +68,11 @@ def main(
         if missing := {path: each for path, each in files.items() if not path.exists()}:
             measure(category, create(AnomalibDataModule, found[category]), missing, output)
     print_tables(pd.DataFrame(rows(output)))
+
+
+def all_candidates() -> list[Candidate]:
+    """The candidates on the offline backbone."""
+    return on_backbones(CANDIDATES, [offline_backbone()])
 
 
 def measure(category: str, data: AnomalibDataModule, missing: dict[Path, Candidate], output: Path) -> None:
@@ -103,12 +108,12 @@ def kept_features(
     if not kept.exists():
         data.prepare_data()
         data.setup()
-        extractor = extractor_at(image_size, CANDIDATES, offline_backbone())
-        images = trial_images([Path(path) for path in data.train_data.samples.image_path], _SEED)
+        files = files_for([each for each in all_candidates() if each.image_size == image_size])
+        images = trial_set([Path(path) for path in data.train_data.samples.image_path], _SEED)
         samples = data.test_data.samples
         tested = samples.iloc[:: math.ceil(len(samples) / _MOST_TESTED)]
-        test = extractor.of((read_reduced(Path(path)) for path in tested.image_path), len(tested))
-        features = TrialFeatures.extracted(images, extractor)
+        test = files.of([*map(Path, tested.image_path)])
+        features = TrialFeatures.extracted(images, files)
         torch.save((features, test, tested.label_index.to_numpy() == 1), kept.with_suffix(".part"))
         kept.with_suffix(".part").replace(kept)
     yield torch.load(kept, weights_only=False)

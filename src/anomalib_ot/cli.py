@@ -222,16 +222,18 @@ def fit(
     output: Path | None = None,
     model: str | None = None,
     minutes: float = 0,
-    backbone: str | None = None,
+    backbone: list[str] | str | None = None,
     false_alarm_rate: float = 0.01,
     keep: list[str] | str | None = None,
+    engine: Literal["processes", "ray"] = "processes",
     seed: int = 0,
 ) -> str:
     """Make a checked model from a folder of good images, without a label: anomalib-ot fit IMAGES.
 
     The command looks at the images, leaves out those that may be bad, trains the recommended model, sets its threshold,
     and exports it. The output folder gets report.html, which shows all of this, the exported model.xml, model.ckpt and
-    the config.yaml of the training. To continue an interrupted fit, repeat the command.
+    the config.yaml of the training. To continue an interrupted fit, repeat the command: it skips finished steps whose
+    images and settings are the same.
 
     Args:
         images: Folder of good images; its subfolders count. The name of this option can be left out: anomalib-ot fit
@@ -242,10 +244,13 @@ def fit(
             lists the models.
         minutes: Minutes to compare the model with others on synthetic defects, for the report. The training and the
             export come on top.
-        backbone: Backbone of all models; by default the one that anomalib-ot weights prints.
+        backbone: Backbone of the model; by default the one that anomalib-ot weights prints. Of a list, the model has
+            the first one, and is compared with models on the others.
         false_alarm_rate: Promised rate of false alarms in (0, 1), such as 0.02.
         keep: Images that look bad and are good, by their paths below the folder, such as '[003.png, b/7.png]'; all
             keeps all of them.
+        engine: Where other models are tried: one after another on this machine, or at the same time on Ray with the
+            cluster in RAY_ADDRESS.
         seed: Seed of all random numbers.
 
     Returns:
@@ -255,8 +260,8 @@ def fit(
     from anomalib_ot.fitting.fit import fit as fitted  # noqa: PLC0415
 
     output = output or Path("results/fit") / images.resolve().name
-    kept = [keep] if isinstance(keep, str) else keep or []
-    handed = fitted(images, output, model, minutes, backbone, false_alarm_rate, kept, seed)
+    backbones, kept = ([given] if isinstance(given, str) else given or [] for given in (backbone, keep))
+    handed = fitted(images, output, model, minutes, backbones, false_alarm_rate, kept, engine, seed)
     return f"{summary(handed)}\n{output / REPORT}"
 
 

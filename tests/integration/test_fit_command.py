@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import sys
 from contextlib import redirect_stdout
 from html import unescape
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -127,12 +129,16 @@ def test_the_lines_of_the_report_run_as_pasted(fitted, parts, tmp_path):
     assert printed.startswith("anomalous ")
 
 
-def test_a_repeated_fit_continues_and_images_can_be_kept(fitted, run, monkeypatch):
+def test_a_repeated_fit_skips_its_steps_and_images_to_keep_must_be_there(fitted, run, monkeypatch, caplog):
     folder, printed = fitted
     before = (folder / "model.ckpt").stat().st_mtime_ns
+    for step in ("looking.inspect_images", "looking.ImageExtractor", "stock._run", "exported.export_openvino"):
+        monkeypatch.setattr(f"anomalib_ot.fitting.{step}", None)
     monkeypatch.setattr("anomalib_ot.selection.choosing.run_trial", None)
-    monkeypatch.setattr("anomalib_ot.fitting.stock._run", None)
-    assert run(folder, "--minutes", "5") == printed
+    with caplog.at_level(logging.INFO):
+        assert run(folder, "--minutes", "5") == printed
+    for step in ("look at the images", "training", "export"):
+        assert f"The {step} is skipped: it is finished, and nothing has changed since." in caplog.text
     assert (folder / "model.ckpt").stat().st_mtime_ns > before
     with pytest.raises(SystemExit, match=r"keep names none.png, which is no file in"):
         run(folder, "--keep", "none.png")
@@ -143,6 +149,42 @@ def test_a_model_of_anomalib_is_calibrated_on_held_out_images_and_exported(run, 
     assert re.match(r"PaDiM at 64 px, from \d+ images of .*; promises 30 % false alarms", printed)
     assert "were held out" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert EdgeInferencer(tmp_path / "out").decision.false_alarm_rate == 0.3
+
+
+def test_small_images_have_a_model_without_a_detection_curve(backbone, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    (tmp_path / "parts").mkdir()
+    for index in range(12):
+        # Narrow, and too small for any of the defects.
+        pixels = random.integers(90, 160, (4, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"parts/{index}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "CANDIDATES", CANDIDATES[:1])
+        main(["fit", str(tmp_path / "parts"), "--output", str(tmp_path / "out"), "--backbone", backbone])
+    said = capsys.readouterr()
+    assert "too small for defects of 0.1 % and 0.4 % and 1.6 % and 6.4 % of the image" in said.err
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "The images are too small to draw defects on them" in page
+    assert "<polyline" not in page
+    assert EdgeInferencer(tmp_path / "out").predict(tmp_path / "parts/0.png").label
+
+
+def test_other_models_are_tried_on_a_cluster_and_on_several_backbones(parts, backbone, tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "CANDIDATES", CANDIDATES)
+        backbones = f"[{backbone}, local-dir:{shutil.copytree(backbone.removeprefix('local-dir:'), tmp_path / 'b')}]"
+        arguments = ["--minutes", "9", "--backbone", backbones, "--engine", "ray"]
+        main(["fit", str(parts), "--output", str(tmp_path / "out"), *arguments])
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    for name in (
+        "WtFlow at 64 px on weights",
+        "PaDiM at 64 px on weights",
+        "WtFlow at 64 px on b",
+        "PaDiM at 64 px on b",
+    ):
+        assert name in page
+    assert capsys.readouterr().out.startswith("WtFlow at 64 px on weights, from ")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

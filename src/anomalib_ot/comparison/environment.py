@@ -13,7 +13,7 @@ import torch
 
 from .plan import Job
 
-_PACKAGES = ("anomalib-ot", "anomalib", "torch", "torchvision", "lightning", "timm", "POT", "openvino", "numpy")
+_PACKAGES = ("anomalib-ot", "anomalib", "torch", "torchvision", "lightning", "timm", "POT", "openvino", "nncf", "numpy")
 
 
 def environment(job: Job, device: torch.device | None = None) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def environment(job: Job, device: torch.device | None = None) -> dict[str, Any]:
     """
     device = device or _likely_device(job.accelerator)
     return {
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": installed_versions(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -37,6 +37,11 @@ def environment(job: Job, device: torch.device | None = None) -> dict[str, Any]:
         "revision": _revision(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on, of those that are installed."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def cores() -> int:

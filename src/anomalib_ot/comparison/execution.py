@@ -5,24 +5,19 @@ import io
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from queue import SimpleQueue
-from threading import TIMEOUT_MAX, Event
-from typing import Any, Protocol
 
 import torch
 
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.settings import require
 
+from .engines import ENGINES, Engine, Processes, Ray, require_installed, run_all
 from .ensemble import ensemble_runs
 from .job import failed_run
 from .plan import Job, Plan, members
@@ -31,7 +26,6 @@ from .supervision import run_job
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("processes", "ray")
 _TABLES = ("results.csv", "results.json")
 _Files = dict[str, bytes]
 
@@ -84,7 +78,7 @@ def compare(
         require(minutes is None or minutes > 0, name, "above 0", minutes)
     until = time.monotonic() + 60 * (total_time_limit or math.inf)
     if openvino:
-        _require_installed("openvino", "openvino")
+        require_installed("openvino", "openvino")
     threads = threads or max(1, torch.get_num_threads() // workers)
     jobs = plan.jobs(accelerator=accelerator, threads=threads, openvino=openvino, time_limit=time_limit)
     runs = output / "runs"
@@ -94,7 +88,8 @@ def compare(
     _check_data(missing)
     claim(output, *_TABLES)
     logger.info("%d of %d runs are already finished", len(jobs) - len(missing), len(jobs))
-    runner = _Ray(threads, accelerator) if engine == "ray" else _Processes(workers)
+    runner: Engine[Job, _Files]
+    runner = Ray(threads, accelerator, run_job) if engine == "ray" else Processes(workers, run_job)
     late = _run_all(missing, runner, len(missing) if engine == "ray" else workers, output, kept, until)
     _keep_late(late, output / "runs", kept, total_time_limit)
     kept |= {record.key: record for record in ensemble_runs(runs, plan)}
@@ -160,7 +155,7 @@ def _check_data(jobs: Sequence[Job]) -> None:
 
 
 def _run_all(
-    jobs: Sequence[Job], runner: "_Runner", workers: int, output: Path, kept: dict[Key, Record], until: float
+    jobs: Sequence[Job], runner: Engine[Job, _Files], workers: int, output: Path, kept: dict[Key, Record], until: float
 ) -> list[Job]:
     """Run the jobs, and store each run when it ends.
 
@@ -175,35 +170,18 @@ def _run_all(
     Returns:
         The jobs that did not finish in time.
     """
-    if not jobs:
-        return []
     start = time.monotonic()
     late = {job.key: job for job in jobs}
-    with ThreadPoolExecutor(workers) as pool:
-        futures: dict[Future[_Files], Job] = {pool.submit(runner.run, job): job for job in jobs}
-        try:
-            for number, future in enumerate(_ended(futures, until), start=1):
-                record = unpack_record(output / "runs", futures[future].key, future.result())
-                kept[record.key] = record
-                del late[record.key]
-                _write_tables(output, kept.values())
-                elapsed = time.monotonic() - start
-                left = elapsed / number * (len(jobs) - number) / 60
-                logger.info("[%d/%d] %s; about %.0f min left", number, len(jobs), _summary(record), left)
-        finally:
-            if late:
-                pool.shutdown(wait=False, cancel_futures=True)
-                # Their results would not be stored.
-                runner.give_up()
+    with closing(run_all(jobs, runner, workers, until)) as ended:
+        for number, (job, files) in enumerate(ended, start=1):
+            record = unpack_record(output / "runs", job.key, files)
+            kept[record.key] = record
+            del late[record.key]
+            _write_tables(output, kept.values())
+            elapsed = time.monotonic() - start
+            left = elapsed / number * (len(jobs) - number) / 60
+            logger.info("[%d/%d] %s; about %.0f min left", number, len(jobs), _summary(record), left)
     return [*late.values()]
-
-
-def _ended(futures: Iterable[Future[_Files]], until: float) -> Iterator[Future[_Files]]:
-    """The futures that end in time, in the order in which they end."""
-    waiting = {*futures}
-    while waiting and (left := until - time.monotonic()) > 0:
-        done, waiting = wait(waiting, min(left, TIMEOUT_MAX), FIRST_COMPLETED)
-        yield from done
 
 
 def _keep_late(jobs: Sequence[Job], runs: Path, kept: dict[Key, Record], minutes: float | None) -> None:
@@ -223,70 +201,6 @@ def _summary(record: Record) -> str:
     if record.failed:
         return f"{record.key}: FAILED, {record.message}"
     return f"{record.key}: image AUROC {record.metrics['image_AUROC']:.1f}, fitted in {record.costs['fit_s']:.0f} s"
-
-
-class _Runner(Protocol):
-    """Runs jobs."""
-
-    def run(self, job: Job) -> dict[str, bytes]:
-        """Run a job and return the files of the run."""
-
-    def give_up(self) -> None:
-        """Stop the current jobs and all later ones."""
-
-
-class _Processes:
-    """Runs jobs on this machine. If there are several GPUs, the workers share them."""
-
-    def __init__(self, workers: int) -> None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        devices = visible.split(",") if torch.cuda.device_count() else [None]
-        self._free: SimpleQueue[str | None] = SimpleQueue()
-        for worker in range(workers):
-            self._free.put(devices[worker % len(devices)])
-        self._given_up = Event()
-
-    def run(self, job: Job) -> dict[str, bytes]:
-        device = self._free.get()
-        try:
-            return run_job(job, device, self._given_up)
-        finally:
-            self._free.put(device)
-
-    def give_up(self) -> None:
-        self._given_up.set()
-
-
-class _Ray:
-    """Runs jobs on a Ray cluster. If a machine is lost, its job runs again on another one."""
-
-    def __init__(self, threads: int, accelerator: str) -> None:
-        _require_installed("ray", "ray")
-        import ray  # noqa: PLC0415 - an extra
-
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
-        wants_gpu = accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0
-        gpus = int(accelerator in {"gpu", "cuda"} or wants_gpu)
-        self._ray = ray
-        self._remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(run_job)
-        self._begun: list[Any] = []
-
-    def run(self, job: Job) -> dict[str, bytes]:
-        begun = self._remote.remote(job)
-        self._begun.append(begun)
-        return self._ray.get(begun)
-
-    def give_up(self) -> None:
-        for each in self._begun:
-            with suppress(self._ray.exceptions.RayError):
-                self._ray.cancel(each, force=True)
-
-
-def _require_installed(module: str, extra: str) -> None:
-    if not find_spec(module):
-        msg = f'{module} is not installed: pip install "anomalib-ot[{extra}]"'
-        raise ImportError(msg)
 
 
 def _write_tables(output: Path, runs: Iterable[Record]) -> None:

@@ -8,21 +8,21 @@ from anomalib.data import InferenceBatch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_ot.decide.conformal import promised_rate
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
+from anomalib_ot.decide.promise import Promise
 from anomalib_ot.host.calibration import HELD_OUT, TRAINED
 from anomalib_ot.settings import require_whole
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Verdicts(Promise):
     """Promised and realised false alarms of a run, and detected anomalies.
 
     Args:
-        false_alarm_rate: Rate of false alarms that was asked for, in (0, 1).
-        supported_rate: Rate that the calibration images support, at least the one that was asked for.
+        false_alarm_rate: As for :class:`~anomalib_ot.decide.promise.Promise`, like the next three.
+        supported_rate: Rate that the calibration images support.
         calibration_images: Number of calibration images.
-        calibration_source: Where their scores are from, a :data:`~anomalib_ot.host.calibration.Source`.
+        calibration_source: Where their scores are from.
         false_alarms: Number of good test images that are called anomalous.
         good_images: Number of good test images.
         detected: Number of anomalous test images that are called anomalous.
@@ -33,10 +33,6 @@ class Verdicts:
         ValueError: If a number of images is not whole or below 1, or more are called anomalous than there are.
     """
 
-    false_alarm_rate: float
-    supported_rate: float
-    calibration_images: int
-    calibration_source: str
     false_alarms: int
     good_images: int
     detected: int
@@ -44,7 +40,7 @@ class Verdicts:
     calibrated_on_test: bool
 
     def __post_init__(self) -> None:
-        require_whole(1, "calibration_images", self.calibration_images)
+        super().__post_init__()
         require_whole(1, "good_images", self.good_images)
         require_whole(1, "anomalous_images", self.anomalous_images)
         require_whole(0, "false_alarms", self.false_alarms, self.good_images)
@@ -76,14 +72,11 @@ class Verdicts:
         is_rejected = processor(InferenceBatch(pred_score=raw_scores.to(processor.image_calibration.device))).pred_label
         if is_rejected is None:
             return None
-        rejected, count = is_rejected.cpu().numpy(), processor.image_calibration.numel()
+        rejected, promise = is_rejected.cpu().numpy(), Promise.made_by(processor)
         # With any other source, the scores of the validation images were not used.
-        by_validation = processor.calibration_source in {HELD_OUT, TRAINED}
+        by_validation = promise.calibration_source in {HELD_OUT, TRAINED}
         return cls(
-            false_alarm_rate=processor.false_alarm_rate,
-            supported_rate=promised_rate(processor.false_alarm_rate, count),
-            calibration_images=count,
-            calibration_source=processor.calibration_source,
+            **vars(promise),
             false_alarms=int(rejected[labels == 0].sum()),
             good_images=int((labels == 0).sum()),
             detected=int(rejected[labels == 1].sum()),

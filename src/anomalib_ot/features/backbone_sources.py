@@ -16,6 +16,8 @@ from timm.models import (
     parse_model_name,
 )
 
+from anomalib_ot.images.folder import state_of
+
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")
 _ALTERNATIVES = (
     'Without a connection, set backbone="local-dir:PATH" to a local timm folder. A package provides one of '
@@ -26,6 +28,18 @@ _ALTERNATIVES = (
 
 class BackboneError(RuntimeError):
     """Pre-trained weights are not available or do not fit their architecture."""
+
+
+def weights_state(backbone: str) -> list[list[Any]]:
+    """Names, sizes and times of change of the files of a backbone in a local folder; empty for any other backbone.
+
+    Args:
+        backbone: Name from :func:`~anomalib_ot.features.backbones.backbone_name`.
+    """
+    source, name = parse_model_name(backbone)
+    if source != "local-dir" or not Path(name).is_dir():
+        return []
+    return [[path.name, *state_of(path)] for path in sorted(Path(name).iterdir()) if path.is_file()]
 
 
 def check_name(backbone: str, *, pre_trained: bool) -> None:

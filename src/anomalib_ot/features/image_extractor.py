@@ -1,6 +1,6 @@
 """Features of images outside a training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from .extraction import FastExtractor, FeatureMaps
 from .preprocessing import resize_and_normalize
 from .store import FeatureDataset, allocate
 
-_BATCH = 16
+BATCH = 16
+"""Number of images whose features are extracted at a time."""
 # Share of the free memory that features may take; others are kept on disk.
 _BUDGET = 0.5
 
@@ -29,8 +30,8 @@ class ImageExtractor:
     """
 
     def __init__(self, backbone: str, image_size: tuple[int, int], layers: Iterable[str], count: int) -> None:
-        self.backbone, self.image_size = backbone, image_size
-        self._extract = FastExtractor(create_extractor(backbone, [*layers]), "auto", count)
+        self.backbone, self.image_size, self.layers = backbone, image_size, [*layers]
+        self._extract = FastExtractor(create_extractor(backbone, self.layers), "auto", count)
         self._transform: Any = resize_and_normalize(image_size, backbone).transform
 
     def of_batch(self, images: Sequence[NDArray[np.float32]]) -> FeatureMaps:
@@ -45,20 +46,23 @@ class ImageExtractor:
             count: Their number, at least 1.
         """
         dataset: FeatureDataset | None = None
-        batch: list[NDArray[np.float32]] = []
         done = 0
-        for image in images:
-            batch.append(image)
-            if len(batch) < _BATCH and done + len(batch) < count:
-                continue
-            features = self.of_batch(batch)
+        for features in self.batches(images):
             dataset = dataset or allocate(features, count, "auto", _BUDGET, torch.device("cpu"))
-            for layer, maps in features.items():
-                dataset.features[layer][done : done + len(maps)] = maps
-            done += len(batch)
-            batch = []
+            done = dataset.put(done, features)
         assert dataset is not None  # noqa: S101 - there is at least one image
         return dataset
+
+    def batches(self, images: Iterable[NDArray[np.float32]]) -> Iterator[FeatureMaps]:
+        """Features of images (h, w, 3) in [0, 1], ``BATCH`` at a time."""
+        batch: list[NDArray[np.float32]] = []
+        for image in images:
+            batch.append(image)
+            if len(batch) == BATCH:
+                yield self.of_batch(batch)
+                batch = []
+        if batch:
+            yield self.of_batch(batch)
 
     def _prepared(self, image: NDArray[np.float32]) -> Tensor:
         prepared: Tensor = self._transform(torch.from_numpy(image).permute(2, 0, 1))

@@ -41,6 +41,26 @@ class FeatureDataset(Dataset):
         """Feature maps (B, C, H, W) of each layer for a batch, in one read."""
         return self[indices]
 
+    def __reduce__(self) -> tuple[type["FeatureDataset"], tuple[FeatureMaps]]:
+        """The maps alone, for another process, which does not have the folder."""
+        return FeatureDataset, (self.features,)
+
+    def put(self, start: int, features: FeatureMaps) -> int:
+        """Store the features of a batch.
+
+        Args:
+            start: Index of its first image.
+            features: Feature map (B, C, H, W) of each layer.
+
+        Returns:
+            The index after its last image.
+        """
+        end = start
+        for layer, maps in features.items():
+            end = start + len(maps)
+            self.features[layer][start:end] = maps
+        return end
+
 
 def allocate(
     features: Mapping[str, Tensor],
@@ -77,16 +97,22 @@ def allocate(
         return FeatureDataset({layer: torch.empty(shape, device=where) for layer, shape in shapes.items()})
     folder = tempfile.TemporaryDirectory(prefix="anomalib-ot-")
     mapped = {
-        layer: _map_file(Path(folder.name) / f"{index}.features", shape)
+        layer: map_file(Path(folder.name) / f"{index}.features", shape)
         for index, (layer, shape) in enumerate(shapes.items())
     }
     return FeatureDataset(mapped, folder)
 
 
-def _map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A tensor in a file whose disk space is reserved: running out of space later would kill the process."""
+def map_file(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A float32 tensor in a file, which keeps what the file has.
+
+    The disk space is reserved: running out of it later would kill the process.
+
+    Raises:
+        OSError: If the disk has too little space.
+    """
     size = torch.Size(shape).numel()
-    with path.open("wb") as file:
+    with path.open("ab") as file:
         if hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(file.fileno(), 0, 4 * size)

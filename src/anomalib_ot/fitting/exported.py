@@ -11,13 +11,20 @@ from typing import Any, TextIO
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_ot.comparison.measurement import median_seconds
+from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.export.exporters import export_openvino
 from anomalib_ot.export.parity import ExportError
+from anomalib_ot.host.class_paths import class_of, create
+from anomalib_ot.images.folder import state_of
+
+from .calibration import Calibration
+from .steps import Steps
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +35,7 @@ INT8 = "model_int8"
 # An INT8 file is kept if it is faster by this factor.
 _PAYS = 1.2
 _REPEATS = 10
+_STEP = "the export"
 
 
 @dataclass(frozen=True)
@@ -47,31 +55,73 @@ class Exported:
     mib: float | None = None
     why_not: str = ""
 
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Exported":
+        """An exported file from the values of :attr:`plain`."""
+        return cls(**{**plain, "path": Path(plain["path"]) if plain["path"] else None})
 
-def export(
-    module: AnomalibModule, data: AnomalibDataModule, folder: Path, size: tuple[int, int], image: Path
-) -> tuple[Exported, Exported]:
-    """Export a model to OpenVINO, and to INT8 where this passes the check and is faster.
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The exported file as plain values."""
+        return {**vars(self), "path": str(self.path) if self.path else None}
+
+
+def exported_once(
+    config: dict[str, Any], folder: Path, checkpoint: Path, images: Sequence[Path], steps: Steps
+) -> tuple[Calibration, tuple[Exported, Exported]]:
+    """Export a trained model to OpenVINO, unless this was done before.
+
+    There is an INT8 file if it passes the check and is faster.
 
     Args:
-        module: The trained model.
-        data: Its data module, which is set up. The files are checked on its validation images, on which INT8 is
-            calibrated too.
+        config: The configuration of the training.
         folder: Folder of the export.
-        size: Height and width of the images.
-        image: An image to time the files on.
+        checkpoint: The checkpoint.
+        images: The images that it was trained on. The files are checked on its validation images, on which INT8 is
+            calibrated too, and timed on the first of the images.
+        steps: The finished steps.
 
     Returns:
-        The file in float32, and the one in INT8.
+        What the threshold promises, the file in float32, and the one in INT8.
 
     Raises:
         ModuleNotFoundError: If OpenVINO is not installed.
         ExportError: If the float32 file differs from the model.
+        RuntimeError: If the model has no threshold.
     """
+    states = {str(path): [*state_of(path)] for path in (checkpoint, *images)}
+    if found := steps.found(_STEP, states):
+        exact, int8 = map(Exported.from_plain, found["exported"])
+        # Someone may have tidied up.
+        if all(each.path is None or each.path.is_file() for each in (exact, int8)):
+            return Calibration.from_plain(found["calibration"]), (exact, int8)
+    module, processor, data = _trained(config, checkpoint)
+    logger.info("Exporting to OpenVINO.")
     with (folder / "export.log").open("w", encoding="utf-8") as log, _talking_to(log):
-        path = export_openvino(module, folder, MODEL, size, datamodule=data, onnx_kwargs=_onnx_options(module))
-        exact = _timed(path, image)
-        return exact, _int8(module, data, folder, size, image, exact)
+        path = export_openvino(module, folder, MODEL, datamodule=data, onnx_kwargs=_onnx_options(module))
+        exact = _timed(path, images[0])
+        int8 = _int8(module, data, folder, images[0], exact)
+    calibration = Calibration.of(processor, [*map(Path, data.train_data.samples.image_path)])
+    steps.finish(_STEP, states, {"exported": [exact.plain, int8.plain], "calibration": calibration.plain})
+    return calibration, (exact, int8)
+
+
+def _trained(
+    config: dict[str, Any], checkpoint: Path
+) -> tuple[AnomalibModule, ConformalPostProcessor, AnomalibDataModule]:
+    """The trained model, its post-processor, and its data module, which is set up.
+
+    Raises:
+        RuntimeError: If the model has no threshold.
+    """
+    kind, processor = class_of(AnomalibModule, config["model"]), ConformalPostProcessor()
+    module = kind.load_from_checkpoint(checkpoint, post_processor=processor, map_location="cpu").eval()
+    if not processor.is_calibrated("image"):
+        msg = f"{kind.__name__} gives these images scores that set no threshold; choose another model with --model"
+        raise RuntimeError(msg)
+    data = create(AnomalibDataModule, config["data"])
+    data.setup(TrainerFn.FITTING)
+    return module, processor, data
 
 
 @contextmanager
@@ -98,14 +148,7 @@ def files_of(exported: Sequence[Exported]) -> list[Path]:
     ]
 
 
-def _int8(
-    module: AnomalibModule,
-    data: AnomalibDataModule,
-    folder: Path,
-    size: tuple[int, int],
-    image: Path,
-    exact: Exported,
-) -> Exported:
+def _int8(module: AnomalibModule, data: AnomalibDataModule, folder: Path, image: Path, exact: Exported) -> Exported:
     if find_spec("nncf") is None:
         return Exported(None, why_not='nncf is not installed; run: pip install "anomalib-ot[openvino]"')
     try:
@@ -113,7 +156,6 @@ def _int8(
             module,
             folder,
             INT8,
-            size,
             compression=CompressionType.INT8_PTQ,
             datamodule=data,
             onnx_kwargs=_onnx_options(module),

@@ -1,46 +1,34 @@
 """From a folder of good images to a folder with a checked model and a report."""
 
-import csv
-import io
 import logging
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
-from anomalib.data import AnomalibDataModule
-from anomalib.models.components import AnomalibModule
-from lightning.pytorch.trainer.states import TrainerFn
-from rich.progress import track
-from torch import Tensor
 
+from anomalib_ot.comparison.engines import ENGINES, require_installed
 from anomalib_ot.decide.conformal import require_rate
-from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.export.exporters import require_openvino
-from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
-from anomalib_ot.features.backbones import layers_of_backbone
-from anomalib_ot.features.image_extractor import ImageExtractor
+from anomalib_ot.features.file_features import FileFeatures, delete_features
 from anomalib_ot.files import claim, require_ours, write_text
-from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import IMAGE_SUFFIXES, require_apart
-from anomalib_ot.images.reading import read_values
-from anomalib_ot.inspection.contamination import Suspect, find_groups, find_suspects
-from anomalib_ot.inspection.look import inspect_images
 from anomalib_ot.offline import offline_backbone
-from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose
+from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose, on_backbones
 from anomalib_ot.settings import require, require_seed
 
-from .exported import INT8, MODEL, SUFFIXES, export, files_of
-from .handed_over import HandedOver, Look, Verdicts
+from .exported import INT8, MODEL, SUFFIXES, exported_once, files_of
+from .handed_over import HandedOver
+from .looking import FEATURES, look_at
 from .report import report_page
+from .steps import STEPS, Steps
 from .stock import configuration, train
+from .table import TABLE, table
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
-TABLE = "images.csv"
 CHECKPOINT = "model.ckpt"
 CONFIG = "config.yaml"
 WORK = "work"
@@ -48,32 +36,32 @@ _TRIALS = "trials.json"
 FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in SUFFIXES))
 """Names of the files that a fit hands over."""
 
-# Of the features that show which images are unlike the others: their stride, and the side of the images.
-_STRIDE, _SIDE = 16, 224
-
 
 def fit(
     images: Path,
     output: Path,
     model: str | None = None,
     minutes: float = 0,
-    backbone: str | None = None,
+    backbones: Sequence[str] = (),
     false_alarm_rate: float = 0.01,
     keep: Sequence[str] = (),
+    engine: str = "processes",
     seed: int = 0,
 ) -> HandedOver:
     """Look at the images, choose a model, train it, export it, and write the folder that goes to the line.
 
     Args:
         images: Folder of good images; subfolders count.
-        output: Folder to write to. Foreign files do not change. Its folder ``work`` keeps the trials and the training,
-            so that a repeated call continues.
+        output: Folder to write to. Foreign files do not change. Its folder ``work`` keeps each finished step, so that
+            a repeated call continues, and skips what has not changed.
         model: Name of the model; by default the recommended one.
         minutes: Time to try other models too, for the report. The model is always tried; see
             :data:`~anomalib_ot.selection.ranking.MARGIN`. The training and the export come on top.
-        backbone: Backbone of all models; by default the one of :func:`~anomalib_ot.offline.offline_backbone`.
+        backbones: Backbones; by default the one of :func:`~anomalib_ot.offline.offline_backbone`. The model has the
+            first one; models on the others are tried too if there is time.
         false_alarm_rate: Promised rate of false alarms, in (0, 1).
         keep: Suspicious images that are good, by their paths below ``images``; ``all`` keeps all of them.
+        engine: Where other models are tried, as for :func:`~anomalib_ot.selection.choosing.choose`.
         seed: Seed of all random numbers.
 
     Returns:
@@ -83,37 +71,39 @@ def fit(
         ValueError: If an argument is invalid, or there are too few usable images.
         FileNotFoundError: If there is no such folder, or an image to keep is not in it.
         FileExistsError: If ``output`` contains foreign files of these names, or the model of another folder.
-        ModuleNotFoundError: If a package that the model or its export needs is not installed.
+        ImportError: If a package that the model, its export or the engine needs is not installed.
         RuntimeError: If the training failed.
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_seed(seed)
     require(minutes >= 0, "minutes", "at least 0", minutes)
     _require_images(images, keep)
-    candidates = _candidates(model)[: None if minutes else 1]
+    require(engine in ENGINES, "engine", ENGINES, engine)
+    if engine == "ray":
+        require_installed("ray", "ray")
+    named = _candidates(model)
     images, output = images.resolve(), output.resolve()
+    work = output / WORK
     require_apart(output, images)
     require_ours(output, *FILES)
-    require_ours(output / WORK, _TRIALS)
+    require_ours(work, _TRIALS, STEPS)
     _require_same_product(images, output)
     require_openvino()
-    backbone = backbone or offline_backbone()
+    # A model on the first backbone alone is tried if there is no time for others.
+    candidates = on_backbones(named, backbones or [offline_backbone()])[: None if minutes else 1]
     start = time.monotonic()
-    look = _look(images, backbone, keep, seed)
-    claim(output / WORK, _TRIALS)
-    trials = _trials(look.used, backbone, candidates, minutes, output / WORK, seed)
+    look, features = look_at(images, candidates, keep, work, seed)
+    claim(work, _TRIALS)
+    trials = _trials(look.used, candidates, minutes, engine, features, work, seed)
+    delete_features(work / FEATURES)
     chosen = trials[0].candidate
     logger.info("Training %s on %d images.", chosen.name, len(look.used))
-    config = configuration(chosen, backbone, images, _left_out(images, look.used), false_alarm_rate, seed)
-    config_file, checkpoint = train(config, look.used, output / WORK)
-    module, processor, data = _trained(config, checkpoint)
-    logger.info("Exporting to OpenVINO.")
-    exported = export(module, data, config_file.parent, chosen.image_size, look.used[0])
+    config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed)
+    config_file, checkpoint = train(config, look.used, work)
+    calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
     _hand_over([config_file, checkpoint, *files_of(exported)], output)
-    trained_on = [*map(Path, data.train_data.samples.image_path)]
-    verdicts = Verdicts.of(processor, trained_on)
-    handed = HandedOver(images, output, look, trials, verdicts, exported, time.monotonic() - start, seed)
-    for name, text in ((TABLE, _table(handed)), (REPORT, report_page(handed))):
+    handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)
+    for name, text in ((TABLE, table(handed)), (REPORT, report_page(handed))):
         # A name of a file may be no valid text.
         write_text(output / name, text.encode("utf-8", "backslashreplace").decode())
     return handed
@@ -121,7 +111,7 @@ def fit(
 
 def summary(handed: HandedOver) -> str:
     """A line with the result."""
-    look, rate = handed.look, 100 * handed.verdicts.supported
+    look, rate = handed.look, 100 * handed.calibration.promise.supported_rate
     return (
         f"{handed.chosen.name}, from {len(look.used)} images of {handed.images}, {look.left_out} left out; promises "
         f"{rate:.3g} % false alarms"
@@ -181,35 +171,6 @@ def _hand_over(files: Sequence[Path], output: Path) -> None:
         partial.replace(output / path.name)
 
 
-def _look(images: Path, backbone: str, keep: Sequence[str], seed: int) -> Look:
-    """Look at the images, and find those that may be bad."""
-    logger.info("Looking at the images of %s.", images)
-    inspection = inspect_images(images)
-    maps = _maps(inspection.images, backbone)
-    suspects = find_suspects(inspection.images, maps, seed=seed)
-    look = Look(inspection, suspects, _dropped(suspects, images, keep), find_groups(inspection.images, maps))
-    for finding in inspection.left_out:
-        logger.warning("Left out %s: %s", finding.path, finding.detail)
-    for path in look.dropped:
-        logger.warning("Left out %s: it looks unlike the other images and may be bad. To use it, set keep.", path)
-    logger.info("%d images are used.", len(look.used))
-    return look
-
-
-def _maps(paths: Sequence[Path], backbone: str) -> Tensor:
-    """Feature maps (N, D, H, W) of the images, to find those that are unlike the others."""
-    (layer,) = default_layers(layers_of_backbone(backbone), [_STRIDE])
-    size = default_image_size(backbone, (_SIDE, _SIDE))
-    images = map(read_values, track(paths, "Extracting features", transient=True))
-    return ImageExtractor(backbone, size, [layer], len(paths)).of(images, len(paths)).features[layer]
-
-
-def _dropped(suspects: Sequence[Suspect], images: Path, keep: Sequence[str]) -> list[Path]:
-    """The suspects that are not kept; images to keep may be unsuspicious."""
-    kept = {images / name for name in keep}
-    return [] if "all" in keep else [each.path for each in suspects if each.path not in kept]
-
-
 def _left_out(images: Path, used: Sequence[Path]) -> list[Path]:
     """All other images that anomalib would find, hidden ones too."""
     found = {path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()}
@@ -217,7 +178,13 @@ def _left_out(images: Path, used: Sequence[Path]) -> list[Path]:
 
 
 def _trials(
-    used: Sequence[Path], backbone: str, candidates: Sequence[Candidate], minutes: float, work: Path, seed: int
+    used: Sequence[Path],
+    candidates: Sequence[Candidate],
+    minutes: float,
+    engine: str,
+    known: FileFeatures | None,
+    work: Path,
+    seed: int,
 ) -> list[Trial]:
     def progress(trials: list[Trial], trying: Candidate | None) -> None:
         best = f"; best so far {trials[0].candidate.name} with {trials[0].mean:.1f}" if trials else ""
@@ -226,45 +193,12 @@ def _trials(
 
     return choose(
         used,
-        backbone,
+        candidates,
         # The first candidate is always tried.
         minutes=minutes or 1,
         state=work / _TRIALS,
         progress=progress,
-        candidates=candidates,
+        engine=engine,
+        known=known,
         seed=seed,
     )
-
-
-def _trained(
-    config: dict[str, Any], checkpoint: Path
-) -> tuple[AnomalibModule, ConformalPostProcessor, AnomalibDataModule]:
-    """The trained model, its post-processor, and its data module, which is set up.
-
-    Raises:
-        RuntimeError: If the model has no threshold.
-    """
-    kind, processor = class_of(AnomalibModule, config["model"]), ConformalPostProcessor()
-    module = kind.load_from_checkpoint(checkpoint, post_processor=processor, map_location="cpu").eval()
-    if not processor.is_calibrated("image"):
-        msg = f"{kind.__name__} gives these images scores that set no threshold; choose another model with --model"
-        raise RuntimeError(msg)
-    data = create(AnomalibDataModule, config["data"])
-    data.setup(TrainerFn.FITTING)
-    return module, processor, data
-
-
-def _table(handed: HandedOver) -> str:
-    """A row for each image: whether it is used, why not, and the p-value of its calibration."""
-    look = handed.look
-    notes = {finding.path: finding.detail for finding in reversed(look.inspection.findings)}
-    notes |= dict.fromkeys((each.path for each in look.suspects), "It looks unlike the other images.")
-    p_values = dict(handed.verdicts.p_values)
-    used = {*look.used}
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("path", "used", "p_value", "finding"))
-    for path in sorted({*notes, *used}):
-        p_value = f"{p_values[path]:.4g}" if path in p_values else ""
-        writer.writerow((path, "yes" if path in used else "no", p_value, notes.get(path, "")))
-    return file.getvalue()

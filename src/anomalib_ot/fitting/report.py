@@ -1,8 +1,8 @@
 """The page that a fit hands over with the model."""
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
 from anomalib_ot.selection import Trial
-from anomalib_ot.synthetic import KINDS
 
+from .defects import defects_of, in_words
 from .exported import Exported
 from .handed_over import HandedOver
 
@@ -53,13 +53,13 @@ def report_page(handed: HandedOver) -> str:
     """
     model = handed.output / "model.xml"
     minutes = handed.seconds / 60
-    areas = sorted({each.area for each in handed.trials[0].detection})
+    trial = handed.trials[0]
     return render_page(
         "anomalib_ot.fitting",
         "fit",
         product=str(Path(*handed.images.parts[-2:])),
         summary=_summary(handed),
-        about=f"Images of {handed.images}. The fit took {minutes:.1f} minutes, with seed {handed.seed}.",
+        about=f"Images of {handed.images}. This call of the fit took {minutes:.1f} minutes, with seed {handed.seed}.",
         notes=_notes(handed),
         counts=_counts(handed),
         about_suspects=_about_suspects(handed),
@@ -69,13 +69,11 @@ def report_page(handed: HandedOver) -> str:
             for each in handed.look.inspection.findings
         ],
         about_choice=_about_choice(handed),
-        trial_columns=["model", "mean", *map(_in_words, KINDS), "ms per image", "fit in s"],
+        trial_columns=["model", "mean", *map(in_words, trial.auroc), "ms per image", "fit in s"],
         trials=[_row(trial) for trial in handed.trials],
         about_verdicts=_about_verdicts(handed),
         uncertain=[*_uncertain(handed, EdgeInferencer(model))],
-        about_defects=_about_defects(handed.trials[0]),
-        defect_columns=["contrast", *(f"{100 * area:g} % of the image" for area in areas)],
-        defects=_defects(handed.trials[0], areas),
+        defects=defects_of(trial, handed.look.used[0], handed.seed),
         files=[_file(name, each) for name, each in zip(("model.xml", "model_int8.xml"), handed.exported, strict=True)],
         command=shlex.join(["anomalib-ot", "predict", str(handed.output), "NEW_IMAGES"]),
         code="\n".join(
@@ -91,7 +89,7 @@ def report_page(handed: HandedOver) -> str:
 
 
 def _summary(handed: HandedOver) -> str:
-    look, rate = handed.look, 100 * handed.verdicts.supported
+    look, rate = handed.look, 100 * handed.calibration.promise.supported_rate
     return (
         f"{handed.chosen.name}, from {len(look.used)} good images; {look.left_out} others were left out. It rejects "
         f"about {rate:.2g} % of new good images, if they are like these."
@@ -115,14 +113,14 @@ def _notes(handed: HandedOver) -> list[str]:
             "are good, repeat the command with --keep and their names. Without them, the rate of false alarms may be "
             f"{100 * dropped / (dropped + len(handed.look.used)):.2g} percentage points higher than promised."
         )
-    verdicts = handed.verdicts
-    if verdicts.supported > verdicts.asked:
+    promise = handed.calibration.promise
+    if promise.supported_rate > promise.false_alarm_rate:
         notes.append(
-            f"The threshold comes from {verdicts.count} good images, which support a rate of false alarms of "
-            f"{100 * verdicts.supported:.2g} %, not of {100 * verdicts.asked:g} %. For that, at least "
-            f"{images_for(verdicts.asked)} are needed."
+            f"The threshold comes from {promise.calibration_images} good images, which support a rate of false alarms "
+            f"of {100 * promise.supported_rate:.2g} %, not of {100 * promise.false_alarm_rate:g} %. For that, at least "
+            f"{images_for(promise.false_alarm_rate)} are needed."
         )
-    if verdicts.source == TRAINED:
+    if promise.calibration_source == TRAINED:
         notes.append(
             "The threshold comes from images that the model was trained on: expect far more false alarms than "
             "promised. The log of the training says why."
@@ -171,6 +169,8 @@ def _suspects(handed: HandedOver) -> list[Shown]:
 
 
 def _about_choice(handed: HandedOver) -> str:
+    if not handed.trials[0].auroc:
+        return f"{handed.chosen.name} was trained. The images are too small to draw defects on them and try it on them."
     learned = (
         "A part of the good images was not learned from. The table says how well the model tells these from the same "
         "images with defects drawn on them: 100 is perfect, 50 is chance."
@@ -179,47 +179,33 @@ def _about_choice(handed: HandedOver) -> str:
         return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
     return (
         f"{handed.chosen.name}, in the first row, was trained. {learned} Real defects differ from drawn ones, so that "
-        "the table does not decide. Take another model with --model if its values are higher by some points."
+        "the table does not decide. Take another model with --model and --backbone if its values are higher by some "
+        "points."
     )
 
 
 def _row(trial: Trial) -> list[str]:
-    kinds = [f"{trial.auroc[kind]:.1f}" for kind in KINDS]
-    return [trial.candidate.name, f"{trial.mean:.1f}", *kinds, f"{trial.ms_per_image:.0f}", f"{trial.fit_s:.0f}"]
+    means = [f"{value:.1f}" for value in (trial.mean, *trial.auroc.values()) if not isnan(value)] or [""]
+    return [trial.candidate.name, *means, f"{trial.ms_per_image:.0f}", f"{trial.fit_s:.0f}"]
 
 
 def _about_verdicts(handed: HandedOver) -> str:
-    verdicts = handed.verdicts
-    exact = "on average" if verdicts.source == HELD_OUT else "approximately"
+    promise = handed.calibration.promise
+    exact = "on average" if promise.calibration_source == HELD_OUT else "approximately"
     return (
-        f"The threshold comes from {verdicts.count} good images that {clause(verdicts.source)}. It rejects at most "
-        f"{100 * verdicts.supported:.2g} % of new good images {exact}, as long as light, camera, material and "
-        "tolerance stay the same. anomalib-ot predict takes another rate with --false_alarm_rate."
+        f"The threshold comes from {promise.calibration_images} good images that {clause(promise.calibration_source)}. "
+        f"It rejects at most {100 * promise.supported_rate:.2g} % of new good images {exact}, as long as light, "
+        "camera, material and tolerance stay the same. anomalib-ot predict takes another rate with --false_alarm_rate."
     )
 
 
 def _uncertain(handed: HandedOver, inferencer: EdgeInferencer) -> list[Shown]:
     shown = []
-    for path, p_value in handed.verdicts.p_values[:_UNCERTAIN]:
+    for path, p_value in handed.calibration.p_values[:_UNCERTAIN]:
         pixels = pixels_of(path)
         image = Embedded.of(overlay(pixels, inferencer.predict(pixels)), _SIDE)
         shown.append(Shown(path, _name(handed, path), f"p {p_value:.2g}", image))
     return shown
-
-
-def _about_defects(trial: Trial) -> str:
-    count = min(each.count for each in trial.detection)
-    return (
-        f"Shares of the synthetic defects that are rejected at {100 * trial.false_alarm_rate:.2g} % false alarms, "
-        "which the images that were not learned from support; at another rate, the shares differ. Contrast 1 is the "
-        f"full change, such as another part in its place. Each share is of {count} images or more."
-    )
-
-
-def _defects(trial: Trial, areas: Sequence[float]) -> list[list[str]]:
-    shares = {(each.contrast, each.area): f"{100 * each.share:.0f}" for each in trial.detection}
-    contrasts = sorted({contrast for contrast, _ in shares})
-    return [[f"{contrast:g}", *(shares.get((contrast, area), "") for area in areas)] for contrast in contrasts]
 
 
 def _file(name: str, each: Exported) -> list[str]:
@@ -239,7 +225,3 @@ def _embedded(path: Path, deviation: NDArray[np.float32]) -> Embedded:
 
 def _name(handed: HandedOver, path: Path) -> str:
     return str(path.relative_to(handed.images))
-
-
-def _in_words(kind: str) -> str:
-    return kind.replace("_", " ")

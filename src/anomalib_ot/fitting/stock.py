@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from anomalib.models.components import AnomalibModule
 
+from anomalib_ot.comparison.environment import installed_versions
+from anomalib_ot.features.backbone_sources import weights_state
 from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import class_of
 from anomalib_ot.host.seeding import Seeded
@@ -29,7 +31,6 @@ _TAIL = 15
 
 def configuration(
     candidate: Candidate,
-    backbone: str,
     images: Path,
     left_out: Sequence[Path],
     false_alarm_rate: float,
@@ -38,8 +39,7 @@ def configuration(
     """The configuration of a training, for the stock command ``anomalib``.
 
     Args:
-        candidate: The model and its image size.
-        backbone: Its backbone.
+        candidate: The model, its image size and its backbone.
         images: Folder of the good images, as an absolute path.
         left_out: Images of the folder that are not used.
         false_alarm_rate: Promised rate of false alarms.
@@ -49,7 +49,7 @@ def configuration(
         The configuration. A model that calibrates itself trains on all images; of others, a fifth of the images is
         held out to calibrate them.
     """
-    model = candidate.config(backbone)
+    model = candidate.config()
     kind = class_of(AnomalibModule, model)
     own: dict[str, Any] = {
         "post_processor": _class("anomalib_ot.decide.ConformalPostProcessor", false_alarm_rate=false_alarm_rate)
@@ -60,7 +60,7 @@ def configuration(
         own |= {"image_size": size, "seed": seed}
     else:
         own["pre_processor"] = _class(
-            "anomalib_ot.features.preprocessing.resize_and_normalize", image_size=size, backbone=backbone
+            "anomalib_ot.features.preprocessing.resize_and_normalize", image_size=size, backbone=candidate.backbone
         )
     data: dict[str, Any] = {
         "name": images.name or "images",
@@ -83,7 +83,7 @@ def _class(class_path: str, **init_args: Any) -> dict[str, Any]:
 
 
 def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple[Path, Path]:
-    """Train a model, unless the same configuration has been trained on the same images.
+    """Train a model, unless the same configuration has been trained on the same images with the same packages.
 
     Args:
         config: The configuration.
@@ -99,11 +99,12 @@ def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple
     # Escaped, as a name of a file may be no valid text.
     text = _HEAD.format(name=_CONFIG) + yaml.safe_dump(config, sort_keys=False)
     states = [(str(path), *state_of(path)) for path in images]
-    folder = parent / sha256(repr((text, states)).encode()).hexdigest()[:12]
+    weights = weights_state(config["model"].get("init_args", {}).get("backbone", ""))
+    folder = parent / sha256(repr((text, states, weights, installed_versions())).encode()).hexdigest()[:12]
     path, result = folder / _CONFIG, folder / _RESULT
     # Written after the training, so that the checkpoint of an interrupted one does not count.
     if result.is_file() and (done := folder / result.read_text(encoding="utf-8")).is_file():
-        logger.info("The same model is already trained: %s", done)
+        logger.info("The training is skipped: it is finished, and nothing has changed since.")
         return path, done
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from torch import Tensor
@@ -45,15 +44,12 @@ class Suspect:
         score: How far the logarithm of its anomaly score is above the median, in robust standard deviations.
         ratio: Its anomaly score as a multiple of the median image's.
         anomaly_map: Deviation (H, W) of each cell of its feature map from the other images, about 1 where it is normal.
-        box: Left, top, right and bottom of the region of the highest deviation, as shares of the image's width and
-            height.
     """
 
     path: Path
     score: float
     ratio: float
     anomaly_map: NDArray[np.float32]
-    box: tuple[float, float, float, float]
 
 
 def find_suspects(
@@ -115,7 +111,6 @@ def find_suspects(
             score=float(scores[index]),
             ratio=float(np.exp(logs[index] - median)),
             anomaly_map=deviations[index].numpy(),
-            box=_highest_region(deviations[index].numpy()),
         )
         for index in order
     ]
@@ -181,16 +176,6 @@ def _log_scores(deviations: Tensor) -> NDArray[np.float64]:
     highest = cells.topk(max(1, round(_TOP * cells.shape[1])), dim=1).values.mean(1)
     logs: NDArray[np.float64] = highest.clamp(min=1e-12).log().numpy()
     return logs
-
-
-def _highest_region(deviation: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """Box around the cells that are connected with the highest one and more than half as far above the median."""
-    median, highest = np.median(deviation), deviation.max()
-    regions, _ = ndimage.label(deviation >= (median + highest) / 2)
-    peak = np.unravel_index(deviation.argmax(), deviation.shape)
-    rows, columns = ndimage.find_objects(regions)[regions[peak] - 1]
-    height, width = deviation.shape
-    return columns.start / width, rows.start / height, columns.stop / width, rows.stop / height
 
 
 def _silhouette(points: NDArray[np.float32], clusters: NDArray[np.int64]) -> float:

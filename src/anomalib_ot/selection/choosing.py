@@ -1,30 +1,33 @@
 """The choice of a model for a folder of good images, within a time budget."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from anomalib_ot.features.backbones import backbone_name
-from anomalib_ot.features.image_extractor import ImageExtractor
-from anomalib_ot.files import write_text
-from anomalib_ot.images.folder import state_of
-from anomalib_ot.settings import require
+import torch
 
-from .candidates import CANDIDATES, Candidate
-from .ranking import rank
+from anomalib_ot.comparison.engines import ENGINES, Ray, run_all
+from anomalib_ot.features.file_features import FileFeatures
+from anomalib_ot.features.image_extractor import ImageExtractor
+from anomalib_ot.settings import require
+from anomalib_ot.synthetic.images import read_reduced
+
+from .candidates import Candidate
+from .record import TrialRecord, trial_key
 from .trial import Trial, run_trial
-from .trial_features import SYNTHETIC, TrialFeatures, TrialImages, trial_images
+from .trial_features import SYNTHETIC, TrialFeatures, TrialSet, trial_set
 
 logger = logging.getLogger(__name__)
 
 # Of ten good images, two may look bad and be left out before.
 _FEWEST = 8
-# Of the file; a new one starts the trials again.
-_FORMAT = 1
 
+_Job = tuple[Candidate, TrialFeatures, int]
 Progress = Callable[[list[Trial], Candidate | None], None]
 
 
@@ -34,132 +37,172 @@ def _show_nothing(trials: list[Trial], trying: Candidate | None) -> None:
 
 def choose(
     paths: Sequence[Path],
-    backbone: str | Path,
+    candidates: Sequence[Candidate],
     *,
     minutes: float,
     state: Path,
     progress: Progress = _show_nothing,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    engine: str = "processes",
+    known: FileFeatures | None = None,
     seed: int = 0,
 ) -> list[Trial]:
     """Try candidates on good images and synthetic anomalies, and order them, the chosen one first.
 
     Each candidate is fitted on up to 60 of the images. It scores up to 40 others, and synthetic images made from
     these. The default, which is the first candidate, is always tried. Another trial starts only if one as long as the
-    longest so far would end within the time budget.
+    longest so far would end within the time budget. If the images are too small for synthetic defects, the default is
+    tried alone.
 
     Args:
         paths: Files of good images.
-        backbone: Backbone of all candidates, as in :func:`~anomalib_ot.features.backbones.backbone_name`.
+        candidates: The candidates, with different names, see
+            :func:`~anomalib_ot.selection.candidates.on_backbones`.
         minutes: Time budget of this call.
-        state: JSON file of the finished trials. A call with the same images, backbone and seed continues it; the
-            trials of other images are replaced.
+        state: JSON file of the finished trials. A call with the same images and seed continues it; the trials of other
+            images are replaced.
         progress: Called before each trial with the finished ones, in order, and the next candidate, and at the end with
             None.
-        candidates: The candidates, with different names.
+        engine: ``processes`` tries one candidate after another in this process. ``ray`` tries those of a backbone and
+            an image size at the same time on a cluster, as :func:`~anomalib_ot.comparison.execution.compare`; trials
+            that exceed the time budget are cancelled.
+        known: Features that are extracted already.
         seed: Seed of all random numbers.
 
     Returns:
         The finished trials in the order of :func:`~anomalib_ot.selection.ranking.rank`.
 
     Raises:
-        ValueError: If there are fewer than 8 images, no time, or no candidates, or if an image cannot be read or is
-            too small for synthetic defects.
+        ValueError: If there are fewer than 8 images, no time, or no candidates, or if an image cannot be read.
+        ImportError: If Ray is requested and not installed.
         RuntimeError: If all trials failed.
     """
     end = time.monotonic() + 60 * minutes
     require(minutes > 0, "minutes", "above 0", minutes)
+    require(engine in ENGINES, "engine", ENGINES, engine)
     names = [each.name for each in candidates]
     require(0 < len({*names}) == len(names), "candidates", "at least one, with different names", names)
     if len(paths) < _FEWEST:
         msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images"
         raise ValueError(msg)
-    record = _Record(state, _key(paths, backbone, seed), candidates)
-    longest = max((trial.fit_s for trial in record.trials), default=0.0)
-    images: TrialImages | None = None
-    features: TrialFeatures | None = None
-    errors = []
-    for candidate in record.waiting():
-        if record.trials and time.monotonic() + longest > end:
-            logger.info("The time is used: %d of %d candidates were tried.", len(record.trials), len(candidates))
-            break
-        progress(record.ranked(), candidate)
-        start = time.monotonic()
-        if features is None or features.image_size != candidate.image_size:
-            # Release those of the former size before those of the next are extracted.
-            features = None
-            images = images or trial_images(paths, seed)
-            features = TrialFeatures.extracted(images, extractor_at(candidate.image_size, candidates, backbone))
-        try:
-            record.add(run_trial(candidate, features, seed).trial(features))
-        except Exception as error:  # noqa: BLE001 - another candidate may be fitted
-            errors.append(f"{candidate.name}: {error}")
-            logger.warning("%s is left out, as its trial failed: %r", candidate.name, error)
-        longest = max(longest, time.monotonic() - start)
+    record = TrialRecord(state, trial_key(paths, seed), candidates)
+    trials = _Trials(paths, record, known, progress, seed)
+    if engine == "ray":
+        _at_once(trials, end)
+    else:
+        _one_by_one(trials, end)
+    if late := [each for each in record.waiting() if each.name not in trials.errors]:
+        why = "The time is used" if trials.tell_apart else "No synthetic defects tell models apart"
+        logger.info("%s: %d of %d candidates were tried.", why, len(candidates) - len(late), len(candidates))
     if not record.trials:
-        msg = f"no candidate could be fitted: {'; '.join(errors)}"
+        errors = "; ".join(f"{name}: {error}" for name, error in trials.errors.items())
+        msg = f"no candidate could be fitted: {errors}"
         raise RuntimeError(msg)
     progress(record.ranked(), None)
     return record.ranked()
 
 
-def extractor_at(image_size: tuple[int, int], candidates: Sequence[Candidate], backbone: str | Path) -> ImageExtractor:
-    """Extracts all features that the candidates of an image size need."""
-    models: list[Any] = [each.untrained(backbone) for each in candidates if each.image_size == image_size]
-    layers = sorted({layer for model in models for layer in model.model.feature_extractor.layers})
-    return ImageExtractor(backbone_name(backbone), image_size, layers, SYNTHETIC)
-
-
-class _Record:
-    """The finished trials, in a file that is complete after each of them.
+class _Trials:
+    """What the trials of a call share.
 
     Args:
-        path: The file; missing folders are created.
-        key: What the trials depend on. Trials with another key are forgotten.
-        candidates: The candidates; trials of others stay in the file.
+        paths: As for :func:`choose`, like ``known``, ``progress`` and ``seed``.
+        record: The finished trials.
+        known: Features that are extracted already.
+        progress: Shows what is known so far.
+        seed: Seed of all random numbers.
 
     Attributes:
-        trials: The finished trials of the candidates.
+        record: The finished trials.
+        errors: Why trials failed, by the names of the candidates.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], candidates: Sequence[Candidate]) -> None:
-        self._path, self._key, self._candidates = path, key, candidates
-        self._all = _read(path, key)
+    def __init__(
+        self, paths: Sequence[Path], record: TrialRecord, known: FileFeatures | None, progress: Progress, seed: int
+    ) -> None:
+        self.record = record
+        self.errors: dict[str, str] = {}
+        self._paths, self._known, self._progress, self._seed = paths, known, progress, seed
+        self._features: TrialFeatures | None = None
+
+    @cached_property
+    def images(self) -> TrialSet:
+        """The images of all trials."""
+        return trial_set(self._paths, self._seed)
 
     @property
-    def trials(self) -> list[Trial]:
-        return [trial for trial in self._all if trial.candidate in self._candidates]
+    def tell_apart(self) -> bool:
+        """Whether trials tell candidates apart, as there are synthetic defects."""
+        return bool(self.images.labels)
 
-    def waiting(self) -> list[Candidate]:
-        """The candidates without a trial."""
-        done = [trial.candidate for trial in self._all]
-        return [each for each in self._candidates if each not in done]
+    def job(self, candidate: Candidate) -> _Job:
+        """The trial of a candidate, which is shown, and whose features are extracted."""
+        self._progress(self.record.ranked(), candidate)
+        if self._features is None or not _same_input(candidate, self._features):
+            # Release those of the former size before those of the next are extracted.
+            self._features = None
+            same = [each for each in self.record.candidates if _same_input(candidate, each)]
+            self._features = TrialFeatures.extracted(self.images, files_for(same, self._known))
+        return candidate, self._features, self._seed
 
-    def ranked(self) -> list[Trial]:
-        """The trials, the chosen one first."""
-        return rank(self.trials, self._candidates[0].name)
-
-    def add(self, trial: Trial) -> None:
-        self._all.append(trial)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"key": self._key, "trials": [each.to_dict() for each in self._all]}
-        write_text(self._path, json.dumps(content, indent=1))
+    def keep(self, candidate: Candidate, tried: Trial | str) -> None:
+        """Keep a trial, or why it failed."""
+        if isinstance(tried, Trial):
+            self.record.add(tried)
+            return
+        self.errors[candidate.name] = tried
+        logger.warning("%s is left out, as its trial failed: %s", candidate.name, tried)
 
 
-def _read(path: Path, key: dict[str, Any]) -> list[Trial]:
-    """The trials in a file; none if it is missing or damaged, or has another key."""
+def _one_by_one(trials: _Trials, end: float) -> None:
+    longest = max((trial.fit_s for trial in trials.record.trials), default=0.0)
+    for candidate in trials.record.waiting():
+        if trials.record.trials and (time.monotonic() + longest > end or not trials.tell_apart):
+            return
+        start = time.monotonic()
+        trials.keep(candidate, _tried(trials.job(candidate)))
+        longest = max(longest, time.monotonic() - start)
+
+
+def _at_once(trials: _Trials, end: float) -> None:
+    cluster: Ray[_Job, Trial | str] = Ray(torch.get_num_threads(), "cpu", _tried)
+
+    def run(jobs: Sequence[_Job], until: float) -> None:
+        with closing(run_all(jobs, cluster, len(jobs), until)) as ended:
+            for (candidate, *_), tried in ended:
+                trials.keep(candidate, tried)
+
+    waiting, default = trials.record.waiting(), trials.record.candidates[0]
+    while waiting and not (trials.record.trials and (time.monotonic() > end or not trials.tell_apart)):
+        group = [each for each in waiting if _same_input(waiting[0], each)] if trials.tell_apart else waiting[:1]
+        jobs = [trials.job(each) for each in group]
+        run(jobs, end)
+        if default in group and default in trials.record.waiting() and default.name not in trials.errors:
+            run(jobs[:1], inf)
+        waiting = [each for each in waiting if each not in group]
+
+
+def _tried(job: _Job) -> Trial | str:
+    """A trial, or why it failed."""
+    candidate, features, seed = job
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["key"] == key:
-            return [Trial.from_dict(each) for each in content["trials"]]
-        logger.info("The trials in %s are of other images or settings, and start again.", path)
-    except FileNotFoundError:
-        pass
-    except (KeyError, TypeError, ValueError) as error:
-        logger.warning("The trials in %s cannot be read (%s), and start again.", path, error)
-    return []
+        return run_trial(candidate, features, seed).trial(features)
+    except Exception as error:  # noqa: BLE001 - another candidate may be fitted
+        return str(error) or repr(error)
 
 
-def _key(paths: Sequence[Path], backbone: str | Path, seed: int) -> dict[str, Any]:
-    states = {str(path): [*state_of(path)] for path in sorted(paths)}
-    return {"format": _FORMAT, "backbone": backbone_name(backbone), "seed": seed, "images": states}
+def _same_input(one: Candidate | TrialFeatures, other: Candidate | TrialFeatures) -> bool:
+    return (one.backbone, one.image_size) == (other.backbone, other.image_size)
+
+
+def files_for(candidates: Sequence[Candidate], known: FileFeatures | None = None) -> FileFeatures:
+    """Features for all of some candidates of the same backbone and image size; the known ones if they suffice."""
+    first, layers = candidates[0], layers_needed(candidates)
+    if known is not None and known.suits(first.backbone, first.image_size, layers):
+        return known
+    return FileFeatures(ImageExtractor(first.backbone, first.image_size, layers, SYNTHETIC), read_reduced)
+
+
+def layers_needed(candidates: Sequence[Candidate]) -> list[str]:
+    """Layers that candidates of the same backbone need."""
+    models: list[Any] = [each.untrained() for each in candidates]
+    return sorted({layer for model in models for layer in model.model.feature_extractor.layers})

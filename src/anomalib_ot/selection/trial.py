@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,9 @@ class Trial:
 
     Attributes:
         candidate: The candidate.
-        auroc: Image AUROC in percent by kind of defect, of synthetic against held-out good images.
-        mean: Its mean over the kinds.
+        auroc: Image AUROC in percent by kind of defect, of synthetic against held-out good images; empty if the images
+            are too small for defects.
+        mean: Its mean over the kinds, NaN without any.
         fit_s: Seconds of the fit on extracted features.
         ms_per_image: Median milliseconds of pre-processing, backbone and scoring on single images.
         false_alarm_rate: Promised rate of false alarms of ``detection``: 5 %, or what the held-out images support.
@@ -90,14 +92,14 @@ class Outcome:
         Raises:
             ValueError: If the scores of good images are equal or not finite.
         """
-        kinds = np.array([kind for kind, *_ in features.labels])
-        auroc = {kind: image_auroc(self.good, self.synthetic[kinds == kind]) for kind in KINDS}
+        kinds = np.array([kind for kind, *_ in features.labels], dtype=str)
+        auroc = {kind: image_auroc(self.good, self.synthetic[kinds == kind]) for kind in KINDS if kind in kinds}
         rate = promised_rate(_RATE, len(self.good))
         detected = self.synthetic > threshold(self.good, rate)
         return Trial(
             candidate=self.candidate,
             auroc=auroc,
-            mean=float(np.mean([*auroc.values()])),
+            mean=float(np.mean([*auroc.values()])) if auroc else nan,
             fit_s=self.fit_s,
             ms_per_image=1000 * (features.seconds_per_image + self.seconds_per_image),
             false_alarm_rate=rate,
@@ -116,11 +118,12 @@ def run_trial(candidate: Candidate, features: TrialFeatures, seed: int = 0) -> O
     with isolate_rng():
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - PatchCore's projection draws from the global numbers
-        model = candidate.untrained(features.backbone)
+        model = candidate.untrained()
         start = time.perf_counter()
         score = fit_on_features(model, features.to_fit, candidate.image_size, seed)
         fit_s = time.perf_counter() - start
-    good, synthetic = (scores_of(score, each) for each in (features.good, features.synthetic))
+    good = scores_of(score, features.good)
+    synthetic = np.empty(0) if features.synthetic is None else scores_of(score, features.synthetic)
     one = features.good[[0]]
     return Outcome(candidate, score, good, synthetic, fit_s, median_seconds(lambda: score(one), _REPEATS))
 

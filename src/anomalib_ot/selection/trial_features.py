@@ -1,5 +1,6 @@
 """Features of good and of synthetic images, extracted once for all candidates of a backbone and an image size."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_ot.comparison.measurement import median_seconds
-from anomalib_ot.features.image_extractor import ImageExtractor
+from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.images.reading import scaled_bytes
-from anomalib_ot.synthetic import synthetic_images
-from anomalib_ot.synthetic.images import read_reduced
+from anomalib_ot.synthetic import AREAS, possible_areas, synthetic_images
+
+logger = logging.getLogger(__name__)
 
 # Numbers of images with which a trial ends in about a minute on two cores.
 MOST_TO_FIT, MOST_HELD_OUT, SYNTHETIC = 60, 40, 168
@@ -32,12 +34,12 @@ class Division(NamedTuple):
     held_out: list[Path]
 
 
-class TrialImages(NamedTuple):
+class TrialSet(NamedTuple):
     """The images of all trials.
 
     Attributes:
         division: The good images.
-        synthetic: uint8 images (H, W, 3) with defects, made from those held out.
+        synthetic: uint8 images (H, W, 3) with defects, made from those held out; none if these are too small.
         labels: Kind, area and contrast of each of these.
     """
 
@@ -59,18 +61,24 @@ def divide(paths: Sequence[Path], seed: int) -> Division:
     return Division(drawn[held_out:][:MOST_TO_FIT], drawn[:held_out])
 
 
-def trial_images(paths: Sequence[Path], seed: int) -> TrialImages:
-    """Divide good images, and make the synthetic ones.
+def trial_set(paths: Sequence[Path], seed: int) -> TrialSet:
+    """Divide good images, and make the synthetic ones. Areas that a small image cannot have are left out.
 
     Args:
         paths: The good images, in any order.
         seed: Seed of all draws.
 
     Raises:
-        ValueError: If an image cannot be read, or is too small for a synthetic defect.
+        ValueError: If an image cannot be read.
     """
-    images = TrialImages(divide(paths, seed), [], [])
-    for each in synthetic_images(images.division.held_out, SYNTHETIC, seed):
+    images = TrialSet(divide(paths, seed), [], [])
+    held_out = images.division.held_out
+    areas = possible_areas(held_out)
+    if left_out := [f"{100 * area:g} %" for area in AREAS if area not in areas]:
+        logger.warning(
+            "The images are too small for defects of %s of the image, which are left out.", " and ".join(left_out)
+        )
+    for each in synthetic_images(held_out, SYNTHETIC, seed, areas=areas) if areas else ():
         # A quarter of the memory.
         images.synthetic.append(np.rint(255 * each.image).astype(np.uint8))
         images.labels.append((each.kind, each.area, each.contrast))
@@ -86,7 +94,7 @@ class TrialFeatures:
         image_size: Height and width in pixels.
         to_fit: Features of the images to fit on.
         good: Features of the held-out good images.
-        synthetic: Features of the synthetic images.
+        synthetic: Features of the synthetic images; None if there are none.
         labels: Kind, area and contrast of each of these.
         seconds_per_image: Median time of the pre-processing and the backbone on a single image.
     """
@@ -95,25 +103,25 @@ class TrialFeatures:
     image_size: tuple[int, int]
     to_fit: FeatureDataset
     good: FeatureDataset
-    synthetic: FeatureDataset
+    synthetic: FeatureDataset | None
     labels: list[Label]
     seconds_per_image: float
 
     @classmethod
-    def extracted(cls, images: TrialImages, extractor: ImageExtractor) -> "TrialFeatures":
-        """Extract the features of images.
+    def extracted(cls, images: TrialSet, files: FileFeatures) -> "TrialFeatures":
+        """Extract the features of images; those of the good ones may be known.
 
         Raises:
             ValueError: If an image cannot be read.
         """
         (to_fit, held_out), synthetic, labels = images
-        first = read_reduced(held_out[0])
+        extractor, first = files.extractor, files.read(held_out[0])
         return cls(
             backbone=extractor.backbone,
             image_size=extractor.image_size,
-            to_fit=extractor.of(map(read_reduced, to_fit), len(to_fit)),
-            good=extractor.of(map(read_reduced, held_out), len(held_out)),
-            synthetic=extractor.of(map(scaled_bytes, synthetic), len(synthetic)),
+            to_fit=files.of(to_fit),
+            good=files.of(held_out),
+            synthetic=extractor.of(map(scaled_bytes, synthetic), len(synthetic)) if synthetic else None,
             labels=labels,
             seconds_per_image=median_seconds(lambda: extractor.of_batch([first]), _REPEATS),
         )

@@ -19,6 +19,8 @@ from anomalib_ot.settings import require
 
 from .shapes import Array, Mask, blob, draw_point, find_object, scratches
 
+FEWEST_PIXELS = 4
+"""Smallest number of pixels of a defect."""
 # Draws of the place of a defect. The first that shows is taken.
 _DRAWS = 8
 # A pixel shows a defect of contrast 1 if a channel changes by more than this.
@@ -27,7 +29,6 @@ _VISIBLE = 8 / 255
 _SHOWS = 0.6
 # Largest difference of the channels of a grey image.
 _GREY = 2 / 255
-_FEWEST_PIXELS = 4
 _LARGEST_AREA = 0.5
 _CHANNELS = 3
 _DARK, _BRIGHT = 0.05, 0.95
@@ -92,11 +93,11 @@ def synthetic_defect(
     require(0 < contrast <= 1, "contrast", "above 0 and at most 1", contrast)
     require(image.ndim == _CHANNELS and image.shape[2] == _CHANNELS, "image", "an array (H, W, 3)", image.shape)
     height, width = image.shape[:2]
-    pixels = round(area * height * width)
-    if pixels < _FEWEST_PIXELS:
+    pixels = pixels_of(area, height * width)
+    if pixels < FEWEST_PIXELS:
         msg = (
             f"an area of {area:g} is {pixels} pixels of an image of {height} x {width}, and a defect needs at least "
-            f"{_FEWEST_PIXELS}; choose a larger area or larger images"
+            f"{FEWEST_PIXELS}; choose a larger area or larger images"
         )
         raise ValueError(msg)
     scene = _Scene(image, *find_object(image))
@@ -113,6 +114,11 @@ def synthetic_defect(
     assert best is not None  # noqa: S101 - there is at least one draw
     spoiled = image + contrast * best.coverage[..., None] * (best.content - image)
     return spoiled.clip(0, 1).astype(np.float32), best.mask
+
+
+def pixels_of(area: float, size: int) -> int:
+    """Number of pixels of a defect that covers an area, as a share, of an image with this many pixels."""
+    return round(area * size)
 
 
 def _cut_paste(scene: _Scene, pixels: int, random: Generator) -> _Change:

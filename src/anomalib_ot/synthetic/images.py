@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_ot.images.reading import read_values
+from anomalib_ot.images.reading import naming_unreadable, read_values
 from anomalib_ot.settings import require, require_whole
 
-from .defects import KINDS, synthetic_defect
+from .defects import FEWEST_PIXELS, KINDS, pixels_of, synthetic_defect
 from .shapes import Mask
 
 AREAS = (0.001, 0.004, 0.016, 0.064)
@@ -44,9 +45,22 @@ class SyntheticImage:
     mask: Mask
 
 
-def synthetic_set(paths: Sequence[Path], count: int, seed: int) -> list[SyntheticImage]:
-    """A list of :func:`synthetic_images`."""
-    return [*synthetic_images(paths, count, seed)]
+def possible_areas(paths: Sequence[Path], areas: Sequence[float] = AREAS) -> list[float]:
+    """The areas that a defect can cover in each of some images; in small ones, the smaller areas have too few pixels.
+
+    Args:
+        paths: Files of good images. Their sizes are read, and not their pixels.
+        areas: Shares of the image.
+
+    Returns:
+        Those of the areas that are possible, in the same order.
+
+    Raises:
+        ValueError: If an image cannot be read.
+        FileNotFoundError: If a file does not exist.
+    """
+    fewest = min(prod(_reduced(_size_of(path))) for path in paths)
+    return [area for area in areas if pixels_of(area, fewest) >= FEWEST_PIXELS]
 
 
 def synthetic_images(
@@ -106,11 +120,23 @@ def read_reduced(path: Path) -> NDArray[np.float32]:
         FileNotFoundError: If the file does not exist.
     """
     values = read_values(path)
-    factor = _LONGEST / max(values.shape[:2])
-    if factor >= 1:
+    whole = values.shape[1], values.shape[0]
+    size = _reduced(whole)
+    if size == whole:
         return values
-    size = tuple(max(1, round(factor * side)) for side in values.shape[1::-1])
     channels = [
         np.asarray(Image.fromarray(values[..., index]).resize(size, Image.Resampling.BOX)) for index in range(3)
     ]
     return np.stack(channels, axis=2).clip(0, 1)
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    with naming_unreadable(path), Image.open(path) as image:
+        return image.size
+
+
+def _reduced(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image whose longest side has at most 512 pixels."""
+    factor = min(1.0, _LONGEST / max(size))
+    width, height = (max(1, round(factor * side)) for side in size)
+    return width, height

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from anomalib_ot.comparison import Key, Plan, Record, compare, write_record
+from anomalib_ot.comparison.engines import Processes
 from anomalib_ot.comparison.record import pack_record
 
 
@@ -19,14 +20,12 @@ from anomalib_ot.comparison.record import pack_record
     [(0, None, {None}), (2, None, {"0", "1"}), (2, "4,7", {"4", "7"}), (3, None, {"0", "1"})],
 )
 def test_workers_take_turns_at_the_devices(monkeypatch, count, visible, expected):
-    module = sys.modules[compare.__module__]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     both = threading.Barrier(2, timeout=10)
-    monkeypatch.setattr(module, "run_job", lambda job, device, _: (both.wait(), {device: job})[1])
-    call = module._Processes(2).run
+    call = Processes(2, lambda job, device, _: (both.wait(), {device: job})[1]).run
     with ThreadPoolExecutor(2) as pool:
         for _ in range(2):
             seen = [device for result in pool.map(call, ["one", "two"]) for device in result]

@@ -23,6 +23,7 @@ def images(tmp_path):
         ({"false_alarm_rate": 1.0}, "false_alarm_rate must be between 0 and 1"),
         ({"seed": -1}, "seed must be"),
         ({"minutes": -1}, "minutes must be at least 0"),
+        ({"engine": "cloud"}, "engine must be 'processes' or 'ray'"),
         ({"model": "Padin"}, "model must be one of Duo, Pradot, WtFlow, PaDiM, PatchCore, not 'Padin'"),
     ],
 )
@@ -34,9 +35,9 @@ def test_an_invalid_argument_is_refused(images, tmp_path, arguments, message):
 
 def test_few_images_and_missing_folders_are_refused(images, tmp_path):
     with pytest.raises(ValueError, match="3 usable images of 3, expected at least 10"):
-        fit(images, tmp_path / "out", backbone="test_resnet")
+        fit(images, tmp_path / "out", backbones=["test_resnet"])
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        fit(tmp_path / "none", tmp_path / "out", backbone="test_resnet")
+        fit(tmp_path / "none", tmp_path / "out", backbones=["test_resnet"])
 
 
 def test_the_output_may_not_be_read_as_images(images):

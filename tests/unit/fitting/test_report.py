@@ -1,15 +1,19 @@
 """What the page says of a folder with every problem, and of one with none."""
 
+import math
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_ot.decide.promise import Promise
 from anomalib_ot.edge.inferencer import Prediction
 from anomalib_ot.fitting import report
+from anomalib_ot.fitting.calibration import Calibration
 from anomalib_ot.fitting.exported import Exported
-from anomalib_ot.fitting.handed_over import HandedOver, Look, Verdicts
+from anomalib_ot.fitting.handed_over import HandedOver
+from anomalib_ot.fitting.looking import Look
 from anomalib_ot.host.calibration import FOLDS, HELD_OUT, TRAINED
 from anomalib_ot.inspection import Finding, Inspection, Suspect
 from anomalib_ot.selection import Candidate, Detected, Trial
@@ -36,7 +40,8 @@ def images(tmp_path):
 
 def trial(name, mean, detection):
     candidate = Candidate(name, f"anomalib_ot.{name}")
-    return Trial(candidate, dict.fromkeys(KINDS, mean), mean, 12.0, 34.0, 0.05, detection)
+    auroc = dict.fromkeys(KINDS, mean) if detection else {}
+    return Trial(candidate, auroc, mean if auroc else math.nan, 12.0, 34.0, 0.05, detection)
 
 
 def text_of(page):
@@ -49,15 +54,18 @@ def page(images, monkeypatch):
     """The page of a fit; the arguments can be changed."""
     monkeypatch.setattr(report, "EdgeInferencer", FakeInferencer)
     paths = sorted(images.iterdir())
-    detection = (Detected(None, 0.001, 0.5, 0.25, 14), Detected(None, 0.064, 1.0, 1.0, 14))
+    usual = (Detected(0.004, 0.5, 0.25, 14), Detected(0.064, 1.0, 1.0, 14))
 
-    def make(suspects=(), dropped=(), findings=(), groups=None, trials=2, rate=0.2, source=HELD_OUT):
+    def make(suspects=(), dropped=(), findings=(), groups=None, trials=2, rate=0.2, source=HELD_OUT, detection=usual):
         inspection = Inspection(paths, list(findings))
         look = Look(inspection, list(suspects), list(dropped), groups or [paths])
-        verdicts = Verdicts(rate, max(rate, 1 / 7), 6, source, [(path, 0.5) for path in paths])
+        promise = Promise(rate, max(rate, 1 / 7), 6, source)
+        calibration = Calibration(promise, [(path, 0.5) for path in paths])
         exported = (Exported(images / "model.xml", 12.3, 4.5), Exported(None, 10.0, 2.0, "it is slower"))
         tried = [trial("Duo", 91.0, detection), trial("WtFlow", 90.0, detection)][:trials]
-        return report.report_page(HandedOver(images, images.parent / "out", look, tried, verdicts, exported, 61.0, 0))
+        return report.report_page(
+            HandedOver(images, images.parent / "out", look, tried, calibration, exported, 61.0, 0)
+        )
 
     return make
 
@@ -70,7 +78,12 @@ def test_a_clean_folder(page, images):
     assert "No image looks unlike the others" in text
     assert "All images can be read, and none is blank, saturated or doubled." in text
     assert "Duo, in the first row, was trained." in text
-    assert "contrast 0.1 % of the image 6.4 % of the image 0.5 25 1 100" in text
+    assert "contrast 0.4 % 6.4 % 1 100 0.5 25" in text
+    assert 'points="1,0"' in made
+    assert 'points="0,0.75"' in made
+    assert "Defects of 0.1 % and 1.6 % of the image are left out, as the images are too small for them." in text
+    assert "Each covers 0.4 % of the image at contrast 1." in text
+    assert "no defect cut paste scratch stain blur missing exchanged moved" in text
     assert (
         "model.xml 12.3 4.5 the same as torch on the good images model_int8.xml 10.0 2.0 not kept: it is slower" in text
     )
@@ -78,12 +91,22 @@ def test_a_clean_folder(page, images):
     assert f"anomalib train --config {images.parent / 'out/config.yaml'}" in text
     # The name of the folder is text.
     assert "<parts>" not in made
-    assert made.count("<img ") == 6
+    assert made.count("<img ") == 6 + 1 + len(KINDS)
+
+
+def test_images_without_room_for_defects_have_no_curve(page):
+    made = page(detection=(), trials=1)
+    text = text_of(made)
+    assert "The images are too small to draw defects on them, so it is not known" in text
+    assert "<polyline" not in made
+    assert "AUROC" not in text
+    assert "nan" not in text.lower()
+    assert "ms per image fit in s Duo 34 12" in text
 
 
 def test_every_problem_is_named_and_what_to_do(page, images):
     paths = sorted(images.iterdir())
-    suspect = Suspect(paths[5], 9.0, 2.0, np.array([[1.0, 3.0]], np.float32), (0.5, 0.0, 1.0, 1.0))
+    suspect = Suspect(paths[5], 9.0, 2.0, np.array([[1.0, 3.0]], np.float32))
     made = page(
         suspects=[suspect],
         dropped=[paths[5]],
@@ -109,7 +132,7 @@ def test_every_problem_is_named_and_what_to_do(page, images):
 
 def test_suspects_that_are_kept_are_said_to_be_used(page, images):
     paths = sorted(images.iterdir())
-    flat = Suspect(paths[5], 9.0, 2.0, np.ones((1, 2), np.float32), (0.0, 0.0, 1.0, 1.0))
+    flat = Suspect(paths[5], 9.0, 2.0, np.ones((1, 2), np.float32))
     text = text_of(page(suspects=[flat]))
     assert "1 of them are used, as asked for." in text
     assert "5.png used" in text

@@ -13,8 +13,12 @@ from anomalib_ot.host.class_paths import create
 from anomalib_ot.selection import Candidate
 
 BACKBONE = "test_resnet"
-WT_FLOW = Candidate("WtFlow at 96 px", "anomalib_ot.WtFlow", {"pre_trained": False, "layers": ["layer2"]}, (96, 96))
-PADIM = Candidate("PaDiM at 96 px", "anomalib.models.Padim", {"pre_trained": False, "n_features": 8}, (96, 96))
+WT_FLOW = Candidate(
+    "WtFlow at 96 px", "anomalib_ot.WtFlow", {"pre_trained": False, "layers": ["layer2"]}, (96, 96), BACKBONE
+)
+PADIM = Candidate(
+    "PaDiM at 96 px", "anomalib.models.Padim", {"pre_trained": False, "n_features": 8}, (96, 96), BACKBONE
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,7 @@ PADIM = Candidate("PaDiM at 96 px", "anomalib.models.Padim", {"pre_trained": Fal
 )
 def test_the_configuration_makes_the_model_and_its_data(candidate, held_out, seed):
     images = Path("/data/parts")
-    config = stock.configuration(candidate, BACKBONE, images, [images / "b/2.png", images / "1.png"], 0.05, 3)
+    config = stock.configuration(candidate, images, [images / "b/2.png", images / "1.png"], 0.05, 3)
     config = yaml.safe_load(yaml.safe_dump(config))
     model = create(AnomalibModule, config["model"])
     assert model.input_size == (96, 96)

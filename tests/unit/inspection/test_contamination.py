@@ -25,7 +25,7 @@ def indices(suspects):
     return [int(each.path.stem) for each in suspects]
 
 
-def test_bad_parts_are_named_highest_first_with_map_and_region():
+def test_bad_parts_are_named_highest_first_with_their_maps():
     maps = good(60)
     maps[7, :, 1:3, 5:8] += 5
     maps[31, :, 6:8, 0:2] += 9
@@ -35,10 +35,6 @@ def test_bad_parts_are_named_highest_first_with_map_and_region():
     assert suspects[0].ratio > suspects[1].ratio > 1.5
     assert suspects[1].anomaly_map.shape == (8, 8)
     assert np.unravel_index(suspects[0].anomaly_map.argmax(), (8, 8)) == (7, 0)
-    left, top, right, bottom = suspects[0].box
-    assert (left, bottom) == (0, 1)
-    assert 0.2 <= right <= 0.5
-    assert 0.5 <= top <= 0.8
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,32 +2,51 @@
 
 import json
 import logging
+import math
 import os
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from anomalib_ot.selection import Candidate, Trial, choose, choosing, trial_features
 from anomalib_ot.synthetic import KINDS
+from anomalib_ot.synthetic.images import read_reduced
 
 SIZE = (64, 64)
 SMALL = (
     Candidate("PaDiM", "anomalib.models.Padim", {"n_features": 10}, SIZE),
     Candidate("PatchCore", "anomalib.models.Patchcore", {"coreset_sampling_ratio": 0.1}, (96, 96)),
 )
-THREE = tuple(Candidate(name, "Padim", {}, SIZE) for name in ("default", "A", "B"))
+THREE = tuple(Candidate(name, "Padim", {}, SIZE, "resnet18") for name in ("default", "A", "B"))
 
 
 @pytest.fixture
 def start(paths, backbone, tmp_path):
     """Chooses; the arguments can be changed."""
 
-    def call(images=paths, **changed):
-        arguments = {"minutes": 5, "state": tmp_path / "new" / "trials.json", "candidates": THREE, **changed}
-        return choose(images, backbone, **arguments)
+    def call(images=paths, candidates=THREE, **changed):
+        arguments = {"minutes": 5, "state": tmp_path / "new" / "trials.json", **changed}
+        return choose(images, [each if each.backbone else each.on(backbone) for each in candidates], **arguments)
 
     return call
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Ten images of noise of a size."""
+
+    def noise(size):
+        folder = tmp_path / "noise"
+        folder.mkdir(exist_ok=True)
+        random = np.random.default_rng(0)
+        for index in range(10):
+            Image.fromarray(random.integers(0, 256, size[::-1], dtype=np.uint8)).save(folder / f"{index}.png")
+        return sorted(folder.iterdir())
+
+    return noise
 
 
 class FakeOutcome:
@@ -45,20 +64,20 @@ def tried(monkeypatch):
 
     def run_trial(candidate, features, seed):
         del seed
-        assert features.image_size == candidate.image_size
+        assert (features.backbone, features.image_size) == (candidate.backbone, candidate.image_size)
         if "error" in candidate.init_args:
             raise ValueError(candidate.init_args["error"])
         names.append(candidate.name)
         return FakeOutcome(candidate)
 
-    def extracted(images, extractor):
+    def extracted(images, files):
         del images
-        return SimpleNamespace(image_size=extractor)
+        return files
 
     monkeypatch.setattr(choosing, "run_trial", run_trial)
     monkeypatch.setattr(choosing, "TrialFeatures", SimpleNamespace(extracted=extracted))
-    monkeypatch.setattr(choosing, "extractor_at", lambda image_size, *_: image_size)
-    monkeypatch.setattr(choosing, "trial_images", lambda *_: object())
+    monkeypatch.setattr(choosing, "files_for", lambda candidates, _: candidates[0])
+    monkeypatch.setattr(choosing, "trial_set", lambda *_: SimpleNamespace(labels=["a label"]))
     return names
 
 
@@ -72,7 +91,7 @@ def test_real_candidates_are_tried_and_the_finished_ones_shown(start, monkeypatc
     shown = []
     trials = start(progress=lambda finished, trying: shown.append((names_of(finished), trying)), candidates=SMALL)
     assert {*names_of(trials)} == {each.name for each in SMALL}
-    assert [trying for _, trying in shown] == [*SMALL, None]
+    assert [trying and trying.name for _, trying in shown] == [*(each.name for each in SMALL), None]
     assert [len(finished) for finished, _ in shown] == [0, 1, 2]
     assert shown[-1][0] == names_of(trials)
     for trial in trials:
@@ -141,7 +160,7 @@ def test_a_damaged_file_starts_the_trials_again(start, tried, tmp_path, caplog):
 
 @pytest.mark.usefixtures("tried")
 def test_a_candidate_that_fails_is_left_out(start, caplog):
-    broken = Candidate("broken", "Padim", {"error": "no scores"}, SIZE)
+    broken = Candidate("broken", "Padim", {"error": "no scores"}, SIZE, "resnet18")
     assert names_of(start(candidates=[THREE[0], broken])) == ["default"]
     assert "broken is left out" in caplog.text
     with pytest.raises(RuntimeError, match="no candidate could be fitted: broken: no scores"):
@@ -153,7 +172,8 @@ def test_a_candidate_that_fails_is_left_out(start, caplog):
     [
         ({"minutes": 0}, "minutes must be above 0, not 0"),
         ({"candidates": []}, "candidates must be at least one, with different names"),
-        ({"candidates": [Candidate("A", "Padim"), Candidate("A", "Padim")]}, "with different names, not .'A', 'A'."),
+        ({"candidates": [THREE[0], THREE[0]]}, "with different names, not .'default', 'default'."),
+        ({"engine": "cloud"}, "engine must be 'processes' or 'ray'"),
     ],
 )
 def test_a_wrong_argument_is_refused(start, changed, message):
@@ -166,8 +186,79 @@ def test_few_images_are_refused(start, paths):
         start(paths[:3])
 
 
-def test_an_image_too_small_for_a_defect_is_named(start, tmp_path):
-    for index in range(10):
-        Image.new("L", (16, 16)).save(tmp_path / f"{index}.png")
-    with pytest.raises(ValueError, match=r"no synthetic defect can be made in .*\.png: .* larger images"):
-        start(sorted(tmp_path.glob("*.png")), candidates=SMALL[:1])
+@pytest.mark.parametrize(("size", "areas"), [((16, 16), {0.016, 0.064}), ((200, 12), {0.004, 0.016, 0.064})])
+def test_of_small_images_the_areas_that_they_cannot_have_are_left_out(start, noise, caplog, size, areas):
+    (trial,) = start(noise(size), candidates=SMALL[:1])
+    assert {each.area for each in trial.detection} == areas
+    assert [*trial.auroc] == [*KINDS]
+    assert "too small for defects of 0.1 %" in caplog.text
+
+
+def test_on_images_without_room_for_defects_the_default_is_tried_alone(start, noise, caplog):
+    with caplog.at_level(logging.INFO):
+        (trial,) = start(noise((7, 7)), candidates=SMALL)
+    assert (trial.candidate.name, trial.auroc, trial.detection) == ("PaDiM", {}, ())
+    assert math.isnan(trial.mean)
+    assert "No synthetic defects tell models apart: 1 of 2 candidates were tried" in caplog.text
+    # Of an earlier call, too.
+    assert len(start(noise((7, 7)), candidates=SMALL)) == 1
+
+
+def test_known_features_of_good_images_are_not_extracted_again(start, paths, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial_features, "SYNTHETIC", 84)
+    candidates = [each.on(backbone) for each in SMALL[:1]]
+    (expected,) = start(candidates=candidates)
+    read = []
+    files = choosing.files_for(candidates)
+    files.remember(paths, tmp_path / "features", 0)
+    monkeypatch.setattr(files, "read", lambda path: read.append(path) or read_reduced(path))
+    (trial,) = start(candidates=candidates, known=files, state=tmp_path / "other.json")
+    assert len(read) == 1, "one image for the time of the backbone"
+    assert trial.auroc == pytest.approx(expected.auroc)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Stands for Ray: runs jobs in this process; those whose number is in ``late`` never end."""
+    submitted = []
+
+    class Cluster:
+        def __init__(self, threads, accelerator, work):
+            assert threads >= 1
+            assert accelerator == "cpu"
+            self.work, self.end = work, threading.Event()
+
+        def run(self, job):
+            submitted.append(job[0].name)
+            if submitted.count(job[0].name) <= cluster.late.get(job[0].name, 0):
+                self.end.wait(60)
+            return self.work(job)
+
+        def give_up(self):
+            self.end.set()
+
+    monkeypatch.setattr(choosing, "Ray", Cluster)
+    cluster = SimpleNamespace(submitted=submitted, late={})
+    return cluster
+
+
+def test_candidates_of_the_same_input_are_tried_at_once_on_a_cluster(start, tried, cluster, caplog):
+    broken = Candidate("broken", "Padim", {"error": "no scores"}, SIZE, "resnet18")
+    other = Candidate("C", "Padim", {"mean": 90.0}, SIZE, "resnet34")
+    trials = start(candidates=[*THREE, broken, other], engine="ray")
+    assert names_of(trials)[:2] == ["default", "C"]
+    assert {*names_of(trials)} == {"default", "A", "B", "C"}
+    assert {*cluster.submitted[:4]} == {"default", "A", "B", "broken"}
+    assert "broken is left out, as its trial failed: no scores" in caplog.text
+    assert len(tried) == 4
+
+
+@pytest.mark.usefixtures("tried")
+def test_trials_on_a_cluster_that_exceed_the_time_are_given_up_but_for_the_default(start, cluster, caplog):
+    cluster.late = {"default": 1, "B": 1}
+    with caplog.at_level(logging.INFO):
+        trials = start(engine="ray", minutes=0.02)
+    assert trials[0].candidate.name == "default"
+    assert "B" not in names_of(trials)
+    assert cluster.submitted.count("default") == 2
+    assert "The time is used: " in caplog.text

@@ -63,9 +63,9 @@ def test_a_memory_bank_of_features_scores_as_one_of_images(images, kind):
     ],
 )
 def test_a_trial_depends_on_its_seed_only(images, class_path, init_args):
-    candidate = Candidate("it", class_path, init_args, SIZE)
-    maps = features_of(candidate.create("resnet18", pre_trained=False, layers=["layer1", "layer2", "layer3"]), images)
-    features = SimpleNamespace(backbone="resnet18", to_fit=maps, good=maps, synthetic=maps)
+    candidate = Candidate("it", class_path, init_args, SIZE, "resnet18")
+    maps = features_of(candidate.create(pre_trained=False, layers=["layer1", "layer2", "layer3"]), images)
+    features = SimpleNamespace(to_fit=maps, good=maps, synthetic=maps)
     first, other, again = (run_trial(candidate, features, seed) for seed in (0, 1, 0))
     assert np.array_equal(first.synthetic, again.synthetic)
     assert not np.array_equal(first.synthetic, other.synthetic)
