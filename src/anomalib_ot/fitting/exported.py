@@ -17,7 +17,7 @@ from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.export.exporters import export_openvino
-from anomalib_ot.export.parity import ExportError
+from anomalib_ot.export.tolerance import ExportError
 
 logger = logging.getLogger(__name__)
 
