@@ -10,7 +10,7 @@ from .finishing import Finishing
 from .model_settings import FeatureTrainingSettings
 
 
-class EarlyStopping(Finishing):
+class StopsEarly(Finishing):
     """Part of a Lightning model whose training stops when a measured value no longer falls.
 
     The model calls :meth:`stopped_falling` with each measurement, and :meth:`restore_best` when it is finished. While

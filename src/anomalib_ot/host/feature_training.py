@@ -15,7 +15,7 @@ from anomalib_ot.features.extraction import FastExtractor, FeatureMaps, extract_
 
 from .calibration import CalibrationScores, HasPValues
 from .cross_fit import FoldFeatures, cross_fit
-from .early_stopping import EarlyStopping
+from .early_stopping import StopsEarly
 from .feature_cache import TrainingFeatures, train_on_features
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _FEWEST_IN_FOLD = 2
 
 
-class FeatureTraining(Interruptible, ChecksImages, Seeded, HoldsOut, EarlyStopping):
+class FeatureTraining(Interruptible, ChecksImages, Seeded, HoldsOut, StopsEarly):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
     The model sets ``settings`` before it calls the constructor, and calls :meth:`extract_training_features` when its
