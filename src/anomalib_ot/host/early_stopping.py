@@ -14,7 +14,7 @@ class StopsEarly(Finishing):
     """Part of a Lightning model whose training stops when a measured value no longer falls.
 
     The model calls :meth:`stopped_falling` with each measurement, and :meth:`restore_best` when it is finished. While
-    images are held out, the state of :meth:`finished_part` with the lowest value is kept.
+    images are held out, the state of the part that it finishes is kept with the lowest value.
 
     Attributes:
         early_stopping_keys: Keys in checkpoints: that of the entry, then those of the lowest value, of the number of

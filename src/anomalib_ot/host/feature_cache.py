@@ -101,7 +101,7 @@ def shuffled(dataset: Dataset, trainer: Trainer) -> Sampler:
 
 
 def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
-    """Loader of :class:`FeatureBatch`.
+    """Loader of :class:`~anomalib_ot.host.image_features.FeatureBatch`.
 
     Args:
         dataset: A :class:`FeatureDataset` or a subset of one.
