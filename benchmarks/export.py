@@ -25,7 +25,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
 
 from anomalib_ot import FewShot
-from anomalib_ot.export.parity import ExportError
+from anomalib_ot.export.tolerance import ExportError
 from anomalib_ot.offline import offline_backbone
 
 from .categories import EMBEDDED, open_category

@@ -29,7 +29,7 @@ from torch import nn
 from anomalib_ot import Assembly, FewShot
 from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.export.parity import ExportError
+from anomalib_ot.export.tolerance import ExportError
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.features.extraction import FLOAT32, extract_by_parts
 from anomalib_ot.offline import offline_backbone

@@ -6,16 +6,12 @@ run, so that ``--help`` is fast.
 
 import logging
 import sys
-import traceback
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import CLI
-
-from anomalib_ot import __version__
+from anomalib_ot.command_line import run
 from anomalib_ot.files import require_ours
-from anomalib_ot.first_use import missing_package
 from anomalib_ot.shipped import shipped_file, shipped_files
 
 logger = logging.getLogger(__name__)
@@ -338,9 +334,7 @@ def predict(
     return predicted(model, data, output, false_alarm_rate, watch, overlays, value_range, device)
 
 
-# Packages whose ValueErrors and RuntimeErrors describe invalid input. Those of other packages are bugs.
-_EXPLAINING = {"anomalib", "anomalib_ot", "jsonargparse"}
-_SUBCOMMANDS = {
+_SUBCOMMANDS: dict[str, Callable[..., str]] = {
     "compare": compare,
     "configs": configs,
     "explain": explain,
@@ -352,36 +346,12 @@ _SUBCOMMANDS = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command. On failure, exit with status 1 and one line on standard error.
-
-    Unexpected errors, such as those of torch, print their traceback before this line.
+    """Run the command, see :func:`~anomalib_ot.command_line.run`.
 
     Args:
         args: Command-line arguments; by default those of the process.
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("anomalib_ot").setLevel(logging.INFO)
-    with warnings.catch_warnings():
-        _ignore_foreign_warnings()
-        try:
-            output = CLI(
-                _SUBCOMMANDS,
-                args=_with_options(sys.argv[1:] if args is None else args),
-                as_positional=False,
-                prog="anomalib-ot",
-                version=__version__,
-                description="Tools of anomalib-ot. Use the command anomalib to train and run its models.",
-            )
-        except KeyboardInterrupt:
-            logger.info("anomalib-ot: interrupted")
-            # The exit status of a shell for a command that SIGINT has ended.
-            sys.exit(130)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
-            if not _is_expected(error):
-                traceback.print_exc()
-            text = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
-            sys.exit(f"anomalib-ot: {' '.join(text.split())}")
-    print(output)  # noqa: T201
+    run(_SUBCOMMANDS, _with_options(sys.argv[1:] if args is None else args))
 
 
 def _with_options(args: list[str]) -> list[str]:
@@ -394,20 +364,3 @@ def _with_options(args: list[str]) -> list[str]:
         case ["predict", model, data, *others] if not model.startswith("-") and not data.startswith("-"):
             return ["predict", "--model", model, "--data", data, *others]
     return args
-
-
-def _ignore_foreign_warnings() -> None:
-    """Ignore warnings of other packages, most of which come from imports, unless the user has set Python's filters."""
-    if sys.warnoptions:
-        return
-    for category in (DeprecationWarning, FutureWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)
-    warnings.filterwarnings("default", module=r"anomalib_ot(\.|$)")
-
-
-def _is_expected(error: BaseException) -> bool:
-    """Whether the message suffices without a traceback, by the type of the error or the package that raised it."""
-    if isinstance(error, ImportError | OSError):
-        return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in _EXPLAINING

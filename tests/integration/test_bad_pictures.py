@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
-from anomalib_ot.host.feature_cache import _check_readable
+from anomalib_ot.host.image_features import _check_readable
 
 SHARED = {
     "backbone": "test_resnet",

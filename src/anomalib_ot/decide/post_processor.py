@@ -13,11 +13,11 @@ from torch import Tensor
 
 from anomalib_ot.transport import Processes
 
+from .bounded_scores import below_one, compressed_scores, nan_as_infinite
 from .conformal import (
     ConformalScale,
     UnsupportedRateWarning,
     calibration_scores,
-    compressed,
     p_values,
     require_rate,
     threshold,
@@ -221,9 +221,9 @@ class ConformalPostProcessor(PostProcessor):
         rows = zip(paths, score_rows(scores, maps), labels, strict=True)
         self._scored += [(str(path), *row) for path, row, label in rows if not label]
         if outputs.pred_score is not None:
-            outputs.pred_score = _below_one(outputs.pred_score)
+            outputs.pred_score = below_one(outputs.pred_score)
         if maps is not None:
-            outputs.anomaly_map = _below_one(maps)
+            outputs.anomaly_map = below_one(maps)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the thresholds."""
@@ -285,7 +285,7 @@ class ConformalPostProcessor(PostProcessor):
         if self.enable_thresholding:
             # The shown score decides, so that rounding makes no difference. Nothing is above an unknown threshold.
             is_shown = self.enable_normalization and self.is_calibrated("image")
-            label = _nan_as_infinite(score) > (_THRESHOLD if is_shown else self._image_threshold)
+            label = nan_as_infinite(score) > (_THRESHOLD if is_shown else self._image_threshold)
             mask = None if maps is None else self._mask(label, maps)
         shown = None if maps is None else self._shown(maps, "pixel")
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=shown, pred_mask=mask)
@@ -335,10 +335,10 @@ class ConformalPostProcessor(PostProcessor):
         if not (self.enable_normalization and self.is_calibrated(level)):
             return raw
         # As ConformalScale, with tensors that stay on the device and in the graph.
-        return _compressed((_nan_as_infinite(raw) - self._limit(level)) / self._unit(level))
+        return compressed_scores((nan_as_infinite(raw) - self._limit(level)) / self._unit(level))
 
     def _mask(self, label: Tensor, maps: Tensor) -> Tensor:
-        maps = _nan_as_infinite(maps)
+        maps = nan_as_infinite(maps)
         highest = maps.amax((-2, -1), keepdim=True)
         marked = (maps > self._pixel_threshold) | (maps >= highest)
         return marked & label.reshape(-1, *(1,) * (maps.ndim - 1))
@@ -355,28 +355,6 @@ class ConformalPostProcessor(PostProcessor):
 
     def _unit(self, level: LevelName) -> Tensor:
         return self._image_unit if level == "image" else self._pixel_unit
-
-
-def _nan_as_infinite(raw: Tensor) -> Tensor:
-    """The scores, with infinity for NaN: no comparison with NaN is true, so that it would be normal."""
-    return raw.masked_fill(raw.isnan(), torch.inf)
-
-
-def _compressed(units: Tensor) -> Tensor:
-    shown: Tensor = compressed(_finite(units))
-    return shown
-
-
-def _below_one(raw: Tensor) -> Tensor:
-    """Scores between -1 and 1 in the same order, which keep the digits of small ones."""
-    finite = _finite(_nan_as_infinite(raw))
-    return finite / (1 + finite.abs())
-
-
-def _finite(values: Tensor) -> Tensor:
-    # Infinity divided by infinity would be NaN.
-    furthest = torch.finfo(values.dtype).max / 2
-    return values.clamp(-furthest, furthest)
 
 
 def _refuse_sensitivity(name: str, value: float) -> None:

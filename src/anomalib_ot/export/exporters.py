@@ -16,9 +16,9 @@ all INT8 types     neither image nor pixel AUROC falls by more than 0.2 points; 
 Labels and masks may differ from torch's only within the limit of the threshold; in INT8, as far as the differences of
 maps and scores explain.
 
-An export that exceeds its limit raises :class:`~anomalib_ot.export.parity.ExportError` and leaves no file. The files of
-an earlier export stay unchanged. :mod:`~anomalib_ot.export.staging` says what happens to other files of the same names.
-:mod:`~anomalib_ot.export.report` describes the report.
+An export that exceeds its limit raises :class:`~anomalib_ot.export.tolerance.ExportError` and leaves no file. The files
+of an earlier export stay unchanged. :mod:`~anomalib_ot.export.staging` says what happens to other files of the same
+names. :mod:`~anomalib_ot.export.report` describes the report.
 """
 
 import logging
@@ -41,9 +41,10 @@ from torchmetrics import Metric
 from anomalib_ot.settings import require
 
 from .graphs import compress
-from .parity import SameOrder, SameValues, run_exported_module
+from .parity import run_exported_module
 from .report import check, check_graph, log_result
 from .staging import published, staged, weights_folder
+from .tolerance import SameOrder, SameValues
 from .trial_images import synthetic_images, validation_images
 
 logger = logging.getLogger(__name__)

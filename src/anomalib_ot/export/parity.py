@@ -1,10 +1,9 @@
 """Comparison of an exported model with the model in torch."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from math import isnan
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -14,116 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_ot.decide.conformal import ConformalScale, UnsupportedRateWarning
+from anomalib_ot.decide.conformal import UnsupportedRateWarning
 from anomalib_ot.decide.decision import Decision
-from anomalib_ot.decide.post_processor import ConformalPostProcessor
 
 from .labels import LabelChanges, Labels
+from .normalization import Normalization, Scores
 from .trial_images import TrialImages
 
 # Images per batch of a dynamic graph. The last batch is usually smaller, which tries a second batch size.
 _BATCH = 4
 # Maps are reduced by this factor for rank correlation and AUROC.
 _REDUCTION = 4
-# Share of the maps' range by which single precision may move a threshold.
-_ROUNDING = 1e-5
 
 Runner = Callable[[Tensor], InferenceBatch]
-
-
-class ExportError(RuntimeError):
-    """The exported model differs from the model in torch.
-
-    Args:
-        message: The message.
-        broken: Descriptions of the broken limits.
-    """
-
-    def __init__(self, message: str, broken: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.broken = tuple(broken)
-
-
-@dataclass(frozen=True)
-class SameValues:
-    """Tolerance for exports that must give the same maps and scores.
-
-    Args:
-        largest_difference: Limit for maps and for scores, as a share of the range of torch's maps.
-    """
-
-    largest_difference: float
-
-    def broken_by(self, measured: Mapping[str, Any], reference: Mapping[str, float | None]) -> list[str]:
-        """Describe what is out of tolerance.
-
-        Args:
-            measured: Result of :func:`compare` for the exported model.
-            reference: Unused.
-
-        Returns:
-            A description of each broken limit.
-        """
-        del reference
-        return _changed_labels(measured, self.largest_difference) + [
-            f"the largest {name.replace('_', ' ')} is {measured[name]:.1e} of the maps' range, more than "
-            f"{self.largest_difference}"
-            for name in ("map_difference", "score_difference", "verdict_difference")
-            # NaN is out of tolerance too.
-            if not measured.get(name, 0.0) <= self.largest_difference
-        ]
-
-
-@dataclass(frozen=True)
-class SameOrder:
-    """Tolerance for exports that must rank anomalies about the same, with any values.
-
-    A label or a pixel of a mask may differ from torch's as far as the largest difference of maps and scores explains.
-
-    Args:
-        auroc_fall: Largest fall of the image and the pixel AUROC, if they can be computed.
-        rank_correlation: Smallest rank correlation of the maps' pixels, if neither can be computed.
-    """
-
-    auroc_fall: float = 0.002
-    rank_correlation: float = 0.99
-
-    def broken_by(self, measured: Mapping[str, Any], reference: Mapping[str, float | None]) -> list[str]:
-        """Describe what is out of tolerance.
-
-        Args:
-            measured: Result of :func:`compare` for the exported model.
-            reference: Its result for the model in torch.
-
-        Returns:
-            A description of each broken limit.
-        """
-        changed = _changed_labels(measured, max(measured["map_difference"], measured["score_difference"]) + _ROUNDING)
-        falls = {name: before - measured[name] for name, before in reference.items() if before is not None}
-        if not falls and not (measured["rank_correlation"] or 0) >= self.rank_correlation:
-            low = (
-                f"the maps' rank correlation is {measured['rank_correlation'] or 0:.4f}, below {self.rank_correlation}"
-            )
-            return [*changed, low]
-        return changed + [
-            f"the {name.replace('_', ' ')} falls by {fall:.4f}, more than {self.auroc_fall}"
-            for name, fall in falls.items()
-            if fall > self.auroc_fall
-        ]
-
-
-def _changed_labels(measured: Mapping[str, Any], limit: float) -> list[str]:
-    """Describe labels and masks that differ from torch's farther from the threshold than a share of the maps' range."""
-    names = {
-        "label_difference": "labels of {changed_labels} images",
-        "mask_difference": "{changed_pixels} pixels of masks",
-    }
-    return [
-        f"{what.format_map(measured)} differ, up to {measured[name]:.1e} of the maps' range from the threshold, more "
-        f"than {limit:.1e}"
-        for name, what in names.items()
-        if not measured.get(name, 0.0) <= limit
-    ]
 
 
 def compare(
@@ -234,100 +136,6 @@ def _run_as_engine(module: AnomalibModule, images: Tensor) -> InferenceBatch:
 @torch.inference_mode()
 def _decided(module: AnomalibModule, raw: InferenceBatch) -> InferenceBatch:
     return module.post_processor(raw) if module.post_processor else raw
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Anomaly maps (B, h, w) and image scores (B,) on the CPU, float64: undoing a normalisation loses digits."""
-
-    maps: Tensor
-    scores: Tensor
-
-    @classmethod
-    def of(cls, batch: InferenceBatch) -> "Scores":
-        """Take them from a batch with maps (B, 1, h, w)."""
-        maps, scores = (torch.as_tensor(each).cpu().double() for each in (batch.anomaly_map, batch.pred_score))
-        return cls(maps.reshape(-1, *maps.shape[-2:]), scores.flatten())
-
-    def first(self, count: int) -> "Scores":
-        """Return those of the first images."""
-        return Scores(self.maps[:count], self.scores[:count])
-
-
-class Normalization:
-    """A post-processor's normalisation before it clips or compresses, which rounds high scores, and its inverse.
-
-    Args:
-        post_processor: anomalib's post-processor, one with a scale of its own, or None.
-    """
-
-    def __init__(self, post_processor: nn.Module | None) -> None:
-        self._post_processor: Any = post_processor if getattr(post_processor, "enable_normalization", False) else None
-
-    def apply(self, scores: Scores) -> Scores:
-        """Normalise maps and scores."""
-        pixel, image = self._line("pixel"), self._line("image")
-        return Scores(
-            pixel.apply(scores.maps) if pixel else scores.maps, image.apply(scores.scores) if image else scores.scores
-        )
-
-    def undo(self, scores: Scores) -> Scores:
-        """Undo the normalisation."""
-        pixel, image = self._line("pixel"), self._line("image")
-        return Scores(
-            pixel.undo(scores.maps) if pixel else scores.maps, image.undo(scores.scores) if image else scores.scores
-        )
-
-    @property
-    def clipped(self) -> list[str]:
-        """Names of the outputs that the post-processor normalises, and clips or compresses."""
-        fields: dict[str, Literal["image", "pixel"]] = {"anomaly_map": "pixel", "pred_score": "image"}
-        return [output for output, field in fields.items() if self._line(field)]
-
-    @property
-    def operation(self) -> str:
-        """Operation of OpenVINO whose input is the normalised output before it is clipped or compressed."""
-        return "Abs" if isinstance(self._post_processor, ConformalPostProcessor) else "Clamp"
-
-    @property
-    def width(self) -> float:
-        """Range of the maps in the model's validation, 0 if unknown."""
-        if self._post_processor is None:
-            return 0.0
-        low, high = (float(getattr(self._post_processor, f"pixel_{name}")) for name in ("min", "max"))
-        return 0.0 if isnan(high - low) else high - low
-
-    def _line(self, field: Literal["image", "pixel"]) -> "_Line | None":
-        """Normalisation of maps or scores, None without normalisation."""
-        if self._post_processor is None:
-            return None
-        if isinstance(self._post_processor, ConformalPostProcessor):
-            own = self._post_processor.scale(field)
-            return _Line(own.unit, own.raw_threshold / own.unit) if isinstance(own, ConformalScale) else None
-        low, high, threshold = (
-            float(getattr(self._post_processor, f"{field}_{name}")) for name in ("min", "max", "threshold")
-        )
-        # As in anomalib: without a range nothing is normalised, the default threshold is the middle of the range, and a
-        # range of zero, as of a single validation image, counts as 1.
-        if isnan(low) or isnan(high):
-            return None
-        threshold = (low + high) / 2 if isnan(threshold) else threshold
-        scale = (high - low) or 1.0
-        return _Line(scale, threshold / scale - 0.5)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Normalisation of one output: division by a scale, then subtraction of a shift."""
-
-    scale: float
-    shift: float
-
-    def apply(self, values: Tensor) -> Tensor:
-        return values / self.scale - self.shift
-
-    def undo(self, values: Tensor) -> Tensor:
-        return (values + self.shift) * self.scale
 
 
 class _Record:

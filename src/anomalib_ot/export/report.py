@@ -43,8 +43,10 @@ from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.features.extraction import FLOAT32
 
 from .graphs import GraphRunner
-from .parity import ExportError, Normalization, Runner, SameOrder, SameValues, compare
+from .normalization import Normalization
+from .parity import Runner, compare
 from .staging import REPORT
+from .tolerance import ExportError, SameOrder, SameValues
 from .trial_images import TrialImages
 
 logger = logging.getLogger(__name__)

@@ -130,6 +130,14 @@ class MapExtractor(TimmFeatureExtractor):
                 raise ValueError(msg)
         return features
 
+    def _run_intermediates(self, inputs: Tensor) -> list[Tensor]:
+        """Maps (B, D, H, W) of a plain vision transformer, whose blocks after the last layer are not run."""
+        network = cast("VisionTransformer | Eva", self.feature_extractor)
+        maps = network.forward_intermediates(
+            inputs, indices=self.idx, norm=self.norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return cast("list[Tensor]", maps)
+
     def _maps(self, images: Tensor) -> dict[str | int, Tensor]:
         is_hooked = isinstance(self.feature_extractor, FeatureHookNet) and not is_exporting()
         with _hooks_at_work if is_hooked else nullcontext():

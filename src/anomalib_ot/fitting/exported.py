@@ -19,7 +19,7 @@ from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.export.checked import CheckedExport
 from anomalib_ot.export.exporters import export_openvino
-from anomalib_ot.export.parity import ExportError
+from anomalib_ot.export.tolerance import ExportError
 from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import state_of
 

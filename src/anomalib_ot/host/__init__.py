@@ -6,7 +6,7 @@ Modules of this package use internals of anomalib and Lightning that have no pub
 Lightning:
 
 - ``trainer.fit_loop._data_source``: epochs run over cached features instead of images (``feature_cache``).
-- ``PL_GLOBAL_SEED``, an environment variable: the user's seed (``feature_cache``).
+- ``PL_GLOBAL_SEED``, an environment variable: the user's seed (``seeding``).
 - ``trainer.fit_loop._can_stop_early``: whether ``should_stop`` ends the training now (``finishing``).
 - ``trainer.fit_loop.epoch_loop._skip_next_val`` and ``trainer.fit_loop.epoch_loop.val_loop``: validation runs once,
   after the model is finished (``finishing``).
@@ -33,7 +33,7 @@ Packages below this one, and ``export`` above it, use internals too, as they can
 it:
 
 - ``features.backbones``: ``timm.models._builder``, the logger that warns of unused weights.
-- ``features.map_extractor``: ``TimmFeatureExtractor._uses_intermediates``.
+- ``features.map_extractor``: ``TimmFeatureExtractor._uses_intermediates`` and ``_run_intermediates``.
 - ``features.single_precision`` and torch models: ``nn.Module._apply``.
 - ``data``: ``_setup``, ``_create_test_split`` and ``_create_val_split`` of ``AnomalibDataModule``.
 - ``metrics``: ``_to_sync`` and ``_should_unsync`` of torchmetrics.

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor
-from torch.utils.data import Dataset, RandomSampler, Subset
+from torch.utils.data import Dataset, Sampler, Subset
 
 from anomalib_ot.features.extraction import FeatureMaps
 
 from .calibration import FOLDS, CalibrationScores, ScoreRow, score_rows
 from .feature_cache import feature_loader
+from .seeding import epoch_order
 
 _Scored = TypeVar("_Scored")
 
@@ -43,10 +44,9 @@ class FoldFeatures:
 
     def epoch(self, number: int) -> Iterator[FeatureMaps]:
         """The same in the random order of an epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        return self._batches(RandomSampler(cast("Any", self.dataset), generator=generator))
+        return self._batches(epoch_order(self.dataset, number, self.seed))
 
-    def _batches(self, sampler: RandomSampler | None) -> Iterator[FeatureMaps]:
+    def _batches(self, sampler: Sampler | None) -> Iterator[FeatureMaps]:
         for batch in feature_loader(self.dataset, self.batch_size, sampler):
             yield {layer: maps.to(self.device) for layer, maps in batch.features.items()}
 

@@ -1,19 +1,14 @@
 """Frozen features of a training set, extracted once and cached for all epochs."""
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
-from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset
 
@@ -21,27 +16,11 @@ from anomalib_ot.features.extraction import FeatureMaps
 from anomalib_ot.features.store import CachePlace, FeatureDataset, allocate
 from anomalib_ot.transport import Processes
 
+from .image_features import FeatureBatch, ImageFeatures, count_images, naming_unreadable_images
 from .randomness import why_random
+from .seeding import epoch_order, user_seed
 
 logger = logging.getLogger(__name__)
-
-# Errors of Pillow for files that are damaged or too large.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-@dataclass
-class FeatureBatch:
-    """Batch of cached features, which a training step receives instead of images.
-
-    Attributes:
-        features: Feature map (B, C, H, W) of each layer.
-        image: None; the pre-processor reads it, and skips a batch without images.
-        gt_mask: None, for the same reason.
-    """
-
-    features: FeatureMaps
-    image: Tensor | None = None
-    gt_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +34,22 @@ class TrainingFeatures:
 
     trained_on: Iterable[FeatureBatch]
     held_out: Iterable[FeatureBatch] | None = None
+
+    def epoch(self, number: int) -> Iterable[FeatureBatch]:
+        """Features of the training images in the random order of an epoch, which follows from the user's seed.
+
+        Images that do not come from a ``DataLoader`` of known length keep their order.
+
+        Args:
+            number: Number of the epoch, from 0.
+        """
+        images = self.trained_on
+        if isinstance(images, ImageFeatures):
+            return images.shuffled(number)
+        loader = cast("DataLoader", images)
+        return feature_loader(
+            loader.dataset, cast("int", loader.batch_size), epoch_order(loader.dataset, number, user_seed())
+        )
 
 
 class _Share(Dataset):
@@ -105,13 +100,8 @@ def shuffled(dataset: Dataset, trainer: Trainer) -> Sampler:
     return _Order(dataset, trainer, user_seed())
 
 
-def user_seed() -> int:
-    """The seed given to Lightning's ``seed_everything``, or 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
 def feature_loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
-    """Loader of :class:`FeatureBatch`.
+    """Loader of :class:`~anomalib_ot.host.image_features.FeatureBatch`.
 
     Args:
         dataset: A :class:`FeatureDataset` or a subset of one.
@@ -165,7 +155,7 @@ def train_on_features(
     # Each ``trainer.fit`` sets the source again, so that there is nothing to restore.
     source = trainer.fit_loop._data_source  # noqa: SLF001
     images = source.dataloader()
-    count = _count(images)
+    count = count_images(images)
     _check_enough(trainer, count)
     if takes_fewer and count is not None and count < batch_size:
         logger.info("All %d training images make one batch; the usual size is %d.", count, batch_size)
@@ -189,11 +179,11 @@ def train_on_features(
                 images.batch_size,
                 batch_size,
             )
-        return TrainingFeatures(_ImageFeatures(images, extract, check, device, shows_progress=shows_progress))
+        return TrainingFeatures(ImageFeatures(images, extract, check, device, shows_progress))
     rank, processes = trainer.global_rank, trainer.world_size
     total = cast("int", count)
     share = range(total * rank // processes, total * (rank + 1) // processes)
-    features = _ImageFeatures(images, extract, check, device, share, shows_progress=shows_progress)
+    features = ImageFeatures(images, extract, check, device, shows_progress, share)
     # All processes of a machine cache all features in the same main memory.
     memory = partial(allocate, count=total, place=place, budget=budget, device=device, processes=trainer.num_devices)
     dataset = _keep(features, share, memory, device)
@@ -230,13 +220,6 @@ def _check_enough(trainer: Trainer, count: int | None) -> None:
         raise ValueError(msg)
 
 
-def _count(images: Any) -> int | None:
-    """Number of images in a loader; None if it is unknown."""
-    if not isinstance(images, DataLoader) or isinstance(images.dataset, IterableDataset):
-        return None
-    return len(cast("Sized", images.dataset))
-
-
 def _why_not_cached(images: Any, transform: Callable[[Tensor], Tensor] | None, place: CachePlace) -> str | None:
     """Why there is no cache, or None: the same in all processes, even if only one detects randomness."""
     if place == "none":
@@ -245,46 +228,9 @@ def _why_not_cached(images: Any, transform: Callable[[Tensor], Tensor] | None, p
         return f"training data come from a {type(images).__name__}, not a DataLoader"
     if isinstance(images.dataset, IterableDataset):
         return f"training data come from a {type(images.dataset).__name__}, whose length is unknown"
-    with _naming_unreadable_images(images):
+    with naming_unreadable_images(images):
         reason = why_random(images, transform)
     return next(filter(None, Processes.all().each(reason)), None)
-
-
-class _ImageFeatures:
-    """Features of the images of a loader, or of a range of them, in order; each iteration runs the backbone."""
-
-    def __init__(
-        self,
-        images: Any,
-        extract: Callable[[Tensor], FeatureMaps],
-        check: Callable[[Any], None],
-        device: torch.device,
-        share: range | None = None,
-        *,
-        shows_progress: bool = True,
-    ) -> None:
-        self.images = images
-        self.extract = extract
-        self.check = check
-        self.device = device
-        self.share = share
-        self.shows_progress = shows_progress
-
-    def __iter__(self) -> Iterator[FeatureBatch]:
-        images = self.images
-        if isinstance(images, DataLoader):
-            images = DataLoader(
-                images.dataset if self.share is None else Subset(images.dataset, self.share),
-                batch_size=images.batch_size,
-                num_workers=images.num_workers,
-                collate_fn=images.collate_fn,
-            )
-        with _naming_unreadable_images(self.images):
-            for batch in track(images, "Extracting features", transient=True, disable=not self.shows_progress):
-                self.check(batch)
-                features = self.extract(batch.image.to(self.device))
-                check_finite(features, getattr(batch, "image_path", None))
-                yield FeatureBatch(features)
 
 
 def _keep(
@@ -324,45 +270,3 @@ def _extract_share(
         done += len(maps)
     assert dataset is not None  # noqa: S101 - each process has at least one image
     return dataset
-
-
-def check_finite(features: Mapping[str, Tensor], image_paths: Sequence[str] | None) -> None:
-    """Refuse NaN or infinite features.
-
-    Args:
-        features: Feature map (B, C, H, W) of each layer.
-        image_paths: B paths, to name the first bad image.
-
-    Raises:
-        ValueError: If a feature is not finite.
-    """
-    for layer, maps in features.items():
-        bad = ~maps.flatten(1).isfinite().all(1)
-        if bad.any():
-            which = image_paths[int(bad.nonzero()[0])] if image_paths else "an image"
-            msg = (
-                f"features of layer {layer} have NaN or infinite values for {which}; "
-                "check the image, the weights of the backbone and the precision"
-            )
-            raise ValueError(msg)
-
-
-@contextmanager
-def _naming_unreadable_images(images: Any) -> Iterator[None]:
-    """Replace an error of the reader, which seldom names the file, by one that does."""
-    try:
-        yield
-    except _UNREADABLE:
-        # Only data sets of anomalib list their files; for others, the error of the reader remains.
-        samples = getattr(getattr(images, "dataset", None), "samples", None)
-        for path in getattr(samples, "image_path", ()):
-            _check_readable(path)
-        raise
-
-
-def _check_readable(path: str) -> None:
-    try:
-        read_image(path)
-    except _UNREADABLE as error:
-        msg = f"training image {path} cannot be read ({error}); repair or remove it"
-        raise ValueError(msg) from error

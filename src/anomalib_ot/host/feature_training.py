@@ -1,14 +1,12 @@
 """Models whose epochs run over frozen features of the training images."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
-from lightning.pytorch import Callback, Trainer
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,12 +15,14 @@ from anomalib_ot.features.extraction import FastExtractor, FeatureMaps, extract_
 
 from .calibration import CalibrationScores, HasPValues
 from .cross_fit import FoldFeatures, cross_fit
-from .feature_cache import FeatureBatch, TrainingFeatures, check_finite, train_on_features, user_seed
-from .finishing import Finishing
+from .early_stopping import StopsEarly
+from .feature_cache import TrainingFeatures, train_on_features
 from .held_out import HoldsOut
 from .image_check import ChecksImages, ImageCheck
+from .image_features import FeatureBatch, check_finite
+from .interruption import Interruptible
 from .model_settings import FeatureTrainingSettings
-from .seeding import Seeded, own_seed
+from .seeding import Seeded, own_seed, user_seed
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -34,16 +34,17 @@ logger = logging.getLogger(__name__)
 _FEWEST_IN_FOLD = 2
 
 
-class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
+class FeatureTraining(Interruptible, ChecksImages, Seeded, HoldsOut, StopsEarly):
     """Part of a Lightning model that extracts frozen features once and trains on them.
 
-    The model calls :meth:`set_feature_training` in its constructor, :meth:`extract_training_features` when its fit
-    starts, and :meth:`forget_training_features` when its fit ends. A failed fit releases the features too. The model
-    overrides :meth:`fit_fold`. The torch model returns features in training mode, and its method ``score`` scores
-    features.
+    The model sets ``settings`` before it calls the constructor, and calls :meth:`extract_training_features` when its
+    fit starts. The features are released when the fit ends or fails. The model overrides :meth:`fit_fold`. The torch
+    model returns features in training mode, and its method ``score`` scores features.
 
     Attributes:
         settings: The model's settings.
+        torch_model: Class of the torch model.
+        batch_size: Number of images in a training batch, if there are as many.
         training_features: Features of the training images, during a fit.
         calibration_scores: Scores of training images by models that were fitted without them, from the last fit; None
             if the validation images calibrate.
@@ -52,18 +53,13 @@ class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
     device: Any
     model: nn.Module
     settings: FeatureTrainingSettings
+    torch_model: ClassVar[Any]
     pre_processor: Any
     calibration_scores: CalibrationScores | None = None
 
-    def set_feature_training(self, settings: FeatureTrainingSettings, usual_batch_size: int) -> None:
-        """Set how features are extracted and cached.
-
-        Args:
-            settings: The model's settings.
-            usual_batch_size: Number of images in a training batch if the settings give none and there are as many.
-        """
-        self.settings = settings
-        self.batch_size = settings.batch_size or usual_batch_size
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batch_size = self.settings.batch_size or self.settings.usual_batch_size
         self.training_features = TrainingFeatures(())
         self._extractor: FastExtractor | None = None
         # Height and width of the pre-processed training images.
@@ -105,6 +101,10 @@ class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
             device=self.device,
             hold_out=self.settings.validation_fraction,
         )
+
+    def new_model(self) -> Any:
+        """A new torch model in evaluation mode, which shares the feature extractor of this one."""
+        return type(self).torch_model(self.settings, self.model.feature_extractor).to(self.device).eval()
 
     def fit_fold(self, features: FoldFeatures) -> nn.Module:
         """Fit a new torch model on some of the training images, as this one was or would be fitted on all of them.
@@ -158,27 +158,22 @@ class FeatureTraining(ChecksImages, Seeded, HoldsOut, Finishing):
         model: Any = self.fit_fold(features)
         return partial(model.score, size=self._image_size)
 
-    def configure_callbacks(self) -> list[Callback]:
-        """The callbacks of the host, and one that releases the features if a fit fails."""
-        callbacks = cast("AnomalibModule", super()).configure_callbacks()
-        return [*cast("Sequence[Callback]", callbacks), _FeatureRelease()]
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as the model learns from normal images."""
-        return LearningType.ONE_CLASS
-
-    def forget_training_features(self) -> None:
+    def on_fit_end(self) -> None:
         """Release the cached features."""
+        cast("AnomalibModule", super()).on_fit_end()
         self.training_features = TrainingFeatures(())
         self._extractor = None
+
+    def on_exception(self) -> None:
+        """Release the cached features."""
+        self.on_fit_end()
 
     def features_on_device(self, batches: Iterable[FeatureBatch], task: str) -> Iterator[FeatureMaps]:
         """Iterate over features on the device of the model.
 
         Args:
             batches: Features, of ``training_features``.
-            task: Label of the progress bar, which is shown if the features are not cached and extracted again.
+            task: Label of the progress bar, which is shown for cached features; extraction shows its own.
 
         Yields:
             Feature map (B, D, H, W) of each layer.
@@ -226,11 +221,3 @@ def _why_no_folds(features: Iterable[FeatureBatch], folds: int, processes: int) 
     if count < _FEWEST_IN_FOLD * folds:
         return f"{count} training images are fewer than {_FEWEST_IN_FOLD} in each of {folds} folds"
     return None
-
-
-class _FeatureRelease(Callback):
-    """Releases the features of a fit that failed or was interrupted, which Lightning reports only to callbacks."""
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        del trainer, exception
-        pl_module.on_fit_end()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from anomalib_ot.features.backbone_defaults import default_image_size, default_layers
-from anomalib_ot.features.backbones import layers_of_backbone
+from anomalib_ot.features.backbones import backbone_name, layers_of_backbone
 from anomalib_ot.features.extraction import Extraction
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.settings import require, require_image_size, require_seed, require_smoothing, require_whole
@@ -44,8 +44,8 @@ class ModelSettings:
     or ``Running[int]``. The Lightning model has the same names as arguments of its constructor, with these defaults,
     and documents them.
 
-    ``layers`` and ``image_size`` may be None. The settings then hold those that suit the backbone, see
-    :mod:`anomalib_ot.features.backbone_defaults`.
+    A ``backbone`` that is a path becomes a name, and ``layers`` and ``image_size`` that are None become those that suit
+    the backbone, see :mod:`anomalib_ot.features.backbone_defaults`.
 
     Attributes:
         strides: Strides of the maps that the model works on, in pixels; they decide the default ``layers``.
@@ -58,7 +58,7 @@ class ModelSettings:
         seed: Seed of all random numbers of a training, at least 0; None sets none.
 
     Raises:
-        TypeError: If a field of a subclass has no kind.
+        TypeError: If a field of a subclass has no kind, or the backbone is neither a name nor a path.
         ValueError: If a setting is out of its range.
     """
 
@@ -84,6 +84,7 @@ class ModelSettings:
             if get_origin(choice) is Literal:
                 require(getattr(self, name) in get_args(choice), name, get_args(choice), getattr(self, name))
         # The class is frozen for its users.
+        object.__setattr__(self, "backbone", backbone_name(self.backbone))
         if self.image_size is None:
             object.__setattr__(self, "image_size", default_image_size(self.backbone, self.usual_image_size))
         require_image_size(cast("tuple[int, int]", self.image_size))
@@ -133,8 +134,8 @@ class FeatureTrainingSettings(ModelSettings):
     """Settings of the models that train on cached features, see :class:`FeatureTraining`.
 
     Attributes:
-        batch_size: Images in a training batch; by default the model's usual number, or all images where there are
-            fewer.
+        usual_batch_size: Images in a training batch by default, where there are as many.
+        batch_size: Images in a training batch; by default ``usual_batch_size``, or all images where there are fewer.
         validation_fraction: Fraction of the training images held out, in [0, 1).
         patience: Measurements without an improvement after which training stops.
         calibration_folds: Folds of the training images whose scores set the threshold, see
@@ -143,6 +144,8 @@ class FeatureTrainingSettings(ModelSettings):
         cache_budget: Fraction of the free memory that ``feature_cache="auto"`` may use, in (0, 1].
         extraction: See :class:`FastExtractor`.
     """
+
+    usual_batch_size: ClassVar[int]
 
     patience: Training[int]
     batch_size: Training[int | None] = None

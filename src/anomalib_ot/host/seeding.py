@@ -1,12 +1,14 @@
-"""The seed of a model, as anomalib's command ignores its ``seed_everything``."""
+"""Seeds: that of a model, as anomalib's command ignores its ``seed_everything``, and that of the user."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from .model_settings import ModelSettings
 
@@ -41,3 +43,20 @@ def own_seed(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def user_seed() -> int:
+    """The seed given to Lightning's ``seed_everything``, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def epoch_order(dataset: Dataset, number: int, seed: int) -> Sampler:
+    """Random order of a data set in an epoch outside those of the trainer.
+
+    Args:
+        dataset: A data set of known length.
+        number: Number of the epoch, from 0.
+        seed: Seed of the order.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return RandomSampler(cast("Any", dataset), generator=generator)

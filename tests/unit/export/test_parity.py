@@ -11,7 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_ot.decide import ConformalPostProcessor
 from anomalib_ot.export.graphs import GraphRunner
 from anomalib_ot.export.labels import LabelChanges, Labels
-from anomalib_ot.export.parity import Normalization, SameOrder, SameValues, Scores, compare
+from anomalib_ot.export.normalization import Normalization, Scores
+from anomalib_ot.export.parity import compare
+from anomalib_ot.export.tolerance import SameOrder, SameValues
 from anomalib_ot.export.trial_images import TrialImages, synthetic_images
 from anomalib_ot.features.extraction import FLOAT32
 from anomalib_ot.host.calibration import CalibrationScores

@@ -193,13 +193,25 @@ def test_networks_are_taken_for_what_they_are(name, layer, shape):
     assert extractor(torch.rand(1, 3, *image_size_of(name)))[layer].shape == shape
 
 
-def test_plain_vision_transformers_are_as_anomalib_makes_them():
-    ours = create_extractor("test_vit", ["blocks.1", "blocks.3"], pre_trained=False)
-    anomalibs = TimmFeatureExtractor("test_vit", ["blocks.1", "blocks.3"], pre_trained=False)
+@pytest.mark.parametrize("layers", [["blocks.1", "blocks.3"], ["blocks.2"]], ids=str)
+def test_plain_vision_transformers_are_as_anomalib_makes_them(layers):
+    ours = create_extractor("test_vit", layers, pre_trained=False)
+    anomalibs = TimmFeatureExtractor("test_vit", layers, pre_trained=False)
     anomalibs.load_state_dict(ours.state_dict())
+    # Another memory layout may round otherwise.
+    anomalibs.to(memory_format=torch.channels_last)
     images = torch.rand(2, 3, 96, 64)
     expected = anomalibs(images)
     assert all(torch.equal(maps, expected[layer]) for layer, maps in ours(images).items())
+
+
+def test_blocks_after_the_last_layer_are_not_run():
+    extractor = create_extractor("test_vit", ["blocks.1"], pre_trained=False)
+    run = []
+    for number, block in enumerate(extractor.feature_extractor.blocks):
+        block.register_forward_hook(lambda *_, number=number: run.append(number))
+    extractor(torch.rand(1, 3, 96, 64))
+    assert run == [0, 1]
 
 
 def narrow_swin(folder):

@@ -38,9 +38,9 @@ import anomalib_ot.host
 from anomalib_ot import Foct, Pradot, WtFlow
 from anomalib_ot.features.backbones import create_extractor
 from anomalib_ot.host.asked_post_processing import _given_to_export
-from anomalib_ot.host.feature_cache import user_seed
 from anomalib_ot.host.finishing import validate_now
 from anomalib_ot.host.scale import scale_of
+from anomalib_ot.host.seeding import user_seed
 
 PACKAGE = Path(anomalib_ot.__file__).parent
 # Public in spite of their names.

@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.decide import ConformalPostProcessor, Decision
-from anomalib_ot.export.parity import ExportError
+from anomalib_ot.export.tolerance import ExportError
 
 SIZE = (64, 64)
 SHARED = {

@@ -10,25 +10,18 @@ import torch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
-from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbone_defaults import default_image_size
-from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction, FeatureMaps
-from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace, FeatureDataset
 from anomalib_ot.host.calibration import CalibrationScores
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
-from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures, fold_scores, left_out, rows_of
-from anomalib_ot.host.feature_cache import user_seed
-from anomalib_ot.host.seeding import own_seed
-from anomalib_ot.host.verdicts import Verdicts
+from anomalib_ot.host.seeding import own_seed, user_seed
+from anomalib_ot.models.detector import Detector
 from anomalib_ot.models.pradot import PradotModel
 from anomalib_ot.models.pradot.training import fit_prototypes
 from anomalib_ot.models.wt_flow import WtFlowModel
@@ -40,12 +33,11 @@ from .torch_model import DuoModel, PartScores
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 16
 # Images whose features weigh the parts if there is no cache.
 _MOST_WITHOUT_CACHE = 64
 
 
-class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class Duo(Detector, FlowTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Anomaly detection by the prototypes of Pradot and the flow of WtFlow, on the features of one backbone.
 
     When the training starts, the features of the training images are extracted and cached, and the prototypes are
@@ -101,6 +93,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         >>> Engine().train(Duo(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
     """
 
+    torch_model = DuoModel
     model: DuoModel
     settings: DuoSettings
     views = "anomalib_ot.models.duo.views"
@@ -132,44 +125,12 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        self.settings = settings = DuoSettings.of(locals())
         # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
-        backbone = backbone_name(backbone)
-        settings = DuoSettings.of(locals())
-        layers, image_size = settings.layers, settings.image_size
+        backbone, layers, image_size = settings.backbone, settings.layers, settings.image_size
         pradot, wt_flow = settings.pradot, settings.wt_flow
-        if pre_processor is True:
-            pre_processor = self.configure_pre_processor(image_size, backbone)
-        super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
-        self.record_backbone(backbone)
-        self.set_feature_training(settings, _BATCH)
-        with own_seed(settings.seed):
-            self.model = DuoModel(settings)
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.set_flow_training()
-
-    def configure_post_processor(self) -> ConformalPostProcessor:
-        """A threshold that promises a rate of false alarms, from good images alone."""
-        return ConformalPostProcessor()
-
-    @staticmethod
-    def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        backbone: str | Path = DuoSettings.backbone,
-    ) -> PreProcessor:
-        """Resize and normalise with the backbone's own mean and standard deviation.
-
-        Args:
-            image_size: Height and width, in pixels. By default 224 × 224, where the backbone accepts it.
-            backbone: Backbone whose data configuration to use.
-
-        Returns:
-            The pre-processor.
-        """
-        return resize_and_normalize(image_size or default_image_size(backbone, DuoSettings.usual_image_size), backbone)
 
     @property
     def flow(self) -> WtFlowModel:
@@ -195,13 +156,8 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
 
     def _epoch(self, number: int) -> Iterator[FeatureMaps]:
         """The batches of an epoch of the prototypes, of which this process has its share."""
-        images = self.training_features.trained_on
-        batches = (
-            FoldFeatures(images.dataset, self.batch_size, self.device, user_seed()).epoch(number)
-            if isinstance(images, DataLoader)
-            else self.features_on_device(images, "Fitting the prototypes")
-        )
-        for batch in batches:
+        batches = self.training_features.epoch(number)
+        for batch in self.features_on_device(batches, f"Fitting the prototypes, epoch {number + 1}"):
             yield {layer: maps[self.trainer.global_rank :: self.trainer.world_size] for layer, maps in batch.items()}
 
     def fit_fold(self, features: FoldFeatures) -> DuoModel:
@@ -217,7 +173,7 @@ class Duo(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule
 
     def _fit_like(self, other: DuoModel, features: FoldFeatures) -> DuoModel:
         """Fit a model on some images, on the scale of another one if that is fitted."""
-        model = DuoModel(self.settings, self.model.feature_extractor).to(self.device).eval()
+        model: DuoModel = self.new_model()
         self.fit_flow_of_fold(model.wt_flow, features)
         fit_prototypes(model.pradot, features.in_order, map(features.epoch, range(model.pradot.settings.epochs)))
         model.pradot.take_scale(other.pradot)

@@ -32,6 +32,7 @@ class DuoSettings(FeatureTrainingSettings):
 
     strides: ClassVar = PradotSettings.strides
     usual_image_size: ClassVar = PradotSettings.usual_image_size
+    usual_batch_size: ClassVar = WtFlowSettings.usual_batch_size
 
     backbone: Scoring[str | Path] = PradotSettings.backbone
     smoothing: Scoring[float] = PradotSettings.smoothing

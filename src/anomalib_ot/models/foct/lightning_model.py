@@ -11,32 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
-from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbone_defaults import default_image_size
-from anomalib_ot.features.backbones import backbone_name
-from anomalib_ot.features.preprocessing import denormalize, resize_and_normalize
+from anomalib_ot.features.preprocessing import denormalize
 from anomalib_ot.host.calibration import SUPPORT, CalibrationScores, HasPValues, score_rows
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
-from anomalib_ot.host.checkpoints import SafeCheckpoints
-from anomalib_ot.host.feature_cache import check_finite
 from anomalib_ot.host.finishing import validate_now
 from anomalib_ot.host.gradient_free import GradientFree
 from anomalib_ot.host.held_out import HoldsOut
 from anomalib_ot.host.image_check import ChecksImages
-from anomalib_ot.host.seeding import Seeded, own_seed
-from anomalib_ot.host.verdicts import Verdicts
+from anomalib_ot.host.image_features import check_finite
+from anomalib_ot.host.interruption import Interruptible
+from anomalib_ot.host.seeding import Seeded
+from anomalib_ot.models.detector import Detector
 from anomalib_ot.transport import NavigatorStart
 
 from .foreground import create_foreground
@@ -49,19 +43,9 @@ logger = logging.getLogger(__name__)
 _MANY = 32
 
 
-class _BrokenOff(Callback):
-    """Notifies Foct of an exception, which the trainer passes to callbacks only."""
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Notify the model."""
-        del trainer, exception
-        pl_module.on_exception()
-
-
 class Foct(  # type: ignore[misc]  # as anomalib's memory banks
-    CheckedExport,
-    Verdicts,
-    SafeCheckpoints,
+    Detector,
+    Interruptible,
     ChecksImages,
     Seeded,
     HoldsOut,
@@ -132,6 +116,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         >>> Engine().train(Foct(), datamodule=data)  # doctest: +SKIP
     """
 
+    torch_model = FoctModel
     model: FoctModel
     settings: FoctSettings
     calibration_scores: CalibrationScores | None = None
@@ -180,47 +165,15 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        self.settings = settings = FoctSettings.of(locals())
         # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
-        backbone = backbone_name(backbone)
-        settings = FoctSettings.of(locals())
-        layers, image_size = settings.layers, settings.image_size
-        if pre_processor is True:
-            pre_processor = self.configure_pre_processor(image_size, backbone)
-        super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
-        self.record_backbone(backbone)
-        self.settings = settings
+        backbone, layers, image_size = settings.backbone, settings.layers, settings.image_size
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.foreground = create_foreground(settings)
-        with own_seed(settings.seed):
-            self.model = FoctModel(settings)
         self._support: list[Tensor] = []
         # Leaves the model as it was before validation.
         self._validation = ExitStack()
         self._is_validated = False
-
-    def configure_post_processor(self) -> ConformalPostProcessor:
-        """A threshold that promises a rate of false alarms, from good images alone."""
-        return ConformalPostProcessor()
-
-    @staticmethod
-    def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        backbone: str | Path = FoctSettings.backbone,
-    ) -> PreProcessor:
-        """Resize and normalise with the backbone's own mean and standard deviation.
-
-        Args:
-            image_size: Height and width, in pixels. By default the paper's 336 × 336, where the backbone accepts it.
-            backbone: Backbone whose data configuration to use.
-
-        Returns:
-            The pre-processor.
-        """
-        return resize_and_normalize(image_size or default_image_size(backbone, FoctSettings.usual_image_size), backbone)
 
     def on_fit_start(self) -> None:
         """Load the foreground finder before any image is read.
@@ -303,10 +256,6 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         """Discard what an interrupted validation taught."""
         self._validation.close()
 
-    def configure_callbacks(self) -> list[Callback]:
-        """The callbacks of the host, and one that notifies the model of an exception."""
-        return [_BrokenOff(), *super().configure_callbacks()]
-
     def on_train_epoch_end(self) -> None:
         """Validate if the trainer did not: it may schedule validation for a later epoch, but there is only one."""
         if not self._is_validated:
@@ -359,8 +308,3 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments that the model passes to the trainer."""
         return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """One-class, as Foct learns from normal images. anomalib does not fit a model of the type few-shot."""
-        return LearningType.ONE_CLASS

@@ -16,26 +16,19 @@ from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import nn
 
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
-from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbone_defaults import default_image_size
-from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction
-from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
-from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures
-from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
 from anomalib_ot.host.gradient_free import GradientFree
-from anomalib_ot.host.seeding import own_seed
-from anomalib_ot.host.verdicts import Verdicts
+from anomalib_ot.host.image_features import FeatureBatch
+from anomalib_ot.models.detector import Detector
 from anomalib_ot.transport import SpatialCost
 
 from .settings import Initialisation, PradotSettings
@@ -44,11 +37,11 @@ from .training import fit_prototypes
 
 logger = logging.getLogger(__name__)
 
-# Half of the paper's: a step then takes half the time, and with few images there are more steps.
-_BATCH = 32
+# Share by which the cost must fall, as it varies by up to half a percent with the drawing of batches.
+_FALL = 0.005
 
 
-class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class Pradot(Detector, FeatureTraining, GradientFree, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Prototype-based anomaly detection with optimal transport.
 
     One training learns global (α = 0) and local (α > 0) prototypes on all layers. The backbone is frozen: the features
@@ -131,9 +124,11 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         >>> engine.train(Pradot(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
     """
 
+    torch_model = PradotModel
     model: PradotModel
     settings: PradotSettings
     views = "anomalib_ot.models.pradot.views"
+    early_stopping_keys = ("pradot", "lowest_cost", "epochs_since", "best_prototypes")
     checkpoint_rules = CheckpointRules(
         PradotSettings,
         learned=("prototypes",),
@@ -180,51 +175,13 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        self.settings = settings = PradotSettings.of(locals())
         # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
-        backbone = backbone_name(backbone)
-        settings = PradotSettings.of(locals())
-        layers, image_size = settings.layers, settings.image_size
-        if pre_processor is True:
-            pre_processor = self.configure_pre_processor(image_size, backbone)
-        super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
-        self.record_backbone(backbone)
-        self.set_feature_training(settings, _BATCH)
-        with own_seed(settings.seed):
-            self.model = PradotModel(settings)
+        backbone, layers, image_size = settings.backbone, settings.layers, settings.image_size
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
         # Distributed training needs a parameter with a gradient.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._epoch_costs: list[float] = []
-        # Lowest cost so far, and epochs since then; both are stored in checkpoints.
-        self._lowest_cost = float("inf")
-        self._epochs_since = 0
-        self._best_prototypes: dict[str, Tensor] | None = None
-
-    def configure_post_processor(self) -> ConformalPostProcessor:
-        """A threshold that promises a rate of false alarms, from good images alone."""
-        return ConformalPostProcessor()
-
-    @staticmethod
-    def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        backbone: str | Path = PradotSettings.backbone,
-    ) -> PreProcessor:
-        """Resize and normalise with the backbone's own mean and standard deviation.
-
-        Args:
-            image_size: Height and width, in pixels. By default the paper's 224 × 224, where the backbone accepts it.
-            backbone: Backbone whose data configuration to use.
-
-        Returns:
-            The pre-processor.
-        """
-        return resize_and_normalize(
-            image_size or default_image_size(backbone, PradotSettings.usual_image_size), backbone
-        )
 
     def on_fit_start(self) -> None:
         """Extract the features of the training images, unless they change between epochs or training has ended."""
@@ -266,14 +223,9 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
         if self.training_features.held_out is not None:
             cost = self._held_out_cost(self.training_features.held_out)
             self.log("val_transport_cost", cost, prog_bar=True, batch_size=1)
-        if self._stopped_falling(cost):
+        if self.stopped_falling(cost, _FALL):
             logger.info("Transport cost %.5f stopped falling after %d epochs.", cost, self.current_epoch + 1)
             self.trainer.should_stop = True
-
-    @property
-    def has_converged(self) -> bool:
-        """Whether the transport cost stopped falling."""
-        return self._epochs_since >= self.settings.patience
 
     def finished_part(self) -> nn.Module:
         """The prototypes."""
@@ -281,14 +233,13 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
 
     def finish(self) -> None:
         """Restore the best prototypes, then compress them and weight their maps by the training images."""
-        if self._best_prototypes is not None:
-            self.model.prototypes.load_state_dict(self._best_prototypes)
+        self.restore_best()
         if report := self.model.finish(partial(self.features_on_device, self.training_features.trained_on)):
             logger.info("%s", report)
 
     def fit_fold(self, features: FoldFeatures) -> PradotModel:
         """Fit a model on some of the training images, with as many epochs as this one, or as it would have."""
-        model = PradotModel(self.settings, self.model.feature_extractor).to(self.device).eval()
+        model: PradotModel = self.new_model()
         epochs = self.settings.epochs if self.is_finished is None else self.current_epoch + 1
         fit_prototypes(model, features.in_order, map(features.epoch, range(epochs)))
         model.take_scale(self.model)
@@ -296,47 +247,13 @@ class Pradot(CheckedExport, Verdicts, SafeCheckpoints, FeatureTraining, Gradient
 
     def on_fit_end(self) -> None:
         """Release the cached features and the memory for transport."""
-        self.forget_training_features()
+        super().on_fit_end()
         self.model.workspace.clear()
 
     def _held_out_cost(self, held_out: Iterable[FeatureBatch]) -> float:
         return fmean(
             self.model.transport_cost(features) for features in self.features_on_device(held_out, "Validating")
         )
-
-    def _stopped_falling(self, cost: float) -> bool:
-        # The cost varies by up to half a percent with the drawing of batches.
-        if cost < self._lowest_cost * 0.995:
-            self._lowest_cost = cost
-            self._epochs_since = 0
-            if self.training_features.held_out is not None:
-                self._best_prototypes = {
-                    name: value.clone() for name, value in self.model.prototypes.state_dict().items()
-                }
-        else:
-            self._epochs_since += 1
-        return self.has_converged
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the training state that resuming needs."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["pradot"] = {
-            "lowest_cost": self._lowest_cost,
-            "epochs_since": self._epochs_since,
-            "best_prototypes": self._best_prototypes,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the settings that change scores, and the training state.
-
-        Raises:
-            ValueError: If the checkpoint belongs to another model, or its tensors do not match this one.
-        """
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint["pradot"]
-        self._lowest_cost = state["lowest_cost"]
-        self._epochs_since = state["epochs_since"]
-        self._best_prototypes = state["best_prototypes"]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class PradotSettings(FeatureTrainingSettings):
 
     strides: ClassVar = (8, 16)
     usual_image_size: ClassVar = (224, 224)
+    # Half of the paper's: a step then takes half the time, and with few images there are more steps.
+    usual_batch_size: ClassVar = 32
 
     backbone: Scoring[str | Path] = "resnet50"
     prototypes_per_cell: Scoring[int | float | Sequence[float] | None] = None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_ot.host.cross_fit import FoldFeatures
-from anomalib_ot.host.feature_cache import FeatureBatch
 from anomalib_ot.host.feature_training import FeatureTraining
+from anomalib_ot.host.image_features import FeatureBatch
 from anomalib_ot.transport import Coupling, Processes, create_coupling
 
 from .matching import matching_losses
@@ -39,6 +39,7 @@ class FlowTraining(FeatureTraining):
         trained: The velocity fields that are trained. The flow has the moving average of their weights.
     """
 
+    early_stopping_keys = ("wt_flow", "lowest_loss", "looks_since", "best_weights")
     hparams: Any
     log: Any
     trained: nn.ModuleList
@@ -52,10 +53,6 @@ class FlowTraining(FeatureTraining):
         """Copy the velocity fields to train."""
         self.trained = deepcopy(self.flow.velocities())
         self.model.requires_grad_(requires_grad=False)
-        # Lowest loss so far, and measurements since then; both are stored in checkpoints.
-        self._lowest_loss = float("inf")
-        self._looks_since = 0
-        self._best_weights: dict[str, Tensor] | None = None
 
     @cached_property
     def coupling(self) -> Coupling:
@@ -142,16 +139,11 @@ class FlowTraining(FeatureTraining):
         if (
             held_out is not None
             and self.global_step % _INTERVAL == 0
-            and self._stopped_falling(self._held_out_loss(held_out))
+            and self.stopped_falling(self._held_out_loss(held_out))
         ):
             logger.info("The loss of held-out images stopped falling after %d steps.", self.global_step)
             self.trainer.should_stop = True
         super().on_train_batch_end(*args)
-
-    @property
-    def has_converged(self) -> bool:
-        """Whether the loss of the held-out images stopped falling."""
-        return self._looks_since >= self.flow.settings.patience
 
     def finished_part(self) -> nn.Module:
         """The averaged velocity fields."""
@@ -159,8 +151,7 @@ class FlowTraining(FeatureTraining):
 
     def finish(self) -> None:
         """Restore the best weights, if images are held out."""
-        if self._best_weights is not None:
-            self.flow.velocities().load_state_dict(self._best_weights)
+        self.restore_best()
 
     def fit_flow_of_fold(self, flow: WtFlowModel, features: FoldFeatures) -> None:
         """Fit a new flow to some of the training images, with as many steps as this one, or as it would have."""
@@ -181,40 +172,6 @@ class FlowTraining(FeatureTraining):
         )
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         return loss
-
-    def _stopped_falling(self, loss: float) -> bool:
-        if loss < self._lowest_loss:
-            self._lowest_loss = loss
-            self._looks_since = 0
-            self._best_weights = {name: value.clone() for name, value in self.flow.velocities().state_dict().items()}
-        else:
-            self._looks_since += 1
-        return self.has_converged
-
-    def on_fit_end(self) -> None:
-        """Release the cached features."""
-        self.forget_training_features()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the training state that resuming needs."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["wt_flow"] = {
-            "lowest_loss": self._lowest_loss,
-            "looks_since": self._looks_since,
-            "best_weights": self._best_weights,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the settings that change scores, and the training state.
-
-        Raises:
-            ValueError: If the checkpoint belongs to another model, or its tensors do not match this one.
-        """
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint["wt_flow"]
-        self._lowest_loss = state["lowest_loss"]
-        self._looks_since = state["looks_since"]
-        self._best_weights = state["best_weights"]
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:

@@ -10,32 +10,23 @@ from pathlib import Path
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from torch import nn
 
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
-from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.features.backbone_defaults import default_image_size
-from anomalib_ot.features.backbones import backbone_name
 from anomalib_ot.features.extraction import Extraction
-from anomalib_ot.features.preprocessing import resize_and_normalize
 from anomalib_ot.features.store import CachePlace
 from anomalib_ot.host.checkpoint_rules import CheckpointRules
-from anomalib_ot.host.checkpoints import SafeCheckpoints
 from anomalib_ot.host.cross_fit import FoldFeatures
-from anomalib_ot.host.seeding import own_seed
-from anomalib_ot.host.verdicts import Verdicts
+from anomalib_ot.models.detector import Detector
 from anomalib_ot.transport import CouplingName, Scope, Solver
 
 from .flow_training import FlowTraining
 from .settings import Normalization, Score, WtFlowSettings
 from .torch_model import WtFlowModel
 
-_BATCH = 16
 
-
-class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
+class WtFlow(Detector, FlowTraining, AnomalibModule):  # type: ignore[misc]  # as anomalib's own models
     """Anomaly detection by time-reversed flow matching with worst transport.
 
     The backbone is frozen: the features of the training images are extracted once and cached, so that a step consists
@@ -107,6 +98,7 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         >>> Engine().train(WtFlow(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
     """
 
+    torch_model = WtFlowModel
     model: WtFlowModel
     settings: WtFlowSettings
     views = "anomalib_ot.models.wt_flow.views"
@@ -157,48 +149,14 @@ class WtFlow(CheckedExport, Verdicts, SafeCheckpoints, FlowTraining, AnomalibMod
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        self.settings = settings = WtFlowSettings.of(locals())
         # The host stores the arguments in checkpoints as they are here: names, not paths, and no None.
-        backbone = backbone_name(backbone)
-        settings = WtFlowSettings.of(locals())
-        layers, image_size = settings.layers, settings.image_size
-        if pre_processor is True:
-            pre_processor = self.configure_pre_processor(image_size, backbone)
-        super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
-        )
-        self.record_backbone(backbone)
-        self.set_feature_training(settings, _BATCH)
-        with own_seed(settings.seed):
-            self.model = WtFlowModel(settings)
+        backbone, layers, image_size = settings.backbone, settings.layers, settings.image_size
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.set_flow_training()
-
-    def configure_post_processor(self) -> ConformalPostProcessor:
-        """A threshold that promises a rate of false alarms, from good images alone."""
-        return ConformalPostProcessor()
-
-    @staticmethod
-    def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        backbone: str | Path = WtFlowSettings.backbone,
-    ) -> PreProcessor:
-        """Resize and normalise with the backbone's own mean and standard deviation.
-
-        Args:
-            image_size: Height and width, in pixels. By default the paper's 256 × 256, where the backbone accepts it.
-            backbone: Backbone whose data configuration to use.
-
-        Returns:
-            The pre-processor.
-        """
-        return resize_and_normalize(
-            image_size or default_image_size(backbone, WtFlowSettings.usual_image_size), backbone
-        )
 
     def fit_fold(self, features: FoldFeatures) -> WtFlowModel:
         """Fit a model on some of the training images, with as many steps as this one, or as it would have."""
-        model = WtFlowModel(self.settings, self.model.feature_extractor).to(self.device).eval()
+        model: WtFlowModel = self.new_model()
         self.fit_flow_of_fold(model, features)
         return model

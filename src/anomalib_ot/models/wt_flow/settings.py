@@ -34,6 +34,7 @@ class WtFlowSettings(FeatureTrainingSettings):
 
     strides: ClassVar = (16,)
     usual_image_size: ClassVar = (256, 256)
+    usual_batch_size: ClassVar = 16
 
     backbone: Scoring[str | Path] = "wide_resnet50_2"
     normalization: Scoring[Normalization] = "whitening"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomalib_ot.features.extraction import FeatureMaps
-from anomalib_ot.host.feature_cache import user_seed
+from anomalib_ot.host.seeding import user_seed
 from anomalib_ot.transport import Coupling
 
 from .matching import matching_losses

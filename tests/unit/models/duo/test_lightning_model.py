@@ -97,6 +97,25 @@ def test_one_or_two_images_weigh_the_parts(root, tmp_path, engine, count):
     assert not torch.equal(model.model.weights, EQUAL)
 
 
+def test_the_prototypes_see_the_images_in_the_same_random_order_with_and_without_a_cache(data, engine, monkeypatch):
+    update, seen = PradotModel.update, []
+
+    def watched(self, features):
+        seen[-1] += features["layer2"].mean((1, 2, 3)).tolist()
+        return update(self, features)
+
+    monkeypatch.setattr(PradotModel, "update", watched)
+    for cache in ("cpu", "none"):
+        seen.append([])
+        engine(limit_val_batches=0).fit(make(feature_cache=cache, extraction="torch"), datamodule=data())
+    # Two epochs of ten images; later ones are those of folds, which weigh the parts.
+    cached, uncached = (each[:20] for each in seen)
+    assert uncached == pytest.approx(cached, rel=1e-5)
+    first, second = cached[:10], cached[10:]
+    assert first != second
+    assert sorted(first) == pytest.approx(sorted(second), rel=1e-5)
+
+
 def test_folds_that_fail_leave_equal_weights_and_say_so(data, engine, monkeypatch, caplog):
     monkeypatch.setattr(Duo, "fit_fold", fail)
     model = make()
