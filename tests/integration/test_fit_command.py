@@ -183,7 +183,7 @@ def test_other_models_are_tried_on_a_cluster_and_on_several_backbones(parts, bac
         "PaDiM at 64 px on b",
     ):
         assert name in page
-    assert capsys.readouterr().out.startswith("WtFlow at 64 px on weights, from ")
+    assert capsys.readouterr().out.strip().startswith("WtFlow at 64 px on weights, from ")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
