@@ -97,9 +97,8 @@ def fit(
     trials = _trials(look.used, candidates, minutes, engine, features, work, seed)
     delete_features(work / FEATURES)
     chosen = trials[0].candidate
-    logger.info("Training %s on %d images.", chosen.name, len(look.used))
     config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed)
-    config_file, checkpoint = train(config, look.used, work)
+    config_file, checkpoint = train(config, chosen.name, look.used, work)
     calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
     _hand_over([config_file, checkpoint, *files_of(exported)], output)
     handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)

@@ -170,7 +170,10 @@ def _suspects(handed: HandedOver) -> list[Shown]:
 
 def _about_choice(handed: HandedOver) -> str:
     if not handed.trials[0].auroc:
-        return f"{handed.chosen.name} was trained. The images are too small to draw defects on them and try it on them."
+        return (
+            f"{handed.chosen.name} was trained. It was not tried on drawn defects, as the images are too small for "
+            "them."
+        )
     learned = (
         "A part of the good images was not learned from. The table says how well the model tells these from the same "
         "images with defects drawn on them: 100 is perfect, 50 is chance."

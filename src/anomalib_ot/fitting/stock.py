@@ -82,11 +82,12 @@ def _class(class_path: str, **init_args: Any) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": init_args}
 
 
-def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple[Path, Path]:
+def train(config: dict[str, Any], name: str, images: Sequence[Path], parent: Path) -> tuple[Path, Path]:
     """Train a model, unless the same configuration has been trained on the same images with the same packages.
 
     Args:
         config: The configuration.
+        name: Name of the model, for the log.
         images: The images that it trains on.
         parent: Folder that gets a folder for each configuration, with the log and the runs of anomalib.
 
@@ -109,6 +110,7 @@ def train(config: dict[str, Any], images: Sequence[Path], parent: Path) -> tuple
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     log = folder / "train.log"
+    logger.info("Training %s on %d images.", name, len(images))
     _run(["fit", "--config", str(path), "--default_root_dir", str(folder / "runs")], log)
     runs = sorted(folder.glob("runs/**/weights/lightning/model.ckpt"), key=lambda found: found.stat().st_mtime_ns)
     if not runs:

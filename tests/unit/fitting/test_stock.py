@@ -62,26 +62,26 @@ def test_a_finished_training_is_not_repeated_and_an_interrupted_one_is(host, tmp
     images[0].write_text("image")
     host.ends, host.writes = 1, False
     with pytest.raises(RuntimeError, match=r"status 1; its log is .*train.log, which ends with: one\ntwo"):
-        stock.train(config, images, tmp_path)
+        stock.train(config, "A", images, tmp_path)
     host.ends, host.writes = 0, True
-    path, checkpoint = stock.train(config, images, tmp_path)
+    path, checkpoint = stock.train(config, "A", images, tmp_path)
     assert checkpoint.read_text() == "2"
     assert yaml.safe_load(path.read_text()) == config
-    assert stock.train(config, images, tmp_path) == (path, checkpoint)
+    assert stock.train(config, "A", images, tmp_path) == (path, checkpoint)
     assert len(host.calls) == 2
-    other, _ = stock.train({"model": {"class_path": "B"}}, images, tmp_path)
+    other, _ = stock.train({"model": {"class_path": "B"}}, "B", images, tmp_path)
     assert other.parent != path.parent
     # Deleted by the user.
     checkpoint.unlink()
-    assert stock.train(config, images, tmp_path)[1].is_file()
+    assert stock.train(config, "A", images, tmp_path)[1].is_file()
     assert len(host.calls) == 4
     # Another image of the same name.
     images[0].write_text("other")
-    stock.train(config, images, tmp_path)
+    stock.train(config, "A", images, tmp_path)
     assert len(host.calls) == 5
 
 
 def test_a_training_without_a_checkpoint_names_its_log(host, tmp_path):
     host.writes = False
     with pytest.raises(RuntimeError, match=r"no checkpoint in .* its log is"):
-        stock.train({"model": {}}, [], tmp_path)
+        stock.train({"model": {}}, "A", [], tmp_path)
