@@ -34,8 +34,9 @@ from anomalib_ot.comparison import read_plan
 from anomalib_ot.decide import DriftMonitor
 from anomalib_ot.offline import offline_backbone
 
+from .calibrated import Numbers
 from .categories import EMBEDDED, categories_in
-from .false_alarms import GoodAndBad, Numbers, fitted, scores_of
+from .false_alarms import GoodAndBad, fitted
 from .rows import appended, finished
 from .versions import versions
 
@@ -108,11 +109,14 @@ def main(
                 continue
             images = GoodAndBad(plan, category)
             (split,) = images.splits(seed, [None])
-            folds, score = fitted(plan.jobs()[0], plan, images.training_data(split.training), seed, calibrates=True)
+            fit = fitted(plan, images, split.training, seed, model)
             tested = images.good.loc[split.tested].reset_index(drop=True)
-            changed = {name: scores_of(score, images.features(tested, change)) for name, change in CHANGES.items()}
-            good = scores_of(score, [images.good_features[index] for index in split.tested])
-            bad = scores_of(score, images.anomalous_features)
+            changed = {
+                name: fit.scores_of(images.features(tested, change))[model] for name, change in CHANGES.items()
+            }
+            good = fit.scores_of(images.features_of(split.tested))[model]
+            bad = fit.scores_of(images.features_of(split.anomalous))[model]
+            folds = fit.calibration[model]
             # All rows of a category come first, so that an interrupted one does not count as finished.
             for row in [*rows_of(folds, good, changed, bad, streams, length, rate)]:
                 add({"category": category, "model": model, **row})

@@ -17,13 +17,11 @@ from benchmarks.false_alarms import (
     Split,
     adaptive,
     conformal,
-    draw,
     groups_of,
-    kept,
     main,
     rows_of,
-    table,
 )
+from benchmarks.promises import cases, draw, interval, kept, table
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +75,8 @@ def test_foct_has_the_rows_of_its_support_images_and_the_plot_shows_them(plan, i
 
 
 def test_no_group_is_both_in_the_training_and_in_the_test(images, monkeypatch):
-    groups = [f"part {index % 5}" for index in range(len(images.good) + len(images.anomalous_features))]
-    monkeypatch.setattr(images, "_groups", groups)
+    groups = [f"part {index % 5}" for index in range(len(images.groups))]
+    monkeypatch.setattr(images, "groups", groups)
     for seed in range(4):
         (split,) = images.splits(seed, [None])
         parts = (split.training, split.tested, split.anomalous)
@@ -86,7 +84,7 @@ def test_no_group_is_both_in_the_training_and_in_the_test(images, monkeypatch):
         assert not trained & tested
         assert not trained & bad
         assert {*split.training, *split.tested} == set(range(len(images.good)))
-    monkeypatch.setattr(images, "_groups", ["a" if index else "b" for index in range(len(groups))])
+    monkeypatch.setattr(images, "groups", ["a" if index else "b" for index in range(len(groups))])
     (split,) = images.splits(0, [None])
     assert split.training
     assert split.tested
@@ -100,7 +98,7 @@ def test_a_contaminated_folder_has_its_share_of_anomalous_images_which_are_not_t
         assert not bad & {*split.anomalous}
         assert len(images.training_data(split.training).train_data) == len(split.training)
         assert not images.data.train_data.samples.label_index.any()
-    assert {*bad, *split.anomalous} == set(range(len(images.good), len(images.good) + len(images.anomalous_features)))
+    assert {*bad, *split.anomalous} == set(range(len(images.good), len(images.groups)))
 
 
 def test_groups_are_found_in_names_and_sizes_or_refused(tmp_path):
