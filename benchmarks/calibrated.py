@@ -8,7 +8,7 @@ images instead of 16, and a training of it may end before the last of its epochs
 from collections.abc import Callable
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ from anomalib_ot.features.extraction import FeatureMaps
 from anomalib_ot.features.given import on_features
 from anomalib_ot.features.store import FeatureDataset
 from anomalib_ot.host.cross_fit import FoldFeatures, left_out
+from anomalib_ot.host.seeding import own_seed
 from anomalib_ot.models.duo import DuoModel
 from anomalib_ot.models.duo.torch_model import PartScores
 
 Numbers = NDArray[np.float64]
+_Scored = TypeVar("_Scored")
 _BATCH = 16
 
 
@@ -46,15 +48,20 @@ class Calibrated:
     @torch.no_grad()
     def scores_of(self, features: FeatureMaps) -> dict[str, Numbers]:
         """Image scores (N,) of each model for the feature map (N, D, H, W) of each layer; no models without images."""
-        count = len(next(iter(features.values())))
-        parts = [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
-        return _joined([self.score({layer: maps[part] for layer, maps in features.items()}) for part in parts])
+        return _joined([self.score(batch) for batch in batches_of(features)])
+
+
+def batches_of(features: FeatureMaps) -> list[FeatureMaps]:
+    """Batches (B, D, H, W) of the feature maps (N, D, H, W) of each layer."""
+    count = len(next(iter(features.values())))
+    parts = [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
+    return [{layer: maps[part] for layer, maps in features.items()} for part in parts]
 
 
 def fitted_on_features(
     job: Job, features: FeatureMaps, size: tuple[int, int], seed: int, *, has_folds: bool = True
 ) -> Calibrated:
-    """Fit a Pradot, a WtFlow or a Duo with its parts.
+    """Fit a Pradot, a WtFlow, or a Duo with its parts, and calibrate it.
 
     Args:
         job: A run of the model.
@@ -63,22 +70,67 @@ def fitted_on_features(
         seed: Seed of all random numbers.
         has_folds: Whether folds calibrate the model. A Duo without them has parts only, as folds give it the weights.
     """
+    name = job.key.model
+
+    def unweighed(network: Any) -> Callable[[FeatureMaps], Any]:
+        is_duo = isinstance(network, DuoModel)
+        return network.part_scores if is_duo else lambda maps: network.score(maps, size).pred_score
+
+    network, batches = fitted_with_folds(job, features, seed, unweighed, has_folds=has_folds)
+    if isinstance(network, DuoModel) and has_folds:
+        network.weigh(batches, size)
+
+    def named(scored: Any) -> dict[str, Tensor]:
+        if not isinstance(network, DuoModel):
+            return {name: scored}
+        whole = {name: network.combine(scored, size).pred_score} if has_folds else {}
+        return whole | {part: maps.flatten(1).amax(1) for part, maps in part_maps(network, scored, size).items()}
+
+    scorer = unweighed(network)
+    return Calibrated(_joined([named(batch) for batch in batches]), lambda maps: named(scorer(maps)))
+
+
+def fitted_with_folds(
+    job: Job,
+    features: FeatureMaps,
+    seed: int,
+    scorer_of: Callable[[Any], Callable[[FeatureMaps], _Scored]],
+    *,
+    has_folds: bool = True,
+) -> tuple[Any, list[_Scored]]:
+    """Fit a network to all images, and score them by networks that are fitted without them.
+
+    Args:
+        job: A run of a Pradot, a WtFlow or a Duo.
+        features: Feature map (N, D, H, W) of each of its layers, and maybe others.
+        seed: Seed of all random numbers.
+        scorer_of: What scores feature maps (B, D, H, W) of each layer with a network.
+        has_folds: Whether to score the images.
+
+    Returns:
+        The network, and the scores of each batch of images; none without folds.
+    """
     seed_everything(seed, workers=True, verbose=False)
     model: Any = job.create_model()
     own = FeatureDataset({layer: features[layer] for layer in model.model.feature_extractor.layers})
     known = FoldFeatures(own, min(model.batch_size, len(own)), torch.device("cpu"), seed)
-    # The models of the folds take the scale of the one that is fitted to all images.
+    # The networks of the folds take the scale of the one that is fitted to all images.
     network = model.model = model.fit_fold(known)
-    folds = model.settings.calibration_folds if has_folds else 0
-    raw, named = _scoring(network, job.key.model, size, is_weighed=folds > 0)
-    if not folds:
-        return Calibrated({}, lambda maps: named(raw(maps)))
-    batches = left_out(
-        known, folds, lambda rest: _scoring(model.fit_fold(rest), job.key.model, size, is_weighed=False)[0]
-    )
-    if isinstance(network, DuoModel):
-        network.weigh(batches, size)
-    return Calibrated(_joined([named(batch) for batch in batches]), lambda maps: named(raw(maps)))
+    if not has_folds:
+        return network, []
+    # As at the end of a training.
+    with own_seed(seed):
+        scored = left_out(known, model.settings.calibration_folds, lambda rest: scorer_of(model.fit_fold(rest)))
+    return network, scored
+
+
+def part_maps(network: DuoModel, scores: PartScores, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The map (B, 1, h, w) of each part of a Duo, from its score maps, as each part alone has it."""
+    pradot, wt_flow = scores
+    return {
+        "Pradot": network.pradot.anomaly_map_generator(pradot, size),
+        "WtFlow": network.wt_flow.anomaly_map_generator(wt_flow, size),
+    }
 
 
 def fitted_on_images(job: Job, data: AnomalibDataModule, size: tuple[int, int], seed: int) -> Calibrated:
@@ -103,24 +155,6 @@ def fitted_on_images(job: Job, data: AnomalibDataModule, size: tuple[int, int], 
         return {job.key.model: torch.stack([one(image)[0] for image in images])}
 
     return Calibrated({job.key.model: np.array(model.calibration_scores.images)}, score)
-
-
-def _scoring(
-    network: Any, name: str, size: tuple[int, int], *, is_weighed: bool
-) -> tuple[Callable[[FeatureMaps], Any], Callable[[Any], dict[str, Tensor]]]:
-    """What a network makes of features before a Duo weighs its parts, and the image scores of each model from that."""
-    if not isinstance(network, DuoModel):
-        return lambda maps: network.score(maps, size).pred_score, lambda scores: {name: scores}
-
-    def named(parts: PartScores) -> dict[str, Tensor]:
-        maps = {
-            "Pradot": network.pradot.anomaly_map_generator(parts[0], size),
-            "WtFlow": network.wt_flow.anomaly_map_generator(parts[1], size),
-        }
-        scores = {part: each.flatten(1).amax(1) for part, each in maps.items()}
-        return ({name: network.combine(parts, size).pred_score} if is_weighed else {}) | scores
-
-    return network.part_scores, named
 
 
 def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Numbers]:
