@@ -111,9 +111,7 @@ def main(
             (split,) = images.splits(seed, [None])
             fit = fitted(plan, images, split.training, seed, model)
             tested = images.good.loc[split.tested].reset_index(drop=True)
-            changed = {
-                name: fit.scores_of(images.features(tested, change))[model] for name, change in CHANGES.items()
-            }
+            changed = {name: fit.scores_of(images.features(tested, change))[model] for name, change in CHANGES.items()}
             good = fit.scores_of(images.features_of(split.tested))[model]
             bad = fit.scores_of(images.features_of(split.anomalous))[model]
             folds = fit.calibration[model]

@@ -120,7 +120,9 @@ def main(
                 for split in images.splits(seed, shots if model == FOCT else counts):
                     if (category, model, split.name, str(seed), images.how) not in done:
                         # All fits of a split come first, so that an interrupted one does not count as finished.
-                        rows = [{name: str(row[name]) for name in FIELDS} for row in rows_of(plan, images, split, model)]
+                        rows = [
+                            {name: str(row[name]) for name in FIELDS} for row in rows_of(plan, images, split, model)
+                        ]
                         for row in rows:
                             # A part of Duo may have been measured alone.
                             if tuple(row[name] for name in KEY) not in done:
@@ -158,6 +160,11 @@ class GoodAndBad:
         category: Name of the category in it.
         by_group: Regular expression that finds the group of an image, see :func:`main`; None divides single images.
         contaminated: Share of the training images that are anomalous.
+
+    Attributes:
+        good: Samples of the good images.
+        extractor: Extracts their features.
+        groups: Group of each image; the anomalous ones follow the good ones.
     """
 
     def __init__(self, plan: Plan, category: str, by_group: str | None = None, contaminated: float = 0.0) -> None:
@@ -176,7 +183,7 @@ class GoodAndBad:
         paths = self._samples.image_path.tolist()
         self.groups = paths if by_group is None else groups_of(paths, by_group)
         layers = {layer for job in plan.jobs() for layer in job.model["init_args"]["layers"]}
-        self._extractor = Features(plan, layers)
+        self.extractor = Features(plan, layers)
 
     @cached_property
     def _known(self) -> FeatureMaps:
@@ -184,9 +191,11 @@ class GoodAndBad:
 
     def features(self, samples: pd.DataFrame, change: Callable[[Tensor], Tensor] | None = None) -> FeatureMaps:
         """Feature map (N, D, H, W) of each layer for images, after a change of each image (3, h, w)."""
+        # anomalib sorts them by path.
         self.data.test_data.samples = samples
-        items = (self.data.test_data[index].image for index in track(range(len(samples)), self.category))
-        maps = [self._extractor.of(image if change is None else change(image)) for image in items]
+        places = {path: place for place, path in enumerate(self.data.test_data.samples.image_path)}
+        items = (self.data.test_data[places[path]].image for path in track(samples.image_path.tolist(), self.category))
+        maps = [self.extractor.of(image if change is None else change(image)) for image in items]
         return {layer: torch.cat([each[layer] for each in maps]) for layer in maps[0]}
 
     def features_of(self, indices: Sequence[int]) -> FeatureMaps:

@@ -1,9 +1,9 @@
 """Whether a scale for each place of the anomaly map detects more at the same promised rate of false alarms.
 
-Run as ``python -m benchmarks.place_scale --root DATA``; :func:`~benchmarks.categories.categories_in` describes DATA. The
-embedded category needs no DATA. Good images may score higher at some places, such as edges, than at others. One
-threshold for the whole map then misses defects at calm places. Instead, the map can be shifted and divided by the centre
-and the spread of the maps of left-out training images at each place, before its maximum decides.
+Run as ``python -m benchmarks.place_scale --root DATA``; :func:`~benchmarks.categories.categories_in` describes DATA.
+The embedded category needs no DATA. Good images may score higher at some places, such as edges, than at others. One
+threshold for the whole map then misses defects at calm places. Instead, the map can be shifted and divided by the
+centre and the spread of the maps of left-out training images at each place, before its maximum decides.
 
 Duo is fitted to part of the good images of a category, as in :mod:`benchmarks.false_alarms`. The other good images and
 the anomalous ones are halved. The variant with the highest detection rate on the first half, over all categories and
@@ -52,8 +52,8 @@ def _scaled(*, centred: bool, floor: float) -> Variant:
     """Centre and spread (1, 1, h, w) of left-out maps (n, 1, h, w); the spread is raised by a share of its mean."""
 
     def scale(maps: Tensor) -> tuple[Tensor | float, Tensor]:
-        centre = maps.median(0, keepdim=True).values
-        spread = _NORMAL * (maps - centre).abs().median(0, keepdim=True).values
+        centre = maps.quantile(0.5, 0, keepdim=True)
+        spread = _NORMAL * (maps - centre).abs().quantile(0.5, 0, keepdim=True)
         spread = GaussianBlur2d(_SMOOTHING)(spread)
         return centre if centred else 0.0, spread + floor * spread.mean()
 
