@@ -61,7 +61,7 @@ from anomalib_ot.settings import require
 from .calibrated import Calibrated, Numbers, fitted_on_features, fitted_on_images
 from .categories import EMBEDDED, categories_in
 from .few_images import ALL, Features, draw_images
-from .promises import cases, draw, table
+from .promises import cases, draw, guide, table
 from .rows import appended, finished
 from .versions import versions
 
@@ -128,7 +128,7 @@ def main(
                             if tuple(row[name] for name in KEY) not in done:
                                 add(row)
     runs = pd.read_csv(output)
-    print(f"{table(runs)}\n\n{cases(runs)}")
+    print(table(runs), guide(runs), cases(runs), sep="\n\n")
     draw(runs, output.with_suffix(".png"))
     print(f"\nPlot: {output.with_suffix('.png')}")
 

@@ -10,7 +10,11 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from scipy.stats import betabinom, binomtest
 
+from anomalib_ot.comparison.report.tables import Cell, Table
+
 _LEVEL = 0.05
+# Thresholds that need no held-out images.
+_OWN = ("folds", "support")
 _FACTOR = 1.96
 # A split is a category, a seed and a number of images; its rows below the supported rate have the same threshold.
 _THRESHOLD = ["category", "model", "images", "seed", "split", "threshold", "rank"]
@@ -84,7 +88,7 @@ def cases(runs: pd.DataFrame) -> str:
     lines = []
     for (model, source, how), own in counted.groupby(["model", "threshold", "split"], sort=False):
         shares = own.groupby("category", sort=False).kept.agg(["mean", "sum", "count"])
-        low = [f"{name} {row['sum']} of {row['count']}" for name, row in shares.iterrows() if row["mean"] < 1 - _LEVEL]
+        low = [f"{name} {row['sum']:g} of {row['count']:g}" for name, row in shares.iterrows() if row["mean"] < 1 - _LEVEL]
         lines.append(
             {
                 "model": model,
@@ -99,13 +103,50 @@ def cases(runs: pd.DataFrame) -> str:
     return pd.DataFrame(lines).to_string(index=False, float_format="{:.1f}".format, na_rep="")
 
 
+def guide(runs: pd.DataFrame) -> str:
+    """The tables of the guide in Markdown: realised rates with intervals, and detection rates, over random splits.
+
+    The first has the rates that the images support, the second the thresholds that promise nothing.
+    """
+    random = runs[runs["split"] == "random"]
+    own = random[random.threshold.isin(_OWN)]
+    supported = own.groupby(["images", "rate"]).supported.transform("mean")
+    promised = own.assign(promise=supported.map(_percent)).drop_duplicates(_THRESHOLD, keep="last")
+    others = random[random.rate.isna()]
+    tables = [_shares(promised, "promise", "promised")]
+    return "\n\n".join([*tables, *([_shares(others, "threshold", "threshold")] if len(others) else [])])
+
+
+def _shares(runs: pd.DataFrame, by: str, header: str) -> str:
+    """Realised and detected shares in Markdown: a row for each number of images and value of a column."""
+    models = [*runs.model.unique()]
+    table = Table("", ["images", header, *(each for model in models for each in (model, "detected"))])
+    for (images, value), rows in runs.groupby(["images", by], sort=False):
+        cells = [Cell(str(images)), Cell(str(value))]
+        for model in models:
+            shown = rows[rows.model == model]
+            cells += _cells(shown) if len(shown) else [Cell(""), Cell("")]
+        table.rows.append(cells)
+    return table.markdown()
+
+
+def _cells(rows: pd.DataFrame) -> list[Cell]:
+    rate, low, high = (100 * each for each in interval(rows))
+    detected = 100 * rows.detected.sum() / rows.anomalous.sum()
+    return [Cell(f"{rate:.1f} % ({low:.1f} to {high:.1f})"), Cell(f"{detected:.0f} %")]
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.3g} %"
+
+
 def draw(runs: pd.DataFrame, path: Path) -> None:
     """Save the realised rate against the rate that the images support: a panel for each model and kind of split.
 
     Each line is a number of training images, over all categories and splits, with the thresholds that need no held-out
     images. Below the diagonal, the promise is kept.
     """
-    shown = runs[runs.threshold.isin(["folds", "support"]) & runs.supported.notna()]
+    shown = runs[runs.threshold.isin(_OWN) & runs.supported.notna()]
     kinds, models = shown["split"].unique(), shown.model.unique()
     limit = 100 * shown.supported.max()
     mpl.use("Agg")
@@ -129,8 +170,7 @@ def draw(runs: pd.DataFrame, path: Path) -> None:
 
 def _draw_line(panel: Any, rows: pd.DataFrame, label: str) -> None:
     """Draw the realised rates with their intervals, each threshold once."""
-    # Rates below what all splits support are promised as the same one.
-    supported = rows.groupby("rate").supported.mean().drop_duplicates(keep="last")
+    supported = rows.drop_duplicates(_THRESHOLD, keep="last").groupby("rate").supported.mean()
     points = [
         (100 * supported[rate], *(100 * each for each in interval(rows[rows.rate == rate]))) for rate in supported.index
     ]

@@ -22,7 +22,7 @@ from benchmarks.false_alarms import (
     main,
     rows_of,
 )
-from benchmarks.promises import cases, chances, draw, interval, kept, table
+from benchmarks.promises import cases, chances, draw, guide, interval, kept, table
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +198,18 @@ def test_cases_count_a_threshold_once_and_name_the_categories_that_break_the_pro
     more, fewer = chances(next(sound.itertuples()))
     assert 0.2 < more < 0.9
     assert more + fewer > 1
+
+
+def test_the_tables_of_the_guide_have_a_row_for_each_threshold():
+    known = pd.concat([rows([5, 0]), rows([9, 3], rate=0.1, supported=0.1, rank=2), rows([0], model="Foct")])
+    unpromised = rows([30], threshold="maximum", rate=np.nan, supported=np.nan)
+    first, second = guide(pd.concat([known.assign(rate=0.01, supported=0.05).iloc[:2], known, unpromised])).split(
+        "\n\n"
+    )
+    assert first.splitlines() == [
+        "| images | promised | Duo | detected | Foct | detected |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| 19 | 5 % | 2.5 % (0.0 to 7.4) | 75 % | 0.0 % (0.0 to 3.6) | 75 % |",
+        "| 19 | 10 % | 6.0 % (0.1 to 11.9) | 75 % |  |  |",
+    ]
+    assert second.splitlines()[2] == "| 19 | maximum | 30.0 % (21.2 to 40.0) | 75 % |"
