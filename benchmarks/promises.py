@@ -88,7 +88,9 @@ def cases(runs: pd.DataFrame) -> str:
     lines = []
     for (model, source, how), own in counted.groupby(["model", "threshold", "split"], sort=False):
         shares = own.groupby("category", sort=False).kept.agg(["mean", "sum", "count"])
-        low = [f"{name} {row['sum']:g} of {row['count']:g}" for name, row in shares.iterrows() if row["mean"] < 1 - _LEVEL]
+        low = [
+            f"{name} {row['sum']:g} of {row['count']:g}" for name, row in shares.iterrows() if row["mean"] < 1 - _LEVEL
+        ]
         lines.append(
             {
                 "model": model,
