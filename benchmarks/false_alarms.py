@@ -86,6 +86,7 @@ def main(
     shots: list[int | None] = [4, 8],  # noqa: B006
     seeds: int = 10,
     models: list[str] = [*MODELS],  # noqa: B006
+    held_out: bool = True,
     by_group: str | None = None,
     contaminated: float = 0.0,
 ) -> None:
@@ -100,6 +101,7 @@ def main(
         seeds: Number of splits.
         models: Models of ``configs/compare/real.yaml`` that calibrate themselves: Duo, which measures Pradot and WtFlow
             too, Pradot, WtFlow and Foct.
+        held_out: Whether to measure the thresholds of held-out images, which need another fit.
         by_group: Regular expression that finds the group of an image in its file name, followed by a space and its
             width and height: ``part[0-9]+`` for names such as ``part12_003.png``, or ``[0-9]+x[0-9]+`` for the size.
         contaminated: Share of the training images that are anomalous, in [0, 1); at least one image unless it is 0.
@@ -273,8 +275,10 @@ def groups_of(paths: Sequence[str], pattern: str) -> list[str]:
     return groups
 
 
-def rows_of(plan: Plan, images: GoodAndBad, split: Split, model: str) -> Iterator[dict[str, object]]:
-    """The rows of the models that one fit on a split measures."""
+def rows_of(
+    plan: Plan, images: GoodAndBad, split: Split, model: str, *, has_held_out: bool = True
+) -> Iterator[dict[str, object]]:
+    """The rows of the models that one fit on a split measures, and another fit without the held-out images."""
     held_out = split.training[: max(_FEWEST, round(_HELD_OUT * len(split.training)))]
     kept = split.training[len(held_out) :]
     # Half of the anomalous images may set anomalib's threshold, and the others are detected.
@@ -282,7 +286,9 @@ def rows_of(plan: Plan, images: GoodAndBad, split: Split, model: str) -> Iterato
     tested = images.features_of(split.tested)
     own_source = "support" if model == FOCT else "folds"
     # The few support images of Foct leave none to hold out.
-    for source, indices in [(own_source, split.training), ("held out", kept)][: 1 if model == FOCT else 2]:
+    for source, indices in [(own_source, split.training), ("held out", kept)][
+        : 2 if has_held_out and model != FOCT else 1
+    ]:
         fit = fitted(plan, images, indices, split.seed, model, has_folds=source == own_source)
         good, bad = fit.scores_of(tested), fit.scores_of(others)
         calibration = fit.calibration or fit.scores_of(images.features_of(held_out))

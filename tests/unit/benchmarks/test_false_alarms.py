@@ -59,6 +59,8 @@ def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan, ima
     promised = [row for row in rows if row["threshold"] in {"folds", "held out"}]
     assert all(1 <= row["rank"] <= max(1, row["rate"] * (row["calibration"] + 1) + 1e-9) for row in promised)
     assert [row["calibration"] for row in promised[::5]] == [6, 2, 8, 2]
+    (split, _) = splits
+    assert {row["threshold"] for row in rows_of(plan, images, split, "WtFlow", has_held_out=False)} == {"folds"}
     found = table(pd.DataFrame(rows).replace("", float("nan")))
     assert len(found.splitlines()) == 1 + 2 * 13
     assert "promised %" in found
@@ -149,7 +151,7 @@ def test_a_split_is_written_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
     row |= {"images": "6", "threshold": "folds"}
     calls = []
 
-    def interrupted_once(_plan, _images, split, _model):
+    def interrupted_once(_plan, _images, split, _model, **_):
         calls.append(split.seed)
         yield row | {"seed": split.seed}
         if len(calls) == 2:
