@@ -122,10 +122,8 @@ def main(
                 for split in images.splits(seed, shots if model == FOCT else counts):
                     if (category, model, split.name, str(seed), images.how) not in done:
                         # All fits of a split come first, so that an interrupted one does not count as finished.
-                        rows = [
-                            {name: str(row[name]) for name in FIELDS} for row in rows_of(plan, images, split, model)
-                        ]
-                        for row in rows:
+                        rows = [*rows_of(plan, images, split, model, has_held_out=held_out)]
+                        for row in [{name: str(each[name]) for name in FIELDS} for each in rows]:
                             # A part of Duo may have been measured alone.
                             if tuple(row[name] for name in KEY) not in done:
                                 add(row)
