@@ -28,6 +28,8 @@ no group of images, such as those of one part, is both in the training and in th
 All runs may take many hours. The options select a part of them, and a run continues what an earlier one has begun::
 
     python -m benchmarks.false_alarms --root DATA --models '[Duo, Foct]' --counts '[10, 20, 50, 100]' --seeds 3
+
+:mod:`benchmarks.promises` prints the tables of what there is.
 """
 
 import logging
@@ -61,7 +63,7 @@ from anomalib_ot.settings import require
 from .calibrated import Calibrated, Numbers, fitted_on_features, fitted_on_images
 from .categories import EMBEDDED, categories_in
 from .few_images import ALL, Features, draw_images
-from .promises import cases, draw, guide, table
+from .promises import report
 from .rows import appended, finished
 from .versions import versions
 
@@ -127,10 +129,7 @@ def main(
                             # A part of Duo may have been measured alone.
                             if tuple(row[name] for name in KEY) not in done:
                                 add(row)
-    runs = pd.read_csv(output)
-    print(table(runs), guide(runs), cases(runs), sep="\n\n")
-    draw(runs, output.with_suffix(".png"))
-    print(f"\nPlot: {output.with_suffix('.png')}")
+    report(output, output.with_suffix(".png"))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Tables and the plot of promised and realised rates, from the rows of :mod:`benchmarks.false_alarms`."""
+"""Tables and the plot of promised and realised rates, from the rows of :mod:`benchmarks.false_alarms`.
+
+Run as ``python -m benchmarks.promises --rows ROWS.csv --plot PLOT.png``.
+"""
 
 from itertools import product
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 from scipy.stats import betabinom, binomtest
 
@@ -18,6 +22,19 @@ _OWN = ("folds", "support")
 _FACTOR = 1.96
 # A split is a category, a seed and a number of images; its rows below the supported rate have the same threshold.
 _THRESHOLD = ["category", "model", "images", "seed", "split", "threshold", "rank"]
+
+
+def report(rows: Path, plot: Path) -> None:
+    """Print the tables, those of the guide in Markdown, and draw the plot.
+
+    Args:
+        rows: CSV file of the runs.
+        plot: PNG file of the plot.
+    """
+    runs = pd.read_csv(rows)
+    print(table(runs), guide(runs), cases(runs), sep="\n\n")
+    draw(runs, plot)
+    print(f"\nPlot: {plot}")
 
 
 def table(runs: pd.DataFrame) -> str:
@@ -179,3 +196,7 @@ def _draw_line(panel: Any, rows: pd.DataFrame, label: str) -> None:
     promised, realised, low, high = np.array(points).T
     style = {"marker": "o", "markersize": 3, "linewidth": 1, "capsize": 2}
     panel.errorbar(promised, realised, (realised - low, high - realised), label=label, **style)
+
+
+if __name__ == "__main__":
+    auto_cli(report, as_positional=False)
