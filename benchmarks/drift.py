@@ -31,11 +31,13 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.comparison import read_plan
+from anomalib_ot.comparison.report.tables import Cell, Table
 from anomalib_ot.decide import DriftMonitor
 from anomalib_ot.offline import offline_backbone
 
+from .calibrated import Numbers
 from .categories import EMBEDDED, categories_in
-from .false_alarms import GoodAndBad, Numbers, fitted, scores_of
+from .false_alarms import GoodAndBad, fitted
 from .rows import appended, finished
 from .versions import versions
 
@@ -108,15 +110,17 @@ def main(
                 continue
             images = GoodAndBad(plan, category)
             (split,) = images.splits(seed, [None])
-            folds, score = fitted(plan.jobs()[0], plan, images.training_data(split.training), seed, calibrates=True)
+            fit = fitted(plan, images, split.training, seed, model)
             tested = images.good.loc[split.tested].reset_index(drop=True)
-            changed = {name: scores_of(score, images.features(tested, change)) for name, change in CHANGES.items()}
-            good = scores_of(score, [images.good_features[index] for index in split.tested])
-            bad = scores_of(score, images.anomalous_features)
+            changed = {name: fit.scores_of(images.features(tested, change))[model] for name, change in CHANGES.items()}
+            good = fit.scores_of(images.features_of(split.tested))[model]
+            bad = fit.scores_of(images.features_of(split.anomalous))[model]
+            folds = fit.calibration[model]
             # All rows of a category come first, so that an interrupted one does not count as finished.
             for row in [*rows_of(folds, good, changed, bad, streams, length, rate)]:
                 add({"category": category, "model": model, **row})
-    print(pd.read_csv(output).to_string(index=False, na_rep=""))
+    rows = pd.read_csv(output)
+    print(rows.to_string(index=False, na_rep=""), *tables(rows), sep="\n\n")
 
 
 def rows_of(
@@ -166,6 +170,30 @@ def _alarms(
         "early": str(len(found) - len(late)),
         "delay": f"{np.median(late):g}" if late else "",
     }
+
+
+def tables(rows: pd.DataFrame) -> tuple[str, str]:
+    """The tables of the guide in Markdown: delays after each change, and streams with an alarm without a change."""
+    is_change = rows.change.isin([*CHANGES])
+    delays = [
+        f"{row.delay:g}" if row.alarms == row.streams else f"{row.delay:g} ({row.alarms} of {row.streams})"
+        for row in rows[is_change].itertuples()
+    ]
+    alarms = [f"{row.alarms} of {row.streams}" for row in rows[~is_change].itertuples()]
+    shown = ((rows[is_change], delays, "change"), (rows[~is_change], alarms, "images"))
+    delayed, false = (_table(own.assign(cell=cells), header) for own, cells, header in shown)
+    return delayed, false
+
+
+def _table(rows: pd.DataFrame, header: str) -> str:
+    """The cells in Markdown: a row for each change, and a column for each category and calibration."""
+    named = rows.assign(column=rows.category + ", " + rows.calibration)
+    columns = [*named.column.unique()]
+    table = Table("", [header, *columns])
+    for change, own in named.groupby("change", sort=False):
+        cells = dict(zip(own.column, own.cell, strict=True))
+        table.rows.append([Cell(str(change)), *(Cell(cells.get(column, "")) for column in columns)])
+    return table.markdown()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import drift
-from benchmarks.drift import CHANGES, FIELDS, SHARES, main, rows_of
+from benchmarks.drift import CHANGES, FIELDS, SHARES, main, rows_of, tables
 
 
 def test_each_change_keeps_the_shape_and_the_range_and_changes_the_image():
@@ -37,8 +37,24 @@ def test_a_finished_category_is_not_run_again(monkeypatch, tmp_path):
     for name, value in {"GoodAndBad": made, "offline_backbone": lambda: "resnet18", "logging": Mock()}.items():
         monkeypatch.setattr(drift, name, value)
     output = tmp_path / "rows.csv"
-    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow"}
+    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow", "calibration": "folds"}
     pd.DataFrame([row]).to_csv(output, index=False)
     main(output=output)
     with pytest.raises(RuntimeError, match="a category is run"):
         main(output=output, model="Pradot")
+
+
+def test_the_tables_have_delays_and_alarms_without_a_change():
+    row = {"model": "WtFlow", "streams": 4, "early": 0}
+    rows = [
+        {"category": "tray", "calibration": "held out", "change": "none", "alarms": 1, "delay": ""},
+        {"category": "tray", "calibration": "held out", "change": "shift 2 px", "alarms": 4, "delay": 22},
+        {"category": "tray", "calibration": "folds", "change": "shift 2 px", "alarms": 3, "delay": 90.5},
+        {"category": "tray", "calibration": "folds", "change": "5% anomalous", "alarms": 0, "delay": ""},
+    ]
+    found = pd.DataFrame([row | each for each in rows])
+    found["delay"] = pd.to_numeric(found.delay)
+    delays, alarms = (each.splitlines() for each in tables(found))
+    assert delays[0] == "| change | tray, held out | tray, folds |"
+    assert delays[2:] == ["| shift 2 px | 22 | 90.5 (3 of 4) |"]
+    assert alarms[2:] == ["| none | 1 of 4 |  |", "| 5% anomalous |  | 0 of 4 |"]

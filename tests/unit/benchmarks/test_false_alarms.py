@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from anomalib_ot.comparison import Plan
@@ -17,13 +18,11 @@ from benchmarks.false_alarms import (
     Split,
     adaptive,
     conformal,
-    draw,
     groups_of,
-    kept,
     main,
     rows_of,
-    table,
 )
+from benchmarks.promises import cases, chances, draw, guide, interval, kept, table
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,22 @@ def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan, ima
     promised = [row for row in rows if row["threshold"] in {"folds", "held out"}]
     assert all(1 <= row["rank"] <= max(1, row["rate"] * (row["calibration"] + 1) + 1e-9) for row in promised)
     assert [row["calibration"] for row in promised[::5]] == [6, 2, 8, 2]
+    (split, _) = splits
+    assert {row["threshold"] for row in rows_of(plan, images, split, "WtFlow", has_held_out=False)} == {"folds"}
     found = table(pd.DataFrame(rows).replace("", float("nan")))
     assert len(found.splitlines()) == 1 + 2 * 13
     assert "promised %" in found
+
+
+def test_the_features_of_an_image_are_those_of_its_file(images):
+    """anomalib sorts samples by path, and test images come before training images then."""
+    images.data.train_data.samples = images.good
+    places = {path: place for place, path in enumerate(images.data.train_data.samples.image_path)}
+    assert [*places] != images.good.image_path.tolist()
+    for index in (0, 3, len(images.good) - 1):
+        image = images.data.train_data[places[images.good.image_path[index]]].image
+        ((layer, found),) = images.features_of([index]).items()
+        torch.testing.assert_close(found, images.extractor.of(image)[layer])
 
 
 def test_foct_has_the_rows_of_its_support_images_and_the_plot_shows_them(plan, images, tmp_path):
@@ -77,8 +89,8 @@ def test_foct_has_the_rows_of_its_support_images_and_the_plot_shows_them(plan, i
 
 
 def test_no_group_is_both_in_the_training_and_in_the_test(images, monkeypatch):
-    groups = [f"part {index % 5}" for index in range(len(images.good) + len(images.anomalous_features))]
-    monkeypatch.setattr(images, "_groups", groups)
+    groups = [f"part {index % 5}" for index in range(len(images.groups))]
+    monkeypatch.setattr(images, "groups", groups)
     for seed in range(4):
         (split,) = images.splits(seed, [None])
         parts = (split.training, split.tested, split.anomalous)
@@ -86,7 +98,7 @@ def test_no_group_is_both_in_the_training_and_in_the_test(images, monkeypatch):
         assert not trained & tested
         assert not trained & bad
         assert {*split.training, *split.tested} == set(range(len(images.good)))
-    monkeypatch.setattr(images, "_groups", ["a" if index else "b" for index in range(len(groups))])
+    monkeypatch.setattr(images, "groups", ["a" if index else "b" for index in range(len(groups))])
     (split,) = images.splits(0, [None])
     assert split.training
     assert split.tested
@@ -100,7 +112,7 @@ def test_a_contaminated_folder_has_its_share_of_anomalous_images_which_are_not_t
         assert not bad & {*split.anomalous}
         assert len(images.training_data(split.training).train_data) == len(split.training)
         assert not images.data.train_data.samples.label_index.any()
-    assert {*bad, *split.anomalous} == set(range(len(images.good), len(images.good) + len(images.anomalous_features)))
+    assert {*bad, *split.anomalous} == set(range(len(images.good), len(images.groups)))
 
 
 def test_groups_are_found_in_names_and_sizes_or_refused(tmp_path):
@@ -135,10 +147,11 @@ def test_exchangeable_splits_keep_the_promise_at_the_level_of_the_test():
 
 def test_a_split_is_written_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
     """An interruption between two fits leaves no row, and a finished split is not run again."""
-    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow", "images": "6"}
+    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow"}
+    row |= {"images": "6", "threshold": "folds"}
     calls = []
 
-    def interrupted_once(_plan, _images, split, _model):
+    def interrupted_once(_plan, _images, split, _model, **_):
         calls.append(split.seed)
         yield row | {"seed": split.seed}
         if len(calls) == 2:
@@ -156,3 +169,49 @@ def test_a_split_is_written_as_a_whole_or_not_at_all(monkeypatch, tmp_path):
     main(**settings)
     assert calls == [0, 1, 1]
     assert list(pd.read_csv(settings["output"]).seed) == [0, 0, 1, 1]
+
+
+def rows(counts, good=100, rank=1, calibration=19, **values):
+    """Rows of as many splits as there are counts of false alarms."""
+    row = {"category": "tray", "model": "Duo", "images": "19", "split": "random", "threshold": "folds", "rate": 0.05}
+    row |= {"supported": 0.05, "calibration": calibration, "rank": rank, "good": good, "detected": 3, "anomalous": 4}
+    return pd.DataFrame([row | {"seed": seed, "false_alarms": count} | values for seed, count in enumerate(counts)])
+
+
+def test_the_interval_covers_images_and_thresholds_that_are_random():
+    rate, low, high = interval(rows([0]))
+    assert (rate, low) == (0, 0)
+    assert high == pytest.approx(0.036, abs=1e-3)
+    rate, low, high = interval(rows([0, 20] * 4))
+    assert rate == pytest.approx(0.1)
+    # Half a width of 1.96 deviations of the mean of eight shares.
+    assert high - rate == pytest.approx(1.96 * np.std([0, 0.2] * 4, ddof=1) / 8**0.5)
+    assert interval(rows([10] * 8))[1:] == pytest.approx((0.080, 0.123), abs=1e-3)
+
+
+def test_cases_count_a_threshold_once_and_name_the_categories_that_break_the_promise():
+    sound = rows([5, 0])
+    lower = sound.assign(rate=0.01)
+    broken = rows([60], category="screw")
+    found = cases(pd.concat([sound, lower, broken])).splitlines()
+    assert len(found) == 2
+    assert found[1].split()[:6] == ["Duo", "folds", "random", "3", "66.7", "66.7"]
+    assert found[1].endswith("screw 0 of 1")
+    more, fewer = chances(next(sound.itertuples()))
+    assert 0.2 < more < 0.9
+    assert more + fewer > 1
+
+
+def test_the_tables_of_the_guide_have_a_row_for_each_threshold():
+    known = pd.concat([rows([5, 0]), rows([9, 3], rate=0.1, supported=0.1, rank=2), rows([0], model="Foct")])
+    unpromised = rows([30], threshold="maximum", rate=np.nan, supported=np.nan)
+    first, second = guide(pd.concat([known.assign(rate=0.01, supported=0.05).iloc[:2], known, unpromised])).split(
+        "\n\n"
+    )
+    assert first.splitlines() == [
+        "| images | promised | Duo | detected | Foct | detected |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| 19 | 5 % | 2.5 % (0.0 to 7.4) | 75 % | 0.0 % (0.0 to 3.6) | 75 % |",
+        "| 19 | 10 % | 6.0 % (0.1 to 11.9) | 75 % |  |  |",
+    ]
+    assert second.splitlines()[2] == "| 19 | maximum | 30.0 % (21.2 to 40.0) | 75 % |"
