@@ -58,7 +58,8 @@ def _power_of_two(x: float) -> float:
     power = power * x + _SERIES[2]
     power = power * x + _SERIES[1]
     power = power * x + _SERIES[0]
-    return power * np.int32((np.int32(whole) + _OFFSET) << _FRACTION).view(np.float32)
+    scale: float = np.int32((np.int32(whole) + _OFFSET) << _FRACTION).view(np.float32)
+    return power * scale
 
 
 _exp2: Any = njit(fastmath=FAST, inline="always")(_power_of_two)
