@@ -45,7 +45,7 @@ def sum_exponentials(exponents: Exponents, blocks: Sequence[slice], columns: int
     return top * math.log(2), (sums * (largest - top).exp2()).sum(0)
 
 
-def _power_of_two(x: float) -> float:
+def _power_of_two(x: Any) -> Any:
     """2ˣ of a float32 x, or 2⁻¹²⁶ if x is less."""
     x = max(x, _LEAST)
     whole = np.rint(x)
@@ -58,7 +58,7 @@ def _power_of_two(x: float) -> float:
     power = power * x + _SERIES[2]
     power = power * x + _SERIES[1]
     power = power * x + _SERIES[0]
-    scale: float = np.int32((np.int32(whole) + _OFFSET) << _FRACTION).view(np.float32)
+    scale = np.int32((np.int32(whole) + _OFFSET) << _FRACTION).view(np.float32)
     return power * scale
 
 
