@@ -96,14 +96,16 @@ def main(
 
     Args:
         root: Folder of the categories.
-        output: CSV file of the runs, continued if it exists. The plot has the same name with the suffix ``.png``.
+        output: CSV file of the runs, continued if it exists; its tables pool a Pradot that was fitted alone, in batches
+            of 32, with that of Duo, in batches of 16. The plot has the same name with the suffix ``.png``.
         categories: Categories to run; all by default.
         counts: Numbers of training images; null for all images. A category with too few images is left out.
         shots: Numbers of support images of Foct.
         seeds: Number of splits.
         models: Models of ``configs/compare/real.yaml`` that calibrate themselves: Duo, which measures Pradot and WtFlow
             too, Pradot, WtFlow and Foct.
-        held_out: Whether to measure the thresholds of held-out images, which need another fit.
+        held_out: Whether to measure the thresholds of held-out images, which need another fit. A split that was
+            measured without them is finished: give each choice its own output.
         by_group: Regular expression that finds the group of an image in its file name, followed by a space and its
             width and height: ``part[0-9]+`` for names such as ``part12_003.png``, or ``[0-9]+x[0-9]+`` for the size.
         contaminated: Share of the training images that are anomalous, in [0, 1); at least one image unless it is 0.

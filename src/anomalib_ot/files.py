@@ -112,13 +112,18 @@ def _swap(folder: Path, partial: Path) -> None:
         with suppress(OSError):
             earlier.rename(folder)
         raise
-    # Delete file by file: another process may have added other files.
-    ours = {*_ours(earlier), MARKER}
+    # Another process may have added other files.
+    delete_ours(earlier)
+
+
+def delete_ours(folder: Path) -> None:
+    """Delete the files that anomalib-ot wrote to a folder, and the folder if nothing else is in it."""
+    ours = {*_ours(folder), MARKER}
     with suppress(OSError):
-        for path in [*earlier.iterdir()]:
+        for path in [*folder.iterdir()]:
             if path.name in ours:
                 path.unlink()
-        earlier.rmdir()
+        folder.rmdir()
 
 
 def write_text(path: Path, content: str) -> Path:

@@ -26,11 +26,11 @@ class Engine(Generic[J, R]):
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """Stop the current jobs and all later ones."""
+        """Stop the jobs that have begun."""
         raise NotImplementedError
 
 
-class Processes(Engine[J, R]):
+class LocalEngine(Engine[J, R]):
     """Runs jobs on this machine. If there are several GPUs, the workers share them.
 
     Args:
@@ -60,13 +60,16 @@ class Processes(Engine[J, R]):
         self._given_up.set()
 
 
-class Ray(Engine[J, R]):
+class RayEngine(Engine[J, R]):
     """Runs jobs on a Ray cluster. If a machine is lost, its job runs again on another one.
 
     Args:
         threads: Cores of each job.
         accelerator: Accelerator of each job, as of Lightning's trainer.
         work: Runs a job.
+
+    Attributes:
+        errors: The base class of Ray's errors.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -80,6 +83,7 @@ class Ray(Engine[J, R]):
             ray.init(log_to_driver=False, include_dashboard=False)
         wants_gpu = accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0
         gpus = int(accelerator in {"gpu", "cuda"} or wants_gpu)
+        self.errors = ray.exceptions.RayError
         self._ray = ray
         self._remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(work)
         self._begun: list[Any] = []
@@ -94,7 +98,7 @@ class Ray(Engine[J, R]):
     def give_up(self) -> None:
         """Cancel the jobs."""
         for each in self._begun:
-            with suppress(self._ray.exceptions.RayError):
+            with suppress(self.errors):
                 self._ray.cancel(each, force=True)
 
 

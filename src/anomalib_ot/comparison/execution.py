@@ -17,7 +17,7 @@ import torch
 from anomalib_ot.files import claim, require_ours, write_text
 from anomalib_ot.settings import require
 
-from .engines import ENGINES, Engine, Processes, Ray, require_installed, run_all
+from .engines import ENGINES, Engine, LocalEngine, RayEngine, require_installed, run_all
 from .ensemble import ensemble_runs
 from .job import failed_run
 from .plan import Job, Plan, members
@@ -89,7 +89,7 @@ def compare(
     claim(output, *_TABLES)
     logger.info("%d of %d runs are already finished", len(jobs) - len(missing), len(jobs))
     runner: Engine[Job, _Files]
-    runner = Ray(threads, accelerator, run_job) if engine == "ray" else Processes(workers, run_job)
+    runner = RayEngine(threads, accelerator, run_job) if engine == "ray" else LocalEngine(workers, run_job)
     late = _run_all(missing, runner, len(missing) if engine == "ray" else workers, output, kept, until)
     _keep_late(late, output / "runs", kept, total_time_limit)
     kept |= {record.key: record for record in ensemble_runs(runs, plan)}

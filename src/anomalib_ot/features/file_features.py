@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from anomalib_ot.files import write_text
+from anomalib_ot.files import claim, delete_ours, write_text
 
 from .extraction import FeatureMaps
-from .image_extractor import BATCH, ImageExtractor
-from .store import FeatureDataset, map_file
+from .image_extractor import BATCH, BUDGET, ImageExtractor
+from .store import FeatureDataset, allocate, map_file
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +60,14 @@ class FileFeatures:
 
         Args:
             paths: The files.
-            folder: Folder of ours; features of other files in it are replaced.
+            folder: The folder; features of other files that were kept in it are deleted.
             seen: What tells whether the files and the weights are the same as before, as plain values.
 
         Returns:
             The features, in the order of the files.
+
+        Raises:
+            FileExistsError: If the folder has files of these names that anomalib-ot did not write.
         """
         own = self.extractor
         what = [seen, own.backbone, own.image_size, own.layers, [*map(str, paths)]]
@@ -77,14 +79,6 @@ class FileFeatures:
             kept.add(features)
         self._places, self._known = {path: index for index, path in enumerate(paths)}, kept.dataset
         return kept.dataset
-
-
-def delete_features(folder: Path) -> None:
-    """Delete features that were kept in a folder, and the folder if nothing else is in it."""
-    for path in (folder / _INDEX, *folder.glob("*.features")):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
 
 
 class _Kept:
@@ -108,28 +102,28 @@ class _Kept:
         if done == count or (done and done % BATCH == 0):
             self.dataset, self.done, self._is_kept = self._mapped(shapes), done, True
         else:
-            delete_features(folder)
+            delete_ours(folder)
 
     def add(self, features: FeatureMaps) -> None:
         """Store the next batch."""
         if not self.done:
-            shapes = {layer: (self._count, *maps.shape[1:]) for layer, maps in features.items()}
-            self.dataset = self._allocated(shapes)
+            self.dataset = self._allocated(features)
         self.done = self.dataset.put(self.done, features)
         if self._is_kept:
             shapes = {layer: tuple(maps.shape) for layer, maps in self.dataset.features.items()}
             content = {"key": self._key, "done": self.done, "shapes": shapes}
             write_text(self._folder / _INDEX, json.dumps(content))
 
-    def _allocated(self, shapes: _Shapes) -> FeatureDataset:
-        """Storage in the folder, or in memory if the disk is full."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _allocated(self, features: FeatureMaps) -> FeatureDataset:
+        """Storage in the folder, or elsewhere if its disk is full."""
+        shapes = {layer: (self._count, *maps.shape[1:]) for layer, maps in features.items()}
+        claim(self._folder, _INDEX, *(path.name for path in self._files(shapes).values()))
         try:
             dataset = self._mapped(shapes)
         except OSError:
-            delete_features(self._folder)
+            delete_ours(self._folder)
             logger.warning("There is no space for features in %s; an interruption would lose them.", self._folder)
-            return FeatureDataset({layer: torch.empty(shape) for layer, shape in shapes.items()})
+            return allocate(features, self._count, "auto", BUDGET, torch.device("cpu"))
         self._is_kept = True
         return dataset
 

@@ -16,7 +16,7 @@ from .store import FeatureDataset, allocate
 BATCH = 16
 """Number of images whose features are extracted at a time."""
 # Share of the free memory that features may take; others are kept on disk.
-_BUDGET = 0.5
+BUDGET = 0.5
 
 
 class ImageExtractor:
@@ -48,7 +48,7 @@ class ImageExtractor:
         dataset: FeatureDataset | None = None
         done = 0
         for features in self.batches(images):
-            dataset = dataset or allocate(features, count, "auto", _BUDGET, torch.device("cpu"))
+            dataset = dataset or allocate(features, count, "auto", BUDGET, torch.device("cpu"))
             done = dataset.put(done, features)
         assert dataset is not None  # noqa: S101 - there is at least one image
         return dataset

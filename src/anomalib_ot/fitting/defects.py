@@ -87,7 +87,7 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
     return Defects(
         about=_about(trial, areas),
         examples=_examples(picture, shown, seed) if possible else [],
-        about_examples=f"Each covers {100 * shown:g} % of the image at contrast 1. Its outline is not part of it.",
+        about_examples=f"Each defect covers {100 * shown:g} % of the image at contrast 1. Its outline is not part of it.",
         areas=[f"{100 * area:g} %" for area in areas],
         curves=[
             Curve(f"{contrast:g}", dash, " ".join(_points([shares.get((contrast, area)) for area in areas])))
@@ -117,7 +117,7 @@ def _about(trial: Trial, areas: Sequence[float]) -> str:
     count = min(each.count for each in trial.detection)
     return (
         "Shares of the defects drawn on good images that are rejected at "
-        f"{100 * trial.false_alarm_rate:.2g} % false alarms, which the images that were not learned from support; at "
+        f"{100 * trial.false_alarm_rate:.2g} % false alarms, a rate that the held-out images support; at "
         "another rate, the shares differ. Contrast 1 is the full change, such as another part in its place. Each share "
         f"is of {count} images or more.{ending}"
     )

@@ -92,9 +92,7 @@ def exported_once(
     states = {str(path): [*state_of(path)] for path in (checkpoint, *images)}
     if found := steps.found(_STEP, states):
         exact, int8 = map(Exported.from_plain, found["exported"])
-        # Someone may have tidied up.
-        if all(each.path is None or each.path.is_file() for each in (exact, int8)):
-            return Calibration.from_plain(found["calibration"]), (exact, int8)
+        return Calibration.from_plain(found["calibration"]), (exact, int8)
     module, processor, data = _trained(config, checkpoint)
     logger.info("Exporting to OpenVINO.")
     with (folder / "export.log").open("w", encoding="utf-8") as log, _talking_to(log):
@@ -102,8 +100,10 @@ def exported_once(
         exact = _timed(path, images[0])
         int8 = _int8(module, data, folder, images[0], exact)
     calibration = Calibration.of(processor, [*map(Path, data.train_data.samples.image_path)])
-    steps.finish(_STEP, states, {"exported": [exact.plain, int8.plain], "calibration": calibration.plain})
-    return calibration, (exact, int8)
+    exported = exact, int8
+    plain = {"exported": [each.plain for each in exported], "calibration": calibration.plain}
+    steps.finish(_STEP, states, plain, files_of(exported))
+    return calibration, exported
 
 
 def _trained(

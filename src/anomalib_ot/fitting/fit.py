@@ -11,8 +11,8 @@ import yaml
 from anomalib_ot.comparison.engines import ENGINES, require_installed
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.export.exporters import require_openvino
-from anomalib_ot.features.file_features import FileFeatures, delete_features
-from anomalib_ot.files import claim, require_ours, write_text
+from anomalib_ot.features.file_features import FileFeatures
+from anomalib_ot.files import claim, delete_ours, require_ours, write_text
 from anomalib_ot.images.folder import IMAGE_SUFFIXES, require_apart
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose, on_backbones
@@ -72,7 +72,7 @@ def fit(
         FileNotFoundError: If there is no such folder, or an image to keep is not in it.
         FileExistsError: If ``output`` contains foreign files of these names, or the model of another folder.
         ImportError: If a package that the model, its export or the engine needs is not installed.
-        RuntimeError: If the training failed.
+        RuntimeError: If the model cannot be fitted, or the training failed.
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_seed(seed)
@@ -95,8 +95,11 @@ def fit(
     look, features = look_at(images, candidates, keep, work, seed)
     claim(work, _TRIALS)
     trials = _trials(look.used, candidates, minutes, engine, features, work, seed)
-    delete_features(work / FEATURES)
+    delete_ours(work / FEATURES)
     chosen = trials[0].candidate
+    if model and chosen != candidates[0]:
+        msg = f"{candidates[0].name} cannot be fitted to these images, as the log says; choose another model"
+        raise RuntimeError(msg)
     config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed)
     config_file, checkpoint = train(config, chosen.name, look.used, work)
     calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))

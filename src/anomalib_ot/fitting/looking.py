@@ -99,7 +99,9 @@ def look_at(
         files, maps = _features(inspection.images, candidates, work, seen)
         suspects = find_suspects(inspection.images, maps, seed=seed)
         found = _plain(inspection, suspects, find_groups(inspection.images, maps))
-        steps.finish(_STEP, seen, found)
+        # An image that cannot be read now may be read later, without a change of the file.
+        if all(each.kind != "unreadable" for each in inspection.findings):
+            steps.finish(_STEP, seen, found)
     elif (work / FEATURES).is_dir():
         # Those of unfinished trials.
         files, _ = _features([*map(Path, found["images"])], candidates, work, seen)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Steps:
             seen: What the step depends on, besides the versions of the packages, as plain values.
 
         Returns:
-            Plain values; None if the step is not finished, or what it depends on has changed since.
+            Plain values; None if the step is not finished, or what it depends on has changed since, or a file of it is
+            missing.
         """
         kept = self._kept.get(name)
         if kept is None:
@@ -41,12 +43,16 @@ class Steps:
         if kept["seen"] != _digest(seen):
             logger.info("%s is repeated: images, settings or versions have changed.", name.capitalize())
             return None
+        # Someone may have tidied up.
+        if missing := [name for name in kept["files"] if not Path(name).is_file()]:
+            logger.info("%s is repeated: %s is missing.", name.capitalize(), missing[0])
+            return None
         logger.info("%s is skipped: it is finished, and nothing has changed since.", name.capitalize())
         return kept["found"]
 
-    def finish(self, name: str, seen: Any, found: Any) -> None:
-        """Keep what a step has found, as plain values."""
-        self._kept[name] = {"seen": _digest(seen), "found": found}
+    def finish(self, name: str, seen: Any, found: Any, files: Iterable[Path] = ()) -> None:
+        """Keep what a step has found, as plain values, and the names of the files that it has made."""
+        self._kept[name] = {"seen": _digest(seen), "found": found, "files": [*map(str, files)]}
         claim(self._folder, STEPS)
         write_text(self._folder / STEPS, json.dumps(self._kept))
 
@@ -59,7 +65,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The finished steps in a file; none if it is missing or damaged."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {"seen": each["seen"], "found": each["found"]} for name, each in kept.items()}
+        return {name: {key: each[key] for key in ("seen", "found", "files")} for name, each in kept.items()}
     except FileNotFoundError:
         pass
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:

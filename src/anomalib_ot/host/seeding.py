@@ -51,7 +51,7 @@ def user_seed() -> int:
 
 
 def epoch_order(dataset: Dataset, number: int, seed: int) -> Sampler:
-    """Random order of a data set in an epoch outside those of the trainer.
+    """Random order of a data set in an epoch that the trainer does not count.
 
     Args:
         dataset: A data set of known length.

@@ -1,7 +1,7 @@
 """The models that are compared."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class Candidate:
     """A model at an image size on a backbone.
 
     Attributes:
-        name: Its label.
+        name: Its label, which does not count when candidates are compared.
         class_path: Class of the Lightning model.
         init_args: Its arguments, except for the backbone and what follows from it.
         image_size: Height and width in pixels.
@@ -29,7 +29,7 @@ class Candidate:
             :func:`on_backbones`.
     """
 
-    name: str
+    name: str = field(compare=False)
     class_path: str
     init_args: dict[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] = (224, 224)
@@ -42,12 +42,8 @@ class Candidate:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Candidate":
-        """A candidate from the values of :meth:`to_dict`, which may have been converted to JSON and back."""
+        """A candidate from its values, which may have been converted to JSON and back."""
         return cls(**{**values, "image_size": tuple(values["image_size"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The candidate as plain values."""
-        return asdict(self)
 
     def on(self, backbone: str | Path) -> "Candidate":
         """The same candidate on a backbone, as in :func:`~anomalib_ot.features.backbones.backbone_name`."""

@@ -9,9 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from anomalib_ot.comparison.engines import ENGINES, Ray, run_all
+from anomalib_ot.comparison.engines import ENGINES, RayEngine, run_all
 from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.features.image_extractor import ImageExtractor
 from anomalib_ot.settings import require
@@ -134,6 +132,10 @@ class _Trials:
         """Whether trials tell candidates apart, as there are synthetic defects."""
         return bool(self.images.labels)
 
+    def may_end(self, following: Candidate) -> bool:
+        """Whether the trials may end before a candidate: not before the default, and not without a trial."""
+        return bool(self.record.trials) and following != self.record.candidates[0]
+
     def job(self, candidate: Candidate) -> _Job:
         """The trial of a candidate, which is shown, and whose features are extracted."""
         self._progress(self.record.ranked(), candidate)
@@ -153,10 +155,21 @@ class _Trials:
         logger.warning("%s is left out, as its trial failed: %s", candidate.name, tried)
 
 
+class _Cluster(RayEngine[_Job, Trial | str]):
+    """Tries candidates on a cluster. If it cannot end a trial, as its machine lacks memory, that trial has failed."""
+
+    def run(self, job: _Job) -> Trial | str:
+        """Run a trial when the cluster has free cores."""
+        try:
+            return super().run(job)
+        except self.errors as error:
+            return str(error) or repr(error)
+
+
 def _one_by_one(trials: _Trials, end: float) -> None:
     longest = max((trial.fit_s for trial in trials.record.trials), default=0.0)
     for candidate in trials.record.waiting():
-        if trials.record.trials and (time.monotonic() + longest > end or not trials.tell_apart):
+        if trials.may_end(candidate) and (time.monotonic() + longest > end or not trials.tell_apart):
             return
         start = time.monotonic()
         trials.keep(candidate, _tried(trials.job(candidate)))
@@ -164,7 +177,8 @@ def _one_by_one(trials: _Trials, end: float) -> None:
 
 
 def _at_once(trials: _Trials, end: float) -> None:
-    cluster: Ray[_Job, Trial | str] = Ray(torch.get_num_threads(), "cpu", _tried)
+    # A core for each, which a machine of any size has.
+    cluster = _Cluster(1, "cpu", _tried)
 
     def run(jobs: Sequence[_Job], until: float) -> None:
         with closing(run_all(jobs, cluster, len(jobs), until)) as ended:
@@ -172,10 +186,14 @@ def _at_once(trials: _Trials, end: float) -> None:
                 trials.keep(candidate, tried)
 
     waiting, default = trials.record.waiting(), trials.record.candidates[0]
-    while waiting and not (trials.record.trials and (time.monotonic() > end or not trials.tell_apart)):
-        group = [each for each in waiting if _same_input(waiting[0], each)] if trials.tell_apart else waiting[:1]
+    while waiting:
+        is_late = time.monotonic() > end or not trials.tell_apart
+        if is_late and trials.may_end(waiting[0]):
+            return
+        # If it is late, the default alone, or one that replaces it.
+        group = waiting[:1] if is_late else [each for each in waiting if _same_input(waiting[0], each)]
         jobs = [trials.job(each) for each in group]
-        run(jobs, end)
+        run(jobs, inf if is_late else end)
         if default in group and default in trials.record.waiting() and default.name not in trials.errors:
             run(jobs[:1], inf)
         waiting = [each for each in waiting if each not in group]

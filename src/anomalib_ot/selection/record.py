@@ -3,6 +3,8 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ class TrialRecord:
 
     @property
     def trials(self) -> list[Trial]:
-        """The finished trials of the candidates."""
-        return [trial for trial in self._all if trial.candidate in self.candidates]
+        """The finished trials of the candidates, under their present names."""
+        pairs = product(self._all, self.candidates)
+        return [replace(trial, candidate=each) for trial, each in pairs if trial.candidate == each]
 
     def waiting(self) -> list[Candidate]:
         """The candidates without a trial."""
@@ -71,7 +74,7 @@ def _read(path: Path, key: dict[str, Any]) -> list[Trial]:
         logger.info("The trials in %s are of other images or settings, and start again.", path)
     except FileNotFoundError:
         pass
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         logger.warning("The trials in %s cannot be read (%s), and start again.", path, error)
     return []
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anomalib_ot.comparison import Key, Plan, Record, compare, write_record
-from anomalib_ot.comparison.engines import Processes
+from anomalib_ot.comparison.engines import LocalEngine
 from anomalib_ot.comparison.record import pack_record
 
 
@@ -25,7 +25,7 @@ def test_workers_take_turns_at_the_devices(monkeypatch, count, visible, expected
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     both = threading.Barrier(2, timeout=10)
-    call = Processes(2, lambda job, device, _: (both.wait(), {device: job})[1]).run
+    call = LocalEngine(2, lambda job, device, _: (both.wait(), {device: job})[1]).run
     with ThreadPoolExecutor(2) as pool:
         for _ in range(2):
             seen = [device for result in pool.map(call, ["one", "two"]) for device in result]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from anomalib_ot.features import file_features
-from anomalib_ot.features.file_features import FileFeatures, delete_features
+from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.features.image_extractor import ImageExtractor
+from anomalib_ot.files import delete_ours
 
 PATHS = [Path(f"{index}.png") for index in range(37)]
 
@@ -113,8 +114,17 @@ def test_a_full_disk_costs_no_features(files, tmp_path, monkeypatch, caplog):
 def test_files_of_others_stay(files, tmp_path):
     files().remember(PATHS, tmp_path / "kept", 0)
     (tmp_path / "kept/mine.txt").write_text("mine")
-    delete_features(tmp_path / "kept")
+    delete_ours(tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
+
+
+def test_files_of_others_are_neither_deleted_nor_replaced(files, tmp_path):
+    (tmp_path / "kept").mkdir()
+    for name in ("index.json", "mine.features"):
+        (tmp_path / "kept" / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=r"index.json, which anomalib-ot did not write there"):
+        files().remember(PATHS, tmp_path / "kept", 0)
+    assert {path.read_text() for path in (tmp_path / "kept").iterdir()} == {"mine"}
 
 
 def test_they_suit_a_backbone_a_size_and_some_of_their_layers(files):

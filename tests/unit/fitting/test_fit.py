@@ -1,11 +1,16 @@
 """Arguments of a fit that are refused before anything is read or trained."""
 
+from importlib import import_module
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
 from anomalib_ot.files import claim
 from anomalib_ot.fitting.fit import FILES, _candidates, _hand_over, _left_out, fit
 from anomalib_ot.selection import CANDIDATES
+
+module = import_module("anomalib_ot.fitting.fit")
 
 
 @pytest.fixture
@@ -70,6 +75,14 @@ def test_the_model_of_another_folder_is_kept(images, tmp_path):
 def test_an_image_to_keep_must_be_there(images, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"keep names none.png, which is no file in"):
         fit(images, tmp_path / "out", keep=["0.png", "none.png"])
+
+
+def test_a_model_that_was_asked_for_and_cannot_be_fitted_is_not_replaced_by_another(images, tmp_path, monkeypatch):
+    others = [SimpleNamespace(candidate=each) for each in CANDIDATES[:1]]
+    monkeypatch.setattr(module, "look_at", lambda *_: (SimpleNamespace(used=[]), None))
+    monkeypatch.setattr(module, "_trials", lambda *_: others)
+    with pytest.raises(RuntimeError, match="PaDiM at 224 px cannot be fitted to these images"):
+        fit(images, tmp_path / "out", "PaDiM", 5, ["test_resnet"])
 
 
 def test_what_an_earlier_fit_handed_over_is_replaced_as_a_whole(tmp_path):

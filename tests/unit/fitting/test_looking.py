@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_ot.features.file_features import delete_features
+from anomalib_ot.files import delete_ours
 from anomalib_ot.fitting import looking
 from anomalib_ot.fitting.looking import FEATURES, Look, look_at
 from anomalib_ot.inspection import Finding, Inspection
@@ -39,7 +39,7 @@ def test_a_repeated_look_finds_the_same_without_looking(look, tmp_path, monkeypa
     first, _ = look()
     assert [path.name for path in first.dropped] == ["strange.png"]
     assert first.left_out == 2
-    delete_features(tmp_path / "work" / FEATURES)
+    delete_ours(tmp_path / "work" / FEATURES)
     for name in ("inspect_images", "find_suspects", "find_groups", "ImageExtractor"):
         monkeypatch.setattr(looking, name, None)
     with caplog.at_level(logging.INFO):
@@ -62,6 +62,19 @@ def test_a_changed_folder_is_looked_at_again(look, images, caplog):
     with caplog.at_level(logging.INFO):
         look()
     assert "The look at the images is repeated: images, settings or versions have changed" in caplog.text
+
+
+def test_an_image_that_could_not_be_read_is_looked_at_again(look, images, caplog):
+    good = (images / "05.png").read_bytes()
+    state = (images / "05.png").stat()
+    (images / "05.png").write_bytes(bytes(len(good)))
+    os.utime(images / "05.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert images / "05.png" not in look()[0].used
+    (images / "05.png").write_bytes(good)
+    os.utime(images / "05.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    with caplog.at_level(logging.INFO):
+        assert images / "05.png" in look()[0].used
+    assert "skipped" not in caplog.text
 
 
 def test_an_interrupted_look_continues(look, monkeypatch, caplog):

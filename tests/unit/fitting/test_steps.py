@@ -30,3 +30,14 @@ def test_a_damaged_file_repeats_the_steps(tmp_path, caplog, text):
     (tmp_path / STEPS).write_text(text)
     assert Steps(tmp_path).found("the export", {}) is None
     assert "cannot be read" in caplog.text
+
+
+def test_a_step_whose_file_is_missing_is_repeated(tmp_path, caplog):
+    file = tmp_path / "model.bin"
+    file.touch()
+    Steps(tmp_path).finish("the export", {}, 1, [file])
+    assert Steps(tmp_path).found("the export", {}) == 1
+    file.unlink()
+    with caplog.at_level(logging.INFO):
+        assert Steps(tmp_path).found("the export", {}) is None
+    assert f"The export is repeated: {file} is missing." in caplog.text

@@ -32,7 +32,7 @@ def test_the_model_resizes_and_normalises(backbone):
 
 
 def test_a_candidate_survives_json():
-    assert all(Candidate.from_dict({**each.to_dict(), "image_size": [*each.image_size]}) == each for each in CANDIDATES)
+    assert all(Candidate.from_dict({**vars(each), "image_size": [*each.image_size]}) == each for each in CANDIDATES)
 
 
 def test_on_one_backbone_the_names_are_those_of_the_sizes(backbone):

@@ -5,12 +5,14 @@ import logging
 import math
 import os
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_ot.comparison.engines import RayEngine
 from anomalib_ot.selection import Candidate, Trial, choose, choosing, trial_features
 from anomalib_ot.synthetic import KINDS
 from anomalib_ot.synthetic.images import read_reduced
@@ -20,7 +22,7 @@ SMALL = (
     Candidate("PaDiM", "anomalib.models.Padim", {"n_features": 10}, SIZE),
     Candidate("PatchCore", "anomalib.models.Patchcore", {"coreset_sampling_ratio": 0.1}, (96, 96)),
 )
-THREE = tuple(Candidate(name, "Padim", {}, SIZE, "resnet18") for name in ("default", "A", "B"))
+THREE = tuple(Candidate(name, "Padim", {"which": name}, SIZE, "resnet18") for name in ("default", "A", "B"))
 
 
 @pytest.fixture
@@ -125,6 +127,22 @@ def test_without_time_the_default_alone_is_tried_and_more_time_tries_the_others(
     assert len(start()) == 3
 
 
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_another_default_is_tried_even_without_time_and_without_defects(start, tried, monkeypatch, engine):
+    start(candidates=THREE[:1])
+    assert names_of(start(candidates=THREE[::-1], minutes=1e-9, engine=engine))[0] == "B"
+    monkeypatch.setattr(choosing, "trial_set", lambda *_: SimpleNamespace(labels=[]))
+    assert names_of(start(candidates=[THREE[1], THREE[0]], engine=engine))[0] == "A"
+    assert tried == ["default", "B", "A"]
+
+
+def test_a_trial_under_another_name_is_not_repeated(start, tried):
+    start(candidates=THREE[:1])
+    (trial,) = start(candidates=[replace(THREE[0], name="default on a backbone")])
+    assert (trial.candidate.name, tried) == ("default on a backbone", ["default"])
+
+
 def test_no_trial_starts_that_would_not_end_in_time(start, tried, monkeypatch):
     """Each takes 60 s of the clock, so that two of them leave too little of 2.5 minutes."""
     clock = iter(range(0, 10**6, 30))
@@ -224,7 +242,7 @@ def cluster(monkeypatch):
 
     class Cluster:
         def __init__(self, threads, accelerator, work):
-            assert threads >= 1
+            assert threads == 1
             assert accelerator == "cpu"
             self.work, self.end = work, threading.Event()
 
@@ -237,7 +255,7 @@ def cluster(monkeypatch):
         def give_up(self):
             self.end.set()
 
-    monkeypatch.setattr(choosing, "Ray", Cluster)
+    monkeypatch.setattr(choosing, "_Cluster", Cluster)
     cluster = SimpleNamespace(submitted=submitted, late={})
     return cluster
 
@@ -262,3 +280,16 @@ def test_trials_on_a_cluster_that_exceed_the_time_are_given_up_but_for_the_defau
     assert "B" not in names_of(trials)
     assert cluster.submitted.count("default") == 2
     assert "The time is used: " in caplog.text
+
+
+def test_a_trial_that_the_cluster_cannot_end_has_failed(monkeypatch):
+    class RayError(Exception):
+        pass
+
+    def lost(self, job):
+        raise self.errors(job)
+
+    monkeypatch.setattr(RayEngine, "run", lost)
+    cluster = choosing._Cluster.__new__(choosing._Cluster)
+    cluster.errors = RayError
+    assert cluster.run("no memory") == "no memory"
