@@ -87,7 +87,7 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
     return Defects(
         about=_about(trial, areas),
         examples=_examples(picture, shown, seed) if possible else [],
-        about_examples=f"Each defect covers {100 * shown:g} % of the image, at contrast 1. The outline is no part of it.",
+        about_examples=f"Defects of {100 * shown:g} % of the image, at contrast 1. The outline is no part of them.",
         areas=[f"{100 * area:g} %" for area in areas],
         curves=[
             Curve(f"{contrast:g}", dash, " ".join(_points([shares.get((contrast, area)) for area in areas])))
