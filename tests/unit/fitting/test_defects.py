@@ -17,9 +17,9 @@ def trial(*areas):
 @pytest.mark.parametrize(
     ("size", "areas", "about"),
     [
-        ((64, 48), (0.004, 0.016, 0.064), "Each covers 1.6 %"),
-        ((12, 9), (0.064,), "Each covers 6.4 %"),
-        ((500, 6), (0.004, 0.016, 0.064), "Each covers 1.6 %"),
+        ((64, 48), (0.004, 0.016, 0.064), "Defects of 1.6 %"),
+        ((12, 9), (0.064,), "Defects of 6.4 %"),
+        ((500, 6), (0.004, 0.016, 0.064), "Defects of 1.6 %"),
         # Reduced for the page, it has too few pixels.
         ((500, 2), (0.004, 0.016), None),
         ((4, 4), (), None),
