@@ -187,7 +187,7 @@ def tables(rows: pd.DataFrame) -> tuple[str, str]:
 
 def _table(rows: pd.DataFrame, header: str) -> str:
     """The cells in Markdown: a row for each change, and a column for each model, category and calibration."""
-    named = rows.assign(column=rows[["model", "category", "calibration"]].agg(", ".join, axis=1))
+    named = rows.assign(column=rows.model + ", " + rows.category + ", " + rows.calibration)
     columns = [*named.column.unique()]
     table = Table("", [header, *columns])
     for change, own in named.groupby("change", sort=False):

@@ -55,6 +55,6 @@ def test_the_tables_have_delays_and_alarms_without_a_change():
     found = pd.DataFrame([row | each for each in rows])
     found["delay"] = pd.to_numeric(found.delay)
     delays, alarms = (each.splitlines() for each in tables(found))
-    assert delays[0] == "| change | tray, held out | tray, folds |"
+    assert delays[0] == "| change | WtFlow, tray, held out | WtFlow, tray, folds |"
     assert delays[2:] == ["| shift 2 px | 22 | 90.5 (3 of 4) |"]
     assert alarms[2:] == ["| none | 1 of 4 |  |", "| 5% anomalous |  | 0 of 4 |"]

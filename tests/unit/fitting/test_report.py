@@ -82,7 +82,7 @@ def test_a_clean_folder(page, images):
     assert 'points="1,0"' in made
     assert 'points="0,0.75"' in made
     assert "Defects of 0.1 % and 1.6 % of the image are left out, as the images are too small for them." in text
-    assert "Defects of 0.4 % of the image at contrast 1." in text
+    assert "Defects of 0.4 % of the image, at contrast 1." in text
     assert "no defect cut paste scratch stain blur missing exchanged moved" in text
     assert (
         "model.xml 12.3 4.5 the same as torch on the good images model_int8.xml 10.0 2.0 not kept: it is slower" in text
