@@ -467,7 +467,7 @@ def test_progress_is_shown_where_the_trainer_shows_it(data, model, monkeypatch, 
         tasks.append((task, disable))
         return batches
 
-    for module in ("feature_cache", "feature_training"):
+    for module in ("image_features", "feature_training"):
         monkeypatch.setattr(f"anomalib_ot.host.{module}.track", track)
     runner = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=shown)
     runner.fit(model(), datamodule=data())
