@@ -1,6 +1,7 @@
 """The look at the images before a training: which are used, and which may be bad."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def look_at(
     """
     first = candidates[0]
     seen = {
-        "images": {str(path): [*state] for path, state in images_in(images).items()},
+        # A permission to read changes neither size nor time.
+        "images": {str(path): [*state, os.access(path, os.R_OK)] for path, state in images_in(images).items()},
         "backbone": [first.backbone, weights_state(first.backbone), [*first.image_size]],
         "seed": seed,
     }
@@ -99,9 +101,7 @@ def look_at(
         files, maps = _features(inspection.images, candidates, work, seen)
         suspects = find_suspects(inspection.images, maps, seed=seed)
         found = _plain(inspection, suspects, find_groups(inspection.images, maps))
-        # An image that cannot be read now may be read later, without a change of the file.
-        if all(each.kind != "unreadable" for each in inspection.findings):
-            steps.finish(_STEP, seen, found)
+        steps.finish(_STEP, seen, found)
     elif (work / FEATURES).is_dir():
         # Those of unfinished trials.
         files, _ = _features([*map(Path, found["images"])], candidates, work, seen)

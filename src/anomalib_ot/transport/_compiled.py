@@ -149,8 +149,8 @@ def scale_columns(v: Tensor, sums: Tensor, b: Tensor) -> tuple[Tensor, list[floa
         b: Marginal of the columns, (P,), float32.
 
     Returns:
-        The new scaling; the least sum, the marginal error Σ |v Kᵀu − b|, and the least and the largest logarithm of the
-        new scaling.
+        The new scaling; the least sum, the marginal error, which is the L1 norm of v Kᵀu − b, and the least and the
+        largest logarithm of the new scaling.
     """
     following, found = torch.empty_like(b), np.empty(4)
     _scale_columns(v.numpy(), sums.numpy(), b.numpy(), following.numpy(), found)
