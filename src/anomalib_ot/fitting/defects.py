@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from anomalib_ot.comparison.report.figures import DASHES
 from anomalib_ot.drawing.html import Embedded
 from anomalib_ot.edge.drawing import drawn_on
 from anomalib_ot.images.reading import read_values
@@ -18,7 +19,6 @@ from anomalib_ot.synthetic.defects import FEWEST_PIXELS, pixels_of
 # Side of an example in pixels, and the largest area of its defect.
 _SIDE = 180
 _LARGEST = 0.016
-_DASHES = ("none", "7 3", "2 2.5")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
         areas=[f"{100 * area:g} %" for area in areas],
         curves=[
             Curve(f"{contrast:g}", dash, " ".join(_points([shares.get((contrast, area)) for area in areas])))
-            for contrast, dash in zip(contrasts, _DASHES, strict=False)
+            for contrast, dash in zip(contrasts, DASHES, strict=False)
         ],
         rows=[[f"{contrast:g}", *(_percent(shares.get((contrast, area))) for area in areas)] for contrast in contrasts],
     )
