@@ -100,6 +100,22 @@ def _log_missing_cache() -> None:
     )
 
 
+def _largest_of(row: Numbers, offset: Floats, slope: float, lanes: Floats) -> Any:
+    """Maximum of offset + slope · row; ``lanes`` is scratch memory of LANES numbers."""
+    lanes[:] = offset[0] + slope * np.float32(row[0])
+    whole = len(row) - len(row) % LANES
+    for begin in range(0, whole, LANES):
+        for k in range(LANES):
+            lanes[k] = max(lanes[k], offset[begin + k] + slope * np.float32(row[begin + k]))
+    for j in range(whole, len(row)):
+        lanes[0] = max(lanes[0], offset[j] + slope * np.float32(row[j]))
+    return lanes.max()
+
+
+# Its comparisons take the assumptions of the loop that it becomes a part of.
+largest_of: Any = njit(fastmath=FINITE, inline="always")(_largest_of)
+
+
 def run(function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
     """Call a compiled function with each tuple of arguments, each in its own thread; the last one in this thread."""
     *others, last = arguments

@@ -17,7 +17,7 @@ K = TypeVar("K", bound=Scaled)
 # Scalings beyond exp(±_ABSORB) are absorbed into the potentials.
 _ABSORB = 40.0
 # Logs of column scalings seldom differ by more. If they do, a sparse kernel is built again for twice as much.
-_ALLOWANCE = 2.0
+ALLOWANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def iterate(
     tolerance: float | Tensor,
     anderson: int = 0,
     processes: Processes | None = None,
+    first: tuple[K, Tensor] | None = None,
 ) -> Iterates[K]:
     """Alternate u = a / Kv and v = b / Kᵀu until the column marginals are met; g absorbs v when v grows large.
 
@@ -72,14 +73,15 @@ def iterate(
         tolerance: Stop when the L1 error of the column marginals is at most this; one number, or one for each problem.
         anderson: Number of past steps of log v that accelerate the iterations; 0 for plain iterations.
         processes: Processes that hold further rows.
+        first: K and f for the first potential, if they are known.
 
     Returns:
         Kernel, potentials and scalings.
     """
     processes = processes or Processes()
     acceleration = Anderson(anderson) if anderson else None
-    allowance = _ALLOWANCE
-    kernel, f = make_kernel(g, allowance)
+    allowance = ALLOWANCE
+    kernel, f = first or make_kernel(g, allowance)
     widest, missing = _limits(kernel, processes, g.device)
     smallest, largest = torch.stack(v.log().aminmax()).tolist()
     for iteration in range(1, max_iterations + 1):

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from ._exponents import Exponents
 from ._precision import TINY
 from ._workspace import Workspace
-from .costs import Cost
+from .costs import Cost, spread_of
 
 # A dense entry below exp(_NEGLIGIBLE) is indistinguishable from zero beside the largest of its row, which is one.
 _NEGLIGIBLE = -60.0
@@ -76,6 +76,7 @@ def make_kernel(
         ValueError: If the workspace cannot hold one block of rows.
     """
     exponents = cost.exponents(g, epsilon)
+    spread = (spread_of(cost) + float(g.max() - g.min())) / epsilon
     blocks = list(cost.blocks())
     # A process may have no rows.
     block = max((rows.stop - rows.start for rows in blocks), default=0) * cost.shape[1] * g.element_size()
@@ -91,7 +92,7 @@ def make_kernel(
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
         from ._sparse import make_sparse  # noqa: PLC0415 - imports Numba, which scoring does not need
 
-        kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance)
+        kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance, spread)
     if kernel is None and entries * g.element_size() <= workspace.memory - exponents.bytes_in(workspace):
         kernel = _make_dense(exponents, blocks, highest, workspace.take("kernel", cost.shape, g.dtype, g.device))
     if kernel is None:
@@ -205,10 +206,15 @@ class RecomputedKernel(_BlockedKernel):
 
 def _make_dense(exponents: Exponents, blocks: Sequence[slice], highest: Tensor, store: Tensor) -> DenseKernel:
     """Write the kernel to ``store`` and the largest exponent of each row to ``highest``."""
-    for rows in blocks:
-        block = exponents(rows)
-        torch.amax(block, 1, out=highest[rows])
-        _exponentials(block, highest[rows], store[rows])
+    if store.device.type == "cpu" and store.dtype == torch.float32 and exponents.are_finite:
+        from ._exponentials import write_exponentials  # noqa: PLC0415 - imports Numba
+
+        write_exponentials(exponents, blocks, _NEGLIGIBLE, highest, store)
+    else:
+        for rows in blocks:
+            block = exponents(rows)
+            torch.amax(block, 1, out=highest[rows])
+            _exponentials(block, highest[rows], store[rows])
     return DenseKernel(store, blocks)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._compiled import FAST, FINITE, LANES, Floats, Integers, Numbers, compiled, over_rows, run
+from ._compiled import FAST, FINITE, LANES, Floats, Integers, Numbers, compiled, largest_of, over_rows, run
 from ._exponents import Exponents
 from ._precision import TINY
 from ._workspace import Workspace
@@ -97,6 +97,7 @@ def make_sparse(
     workspace: Workspace,
     error: float,
     allowance: float,
+    spread: float = math.inf,
 ) -> SparseKernel | None:
     """Build the sparse kernel of a matrix of exponents, unless too many of its entries matter.
 
@@ -112,18 +113,19 @@ def make_sparse(
         workspace: Memory for the kernel.
         error: δ, the share of a marginal that may be omitted.
         allowance: w, by how much the logs of the column scalings may differ.
+        spread: Upper bound of the differences of exponents.
 
     Returns:
         The kernel, or None if an exponent is not finite, or if the kernel would have more than a fifth of the entries
         or would not fit the memory.
     """
-    if not exponents.are_finite:
+    threshold = math.log(shape[1] / error) + allowance
+    if spread <= threshold or not exponents.are_finite:
         return None
     most = int(min(_SPARSE * shape.numel(), (workspace.memory - exponents.bytes_in(workspace)) / _BYTES_OF_ENTRY))
     values = workspace.take("values", torch.Size([most]), torch.float32, highest.device)
     columns = workspace.take("columns", torch.Size([most]), torch.int32, highest.device)
     offsets = torch.zeros(shape[0] + 1, dtype=torch.int64)
-    threshold = math.log(shape[1] / error) + allowance
     done = 0
     blocks = exponents.slices(blocks)
     for index, rows in enumerate(blocks):
@@ -171,14 +173,7 @@ def _count(
     lanes = np.empty(LANES, np.float32)
     for i in range(start, stop):
         row, offset, slope = matrix[i], offsets[(first + i) % len(offsets)], slopes[i]
-        lanes[:] = offset[0] + slope * np.float32(row[0])
-        whole = len(row) - len(row) % LANES
-        for begin in range(0, whole, LANES):
-            for k in range(LANES):
-                lanes[k] = max(lanes[k], offset[begin + k] + slope * np.float32(row[begin + k]))
-        for j in range(whole, len(row)):
-            lanes[0] = max(lanes[0], offset[j] + slope * np.float32(row[j]))
-        highest[i] = lanes.max()
+        highest[i] = largest_of(row, offset, slope, lanes)
         lowest, count = highest[i] - np.float32(margin), np.int32(0)
         for j in range(len(row)):
             count += np.int32(offset[j] + slope * np.float32(row[j]) >= lowest)

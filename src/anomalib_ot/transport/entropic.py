@@ -19,16 +19,18 @@ from ._arguments import (
     start,
 )
 from ._exponents import Exponents
-from ._iterations import iterate
+from ._iterations import ALLOWANCE, iterate
 from ._kernels import DenseKernel, Kernel, make_kernel
 from ._processes import Processes
 from ._workspace import Workspace
-from .costs import Cost, DenseCost
+from .costs import Cost, DenseCost, spread_of
 
 Method = Literal["stabilized", "reference"]
 
 # Share of a marginal that a sparse kernel may omit if the tolerance is 0.
 _LEFT_OUT = 1e-4
+# Spread of M / ε up to which the iterations start on the plain kernel exp(−M / ε): all its entries matter.
+_PLAIN = 12.0
 
 
 class NotConvergedWarning(UserWarning):
@@ -128,10 +130,10 @@ def sinkhorn(
     """Solve min_T ⟨T, M⟩ − ε H(T) over plans with given marginals (PRADOT, eq. 4).
 
     Alternates v = b / Kᵀu and u = a / Kv, in this order, on the kernel K = exp((f + g − M) / ε). Without a warm start,
-    g starts at the result of the first update, from u = 1 on the plain kernel exp(−M / ε). f is the c-transform of g,
-    so that the largest entry of each row of K is one. g absorbs v when v grows large, so that a small ε does not
-    overflow. The cost is computed a block of rows at a time. :func:`make_kernel` chooses the cheapest storage for the
-    kernel.
+    g starts at the result of the first update, from u = 1 on the plain kernel exp(−M / ε); where M varies by a few ε
+    only, v starts there and g at zero. f is the c-transform of g, so that the largest entry of each row of K is one. g
+    absorbs v when v grows large, so that a small ε does not overflow. The cost is computed a block of rows at a time.
+    :func:`make_kernel` chooses the cheapest storage for the kernel.
 
     Args:
         cost: M, (N, P), finite. It is not changed. Half precision is solved in single precision.
@@ -245,10 +247,6 @@ def _solve(
     processes: Processes,
 ) -> TransportPlan:
     """The plan by the stabilised iterations; see :func:`sinkhorn`. The share of Σb is that of the tolerance."""
-    if potential is None:
-        g, v = _column_potential(cost, epsilon, processes), b / b.mean()
-    else:
-        g, v = potential, torch.ones_like(b)
     # A sparse kernel may omit a hundredth of a large tolerance, and as much as a tolerance below _LEFT_OUT. It omits
     # less, because this bound takes all entries for omitted and for as large as the threshold.
     left_out = min(max(_LEFT_OUT, share / 100), share or _LEFT_OUT)
@@ -258,6 +256,17 @@ def _solve(
         require_finite_potential(f, epsilon)
         return kernel, f
 
+    first = None
+    if potential is not None:
+        g, v = potential, torch.ones_like(b)
+    elif -processes.least(-spread_of(cost), b.device) <= _PLAIN * epsilon:
+        g = torch.zeros_like(b)
+        first = kernel, f = make(g, ALLOWANCE)
+        u = _plain_scaling(f, epsilon, processes)
+        v = b / processes.sum(kernel.project(u, f.new_ones(len(f), 1)))[:, 0]
+        v /= v.mean()
+    else:
+        g, v = _column_potential(cost, epsilon, processes), b / b.mean()
     found = iterate(
         make,
         g,
@@ -269,6 +278,7 @@ def _solve(
         tolerance=tolerance,
         anderson=anderson,
         processes=processes,
+        first=first,
     )
     return TransportPlan(
         found.kernel,
@@ -330,10 +340,17 @@ def _column_potential(cost: Cost, epsilon: float, processes: Processes) -> Tenso
     return epsilon * (logs.min() - logs)
 
 
+def _plain_scaling(f: Tensor, epsilon: float, processes: Processes) -> Tensor:
+    """Scaling u (N,) that makes diag(u) K a multiple of the plain kernel for g = 0, with the largest u = 1."""
+    # A process may have no rows.
+    lowest = processes.min(torch.cat([f, f.new_tensor([math.inf])]).min())
+    return ((lowest - f) / epsilon).exp()
+
+
 def _sum_exponentials(exponents: Exponents, cost: Cost, like: Tensor) -> tuple[Tensor, Tensor]:
     """Largest exponent of each column (P,), and the sum of exp(exponent − largest)."""
     if like.numel() and like.device.type == "cpu" and like.dtype == torch.float32 and exponents.are_finite:
-        from ._columns import sum_exponentials  # noqa: PLC0415 - imports Numba, which scoring does not need
+        from ._exponentials import sum_exponentials  # noqa: PLC0415 - imports Numba, which scoring does not need
 
         return sum_exponentials(exponents, list(cost.blocks()), cost.shape[1])
     largest, sums = like.new_full(cost.shape[1:], -math.inf), like.new_zeros(cost.shape[1])

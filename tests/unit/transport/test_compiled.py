@@ -13,8 +13,8 @@ from numba.core.caching import IndexDataCacheFile
 
 import anomalib_ot
 from anomalib_ot.transport import DenseCost, FusedCost, Workspace, grid_coordinates, sinkhorn
-from anomalib_ot.transport._columns import sum_exponentials
 from anomalib_ot.transport._compiled import TINY, round_rows, scale_columns, scale_dense_rows
+from anomalib_ot.transport._exponentials import sum_exponentials, write_exponentials
 
 LOOP = """
 from anomalib_ot.transport._compiled import compiled
@@ -83,24 +83,42 @@ def test_column_scaling_equals_the_formula(zeros):
     assert found == pytest.approx([float(each) for each in expected], rel=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("epsilon", [10.0, 0.1, 1e-3])
-@pytest.mark.parametrize("kind", ["dense", "stored", "rounded", "product"])
-def test_sums_of_exponentials_equal_the_formula(kind, epsilon, count, threads):
-    threads(count)
-    generator = torch.Generator().manual_seed(count)
+@pytest.fixture(params=["dense", "stored", "rounded", "product"])
+def cost(request):
+    """A cost matrix (144, 21) in each form that loops read."""
+    generator = torch.Generator().manual_seed(0)
     features, prototypes = (torch.rand(size, 6, generator=generator) for size in (9 * 16, 21))
     grid = grid_coordinates(4, 4)
     entries = len(features) * len(prototypes)
-    memory = {"stored": 2**20, "rounded": 4 * entries}.get(kind)
+    memory = {"stored": 2**20, "rounded": 4 * entries}.get(request.param)
     cost = FusedCost(features, prototypes, grid, grid.repeat(2, 1)[:21], 0.3, workspace=memory and Workspace(memory))
-    if kind == "dense":
-        cost = DenseCost(cost[:])
+    return DenseCost(cost[:]) if request.param == "dense" else cost
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("epsilon", [10.0, 0.1, 1e-3])
+def test_sums_of_exponentials_equal_the_formula(cost, epsilon, count, threads):
+    threads(count)
     exponents = cost.exponents(torch.linspace(0, 0.1, 21), epsilon)
     largest, sums = sum_exponentials(exponents, list(cost.blocks()), 21)
     expected = torch.cat([exponents(rows).double() for rows in cost.blocks()])
     found = largest.double() + sums.double().log()
     torch.testing.assert_close(found, expected.logsumexp(0), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("epsilon", [10.0, 0.1, 1e-3])
+def test_exponentials_equal_the_formula(cost, epsilon, count, threads):
+    threads(count)
+    exponents = cost.exponents(torch.linspace(0, 0.1, 21), epsilon)
+    highest, store = torch.empty(144), torch.full((144, 21), torch.nan)
+    write_exponentials(exponents, list(cost.blocks()), -60.0, highest, store)
+    expected = torch.cat([exponents(rows).double() for rows in cost.blocks()])
+    torch.testing.assert_close(highest.double(), expected.amax(1), rtol=1e-6, atol=1e-6)
+    expected -= expected.amax(1, keepdim=True)
+    # A product of threads of its own differs by its rounding, times 1 / ε.
+    torch.testing.assert_close(store.double(), expected.exp(), rtol=1e-6 / epsilon + 1e-6, atol=1e-26)
+    assert not store[expected < -60.1].any()
 
 
 @pytest.mark.parametrize("columns", [1, 5, 64, 150])

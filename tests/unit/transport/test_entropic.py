@@ -5,7 +5,15 @@ import ot
 import pytest
 import torch
 
-from anomalib_ot.transport import FusedCost, NotConvergedWarning, Processes, Workspace, grid_coordinates, sinkhorn
+from anomalib_ot.transport import (
+    DenseCost,
+    FusedCost,
+    NotConvergedWarning,
+    Processes,
+    Workspace,
+    grid_coordinates,
+    sinkhorn,
+)
 from anomalib_ot.transport.entropic import Method
 
 
@@ -28,23 +36,45 @@ def test_plan_equals_pots_log_domain_solver(epsilon, dtype):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("iterations", [1, 7, 100])
-def test_the_reference_is_pots_solver_and_gives_the_same_plan(iterations, weighted):
+@pytest.mark.parametrize(("iterations", "epsilon"), [(1, 0.05), (7, 0.05), (100, 0.05), (1, 0.5), (3, 0.5)])
+def test_the_reference_is_pots_solver_and_gives_the_same_plan(iterations, epsilon, weighted):
     generator = torch.Generator().manual_seed(0)
     cost, points = torch.rand(60, 25, generator=generator), torch.randn(60, 3, generator=generator)
     rows, columns = ((torch.rand(size, generator=generator) + 0.1).softmax(0) for size in (60, 25))
     marginals = {"row_weights": rows, "column_weights": columns} if weighted else {}
-    ours, theirs = (sinkhorn(cost, 0.05, iterations, 0, method=method, **marginals) for method in get_args(Method))
+    ours, theirs = (sinkhorn(cost, epsilon, iterations, 0, method=method, **marginals) for method in get_args(Method))
     assert theirs.dense().dtype == torch.float64
     assert theirs.iterations == ours.iterations == iterations
     if not weighted:
-        torch.testing.assert_close(theirs.dense(), reference(cost, 0.05, iterations))
+        torch.testing.assert_close(theirs.dense(), reference(cost, epsilon, iterations))
     torch.testing.assert_close(ours.dense().double(), theirs.dense(), atol=1e-7, rtol=1e-4)
     torch.testing.assert_close(ours.barycentres(points).double(), theirs.barycentres(points), atol=1e-5, rtol=0)
     assert ours.transport_cost() == pytest.approx(theirs.transport_cost(), rel=1e-5)
     assert ours.marginal_error == pytest.approx(theirs.marginal_error, abs=1e-5)
     shift = ours.potential - theirs.potential
     torch.testing.assert_close(shift, shift.mean().expand(25), atol=1e-5, rtol=0)
+
+
+class OwnCost:
+    """A cost that tells no spread."""
+
+    def __init__(self, matrix):
+        self._cost = DenseCost(matrix)
+        self.shape, self.blocks, self.exponents = matrix.shape, self._cost.blocks, self._cost.exponents
+
+    def __getitem__(self, rows):
+        return self._cost[rows]
+
+
+@pytest.mark.parametrize(("iterations", "offset"), [(1, 0), (3, 0), (3, 100)])
+@pytest.mark.parametrize("scale", [0.1, 1, 5])
+def test_the_start_on_the_plain_kernel_changes_no_iterate(iterations, offset, scale):
+    cost = torch.rand(60, 25, generator=torch.Generator().manual_seed(0)) * scale + offset
+    plain, other = (sinkhorn(each, 0.5, iterations, 0) for each in (DenseCost(cost), OwnCost(cost)))
+    torch.testing.assert_close(plain.dense(), other.dense(), atol=1e-7, rtol=1e-3 if offset else 1e-5)
+    assert plain.marginal_error == pytest.approx(other.marginal_error, abs=1e-3 if offset else 1e-6)
+    assert not plain.column_potential.any()
+    assert other.column_potential.any()
 
 
 def test_the_reference_has_a_tolerance_and_a_warm_start():

@@ -22,9 +22,10 @@ def solve(images, processes=None):
     cost = FusedCost(features, prototypes, grid, coordinates, 0.3, processes=processes)
     plan = sinkhorn(cost, 0.01, 500, TOLERANCE, processes=processes)
     warm = sinkhorn(cost, 0.02, 500, TOLERANCE, potential=plan.potential, processes=processes)
+    smooth = sinkhorn(cost, 0.2, 500, TOLERANCE, processes=processes)
     return [
         (plan.potential, plan.barycentres(features), plan.transport_cost(), plan.iterations, plan.marginal_error)
-        for plan in (plan, warm)
+        for plan in (plan, warm, smooth)
     ]
 
 
@@ -42,7 +43,7 @@ def share(rank, folder, is_sparse):
     # Unequal shares: four and two images; all and none.
     results = [solve([slice(0, end), slice(end, 6)][rank], Processes.all()) for end in (4, 6)]
     assert Processes.all().first(torch.full((2, 3), float(rank)).T).tolist() == [[0, 0]] * 3
-    torch.save((results, accelerated(rank)), folder / f"{rank}.pt")
+    torch.save((results, accelerated(rank), uneven(rank)), folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -56,15 +57,23 @@ def accelerated(rank):
     return plan.potential, plan.iterations
 
 
+def uneven(rank):
+    """Potential where the costs of one process vary more than those of the other."""
+    cost = torch.rand(20, 15, generator=torch.Generator().manual_seed(rank)) * [1, 30][rank]
+    return sinkhorn(cost, 1.0, 500, TOLERANCE, processes=Processes.all()).potential
+
+
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_two_processes_give_the_plan_of_one(tmp_path, is_sparse):
     multiprocessing.spawn(share, (tmp_path, is_sparse), nprocs=2)
     alone = solve(slice(None))
-    (results, first), (more, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (results, first, potential), (more, second, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first[0], second[0])
+    assert torch.equal(potential, same)
     assert first[1] == second[1] < alone[0][3]
     results += more
     assert len(results) == 4
+    assert all(len(result) == len(alone) == 3 for result in results)
     for result in results:
         for ours, expected in zip(result, alone, strict=True):
             torch.testing.assert_close(ours[0], expected[0], atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Sums of exponentials over the columns of a matrix, for the CPU: a loop compiled by Numba, run in several threads."""
+"""Exponentials of a matrix of exponents, for the CPU: loops compiled by Numba, run in several threads."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from ._compiled import FAST, FINITE, Floats, Numbers, compiled, run, shares
+from ._compiled import FAST, FINITE, LANES, Floats, Numbers, compiled, largest_of, over_rows, run, shares
 from ._exponents import Exponents
 
 # Rows that the loop processes together, while they are in the cache.
@@ -43,6 +43,27 @@ def sum_exponentials(exponents: Exponents, blocks: Sequence[slice], columns: int
         run(_add_exponentials, [(*share, *arrays, top, total) for share, top, total in parts])
     top = largest.amax(0)
     return top * math.log(2), (sums * (largest - top).exp2()).sum(0)
+
+
+def write_exponentials(
+    exponents: Exponents, blocks: Sequence[slice], negligible: float, highest: Tensor, store: Tensor
+) -> None:
+    """Exponentials of a matrix relative to the largest exponent of each row, in one pass.
+
+    Args:
+        exponents: Maps a slice of rows to the rows of the matrix, float32, finite.
+        blocks: Slices of rows to compute at once.
+        negligible: Difference to the largest exponent below which an exponential is written as zero.
+        highest: Output, the largest exponent of each row, (N,).
+        store: Output, the exponentials, (N, P), float32.
+    """
+    for rows in exponents.slices(blocks):
+        block = exponents.affine(rows)
+        unit = block.unit / math.log(2)
+        arrays = (block.matrix, block.offsets, block.first, block.slopes)
+        tops = highest[rows]
+        over_rows(_write_exponentials, len(tops), *arrays, unit, negligible / math.log(2), tops, store[rows])
+        tops.add_(block.shifts).mul_(block.unit)
 
 
 def _power_of_two(x: Any) -> Any:
@@ -98,3 +119,28 @@ def _add_exponentials(
             for j in range(len(sums)):
                 entry = unit * (offset[j] + (slope * np.float32(row[j]) + shift))
                 sums[j] += _exp2(entry - largest[j])
+
+
+@compiled(FINITE)
+def _write_exponentials(
+    start: int,
+    stop: int,
+    matrix: Numbers,
+    offsets: Floats,
+    first: int,
+    slopes: Floats,
+    unit: float,
+    negligible: float,
+    highest: Floats,
+    store: Floats,
+) -> None:
+    """Maximum of each row of E = offsets + slopes · matrix, and 2 to the power of unit · (E − maximum)."""
+    lanes = np.empty(LANES, np.float32)
+    for i in range(start, stop):
+        row, offset, slope, out = matrix[i], offsets[(first + i) % len(offsets)], slopes[i], store[i]
+        top = largest_of(row, offset, slope, lanes)
+        highest[i] = top
+        for j in range(len(row)):
+            difference = np.float32(unit) * (offset[j] + slope * np.float32(row[j]) - top)
+            power = _exp2(difference)
+            out[j] = power if difference >= np.float32(negligible) else np.float32(0)
