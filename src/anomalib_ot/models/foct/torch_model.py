@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
@@ -234,12 +233,6 @@ class FoctModel(FoctState):
         anomaly_map: Tensor = self.anomaly_map_generator([maps], images.shape[-2:])
         return anomaly_map
 
-    @property
-    def _is_taught(self) -> bool:
-        """Whether a query changes the navigator or the memory, for itself only or for later queries too."""
-        fits = self.settings.measure == "transport" and self.settings.query_steps > 0
-        return not self.is_frozen and (self.settings.online or fits)
-
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
         """Contribution of each layer, of the position and of the detail to the anomaly map, which is their sum.
@@ -327,17 +320,6 @@ class FoctModel(FoctState):
             return F.one_hot(nearest, memory.features.shape[1]).to(query.dtype)
         return conditional_plan(self._navigator_of(memory, query)(memory.features, query)).forward
 
-    def _navigator_of(self, memory: Memory, query: Tensor) -> Navigator:
-        """The navigator that scores one query (1, M, C): the current one, or a copy that is fitted to the query."""
-        steps = self.settings.query_steps
-        if self.settings.measure == "nearest" or not steps or self.is_frozen:
-            return self.navigator
-        # Parameters that are created in inference mode could not be fitted.
-        with torch.inference_mode(mode=False):
-            navigator = deepcopy(self.navigator if self.settings.online else self.support_navigator)
-        fit_to(navigator, memory.features[0], query[0], self.settings, steps)
-        return navigator
-
     def _parts(self, query: Tensor) -> Tensor:
         """Contribution of each layer and of the position to the scores of one query (1, M, C): (parts, 1, M)."""
         memory = self.episodic.join(self.semantic.register_to(query))
@@ -396,24 +378,6 @@ class FoctModel(FoctState):
             return scores, -scores, flags.gather(-1, nearest)
         forward = conditional_plan(navigator(memory.features, query)).forward
         return (forward * costs).sum(-1), forward.amax(-1), (forward @ flags[..., None])[..., 0]
-
-    def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
-        """Add the most relevant normal features of a query (M, C) to the episodic memory.
-
-        A feature is normal if its score and its distance from the semantic memory are at most the mean distance of the
-        support features from the coreset of their own image, which treats features at that distance as equal. A
-        distance to the memory therefore never falls by more than this mean, however often a defect occurs.
-        """
-        chosen = torch.cat(
-            [
-                part[relevance[part].topk(min(count, part.shape[0])).indices]
-                for count, part in (
-                    (self.settings.top_foreground, (normal & is_foreground).nonzero()[:, 0]),
-                    (self.settings.top_background, (normal & ~is_foreground).nonzero()[:, 0]),
-                )
-            ]
-        )
-        self.episodic.add(query[chosen], is_foreground[chosen])
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
