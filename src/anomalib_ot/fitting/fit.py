@@ -105,9 +105,8 @@ def fit(
     calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
     _hand_over([config_file, checkpoint, *files_of(exported)], output)
     handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)
-    for name, text in ((TABLE, table(handed)), (REPORT, report_page(handed))):
-        # A name of a file may be no valid text.
-        write_text(output / name, text.encode("utf-8", "backslashreplace").decode())
+    write_text(output / TABLE, table(handed))
+    write_text(output / REPORT, report_page(handed))
     return handed
 
 
