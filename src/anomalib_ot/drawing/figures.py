@@ -18,6 +18,8 @@ from .html import Embedded
 # One colour map for all scores, readable in greyscale and for colour-blind readers.
 COLOURS = "inferno"
 OUTLINE = "cyan"
+# Two colours of the palette of Okabe and Ito, which colour-blind readers can tell apart.
+BLUE, ORANGE = "#0072b2", "#d55e00"
 FORMATS = ("png", "svg")
 _ALLOWED_FORMATS = (*FORMATS, "pdf")
 # Characters of a title that fit into an inch.
