@@ -23,14 +23,13 @@ from .handed_over import HandedOver
 from .looking import FEATURES, look_at
 from .report import report_page
 from .steps import STEPS, Steps
-from .stock import configuration, train
+from .stock import CONFIG, configuration, train
 from .table import TABLE, table
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 CHECKPOINT = "model.ckpt"
-CONFIG = "config.yaml"
 WORK = "work"
 _TRIALS = "trials.json"
 FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in SUFFIXES))
