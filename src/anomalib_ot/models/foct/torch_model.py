@@ -11,7 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator, by_maximum
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import (
     extract_by_parts,
@@ -191,7 +191,7 @@ class FoctModel(FoctState):
                 score = self._score_and_learn if self._is_taught else self._score_frozen
                 with _teaching if self._is_taught else nullcontext():
                     scores = torch.cat([score(each) for each in query.split(1)])
-            return _predictions(self._anomaly_map(scores + self._detail_scores(layers), features, images))
+            return by_maximum(self._anomaly_map(scores + self._detail_scores(layers), features, images))
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -215,7 +215,7 @@ class FoctModel(FoctState):
                 memory = self.semantic.register_to(query, without=index)
                 scores = self._score(query, memory, self.support_navigator)[0] + self._detail_scores(layers, index)
                 maps.append(self._anomaly_map(scores, features, image))
-        return _predictions(torch.cat(maps))
+        return by_maximum(torch.cat(maps))
 
     def _detail_scores(self, layers: Sequence[Tensor], without: int | None = None) -> Tensor | float:
         """Weighted distances (B, M) of details from those of the support images, or of all but one; 0 if unused."""
@@ -384,8 +384,3 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (C,) and total standard deviation () of features (K, C, H, W)."""
     flat = features.movedim(1, -1).flatten(0, -2)
     return flat.mean(0), flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
-
-
-def _predictions(anomaly_map: Tensor) -> InferenceBatch:
-    """Anomaly maps (B, 1, h, w) with the image scores (B,), their maxima."""
-    return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
