@@ -200,14 +200,13 @@ def explain(
     from anomalib_ot.explain.explanation import explain as write_explanation  # noqa: PLC0415
     from anomalib_ot.explain.explanation import summary  # noqa: PLC0415
 
-    names = [pictures] if isinstance(pictures, str) else pictures
     asked = {
         "false_alarm_rate": false_alarm_rate,
         "image_sensitivity": image_sensitivity,
         "pixel_sensitivity": pixel_sensitivity,
     }
     page, explained = write_explanation(
-        *(ckpt_path, data, output, root, model, names, count, views, pixel, formats, seed),
+        *(ckpt_path, data, output, root, model, _several(pictures), count, views, pixel, formats, seed),
         post_processing={name: value for name, value in asked.items() if value is not None},
     )
     return "\n".join([*map(summary, explained), str(page)])
@@ -256,7 +255,7 @@ def fit(
     from anomalib_ot.fitting.fit import fit as fitted  # noqa: PLC0415
 
     output = output or Path("results/fit") / images.resolve().name
-    backbones, kept = ([given] if isinstance(given, str) else given or [] for given in (backbone, keep))
+    backbones, kept = (_several(given) or [] for given in (backbone, keep))
     handed = fitted(images, output, model, minutes, backbones, false_alarm_rate, kept, engine, seed)
     return f"{summary(handed)}\n{output / REPORT}"
 

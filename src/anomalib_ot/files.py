@@ -130,7 +130,8 @@ def write_text(path: Path, content: str) -> Path:
     """Write a file atomically; an earlier file stays until the new one is complete."""
     partial = _beside(path)
     try:
-        partial.write_text(content, encoding="utf-8", newline="\n")
+        # A file name in the content may have bytes that are not UTF-8.
+        partial.write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -16,7 +16,6 @@ import yaml
 from anomalib_ot import Assembly
 from anomalib_ot.cli import main
 from anomalib_ot.comparison import Plan, compare, read_plan, read_records
-from anomalib_ot.comparison.execution import ENGINES
 
 pytestmark = pytest.mark.slow
 
@@ -241,9 +240,12 @@ def test_data_without_one_of_both_is_refused_before_anything_runs(plan, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("changes", [{"workers": 0}, {"engine": "cloud"}])
-def test_unknown_ways_to_run(plan, tmp_path, changes):
-    with pytest.raises(ValueError, match=f"workers must be at least 1 and engine one of {', '.join(ENGINES)}"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"workers": 0}, "workers must be at least 1"), ({"engine": "cloud"}, "engine must be 'processes' or 'ray'")],
+)
+def test_unknown_ways_to_run(plan, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
         compare(read_plan(plan), tmp_path, **changes)
 
 

@@ -143,9 +143,18 @@ def test_only_files_that_were_claimed_are_replaced(tmp_path):
     assert names(tmp_path) == ["index.html", "page.html"]
 
 
-def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
+def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
     path = write_text(tmp_path / "page.html", "one")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "two \ud800")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "two")
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_name_that_is_no_text_can_be_written(tmp_path):
+    assert write_text(tmp_path / "a.txt", "caf\udce9.png").read_text(encoding="utf-8") == r"caf\udce9.png"

@@ -70,9 +70,8 @@ def compare(
         OSError: If results cannot be written. Results written before are kept, and current runs are stopped.
         FileExistsError: If results would replace files that a comparison did not write.
     """
-    if workers < 1 or engine not in ENGINES:
-        msg = f"workers must be at least 1 and engine one of {', '.join(ENGINES)}, not {workers} and {engine!r}"
-        raise ValueError(msg)
+    require(workers >= 1, "workers", "at least 1", workers)
+    require(engine in ENGINES, "engine", ENGINES, engine)
     require(threads is None or threads >= 1, "threads", "at least 1", threads)
     for name, minutes in (("time_limit", time_limit), ("total_time_limit", total_time_limit)):
         require(minutes is None or minutes > 0, name, "above 0", minutes)

@@ -158,9 +158,8 @@ class Plan:
             if not getattr(self, name):
                 msg = f"a comparison needs {name}"
                 raise ValueError(msg)
-        if any(count is not None and count < 1 for count in self.shots) or any(seed < 0 for seed in self.seeds):
-            msg = f"shots must be at least 1 and seeds at least 0, not {list(self.shots)} and {list(self.seeds)}"
-            raise ValueError(msg)
+        require(all(count is None or count >= 1 for count in self.shots), "shots", "at least 1", list(self.shots))
+        require(min(self.seeds) >= 0, "seeds", "at least 0", list(self.seeds))
         require(max(self.seeds) <= _HIGHEST_SEED, "a seed", f"at most {_HIGHEST_SEED}", max(self.seeds))
         for name, values in (("seeds", self.seeds), ("shots", self.shots)):
             require(len({*values}) == len(values), name, "different from one another", list(values))

@@ -44,11 +44,6 @@ class FewShot(WrappedDataModule):
         """Name of the inner data module, with the number of shots and the seed."""
         return f"{self.datamodule.name}_{self.shots}shot_{self.seed}"
 
-    def _setup(self, _stage: str | None = None) -> None:
-        """Set up the inner data module and draw from its training images."""
-        self.datamodule.setup(_stage)
-        self.derive()
-
     def derive(self) -> None:
         """Draw from the training images of the inner data module."""
         train = self.datamodule.train_data

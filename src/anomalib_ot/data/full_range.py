@@ -52,11 +52,6 @@ class FullRange(WrappedDataModule):
         """Name of the inner data module."""
         return self.datamodule.name
 
-    def _setup(self, _stage: str | None = None) -> None:
-        """Set up the inner data module and read its images at their full range."""
-        self.datamodule.setup(_stage)
-        self.derive()
-
     def derive(self) -> None:
         """Read the images of the inner data module at their full range."""
         for part in ("train_data", "val_data", "test_data"):

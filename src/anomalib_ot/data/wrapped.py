@@ -48,6 +48,11 @@ class WrappedDataModule(AnomalibDataModule):
         """Prepare the data of the inner data module."""
         self.datamodule.prepare_data()
 
+    def _setup(self, _stage: str | None = None) -> None:
+        """Set up the inner data module and derive from it."""
+        self.datamodule.setup(_stage)
+        self.derive()
+
     def _create_test_split(self) -> None:
         """Do nothing: the inner data module has split its images."""
 

@@ -8,14 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from anomalib_ot.settings import require
 
+from .html import Embedded
+
 # One colour map for all scores, readable in greyscale and for colour-blind readers.
 COLOURS = "inferno"
 OUTLINE = "cyan"
+# Two colours of the palette of Okabe and Ito, which colour-blind readers can tell apart.
+BLUE, ORANGE = "#0072b2", "#d55e00"
 FORMATS = ("png", "svg")
 _ALLOWED_FORMATS = (*FORMATS, "pdf")
 # Characters of a title that fit into an inch.
@@ -70,11 +74,11 @@ def show_map(panel: Axes, values: Tensor, title: str = "", limits: tuple[float, 
     figure.colorbar(shown, ax=panel, shrink=0.8)
 
 
-def pixels_of(figure: Figure) -> NDArray[np.uint8]:
-    """Render a figure as RGBA pixels (h, w, 4)."""
+def embedded(figure: Figure, side: int | None = None) -> Embedded:
+    """Render a figure for a page, reduced to a longest side in pixels if it is larger."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
+    return Embedded.of(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), side)
 
 
 def require_formats(formats: Sequence[str]) -> None:

@@ -6,12 +6,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from torch import Tensor
 
-from anomalib_ot.drawing.figures import OUTLINE, new_figure, show_image, show_map
+from anomalib_ot.drawing.figures import BLUE, ORANGE, OUTLINE, new_figure, show_image, show_map
 
 from .evidence import Evidence, own_extent, verdict_of
 
-_NORMAL = "#0072b2"
-_THIS = "#d55e00"
 _BINS = 12
 
 
@@ -84,11 +82,11 @@ def _draw_place(panel: Axes, evidence: Evidence) -> None:
     shown = evidence.scale.shown
     if evidence.normal:
         normal = [shown(each) for each in evidence.normal]
-        panel.hist(normal, _BINS, color=_NORMAL, label=f"{len(normal)} normal images")
+        panel.hist(normal, _BINS, color=BLUE, label=f"{len(normal)} normal images")
         panel.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     if evidence.threshold is not None:
         panel.axvline(evidence.threshold, color="grey", linestyle="--", label=f"threshold {evidence.threshold:.2g}")
-    panel.axvline(shown(evidence.raw_score), color=_THIS, linewidth=2, label="this image")
+    panel.axvline(shown(evidence.raw_score), color=ORANGE, linewidth=2, label="this image")
     panel.margins(y=0.25)
     panel.legend(fontsize="x-small", loc="upper center")
     title = f"no p-value:\n{evidence.why_no_p_value}"

@@ -11,12 +11,11 @@ from typing import Any
 
 from anomalib.models.components import AnomalibModule
 from matplotlib.figure import Figure
-from PIL import Image
 
 from anomalib_ot import MODELS
 from anomalib_ot.drawing.data import Data, Items, paths_of
-from anomalib_ot.drawing.figures import FORMATS, pixels_of, require_formats, save
-from anomalib_ot.drawing.html import data_uri, render_page
+from anomalib_ot.drawing.figures import FORMATS, embedded, require_formats, save
+from anomalib_ot.drawing.html import Embedded, render_page
 from anomalib_ot.drawing.pictures import Picture, pictures_of
 from anomalib_ot.drawing.views import Subject, View
 from anomalib_ot.files import claim, replacing, require_ours, write_text
@@ -44,14 +43,12 @@ class Drawing:
     Args:
         about: Description of the view.
         link: Path of its file, relative to the page.
-        thumbnail: Thumbnail as a data URI, empty if there is none.
-        size: Width and height of the thumbnail in pixels.
+        thumbnail: Its thumbnail, if it is a figure.
     """
 
     about: str
     link: str
-    thumbnail: str = ""
-    size: tuple[int, int] = (0, 0)
+    thumbnail: Embedded | None = None
 
 
 @dataclass(frozen=True)
@@ -294,9 +291,7 @@ def _save(view: View, figures: dict[str, Figure], folder: Path, place: str, form
     drawings = []
     for name, figure in figures.items():
         first, *_ = save(figure, folder / name, formats)
-        image = Image.fromarray(pixels_of(figure)).convert("RGB")
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        drawings.append(Drawing(view.about, f"{place}/{first.name}", data_uri(image, "WEBP"), image.size))
+        drawings.append(Drawing(view.about, f"{place}/{first.name}", embedded(figure, _THUMBNAIL)))
     return drawings
 
 

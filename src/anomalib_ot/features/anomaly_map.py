@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.models.components import GaussianBlur2d
 from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import Tensor, nn
@@ -82,3 +83,8 @@ class AnomalyMapGenerator(nn.Module):
         each = torch.eye(cells, dtype=like.dtype, device=like.device)[None, None]
         rows = F.interpolate(each, size=(pixels, cells), mode="bilinear", align_corners=self.align_corners)
         return self.blur(rows)[0, 0]
+
+
+def by_maximum(anomaly_map: Tensor) -> InferenceBatch:
+    """Anomaly maps (B, 1, h, w) with the image scores (B,), their maxima."""
+    return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)

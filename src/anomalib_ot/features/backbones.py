@@ -11,6 +11,8 @@ import torch
 from timm.models import parse_model_name
 from torch import nn
 
+from anomalib_ot.settings import require
+
 from .backbone_sources import check_name, check_weights, is_remote, no_weights
 from .map_extractor import MapExtractor, layers_of
 
@@ -120,9 +122,7 @@ def prepare_extractor(
     """
     backbone = backbone_name(backbone)
     check_name(backbone, pre_trained=pre_trained)
-    if not layers or len(set(layers)) < len(layers):
-        msg = f"layers must be distinct and at least one, not {list(layers)}"
-        raise ValueError(msg)
+    require(0 < len({*layers}) == len(layers), "layers", "distinct and at least one", list(layers))
     try:
         network = _create_network(backbone)
         layers = _in_network_order(backbone, layers, network)

@@ -40,7 +40,7 @@ class Calibration:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Calibration":
-        """The calibration from the values of :meth:`plain`."""
+        """The calibration from the values of :attr:`plain`."""
         return cls(Promise(**plain["promise"]), [(Path(path), value) for path, value in plain["p_values"]])
 
     @property

@@ -1,6 +1,6 @@
 """The part of the page about synthetic defects: what they look like, and which the model detects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomalib_ot.comparison.report.figures import DASHES
+from anomalib_ot.drawing.charts import Chart, Curve
 from anomalib_ot.drawing.html import Embedded
 from anomalib_ot.edge.drawing import drawn_on
 from anomalib_ot.images.reading import read_values
@@ -19,21 +19,6 @@ from anomalib_ot.synthetic.defects import FEWEST_PIXELS, pixels_of
 # Side of an example in pixels, and the largest area of its defect.
 _SIDE = 180
 _LARGEST = 0.016
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Detected shares of the defects of a contrast.
-
-    Args:
-        contrast: The contrast.
-        dash: Dashes of the line, as SVG's ``stroke-dasharray``.
-        points: A point for each area in the unit square, as SVG's ``points`` with y downwards.
-    """
-
-    contrast: str
-    dash: str
-    points: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Defects:
         examples: An image without a defect and with each kind; empty if the images are too small for defects.
         about_examples: A sentence about these.
         areas: Areas of the defects, smallest first.
-        curves: Detected shares by area, a curve for each contrast.
+        chart: Detected shares by area, a curve for each contrast; None for fewer than two areas.
         rows: The same in percent: the contrast and the share of each area.
     """
 
@@ -66,7 +51,7 @@ class Defects:
     examples: list[Example]
     about_examples: str
     areas: list[str]
-    curves: list[Curve]
+    chart: Chart | None
     rows: list[list[str]]
 
 
@@ -81,6 +66,8 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
     areas = sorted({each.area for each in trial.detection})
     shares = {(each.contrast, each.area): each.share for each in trial.detection}
     contrasts = sorted({contrast for contrast, _ in shares}, reverse=True)
+    columns = [f"{100 * area:g} %" for area in areas]
+    rows = {f"{contrast:g}": [shares.get((contrast, area)) for area in areas] for contrast in contrasts}
     picture = _reduced(image)
     possible = [area for area in areas if pixels_of(area, prod(picture.size)) >= FEWEST_PIXELS]
     shown = max((area for area in possible if area <= _LARGEST), default=max(possible, default=0.0))
@@ -88,12 +75,9 @@ def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
         about=_about(trial, areas),
         examples=_examples(picture, shown, seed) if possible else [],
         about_examples=f"Defects of {100 * shown:g} % of the image, at contrast 1. The outline is no part of them.",
-        areas=[f"{100 * area:g} %" for area in areas],
-        curves=[
-            Curve(f"{contrast:g}", dash, " ".join(_points([shares.get((contrast, area)) for area in areas])))
-            for contrast, dash in zip(contrasts, DASHES, strict=False)
-        ],
-        rows=[[f"{contrast:g}", *(_percent(shares.get((contrast, area))) for area in areas)] for contrast in contrasts],
+        areas=columns,
+        chart=_chart(columns, rows) if len(columns) > 1 else None,
+        rows=[[contrast, *map(_percent, row)] for contrast, row in rows.items()],
     )
 
 
@@ -123,9 +107,21 @@ def _about(trial: Trial, areas: Sequence[float]) -> str:
     )
 
 
-def _points(shares: Sequence[float | None]) -> list[str]:
-    width = max(1, len(shares) - 1)
-    return [f"{index / width:.4g},{1 - share:.4g}" for index, share in enumerate(shares) if share is not None]
+def _chart(areas: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> Chart:
+    """Shares over areas, with a curve for each contrast."""
+    last = len(areas) - 1
+    curves = [
+        Curve(f"contrast {contrast}", [(at / last, share) for at, share in enumerate(row) if share is not None], index)
+        for index, (contrast, row) in enumerate(rows.items())
+    ]
+    return Chart(
+        "Detected synthetic defects by the share of the image that they cover; the table has the numbers",
+        "Detected share over the area of the defects, a line for each contrast",
+        (320, 180),
+        ("area of the defect, as a share of the image", ""),
+        (areas, [f"{percent} %" for percent in range(0, 101, 25)]),
+        curves,
+    )
 
 
 def _percent(share: float | None) -> str:

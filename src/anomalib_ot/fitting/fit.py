@@ -23,14 +23,13 @@ from .handed_over import HandedOver
 from .looking import FEATURES, look_at
 from .report import report_page
 from .steps import STEPS, Steps
-from .stock import configuration, train
+from .stock import CONFIG, configuration, train
 from .table import TABLE, table
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 CHECKPOINT = "model.ckpt"
-CONFIG = "config.yaml"
 WORK = "work"
 _TRIALS = "trials.json"
 FILES = (REPORT, TABLE, CHECKPOINT, CONFIG, *(f"{name}{suffix}" for name in (MODEL, INT8) for suffix in SUFFIXES))
@@ -105,9 +104,8 @@ def fit(
     calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
     _hand_over([config_file, checkpoint, *files_of(exported)], output)
     handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)
-    for name, text in ((TABLE, table(handed)), (REPORT, report_page(handed))):
-        # A name of a file may be no valid text.
-        write_text(output / name, text.encode("utf-8", "backslashreplace").decode())
+    write_text(output / TABLE, table(handed))
+    write_text(output / REPORT, report_page(handed))
     return handed
 
 

@@ -19,6 +19,7 @@ from anomalib_ot.selection import Trial
 from .defects import defects_of, in_words
 from .exported import Exported
 from .handed_over import HandedOver
+from .stock import CONFIG
 
 _SIDE = 220
 _UNCERTAIN = 6
@@ -83,7 +84,7 @@ def report_page(handed: HandedOver) -> str:
                 "print(prediction.label, prediction.score, prediction.p_value)",
             )
         ),
-        again=shlex.join(["anomalib", "train", "--config", str(handed.output / "config.yaml")]),
+        again=shlex.join(["anomalib", "train", "--config", str(handed.output / CONFIG)]),
         is_repeatable=handed.is_repeatable,
     )
 

@@ -22,7 +22,7 @@ from anomalib_ot.selection.candidates import Candidate
 
 logger = logging.getLogger(__name__)
 
-_CONFIG = "config.yaml"
+CONFIG = "config.yaml"
 _RESULT = "checkpoint.txt"
 _HEAD = "# The training of anomalib-ot fit, for: anomalib train --config {name}\n"
 # Lines of the log in an error message.
@@ -98,11 +98,11 @@ def train(config: dict[str, Any], name: str, images: Sequence[Path], parent: Pat
         RuntimeError: If the training failed.
     """
     # Escaped, as a name of a file may be no valid text.
-    text = _HEAD.format(name=_CONFIG) + yaml.safe_dump(config, sort_keys=False)
+    text = _HEAD.format(name=CONFIG) + yaml.safe_dump(config, sort_keys=False)
     states = [(str(path), *state_of(path)) for path in images]
     weights = weights_state(config["model"].get("init_args", {}).get("backbone", ""))
     folder = parent / sha256(repr((text, states, weights, installed_versions())).encode()).hexdigest()[:12]
-    path, result = folder / _CONFIG, folder / _RESULT
+    path, result = folder / CONFIG, folder / _RESULT
     # Written after the training, so that the checkpoint of an interrupted one does not count.
     if result.is_file() and (done := folder / result.read_text(encoding="utf-8")).is_file():
         logger.info("The training is skipped: it is finished, and nothing has changed since.")

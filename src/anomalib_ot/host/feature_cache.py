@@ -265,8 +265,6 @@ def _extract_share(
     for batch in features:
         if dataset is None:
             dataset = memory(batch.features)
-        for layer, maps in batch.features.items():
-            dataset.features[layer][done : done + len(maps)].copy_(maps)
-        done += len(maps)
+        done = dataset.put(done, batch.features)
     assert dataset is not None  # noqa: S101 - each process has at least one image
     return dataset

@@ -108,7 +108,7 @@ class _VerdictTable(Callback):
         path: Path | None = self._folder / TABLE
         try:
             claim(self._folder, TABLE)
-            write_text(self._folder / TABLE, _encodable(",".join(COLUMNS) + "\n" + "".join(rows)))
+            write_text(self._folder / TABLE, ",".join(COLUMNS) + "\n" + "".join(rows))
         except OSError as error:
             # A full disk must not cost the predictions.
             logger.warning("The verdicts could not be written to %s: %s", path, error)

@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate
 from torchmetrics import Metric
 
 from anomalib_ot.data.defects import image_defects
+from anomalib_ot.settings import require
 
 # A bin contains the float32 numbers with the same sign, exponent and first mantissa bits.
 _BITS = 20
@@ -57,9 +58,7 @@ class _OverlapHistograms(Metric):
 
     def __init__(self, kinds: int, fpr_limit: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < fpr_limit <= 1:
-            msg = f"fpr_limit must be above 0 and at most 1, not {fpr_limit}"
-            raise ValueError(msg)
+        require(0 < fpr_limit <= 1, "fpr_limit", "above 0 and at most 1", fpr_limit)
         self.fpr_limit = fpr_limit
         # Pixels (kinds + 1, bins) of the images of each kind; the last row is for the normal images.
         self.add_state("defect_free", torch.zeros(kinds + 1, 2**_BITS, dtype=torch.int64), dist_reduce_fx="sum")
@@ -249,9 +248,7 @@ class PROCurve(_OverlapHistograms):
 
     def __init__(self, fpr_limit: float = 0.3, points: int = 301, **kwargs: Any) -> None:
         super().__init__(1, fpr_limit, **kwargs)
-        if points < 2:  # noqa: PLR2004 - both ends
-            msg = f"points must be at least 2, not {points}"
-            raise ValueError(msg)
+        require(points >= 2, "points", "at least 2", points)  # noqa: PLR2004 - both ends
         self.points = points
 
     def update(self, anomaly_map: Tensor, gt_mask: Tensor) -> None:

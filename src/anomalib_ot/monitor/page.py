@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalib_ot.data.reading import read_picture
-from anomalib_ot.drawing.figures import new_figure, pixels_of, show_map
+from anomalib_ot.drawing.figures import embedded, new_figure, show_map
 from anomalib_ot.drawing.html import Embedded, render_page
 
 from .course import Course, Seen
@@ -42,8 +41,8 @@ def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
         about=about,
         summary=summary,
         course=course,
-        curve=_embedded(draw_course(course)) if course.seen else None,
-        places=None if maps is None else _embedded(draw_places(*maps)),
+        curve=embedded(draw_course(course)) if course.seen else None,
+        places=None if maps is None else embedded(draw_places(*maps)),
         first=[(each, _thumbnail(each)) for each in first],
         changed=[(each, _thumbnail(each)) for each in last],
     )
@@ -83,10 +82,6 @@ def draw_places(before: Tensor, since: Tensor) -> Figure:
     show_map(second, since, "mean map since the drift began", limits)
     show_map(third, since - before, "difference")
     return figure
-
-
-def _embedded(figure: Figure) -> Embedded:
-    return Embedded.of(Image.fromarray(pixels_of(figure)).convert("RGB"))
 
 
 def _thumbnail(seen: Seen) -> Embedded | None:

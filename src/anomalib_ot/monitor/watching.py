@@ -195,8 +195,7 @@ def _write_table(course: Course, output: Path) -> None:
     table = csv.writer(rows, lineterminator="\n")
     table.writerow(_COLUMNS)
     table.writerows(map(_row, course.seen))
-    # A path may have bytes that are not UTF-8.
-    write_text(output / TABLE, rows.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+    write_text(output / TABLE, rows.getvalue())
 
 
 def _write_page(course: Course, output: Path, about: dict[str, Any]) -> Path:

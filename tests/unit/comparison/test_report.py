@@ -226,7 +226,7 @@ def test_more_models_than_colours_have_lines_of_their_own(keep):
     runs = [keep("screw", f"model {index}", 0, LEVEL, image_AUROC=90) for index in range(20)]
     (group,) = group_records([replace(run, curves=curves) for run in runs])
     (chart,) = charts(group)
-    assert len({(line.colour, line.dash) for line in chart.lines}) == 20
+    assert len({(curve.colour, curve.dash) for curve in chart.curves}) == 20
 
 
 def test_lowest_costs_are_bold_but_not_the_fewest_parameters(text):
@@ -380,15 +380,13 @@ def test_curves_are_means_over_seeds(records):
     records[index] = replace(records[index], curves={"ROC": [[0, 1], [0, 1]]})
     screw, tray = group_records(records)
     (roc,) = charts(screw)
-    assert [line.model for line in roc.lines] == [ODD, "A", "B"]
-    line = roc.lines[1]
-    points = [tuple(map(float, point.split(","))) for point in line.points.split()]
-    middle = next(y for x, y in points if x == 0.5)
-    assert middle == 1 - (0.5 + 1) / 2
-    assert [chart.limit for chart in charts(tray)] == [1, 0.3]
+    assert [curve.label for curve in roc.curves] == [ODD, "A", "B"]
+    middle = next(y for x, y in roc.curves[1].points if x == 0.5)
+    assert middle == (0.5 + 1) / 2
+    assert [chart.ticks[0][-1] for chart in charts(tray)] == ["1", "0.3"]
     # At the limit of 0.3 the overlap is 0.6.
-    assert charts(tray)[1].lines[0].points.endswith(" 1,0.4")
-    assert len({(line.colour, line.dash) for line in roc.lines}) == 3
+    assert charts(tray)[1].curves[0].points[-1] == (1, 0.6)
+    assert len({(curve.colour, curve.dash) for curve in roc.curves}) == 3
 
 
 def test_histograms_count_each_class_as_shares(keep):

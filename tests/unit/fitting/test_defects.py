@@ -31,7 +31,8 @@ def test_examples_are_drawn_where_there_is_room(tmp_path, size, areas, about):
     made = defects_of(trial(*areas), tmp_path / "image.png", 0)
     assert len(made.examples) == (1 + len(KINDS) if about else 0)
     assert not about or made.about_examples.startswith(about)
-    assert [curve.contrast for curve in made.curves] == (["1", "0.5"] if areas else [])
+    curves = made.chart.curves if made.chart else ()
+    assert [curve.label for curve in curves] == (["contrast 1", "contrast 0.5"] if len(areas) > 1 else [])
     assert all(len(row) == 1 + len(areas) for row in made.rows)
     assert made.about.startswith("Shares of the defects" if areas else "The images are too small")
 
@@ -39,5 +40,5 @@ def test_examples_are_drawn_where_there_is_room(tmp_path, size, areas, about):
 def test_a_curve_rises_with_the_shares(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     made = defects_of(trial(0.016, 0.064), tmp_path / "image.png", 0)
-    assert [curve.points for curve in made.curves] == ["0,0.5 1,0.5", "0,0.75 1,0.75"]
+    assert [curve.points for curve in made.chart.curves] == [[(0, 0.5), (1, 0.5)], [(0, 0.25), (1, 0.25)]]
     assert made.rows == [["1", "50", "50"], ["0.5", "25", "25"]]

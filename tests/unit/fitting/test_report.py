@@ -79,8 +79,8 @@ def test_a_clean_folder(page, images):
     assert "All images can be read, and none is blank, saturated or doubled." in text
     assert "Duo, in the first row, was trained." in text
     assert "contrast 0.4 % 6.4 % 1 100 0.5 25" in text
-    assert 'points="1,0"' in made
-    assert 'points="0,0.75"' in made
+    assert 'points="1,1 "' in made
+    assert 'points="0,0.25 "' in made
     assert "Defects of 0.1 % and 1.6 % of the image are left out, as the images are too small for them." in text
     assert "Defects of 0.4 % of the image, at contrast 1." in text
     assert "no defect cut paste scratch stain blur missing exchanged moved" in text

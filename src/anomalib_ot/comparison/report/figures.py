@@ -1,4 +1,4 @@
-"""Data of the curves and histograms, which the page draws as SVG."""
+"""Curves and histograms, which the page draws as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,44 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_ot.drawing.charts import Chart, Curve
+
 from .groups import Group
 
-# Lines differ in colour and, for readers who cannot distinguish colours, in dashes.
-COLOURS = 8
-DASHES = ("none", "7 3", "2 2.5", "9 3 2 3")
-PRO_LIMIT = 0.3
+_PRO_LIMIT = 0.3
 _POINTS = 151
 _BINS = 24
 _TAIL = 0.5
-
-
-@dataclass(frozen=True)
-class Line:
-    """A model's curve.
-
-    Args:
-        model: Label of the model.
-        value: Text beside the label in the legend.
-        colour: Index of its colour.
-        dash: Its dashes, as SVG's ``stroke-dasharray``.
-        points: Its points in the unit square, as SVG's ``points`` with y downwards.
-    """
-
-    model: str
-    value: str
-    colour: int
-    dash: str
-    points: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves of all models over the false-positive rate from 0 to ``limit``."""
-
-    title: str
-    ylabel: str
-    limit: float
-    lines: list[Line]
 
 
 @dataclass(frozen=True)
@@ -71,28 +41,34 @@ class Histogram:
 
 def charts(group: Group) -> list[Chart]:
     """ROC and PRO curves. Each is the mean over the seeds of a model at each false-positive rate."""
-    kinds = (
-        ("ROC", "ROC, images", "true-positive rate", 1.0, "image_AUROC"),
-        ("PRO", "PRO, pixels", "overlap per region", PRO_LIMIT, "pixel_AUPRO"),
+    drawn = (
+        _chart("ROC, images", "true-positive rate", 1.0, _curves(group, "ROC", 1.0, "image_AUROC")),
+        _chart("PRO, pixels", "overlap per region", _PRO_LIMIT, _curves(group, "PRO", _PRO_LIMIT, "pixel_AUPRO")),
     )
-    drawn = [
-        Chart(title, ylabel, limit, _lines(group, name, limit, area)) for name, title, ylabel, limit, area in kinds
-    ]
-    return [chart for chart in drawn if chart.lines]
+    return [chart for chart in drawn if chart.curves]
 
 
-def _lines(group: Group, name: str, limit: float, area: str) -> list[Line]:
-    lines = []
+def _chart(title: str, ylabel: str, limit: float, curves: Sequence[Curve]) -> Chart:
+    ticks = np.linspace(0, 1, 6).tolist()
+    return Chart(
+        title,
+        f"{title}: {ylabel} over false-positive rate from 0 to {limit}, {len(curves)} models",
+        (260, 215),
+        ("false-positive rate", ylabel),
+        ([f"{limit * tick:.3g}" for tick in ticks], [f"{tick:.1f}" for tick in ticks]),
+        curves,
+    )
+
+
+def _curves(group: Group, name: str, limit: float, area: str) -> list[Curve]:
+    found = []
     for index, (model, runs) in enumerate(group.runs.items()):
         curves = [run.curves[name] for run in runs if name in run.curves]
         if curves:
             values = group.values(model, area)
             value = f"{np.mean(values):.1f}" if values else ""
-            points = " ".join(f"{x:.4g},{1 - y:.4g}" for x, y in _mean_curve(curves, limit))
-            # With more models than colours, a colour returns with other dashes.
-            dash = DASHES[(index + index // COLOURS) % len(DASHES)]
-            lines.append(Line(model, value, index % COLOURS, dash, points))
-    return lines
+            found.append(Curve(model, _mean_curve(curves, limit), index, value))
+    return found
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]], limit: float) -> list[tuple[float, float]]:

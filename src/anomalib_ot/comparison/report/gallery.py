@@ -15,6 +15,7 @@ from PIL import Image, ImageChops, ImageFilter
 from scipy.stats import rankdata
 
 from anomalib_ot.comparison.record import Predictions, Record
+from anomalib_ot.drawing.figures import COLOURS
 from anomalib_ot.drawing.html import data_uri
 from anomalib_ot.host.class_paths import root_of
 from anomalib_ot.images.reading import deep_values, naming_unreadable
@@ -236,4 +237,4 @@ def _map_uri(anomaly_map: NDArray[np.floating[Any]] | None, size: tuple[int, int
 
 
 def _coloured(values: NDArray[np.floating[Any]]) -> Image.Image:
-    return Image.fromarray(colormaps["inferno"](np.nan_to_num(values).clip(0, 1), bytes=True)[..., :3].copy())
+    return Image.fromarray(colormaps[COLOURS](np.nan_to_num(values).clip(0, 1), bytes=True)[..., :3].copy())

@@ -328,8 +328,8 @@ def _difference(group: Group, model: str, baseline: str, differences: Mapping[st
     if model not in differences:
         return Cell(ABSENT)
     it = differences[model]
-    seeds = "" if len(it.seeds) == len(group.seeds) else f"{len(it.seeds)} of {len(group.seeds)} seeds"
-    return Cell(f"{_signed(it.mean, '+')} [{_signed(it.low)}, {_signed(it.high)}]", note=seeds)
+    interval = f"{_signed(it.mean, '+')} [{_signed(it.low)}, {_signed(it.high)}]"
+    return Cell(interval, note=_fewer(len(it.seeds), len(group.seeds)))
 
 
 def _column(

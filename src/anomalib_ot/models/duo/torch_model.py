@@ -8,7 +8,7 @@ from anomalib.data import InferenceBatch
 from anomalib.data.utils.tiler import Tiler
 from torch import Tensor
 
-from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator, by_maximum
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.scorer import FeatureScorer
 from anomalib_ot.models.pradot import PradotModel
@@ -122,8 +122,7 @@ class DuoModel(FeatureScorer):
             As :meth:`score`.
         """
         first, second = self._maps(scores, size)
-        anomaly_map = self.weights[0] * first + self.weights[1] * second
-        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+        return by_maximum(self.weights[0] * first + self.weights[1] * second)
 
     @torch.no_grad()
     def weigh(self, batches: Iterable[PartScores], size: Sequence[int]) -> None:

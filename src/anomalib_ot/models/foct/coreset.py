@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from anomalib_ot.settings import require
+
 
 def greedy_coreset(features: Tensor, size: int) -> Tensor:
     """Choose features that cover the others: the next one is the farthest from those chosen so far (k-centre greedy).
@@ -21,9 +23,8 @@ def greedy_coreset(features: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: If the size is out of its range.
     """
-    if not 1 <= size <= features.shape[0]:
-        msg = f"the size of a coreset must be from 1 to {features.shape[0]}, the number of features, not {size}"
-        raise ValueError(msg)
+    count = features.shape[0]
+    require(1 <= size <= count, "the size of a coreset", f"from 1 to {count}, the number of features", size)
     chosen = [(features - features.mean(0)).square().sum(1).argmin()]
     distances = torch.full_like(features[:, 0], torch.inf)
     while len(chosen) < size:
@@ -32,12 +33,12 @@ def greedy_coreset(features: Tensor, size: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def random_projection(features: int, dimensions: int, seed: int = 0) -> Tensor:
+def random_projection(features: int, dimensions: int) -> Tensor:
     """Gaussian matrix (features, dimensions) that keeps distances up to a small factor (Johnson and Lindenstrauss).
 
-    It is the identity if there are no more features than dimensions.
+    It is the same in each call, and the identity if there are no more features than dimensions.
     """
     if features <= dimensions:
         return torch.eye(features)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     return torch.randn(features, dimensions, generator=generator) / dimensions**0.5

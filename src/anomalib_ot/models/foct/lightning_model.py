@@ -286,10 +286,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         if not self.settings.keep_memory:
             self.model.reset()
 
-    def on_predict_start(self) -> None:
-        """Reset the episodic memory, unless it is kept."""
-        if not self.settings.keep_memory:
-            self.model.reset()
+    on_predict_start = on_test_start
 
     def frozen(self) -> AbstractContextManager[None]:
         """A context in which memory and navigator do not change, and queries teach nothing."""

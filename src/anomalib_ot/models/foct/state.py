@@ -1,4 +1,4 @@
-"""State of Foct: the memories, the navigator, and what queries have taught them."""
+"""State of Foct: the memories, the navigator, and what queries teach them."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.settings import require
+from anomalib_ot.transport import Navigator
 
 from .memory import EpisodicMemory, Memory, SemanticMemory
-from .navigator import new_navigator
+from .navigator import fit_to, new_navigator
 from .settings import FoctSettings
 
 # Queries that can be undone. With the default settings and a Wide ResNet-50 they take 60 MB at most.
@@ -140,3 +141,38 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
         for _ in range(queries):
             taught = self.earlier.pop()
         self.recall(taught)
+
+    @property
+    def _is_taught(self) -> bool:
+        """Whether a query changes the navigator or the memory, for itself only or for later queries too."""
+        fits = self.settings.measure == "transport" and self.settings.query_steps > 0
+        return not self.is_frozen and (self.settings.online or fits)
+
+    def _navigator_of(self, memory: Memory, query: Tensor) -> Navigator:
+        """The navigator that scores one query (1, M, C): the current one, or a copy that is fitted to the query."""
+        steps = self.settings.query_steps
+        if self.settings.measure == "nearest" or not steps or self.is_frozen:
+            return self.navigator
+        # Parameters that are created in inference mode could not be fitted.
+        with torch.inference_mode(mode=False):
+            navigator = deepcopy(self.navigator if self.settings.online else self.support_navigator)
+        fit_to(navigator, memory.features[0], query[0], self.settings, steps)
+        return navigator
+
+    def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
+        """Add the most relevant normal features of a query (M, C) to the episodic memory.
+
+        A feature is normal if its score and its distance from the semantic memory are at most the mean distance of the
+        support features from the coreset of their own image, which treats features at that distance as equal. A
+        distance to the memory therefore never falls by more than this mean, however often a defect occurs.
+        """
+        chosen = torch.cat(
+            [
+                part[relevance[part].topk(min(count, part.shape[0])).indices]
+                for count, part in (
+                    (self.settings.top_foreground, (normal & is_foreground).nonzero()[:, 0]),
+                    (self.settings.top_background, (normal & ~is_foreground).nonzero()[:, 0]),
+                )
+            ]
+        )
+        self.episodic.add(query[chosen], is_foreground[chosen])

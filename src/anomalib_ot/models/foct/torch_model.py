@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator, by_maximum
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import (
     extract_by_parts,
@@ -192,7 +191,7 @@ class FoctModel(FoctState):
                 score = self._score_and_learn if self._is_taught else self._score_frozen
                 with _teaching if self._is_taught else nullcontext():
                     scores = torch.cat([score(each) for each in query.split(1)])
-            return _predictions(self._anomaly_map(scores + self._detail_scores(layers), features, images))
+            return by_maximum(self._anomaly_map(scores + self._detail_scores(layers), features, images))
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -216,7 +215,7 @@ class FoctModel(FoctState):
                 memory = self.semantic.register_to(query, without=index)
                 scores = self._score(query, memory, self.support_navigator)[0] + self._detail_scores(layers, index)
                 maps.append(self._anomaly_map(scores, features, image))
-        return _predictions(torch.cat(maps))
+        return by_maximum(torch.cat(maps))
 
     def _detail_scores(self, layers: Sequence[Tensor], without: int | None = None) -> Tensor | float:
         """Weighted distances (B, M) of details from those of the support images, or of all but one; 0 if unused."""
@@ -233,12 +232,6 @@ class FoctModel(FoctState):
         maps = scores.unflatten(-1, features.shape[-2:])[:, None]
         anomaly_map: Tensor = self.anomaly_map_generator([maps], images.shape[-2:])
         return anomaly_map
-
-    @property
-    def _is_taught(self) -> bool:
-        """Whether a query changes the navigator or the memory, for itself only or for later queries too."""
-        fits = self.settings.measure == "transport" and self.settings.query_steps > 0
-        return not self.is_frozen and (self.settings.online or fits)
 
     @torch.no_grad()
     def contributions(self, images: Tensor) -> dict[str, Tensor]:
@@ -327,17 +320,6 @@ class FoctModel(FoctState):
             return F.one_hot(nearest, memory.features.shape[1]).to(query.dtype)
         return conditional_plan(self._navigator_of(memory, query)(memory.features, query)).forward
 
-    def _navigator_of(self, memory: Memory, query: Tensor) -> Navigator:
-        """The navigator that scores one query (1, M, C): the current one, or a copy that is fitted to the query."""
-        steps = self.settings.query_steps
-        if self.settings.measure == "nearest" or not steps or self.is_frozen:
-            return self.navigator
-        # Parameters that are created in inference mode could not be fitted.
-        with torch.inference_mode(mode=False):
-            navigator = deepcopy(self.navigator if self.settings.online else self.support_navigator)
-        fit_to(navigator, memory.features[0], query[0], self.settings, steps)
-        return navigator
-
     def _parts(self, query: Tensor) -> Tensor:
         """Contribution of each layer and of the position to the scores of one query (1, M, C): (parts, 1, M)."""
         memory = self.episodic.join(self.semantic.register_to(query))
@@ -397,31 +379,8 @@ class FoctModel(FoctState):
         forward = conditional_plan(navigator(memory.features, query)).forward
         return (forward * costs).sum(-1), forward.amax(-1), (forward @ flags[..., None])[..., 0]
 
-    def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
-        """Add the most relevant normal features of a query (M, C) to the episodic memory.
-
-        A feature is normal if its score and its distance from the semantic memory are at most the mean distance of the
-        support features from the coreset of their own image, which treats features at that distance as equal. A
-        distance to the memory therefore never falls by more than this mean, however often a defect occurs.
-        """
-        chosen = torch.cat(
-            [
-                part[relevance[part].topk(min(count, part.shape[0])).indices]
-                for count, part in (
-                    (self.settings.top_foreground, (normal & is_foreground).nonzero()[:, 0]),
-                    (self.settings.top_background, (normal & ~is_foreground).nonzero()[:, 0]),
-                )
-            ]
-        )
-        self.episodic.add(query[chosen], is_foreground[chosen])
-
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (C,) and total standard deviation () of features (K, C, H, W)."""
     flat = features.movedim(1, -1).flatten(0, -2)
     return flat.mean(0), flat.var(0, correction=0).sum().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
-
-
-def _predictions(anomaly_map: Tensor) -> InferenceBatch:
-    """Anomaly maps (B, 1, h, w) with the image scores (B,), their maxima."""
-    return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)

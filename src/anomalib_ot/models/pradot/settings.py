@@ -84,9 +84,8 @@ class PradotSettings(FeatureTrainingSettings):
             raise ValueError(msg)
         for alpha in self.alphas:
             require(0 <= alpha <= 1, "each of alphas", "in [0, 1]", alpha)
-        if not self.alphas or len(set(self.alphas)) < len(self.alphas):
-            msg = f"alphas must be one or more different weights, not {list(self.alphas)}"
-            raise ValueError(msg)
+        is_set = 0 < len({*self.alphas}) == len(self.alphas)
+        require(is_set, "alphas", "one or more different weights", list(self.alphas))
 
     @property
     def per_cell(self) -> list[float | None]:

@@ -10,7 +10,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_ot.features.anomaly_map import AnomalyMapGenerator
+from anomalib_ot.features.anomaly_map import AnomalyMapGenerator, by_maximum
 from anomalib_ot.features.backbones import prepare_extractor
 from anomalib_ot.features.extraction import full_precision
 from anomalib_ot.features.scorer import FeatureScorer
@@ -290,8 +290,7 @@ class PradotModel(FeatureScorer):
         Raises:
             RuntimeError: If there are no prototypes yet.
         """
-        anomaly_map = self.anomaly_map_generator(self.layer_scores(features), size)
-        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-2, -1)).flatten(), anomaly_map=anomaly_map)
+        return by_maximum(self.anomaly_map_generator(self.layer_scores(features), size))
 
     def layer_scores(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Score map (B, 1, H, W) of each layer, which the anomaly map is the sum of.

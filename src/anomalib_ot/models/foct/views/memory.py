@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from torch import Tensor
 
-from anomalib_ot.drawing.figures import COLOURS, OUTLINE, new_figure, show_image
+from anomalib_ot.drawing.figures import BLUE, COLOURS, ORANGE, OUTLINE, new_figure, show_image
 from anomalib_ot.drawing.pictures import Picture, stack
 from anomalib_ot.models.foct import FoctModel
 from anomalib_ot.models.foct.foreground import Foreground
@@ -25,7 +25,7 @@ _MOST = 6
 _NAMES = 12
 # Images under cells are paler, so that the cells stand out.
 _PALE = 0.5
-_COLOUR_OF_LABEL = {False: "#0072b2", True: "#d55e00", None: "grey"}
+_COLOUR_OF_LABEL = {False: BLUE, True: ORANGE, None: "grey"}
 _NAME_OF_LABEL = {False: "normal", True: "anomalous", None: "not known"}
 
 
@@ -190,7 +190,7 @@ def draw_foreground(model: FoctModel, support: Sequence[Picture], foreground: Fo
         y = (cells // columns + 0.5) * height / rows - 0.5
         x = (cells % columns + 0.5) * width / columns - 0.5
         flags = semantic.is_foreground[number, 0].cpu()
-        for is_product, colour in ((True, "#d55e00"), (False, "#0072b2")):
+        for is_product, colour in ((True, ORANGE), (False, BLUE)):
             chosen = flags == is_product
             panel.plot(x[chosen], y[chosen], ".", markersize=5, color=colour)
         counts = int(flags.sum()), int((~flags).sum())

@@ -9,12 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 from torch import Tensor
 
-from anomalib_ot.drawing.figures import new_figure, show_image, show_map
+from anomalib_ot.drawing.figures import BLUE, ORANGE, new_figure, show_image, show_map
 from anomalib_ot.drawing.pictures import Picture, stack
 from anomalib_ot.models.wt_flow import WtFlowModel
 
-_NORMAL = "#0072b2"
-_ODD = "#d55e00"
 _OTHER = "grey"
 # Cells of each kind whose trajectory is drawn, and normal cells in the background.
 _WAYS = 3
@@ -96,7 +94,7 @@ def draw_flow(ways: Sequence[Ways], picture: Picture) -> Figure:
     for row, each in zip(panels, ways, strict=True):
         odd, usual = _choose(each.minus_log_density)
         show_image(row[0], picture.image, f"{each.layer}: cells of the trajectories", picture.mask)
-        for cells, colour in ((odd, _ODD), (usual, _NORMAL)):
+        for cells, colour in ((odd, ORANGE), (usual, BLUE)):
             _mark(row[0], cells, each.minus_log_density.shape, picture, colour)
         show_map(row[1], each.minus_log_density, "minus log density of each cell, per channel")
         _draw_ways(row[2], each, odd, usual)
@@ -134,7 +132,7 @@ def _draw_ways(panel: Axes, ways: Ways, odd: Tensor, usual: Tensor) -> None:
     cloud = ((start[:: max(1, len(start) // _CLOUD)] - mean) @ axes).cpu().numpy()
     panel.plot(*cloud.T, ".", markersize=2, color="lightgrey", label="normal features")
     own = ways.picture.flatten(2).permute(0, 2, 1)
-    for cells, colour, name in ((usual, _NORMAL, "usual cells"), (odd, _ODD, "most anomalous cells")):
+    for cells, colour, name in ((usual, BLUE, "usual cells"), (odd, ORANGE, "most anomalous cells")):
         for number, cell in enumerate(cells.tolist()):
             way = ((own[:, cell] - mean) @ axes).cpu().numpy()
             panel.plot(*way.T, color=colour, linewidth=1.2, label=None if number else name)
@@ -157,15 +155,15 @@ def _draw_norms(panel: Axes, ways: Ways, odd: Tensor) -> None:
     # A twentieth of the image's cells, as the standard deviation of three would mean little.
     highest = own[:, ways.minus_log_density.flatten().topk(max(len(odd), own.shape[1] // 20)).indices.cpu()]
     for values, colour, name in (
-        (normal, _NORMAL, "normal images"),
+        (normal, BLUE, "normal images"),
         (own, _OTHER, "this image"),
-        (highest, _ODD, "its most anomalous twentieth"),
+        (highest, ORANGE, "its most anomalous twentieth"),
     ):
         mean, spread = values.mean(1).numpy(), values.std(1).numpy()
         panel.plot(times, mean, color=colour, label=name)
         panel.fill_between(times, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     ends = float((2 * ways.minus_log_density.flatten().topk(highest.shape[1]).values.mean()).sqrt())
-    panel.plot(1, ends, "D", color=_ODD, markersize=5, label="where the score's steps end")
+    panel.plot(1, ends, "D", color=ORANGE, markersize=5, label="where the score's steps end")
     panel.axhline(1, color="black", linewidth=0.7, linestyle=":")
     panel.text(0.5, 1, "Gaussian noise", fontsize="x-small", va="top", ha="center")
     _with_ticks(panel)
