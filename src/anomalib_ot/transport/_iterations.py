@@ -18,6 +18,8 @@ K = TypeVar("K", bound=Scaled)
 _ABSORB = 40.0
 # Logs of column scalings seldom differ by more. If they do, a sparse kernel is built again for twice as much.
 ALLOWANCE = 2.0
+# Plain iterations before the first accelerated one, which takes longer: many problems are solved by then.
+_UNACCELERATED = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def iterate(
         epsilon: Regularisation ε.
         max_iterations: Upper bound on the iterations.
         tolerance: Stop when the L1 error of the column marginals is at most this; one number, or one for each problem.
-        anderson: Number of past steps of log v that accelerate the iterations; 0 for plain iterations.
+        anderson: Number of past steps of log v that accelerate the iterations after the first ones; 0 for plain
+            iterations.
         processes: Processes that hold further rows.
         first: K and f for the first potential, if they are known.
 
@@ -95,15 +98,17 @@ def iterate(
         u, sums = kernel.scale_rows(v, a)
         sums = processes.sum(sums)
         following, (least, error, excess, smallest, largest) = _scale_columns(v, sums, b, tolerance)
-        if not least > TINY:
+        is_changed = not least > TINY
+        if is_changed:
             # The sum of an empty column is replaced by the bound of the omitted entries, which limits its scaling.
             most = (missing * processes.sum(u.sum(-1, keepdim=True))).clamp(min=TINY)
             following = b / torch.where(sums > TINY, sums, most)
-        if acceleration:
+        if acceleration and iteration > _UNACCELERATED:
+            is_changed = True
             logs = v.log()
             # Rounding may differ between processes, whose scalings must not.
             following = processes.first((logs + acceleration.step(following.log() - logs)).exp())
-        if acceleration or not least > TINY:
+        if is_changed:
             smallest, largest = torch.stack(following.log().aminmax()).tolist()
         if excess <= 0 or iteration == max_iterations:
             break
