@@ -146,8 +146,9 @@ def sinkhorn(
         potential: Start from this dual potential (P,) of the columns of an earlier, similar problem, finite.
         row_weights: a, (N,), positive; uniform with sum one by default.
         column_weights: b, (P,), positive, with the same sum as a; uniform by default.
-        anderson: Number of past steps that accelerate the iterations by Anderson's method; 0 for Sinkhorn's iterations.
-            5 needs fewer iterations for a small ε and the same plan. ``reference`` does not accelerate.
+        anderson: Number of past steps that accelerate the iterations after the tenth by Anderson's method; 0 for
+            Sinkhorn's iterations. 5 needs fewer iterations for a small ε and the same plan. ``reference`` does not
+            accelerate.
         workspace: Memory for the solver, 2 GiB by default.
         processes: Processes that hold further rows of the same problem and also call this function; some may have no
             rows.

@@ -88,7 +88,7 @@ def solve(
         tol: Stop when the L1 error of the column marginals is at most this. None is relative to the sum of b of each
             problem; see :func:`sinkhorn`.
         potentials_init: Potentials of an earlier, similar problem to start from. Only those of the columns are used.
-        anderson: Number of past steps that accelerate the iterations; 0 for Sinkhorn's iterations.
+        anderson: Number of past steps that accelerate the iterations after the tenth; 0 for Sinkhorn's iterations.
         workspace: Memory for the solver of a large single matrix, 2 GiB by default. A batch, or a matrix of at most
             2¹⁸ entries, is solved with dense kernels, which with intermediate results take twice its memory.
         warn: Whether to warn if the tolerance was not reached.
