@@ -98,10 +98,14 @@ def prepared_pictures(model: AnomalibModule, batch: ImageBatch) -> Iterator[Pict
 
 
 def name_of(path: str) -> str:
-    """Name of an image: its folder and its file name without suffix. As a path, it has no ``..`` and is relative."""
+    """Name of an image: its folder and its file name without suffix. As a path, it has no ``..`` and is relative.
+
+    Bytes that are no UTF-8 are replaced, because figures and pages cannot show them.
+    """
     file = Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its own name
     # The stem of a file such as "...png" would be empty.
-    return str(Path(file.parent.name) / (file.stem if file.stem.strip(".") else file.name))
+    name = Path(file.parent.name) / (file.stem if file.stem.strip(".") else file.name)
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def extent_of(model: AnomalibModule, size: tuple[int, int]) -> Extent:

@@ -254,7 +254,7 @@ def _write_picture(
     numbers = {**evidence.to_dict(), "chosen_as": reason, **about}
     drawings = []
     with replacing(output / picture.name) as folder:
-        (folder / "evidence.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_text(folder / "evidence.json", json.dumps(numbers, indent=1, ensure_ascii=False))
         for view in views.values():
             drawings += _save(view, view.draw(subject, picture), folder, picture.name, formats)
     return Explained(evidence, reason, drawings)

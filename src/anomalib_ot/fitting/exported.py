@@ -95,7 +95,7 @@ def exported_once(
         return Calibration.from_plain(found["calibration"]), (exact, int8)
     module, processor, data = _trained(config, checkpoint)
     logger.info("Exporting to OpenVINO.")
-    with (folder / "export.log").open("w", encoding="utf-8") as log, _talking_to(log):
+    with (folder / "export.log").open("w", encoding="utf-8", errors="backslashreplace") as log, _talking_to(log):
         path = export_openvino(module, folder, MODEL, datamodule=data, onnx_kwargs=_onnx_options(module))
         exact = _timed(path, images[0])
         int8 = _int8(module, data, folder, images[0], exact)

@@ -1,3 +1,5 @@
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -243,6 +245,18 @@ def test_pictures_explained_before_stay_and_are_listed(fitted, folder, tmp_path)
     for name in (first, second, f"{second}-2"):
         assert (tmp_path / "out" / name / "evidence.json").is_file()
     assert f'<a href="{first}/evidence.json">{first}</a>' in page.read_text()
+
+
+def test_a_picture_whose_name_is_no_text_is_explained(fitted, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (80, 72), (9, 8, 7)).save(tmp_path / "pictures" / os.fsdecode(b"caf\xe9.png"))
+    subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(tmp_path / "pictures")))
+    (picture,) = subject.prepared(subject.data.shown)
+    page, (explained,) = write_views(subject, [(picture, "requested")], tmp_path / "out", formats=["png"])
+    (written,) = (tmp_path / "out").rglob("evidence.json")
+    numbers = json.loads(written.read_text())
+    assert numbers == {**numbers, **explained.evidence.to_dict()}
+    assert page.is_file()
 
 
 @pytest.mark.parametrize("size", [(72, 80), (500, 300)])
