@@ -176,7 +176,10 @@ def tables(rows: pd.DataFrame) -> tuple[str, str]:
     """The tables of the guide in Markdown: delays after each change, and streams with an alarm without a change."""
     is_change = rows.change.isin([*CHANGES])
     delays = [
-        f"{row.delay:g}" if row.alarms == row.streams else f"{row.delay:g} ({row.alarms} of {row.streams})"
+        f"{row.delay:g}"
+        if row.alarms == row.streams
+        # Without an alarm there is no delay.
+        else f"{row.delay:g} ({row.alarms} of {row.streams})".removeprefix("nan ")
         for row in rows[is_change].itertuples()
     ]
     alarms = [f"{row.alarms} of {row.streams}" for row in rows[~is_change].itertuples()]

@@ -50,11 +50,12 @@ def test_the_tables_have_delays_and_alarms_without_a_change():
         {"category": "tray", "calibration": "held out", "change": "none", "alarms": 1, "delay": ""},
         {"category": "tray", "calibration": "held out", "change": "shift 2 px", "alarms": 4, "delay": 22},
         {"category": "tray", "calibration": "folds", "change": "shift 2 px", "alarms": 3, "delay": 90.5},
+        {"category": "tray", "calibration": "folds", "change": "blur 1 px", "alarms": 0, "delay": ""},
         {"category": "tray", "calibration": "folds", "change": "5% anomalous", "alarms": 0, "delay": ""},
     ]
     found = pd.DataFrame([row | each for each in rows])
     found["delay"] = pd.to_numeric(found.delay)
     delays, alarms = (each.splitlines() for each in tables(found))
     assert delays[0] == "| change | WtFlow, tray, held out | WtFlow, tray, folds |"
-    assert delays[2:] == ["| shift 2 px | 22 | 90.5 (3 of 4) |"]
+    assert delays[2:] == ["| shift 2 px | 22 | 90.5 (3 of 4) |", "| blur 1 px |  | (0 of 4) |"]
     assert alarms[2:] == ["| none | 1 of 4 |  |", "| 5% anomalous |  | 0 of 4 |"]
