@@ -10,7 +10,13 @@ from anomalib_ot.drawing.pictures import pictures_of
 
 PROTOTYPES = {"prototypes_per_cell": 1, "whitened_channels": 8}
 FLOW = {"width": 16, "whitened_channels": 8}
-SETTINGS = {"layers": ["layer2", "layer3"], "pre_trained": False, "image_size": (64, 64), "evaluator": False}
+SETTINGS = {
+    "backbone": "test_resnet",
+    "layers": ["layer2", "layer3"],
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "evaluator": False,
+}
 
 
 def noise(count, seed=0, size=(72, 80)):
@@ -49,13 +55,13 @@ def fitted():
         torch.manual_seed(0)
         arguments.setdefault("post_processor", PostProcessor())
         if name == "Foct":
-            model = Foct("resnet18", **{**SETTINGS, "rotations": 2, "support_steps": 3, **arguments}).eval()
+            model = Foct(**{**SETTINGS, "rotations": 2, "support_steps": 3, **arguments}).eval()
         elif name == "Pradot":
-            model = Pradot("resnet18", **{**SETTINGS, **PROTOTYPES, **arguments}).eval()
+            model = Pradot(**{**SETTINGS, **PROTOTYPES, **arguments}).eval()
         elif name == "Duo":
-            model = Duo("resnet18", **{**SETTINGS, "pradot": PROTOTYPES, "wt_flow": FLOW, **arguments}).eval()
+            model = Duo(**{**SETTINGS, "pradot": PROTOTYPES, "wt_flow": FLOW, **arguments}).eval()
         else:
-            model = WtFlow("resnet18", **{**SETTINGS, **FLOW, **arguments}).eval()
+            model = WtFlow(**{**SETTINGS, **FLOW, **arguments}).eval()
         images = torch.stack([each.prepared for each in pictures_of(model, noise(4))])
         with torch.no_grad():
             if name == "Foct":

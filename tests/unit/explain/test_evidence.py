@@ -242,7 +242,7 @@ def test_evidence_is_json(fitted, pictures):
 
 def test_figure_says_the_shares(fitted, pictures):
     model = fitted("WtFlow", 0.1)
-    evidence = evidence_of(model, *pictures(model), NormalScores({"a": 0.1, "b": 9.0}))
+    evidence = evidence_of(model, *pictures(model), NormalScores({"a": 0.1, "b": 99.0}))
     titles = [panel.get_title() for panel in draw_evidence(evidence).axes]
     assert f"layer3:\n{evidence.share('layer3'):.0%} of the score" in titles
     assert f"1 of 2 normal images score as high:\np = {2 / 3:.2g}" in titles

@@ -31,7 +31,9 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def look(images, backbone, tmp_path):
+def look(images, backbone, tmp_path, monkeypatch):
+    # For few images no graph of the backbone is made, which takes longer than the look.
+    monkeypatch.setattr(looking, "SYNTHETIC", 0)
     return lambda keep=(): look_at(images, [CANDIDATE.on(backbone)], keep, tmp_path / "work", 0)
 
 

@@ -9,7 +9,7 @@ from anomalib_ot.models.foct import FoctModel, FoctSettings
 from anomalib_ot.models.pradot import PradotModel, PradotSettings
 from anomalib_ot.models.wt_flow import WtFlowModel, WtFlowSettings
 
-SMALL = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
+SMALL = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False}
 WAYS = {
     "fitted to each query": {"query_steps": 2},
     "online, fitted to each query": {"online": True, "query_steps": 2},
@@ -57,7 +57,11 @@ def scores(model, seeds=(1, 2)):
 
 
 @pytest.mark.parametrize(
-    ("build", "precision"), [(pradot, "highest"), (wt_flow, "highest"), (foct, "highest"), (foct, "medium")]
+    ("build", "precision"),
+    [
+        *((pradot, "highest"), (wt_flow, "highest"), (foct, "medium")),
+        pytest.param(foct, "highest", marks=pytest.mark.slow),
+    ],
 )
 def test_a_compiled_model_says_what_it_says_otherwise(build, precision, compiled):
     torch.manual_seed(0)
@@ -70,7 +74,10 @@ def test_a_compiled_model_says_what_it_says_otherwise(build, precision, compiled
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("way", WAYS)
+# A Foct that is not online is compiled above, though not one that is fitted to queries.
+@pytest.mark.parametrize(
+    "way", [pytest.param(each, marks=() if each.startswith("online") else pytest.mark.slow) for each in WAYS]
+)
 def test_a_compiled_foct_learns_what_it_learns_otherwise(way, compiled):
     torch.manual_seed(0)
     model = foct(**WAYS[way])

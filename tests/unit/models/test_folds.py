@@ -11,7 +11,13 @@ from torch.utils.data import Subset
 from anomalib_ot import Duo, Pradot, WtFlow
 from anomalib_ot.host.cross_fit import FoldFeatures
 
-SMALL = {"backbone": "resnet18", "pre_trained": False, "image_size": (64, 64), "visualizer": False, "evaluator": False}
+SMALL = {
+    "backbone": "test_resnet",
+    "pre_trained": False,
+    "image_size": (64, 64),
+    "visualizer": False,
+    "evaluator": False,
+}
 MODELS = {
     "Pradot": (Pradot, {"layers": ["layer2", "layer3"], "prototypes_per_cell": 1, "whitened_channels": 8, "epochs": 2}),
     "WtFlow": (WtFlow, {"layers": ["layer3"], "width": 16, "whitened_channels": 8, "training_steps": 6}),

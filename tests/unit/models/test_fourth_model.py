@@ -16,7 +16,7 @@ from anomalib_ot.comparison.job import _run
 from anomalib_ot.explain import explain
 from anomalib_ot.explain.views import views_of
 
-SETTINGS = {"backbone": "resnet18", "pre_trained": False, "image_size": (64, 64)}
+SETTINGS = {"backbone": "test_resnet", "pre_trained": False, "image_size": (64, 64)}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_it_is_compared_with_a_model_of_anomalib(kind, config):
         "mean": {"class_path": kind.__name__, "init_args": {"pre_trained": False}},
         "PaDiM": {"class_path": "Padim", "init_args": small},
     }
-    plan = Plan(models, {"squares": config}, backbone="resnet18", image_size=(64, 64))
+    plan = Plan(models, {"squares": config}, backbone="test_resnet", image_size=(64, 64))
     records = [_run(job)[0] for job in plan.jobs(threads=1, accelerator="cpu")]
     assert [record.key.model for record in records] == ["mean", "PaDiM"]
     assert records[0].metrics.keys() == records[1].metrics.keys()

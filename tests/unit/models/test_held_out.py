@@ -11,7 +11,7 @@ from anomalib_ot.explain.data import read_data
 from anomalib_ot.host.calibration import FOLDS, SUPPORT, TRAINED
 
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer3"],
     "pre_trained": False,
     "image_size": (64, 64),

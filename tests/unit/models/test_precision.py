@@ -10,7 +10,7 @@ from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 
 SMALL = {"layers": ["layer2"], "pre_trained": False, "image_size": (64, 64), "visualizer": False}
 MODELS = {
-    "Pradot": lambda: Pradot("test_resnet", **SMALL, epochs=1),
+    "Pradot": lambda: Pradot("test_resnet", **SMALL, prototypes_per_cell=1, epochs=1),
     "Foct": lambda: Foct("test_resnet", **SMALL, rotations=2, support_steps=3),
     "WtFlow": lambda: WtFlow("test_resnet", **SMALL, training_steps=2, width=16),
     "Duo": lambda: Duo(

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from anomalib_ot import Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.decide import ConformalPostProcessor, Decision
 
-SHARED = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": (64, 64)}
+SHARED = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False, "image_size": (64, 64)}
 SETTINGS = {
     Pradot: {"prototypes_per_cell": 1, "whitened_channels": 16, "epochs": 1, "batch_size": 4},
     Foct: {"rotations": 1, "support_steps": 1},

@@ -26,8 +26,10 @@ THREE = tuple(Candidate(name, "Padim", {"which": name}, SIZE, "resnet18") for na
 
 
 @pytest.fixture
-def start(paths, backbone, tmp_path):
+def start(paths, backbone, tmp_path, monkeypatch):
     """Chooses; the arguments can be changed."""
+    # For few images no graph of the backbone is made, which takes longer than a choice.
+    monkeypatch.setattr(choosing, "SYNTHETIC", 0)
 
     def call(images=paths, candidates=THREE, **changed):
         arguments = {"minutes": 5, "state": tmp_path / "new" / "trials.json", **changed}

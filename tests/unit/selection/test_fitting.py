@@ -14,7 +14,7 @@ from anomalib_ot.selection.fitting import fit_on_features
 from anomalib_ot.selection.trial import run_trial
 
 SIZE = (64, 64)
-BACKBONE = {"backbone": "resnet18", "pre_trained": False}
+BACKBONE = {"backbone": "test_resnet", "pre_trained": False}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_memory_bank_of_features_scores_as_one_of_images(images, kind):
     ],
 )
 def test_a_trial_depends_on_its_seed_only(images, class_path, init_args):
-    candidate = Candidate("it", class_path, init_args, SIZE, "resnet18")
+    candidate = Candidate("it", class_path, init_args, SIZE, "test_resnet")
     maps = features_of(candidate.create(pre_trained=False, layers=["layer1", "layer2", "layer3"]), images)
     features = SimpleNamespace(to_fit=maps, good=maps, synthetic=maps)
     first, other, again = (run_trial(candidate, features, seed) for seed in (0, 1, 0))

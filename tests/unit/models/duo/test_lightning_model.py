@@ -25,6 +25,7 @@ def make(**arguments):
         "batch_size": 4,
         "pradot": {"prototypes_per_cell": 2, "whitened_channels": 16, "epochs": 2},
         "wt_flow": {"width": 16, "whitened_channels": 16, "training_steps": 7},
+        "calibration_folds": 2,
         "visualizer": False,
     }
     return Duo(**{**settings, **arguments})
@@ -63,7 +64,7 @@ def test_the_scores_of_left_out_images_weigh_the_parts(data, engine, monkeypatch
     weighed = []
     monkeypatch.setattr(Duo, "_weigh", lambda _, scores: weighed.extend(scores))
     engine().fit(make(), datamodule=data())
-    # Three folds of ten images; each gives two maps of Pradot, whose flow has one.
+    # Two folds of ten images; each gives two maps of Pradot, whose flow has one.
     assert sum(len(flow[0]) for _, flow in weighed) == 10
     assert {(len(prototypes), len(flow)) for prototypes, flow in weighed} == {(2, 1)}
 

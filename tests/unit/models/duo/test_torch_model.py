@@ -6,7 +6,7 @@ import torch
 from anomalib_ot.models.duo import DuoModel, DuoSettings
 
 SETTINGS = DuoSettings(
-    backbone="resnet18",
+    backbone="test_resnet",
     layers=("layer2", "layer3"),
     pre_trained=False,
     image_size=(64, 64),

@@ -47,6 +47,6 @@ def test_half_precision_turns_pictures_as_single_precision_does(precision):
 @pytest.mark.parametrize("size", [(64, 128), (32, 128), (128, 32)])
 def test_a_wide_product_that_fills_the_picture_leaves_no_background_in_the_memory(size):
     torch.manual_seed(0)
-    model = FoctModel(FoctSettings(backbone="resnet18", layers=["layer2"], pre_trained=False)).eval()
+    model = FoctModel(FoctSettings(backbone="test_resnet", layers=["layer2"], pre_trained=False)).eval()
     model.fit(torch.rand(1, 3, *size))
     assert model.semantic.is_foreground.all()

@@ -26,7 +26,7 @@ def model():
         torch.manual_seed(0)
         steps = {"support_steps": 3, "query_steps": 2, "tolerance": 0}
         small = {"rotations": 2, "foreground_ratio": 0.5, "background_ratio": 0.5, **steps, **arguments}
-        made = FoctModel(FoctSettings(backbone="resnet18", pre_trained=False, **small)).eval()
+        made = FoctModel(FoctSettings(backbone="test_resnet", pre_trained=False, **small)).eval()
         if shots:
             made.fit(images(shots))
         return made
@@ -124,7 +124,7 @@ def test_shapes_and_image_score(model):
 
 def test_features_are_those_of_patchcore(model):
     ours = model(shots=0)
-    theirs = PatchcoreModel(["layer2", "layer3"], "resnet18", pre_trained=False).train()
+    theirs = PatchcoreModel(["layer2", "layer3"], "test_resnet", pre_trained=False).train()
     theirs.feature_extractor.load_state_dict(ours.feature_extractor.state_dict())
     theirs.feature_extractor.eval()
     expected = theirs(images(2))
@@ -195,8 +195,8 @@ def test_the_detail_of_a_cell_is_its_cosine_distance_from_the_nearest_of_all_vie
 
 
 def test_position_weight_tells_places_apart(model):
-    maps = torch.zeros(1, 128 + 256, 8, 8)
     weighted, plain = model(), model(position_weight=0.0)
+    maps = torch.zeros(1, sum(plain.feature_extractor.out_dims), 8, 8)
     assert weighted._embed(maps).shape[-1] == plain._embed(maps).shape[-1] + 2
     points = weighted._embed(maps)[0]
     assert float((points[0] - points[-1]).norm()) == pytest.approx(4 * 2**0.5, rel=1e-4)

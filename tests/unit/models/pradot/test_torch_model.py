@@ -16,7 +16,7 @@ EXACT = {"sinkhorn_tolerance": 0.0, "sinkhorn_iterations": 100}
 
 
 def small(**settings):
-    return PradotModel(PradotSettings(**{"backbone": "resnet18", "pre_trained": False, **settings}))
+    return PradotModel(PradotSettings(**{"backbone": "test_resnet", "pre_trained": False, **settings}))
 
 
 @pytest.mark.parametrize(("side", "count"), [(7, 16 * 49), (14, 3136), (28, 3136), (32, 3 * 1024), (80, 56 * 56)])

@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_ot.models.wt_flow import WtFlowModel, WtFlowSettings
 
-SMALL = {"backbone": "resnet18", "layers": ["layer2", "layer3"], "pre_trained": False, "width": 16}
+SMALL = {"backbone": "test_resnet", "layers": ["layer2", "layer3"], "pre_trained": False, "width": 16}
 
 
 @pytest.fixture
@@ -92,11 +92,13 @@ def test_maps_of_layers_are_averaged_and_images_do_not_depend_on_each_other(mode
 
 @torch.no_grad()
 def test_normal_features_are_whitened_about_their_mean(model):
-    flow = model()
-    maps = torch.rand(400, 128, 8, 8, generator=torch.Generator().manual_seed(1))
-    flow.fit_normalization([{"layer2": maps, "layer3": maps[:, :, :4, :4].repeat(1, 2, 1, 1)}])
-    white = flow.embed({"layer2": maps, "layer3": maps[:, :, :4, :4].repeat(1, 2, 1, 1)})[0]
-    torch.testing.assert_close(white.mean(0), torch.zeros(128, 8, 8), atol=1e-4, rtol=0)
+    flow, generator = model(), torch.Generator().manual_seed(1)
+    channels = flow.feature_extractor.out_dims
+    sizes = zip(SMALL["layers"], channels, (8, 4), strict=True)
+    maps = {layer: torch.rand(400, count, side, side, generator=generator) for layer, count, side in sizes}
+    flow.fit_normalization([maps])
+    white = flow.embed(maps)[0]
+    torch.testing.assert_close(white.mean(0), torch.zeros(channels[0], 8, 8), atol=1e-4, rtol=0)
     assert 0.8 < float(white.var(0).mean()) < 1.1
 
 
@@ -111,10 +113,11 @@ def test_pictures_of_another_size_are_scored(model, images):
 
 
 def test_features_while_training(model, images):
-    features = model().train()(images)
-    assert {layer: tuple(maps.shape) for layer, maps in features.items()} == {
-        "layer2": (6, 128, 8, 8),
-        "layer3": (6, 256, 4, 4),
+    flow = model().train()
+    fine, coarse = flow.feature_extractor.out_dims
+    assert {layer: tuple(maps.shape) for layer, maps in flow(images).items()} == {
+        "layer2": (6, fine, 8, 8),
+        "layer3": (6, coarse, 4, 4),
     }
 
 

@@ -15,7 +15,9 @@ def drawn(panel):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_the_costs_are_the_models_scores_and_the_sum_of_their_parts(fitted, pictures, whitened, normalize, alpha):
-    model = fitted("Pradot", alphas=(alpha,), whitened_channels=whitened, normalize_score=normalize)
+    model = fitted(
+        "Pradot", backbone="resnet18", alphas=(alpha,), whitened_channels=whitened, normalize_score=normalize
+    )
     [picture] = pictures(model)
     _, _, cost, feature, space = draw_assignments(model.model, picture, "layer2", alpha).axes[:5]
     expected = model.model.prototypes_of("layer2", alpha)(model.model.embeddings(picture.prepared[None])["layer2"])
@@ -84,7 +86,7 @@ def test_an_unknown_layer_or_alpha_is_refused_by_naming_those_there_are(fitted, 
 
 def test_a_model_that_is_not_fitted_is_refused(fitted, pictures):
     [picture] = pictures(fitted("Pradot"))
-    model = PradotModel(PradotSettings(backbone="resnet18", layers=["layer2"], pre_trained=False))
+    model = PradotModel(PradotSettings(backbone="test_resnet", layers=["layer2"], pre_trained=False))
     for draw in (draw_all_assignments, lambda *arguments: draw_assignments(*arguments, "layer2", 0.3)):
         with pytest.raises(RuntimeError, match=r"no prototypes .* fit it, or load a checkpoint"):
             draw(model, picture)

@@ -64,7 +64,7 @@ def model():
     torch.manual_seed(0)
     model = PradotModel(
         PradotSettings(
-            backbone="resnet18",
+            backbone="test_resnet",
             layers=["layer2", "layer3"],
             pre_trained=False,
             prototypes_per_cell=[2, 1],
@@ -209,7 +209,7 @@ def test_patches_of_another_model_are_refused(model, pictures, patches, tmp_path
 def test_model_that_is_not_fitted_is_refused(pictures, tmp_path):
     with pytest.raises(RuntimeError, match="no prototypes yet"):
         write_page(
-            PradotModel(PradotSettings(backbone="resnet18", layers=["layer3"], pre_trained=False)).eval(),
+            PradotModel(PradotSettings(backbone="test_resnet", layers=["layer3"], pre_trained=False)).eval(),
             pictures,
             tmp_path / "page.html",
         )

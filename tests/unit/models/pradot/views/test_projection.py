@@ -116,7 +116,7 @@ def test_what_cannot_be_projected_is_refused(fitted, normal):
         sample_cells(model.model, normal(model, 1), "layer3", 2)
     with pytest.raises(RuntimeError, match=r"no prototypes .* fit it"):
         sample_cells(
-            PradotModel(PradotSettings(backbone="resnet18", layers=["layer3"], pre_trained=False)),
+            PradotModel(PradotSettings(backbone="test_resnet", layers=["layer3"], pre_trained=False)),
             normal(model, 1),
             "layer3",
         )

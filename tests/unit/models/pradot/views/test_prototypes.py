@@ -136,5 +136,5 @@ def test_no_pictures_and_no_prototypes_are_refused(fitted, pictures):
         nearest_patches(model.model, [])
     with pytest.raises(RuntimeError, match=r"no prototypes .* fit it"):
         nearest_patches(
-            PradotModel(PradotSettings(backbone="resnet18", layers=["layer2"], pre_trained=False)), pictures(model)
+            PradotModel(PradotSettings(backbone="test_resnet", layers=["layer2"], pre_trained=False)), pictures(model)
         )
