@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from importlib import metadata
+from itertools import count
 
 import pytest
 from packaging.requirements import Requirement
@@ -28,10 +29,50 @@ def run(code, **environment):
     return result.stdout
 
 
+# Imports what takes anomalib and us seconds, and nothing of both but the hook, and runs the code of folders in forks.
+SERVER = """
+import os, sys
+import cv2, FrEIA.framework, jsonargparse, kornia, lightning.pytorch, matplotlib.pyplot, omegaconf, pandas
+import skimage.morphology, sklearn.mixture, timm, torchmetrics, torchvision
+
+assert "anomalib" not in sys.modules
+assert {name for name in sys.modules if name.startswith("anomalib_ot")} == {"anomalib_ot", "anomalib_ot._autoload"}
+for line in sys.stdin:
+    folder = line.strip()
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY), number)
+        exec(open(f"{folder}/code.py").read(), {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
-def found():
-    """Names found by one fresh process that imports anomalib alone: each start takes seconds."""
-    out = run(
+def run_forked(tmp_path_factory):
+    """Runs code as :func:`run` does, in a process that has imported neither anomalib nor our models either."""
+    numbers, place = count(), tmp_path_factory.mktemp("forked")
+    command = [sys.executable, "-W", "ignore", "-c", SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run_forked(code):
+            folder = place / str(next(numbers))
+            folder.mkdir()
+            (folder / "code.py").write_text(code)
+            print(folder, file=server.stdin, flush=True)
+            status = server.stdout.readline()
+            assert status == "0\n", (folder / "stderr").read_text()
+            return (folder / "stdout").read_text()
+
+        yield run_forked
+
+
+@pytest.fixture(scope="module")
+def found(run_forked):
+    """Names found by one process that imports anomalib alone."""
+    out = run_forked(
         "import json\n"
         "from anomalib.models import get_model, list_models\n"
         "from anomalib.data import AnomalibDataModule\n"
@@ -79,12 +120,12 @@ def test_host_keeps_its_own_models(found):
         ),
     ],
 )
-def test_every_import_order_works(first):
-    run(f"import {first}, anomalib.models\nanomalib.models.Pradot")
+def test_every_import_order_works(first, run_forked):
+    run_forked(f"import {first}, anomalib.models\nanomalib.models.Pradot")
 
 
-def test_the_post_processor_may_be_imported_before_the_host():
-    out = run(
+def test_the_post_processor_may_be_imported_before_the_host(run_forked):
+    out = run_forked(
         "from anomalib_ot.decide import ConformalPostProcessor\n"
         "from anomalib.models import get_model\n"
         "model = get_model('Pradot', backbone='resnet18', pre_trained=False)\n"
@@ -113,7 +154,7 @@ def test_a_process_without_anomalib_imports_only_the_hook():
     assert out.strip() == "['anomalib_ot', 'anomalib_ot._autoload']"
 
 
-def test_a_failing_registration_warns_and_the_host_goes_on():
+def test_a_failing_registration_warns_and_the_host_goes_on(run_forked):
     code = (
         "import sys, warnings\n"
         "sys.modules['anomalib_ot.models'] = None\n"
@@ -123,15 +164,15 @@ def test_a_failing_registration_warns_and_the_host_goes_on():
         "print([str(w.message) for w in caught if 'anomalib-ot could not register' in str(w.message)])\n"
         "print(anomalib.models.Padim.__name__)"
     )
-    out = run(code)
+    out = run_forked(code)
     assert "ANOMALIB_OT_AUTOLOAD=0" in out
     assert out.strip().endswith("Padim")
 
 
-def test_a_package_that_only_models_need_is_named_with_the_extra_that_brings_it():
+def test_a_package_that_only_models_need_is_named_with_the_extra_that_brings_it(run_forked):
     hint = 'run: pip install "anomalib-ot[train]"'
     direct = "import anomalib_ot\ntry: anomalib_ot.WtFlow\nexcept ModuleNotFoundError as error: print(error)"
-    assert hint in run("import sys\nsys.modules['torch'] = None\n" + direct)
+    assert hint in run_forked("import sys\nsys.modules['torch'] = None\n" + direct)
     by_hook = (
         "import sys\nsys.modules['psutil'] = None\nimport warnings\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
@@ -139,7 +180,7 @@ def test_a_package_that_only_models_need_is_named_with_the_extra_that_brings_it(
         "    import anomalib.models\n"
         "print([str(w.message) for w in caught if 'anomalib-ot could not register' in str(w.message)])"
     )
-    out = run(by_hook)
+    out = run_forked(by_hook)
     assert "psutil" in out
     assert hint in out
 
@@ -191,8 +232,8 @@ def test_looking_for_the_host_without_importing_it_loses_no_model(before, run_qu
     assert run_quickly(f"{before}\nimport anomalib.models\nprint(anomalib.models.Pradot.__name__)") == ["Pradot"]
 
 
-def test_a_debugger_that_looks_for_the_real_host_loses_no_model():
-    out = run(
+def test_a_debugger_that_looks_for_the_real_host_loses_no_model(run_forked):
+    out = run_forked(
         "import importlib.util\n"
         "importlib.util.find_spec('anomalib.models')\n"
         "from anomalib.models import get_model\n"
@@ -218,8 +259,8 @@ def test_threads_that_look_for_the_host_while_another_imports_it_lose_no_model(r
     assert out == ["Pradot"]
 
 
-def test_models_of_a_reloaded_host_are_found_by_name():
-    out = run(
+def test_models_of_a_reloaded_host_are_found_by_name(run_forked):
+    out = run_forked(
         "import importlib, anomalib.models\n"
         "importlib.reload(anomalib.models)\n"
         "print('Pradot' in anomalib.models.__all__)\n"
@@ -310,18 +351,17 @@ def test_installing_late_registers_at_once(run_quickly):
     assert out == ["False", "Pradot"]
 
 
-def test_a_spawned_process_has_the_models(tmp_path):
-    job = "def job():\n    import anomalib.models\n    return anomalib.models.Pradot.__name__\n"
-    (tmp_path / "job.py").write_text(job)
-    out = run(
+def test_a_spawned_process_has_the_models(run_quickly, tmp_path):
+    job = "\ndef job():\n    import anomalib.models\n    return anomalib.models.Pradot.__name__\n"
+    (tmp_path / "job.py").write_text(OURS + job)
+    out = run_quickly(
         "import multiprocessing\n"
         "from job import job\n"
         "if __name__ == '__main__':\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.apply(job))",
-        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "        print(pool.apply(job))"
     )
-    assert out.strip() == "Pradot"
+    assert out == ["Pradot"]
 
 
 def test_the_hook_stays_and_is_not_installed_again():
@@ -407,8 +447,8 @@ def test_every_requirement_has_one_lower_bound_which_nox_holds_it_to():
     assert set(bounds.values()) == {1}, bounds
 
 
-def test_with_an_old_host_the_message_says_so_and_the_host_goes_on():
-    out = run(
+def test_with_an_old_host_the_message_says_so_and_the_host_goes_on(run_forked):
+    out = run_forked(
         "import importlib.metadata as metadata, warnings\n"
         "real = metadata.version\n"
         "metadata.version = lambda name: '2.6.2' if name == 'anomalib' else real(name)\n"

@@ -18,6 +18,8 @@ SETTINGS = {
     WtFlow: {"width": 16, "training_steps": 2},
     Duo: {"pradot": {"prototypes_per_cell": 1, "epochs": 2}, "wt_flow": {"width": 16, "training_steps": 2}},
 }
+# Each model, and each architecture.
+PAIRS = [*zip(SETTINGS, cycle(ARCHITECTURES))]
 
 
 def narrow(architecture, folder):
@@ -36,8 +38,14 @@ def train(kind, backbone, data, engine):
     return model.eval()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        pytest.param(kind, each, marks=() if (kind, each) in PAIRS else pytest.mark.slow)
+        for kind in SETTINGS
+        for each in ARCHITECTURES
+    ],
+)
 def test_a_checkpoint_gives_the_same_scores(kind, architecture, data, engine, checkpoint, tmp_path):
     runner = engine()
     # The name of the folder says nothing of the network; that of a loaded checkpoint's backbone does neither.
@@ -58,7 +66,7 @@ def test_a_checkpoint_gives_the_same_scores(kind, architecture, data, engine, ch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "architecture"), zip(SETTINGS, cycle(ARCHITECTURES)))
+@pytest.mark.parametrize(("kind", "architecture"), PAIRS)
 def test_an_export_computes_the_same_scores(kind, architecture, data, engine, tmp_path):
     pytest.importorskip("openvino")
     model = train(kind, narrow(architecture, tmp_path / architecture), data, engine())
