@@ -76,7 +76,6 @@ def make_kernel(
         ValueError: If the workspace cannot hold one block of rows.
     """
     exponents = cost.exponents(g, epsilon)
-    spread = (spread_of(cost) + float(g.max() - g.min())) / epsilon
     blocks = list(cost.blocks())
     # A process may have no rows.
     block = max((rows.stop - rows.start for rows in blocks), default=0) * cost.shape[1] * g.element_size()
@@ -92,6 +91,7 @@ def make_kernel(
     if g.device.type == "cpu" and g.dtype == torch.float32 and entries >= _SPARSE_ENTRIES:
         from ._sparse import make_sparse  # noqa: PLC0415 - imports Numba, which scoring does not need
 
+        spread = (spread_of(cost) + float(g.max() - g.min())) / epsilon
         kernel = make_sparse(exponents, blocks, cost.shape, highest, workspace, error, allowance, spread)
     if kernel is None and entries * g.element_size() <= workspace.memory - exponents.bytes_in(workspace):
         kernel = _make_dense(exponents, blocks, highest, workspace.take("kernel", cost.shape, g.dtype, g.device))
