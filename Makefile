@@ -1,6 +1,6 @@
 # Each target sets up .venv first. make demo: train, draw and export on the embedded category. make test: run the quick
-# tests, some ten minutes on two cores. make test-all: run the quick tests, then the slow ones and the notebooks. make
-# docs: build the documentation, dist/docs/index.html.
+# tests, ten to twenty minutes on two cores. make test-all: run the quick tests, then the slow ones and the notebooks.
+# make docs: build the documentation, dist/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
