@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ class Exponents(ABC):
     def affine(self, rows: slice) -> AffineRows:
         """The exponents of a block as an affine function of a matrix, valid until the next call."""
 
-    @property
+    @cached_property
     def are_finite(self) -> bool:
         """Whether offsets and slope are finite; then all exponents are, unless one overflows."""
         return math.isfinite(self._slope * self._unit) and all(each.isfinite() for each in self._offsets.aminmax())

@@ -330,10 +330,9 @@ def _solve_by_pot(
 
 def _column_potential(cost: Cost, epsilon: float, processes: Processes) -> Tensor:
     """Potential (P,) of the columns after the first update, g_j = −ε log Σ_i exp(−M_ij / ε) plus a constant."""
-    # Subtracting a cost c, as in exp((c − M) / ε), keeps the digits that a term common to all costs would take. A
-    # process may have no rows.
+    # Subtracting a cost c, as in exp((c − M) / ε), keeps the digits that a term common to all costs would take.
     some = cost[:1]
-    common = processes.min(torch.cat([some.flatten(), some.new_tensor([math.inf])]).min())
+    common = _least(some.flatten(), processes)
     exponents = cost.exponents(common.expand(cost.shape[1]), epsilon)
     largest, sums = _sum_exponentials(exponents, cost, some)
     top = -processes.min(-largest)
@@ -343,9 +342,12 @@ def _column_potential(cost: Cost, epsilon: float, processes: Processes) -> Tenso
 
 def _plain_scaling(f: Tensor, epsilon: float, processes: Processes) -> Tensor:
     """Scaling u (N,) that makes diag(u) K a multiple of the plain kernel for g = 0, with the largest u = 1."""
-    # A process may have no rows.
-    lowest = processes.min(torch.cat([f, f.new_tensor([math.inf])]).min())
-    return ((lowest - f) / epsilon).exp()
+    return ((_least(f, processes) - f) / epsilon).exp()
+
+
+def _least(entries: Tensor, processes: Processes) -> Tensor:
+    """Smallest of the entries (n,) of all processes, some of which may have none."""
+    return processes.min(torch.cat([entries, entries.new_tensor([math.inf])]).min())
 
 
 def _sum_exponentials(exponents: Exponents, cost: Cost, like: Tensor) -> tuple[Tensor, Tensor]:
