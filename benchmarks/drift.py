@@ -175,17 +175,17 @@ def _alarms(
 def tables(rows: pd.DataFrame) -> tuple[str, str]:
     """The tables of the guide in Markdown: delays after each change, and streams with an alarm without a change."""
     is_change = rows.change.isin([*CHANGES])
-    delays = [
-        f"{row.delay:g}"
-        if row.alarms == row.streams
-        # Without an alarm there is no delay.
-        else f"{row.delay:g} ({row.alarms} of {row.streams})".removeprefix("nan ")
-        for row in rows[is_change].itertuples()
-    ]
+    delays = [_delay(row.delay, row.alarms, row.streams) for row in rows[is_change].itertuples()]
     alarms = [f"{row.alarms} of {row.streams}" for row in rows[~is_change].itertuples()]
     shown = ((rows[is_change], delays, "change"), (rows[~is_change], alarms, "images"))
     delayed, false = (_table(own.assign(cell=cells), header) for own, cells, header in shown)
     return delayed, false
+
+
+def _delay(delay: float, alarms: int, streams: int) -> str:
+    """The delay, which is NaN without an alarm, and the streams with an alarm unless all have one."""
+    known = [] if np.isnan(delay) else [f"{delay:g}"]
+    return " ".join([*known, *[f"({alarms} of {streams})"] * (alarms < streams)])
 
 
 def _table(rows: pd.DataFrame, header: str) -> str:
