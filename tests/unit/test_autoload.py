@@ -351,17 +351,26 @@ def test_installing_late_registers_at_once(run_quickly):
     assert out == ["False", "Pradot"]
 
 
+JOB = "\ndef job():\n    import anomalib.models\n    return anomalib.models.Pradot.__name__\n"
+SPAWN = (
+    "import multiprocessing\n"
+    "from job import job\n"
+    "if __name__ == '__main__':\n"
+    "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+    "        print(pool.apply(job))"
+)
+
+
 def test_a_spawned_process_has_the_models(run_quickly, tmp_path):
-    job = "\ndef job():\n    import anomalib.models\n    return anomalib.models.Pradot.__name__\n"
-    (tmp_path / "job.py").write_text(OURS + job)
-    out = run_quickly(
-        "import multiprocessing\n"
-        "from job import job\n"
-        "if __name__ == '__main__':\n"
-        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.apply(job))"
-    )
-    assert out == ["Pradot"]
+    (tmp_path / "job.py").write_text(OURS + JOB)
+    assert run_quickly(SPAWN) == ["Pradot"]
+
+
+@pytest.mark.slow
+def test_a_spawned_process_has_the_models_with_the_real_host(tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    out = run(SPAWN, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert out.strip() == "Pradot"
 
 
 def test_the_hook_stays_and_is_not_installed_again():
