@@ -16,7 +16,8 @@ images by their class token.
 Each run is a process of its own. The backbone alone is timed in each of them, in turns with the model, because the
 speed of a machine drifts; compare the ratios of the models rather than their times. The backbone alone returns the
 layers of Pradot. Scoring includes pre- and post-processing. The peak memory covers the fit and the first score, in
-torch, with the libraries of all runtimes loaded. The fit includes no validation.
+torch, with the libraries of all runtimes loaded. The fit includes no validation. INT8 is PTQ of our models, in turns
+with the same model in float32.
 """
 
 import logging
@@ -34,6 +35,8 @@ from typing import Any
 import openvino
 import timm
 import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from jsonargparse import auto_cli
@@ -45,6 +48,7 @@ from anomalib_ot import Pradot
 from anomalib_ot.comparison import Job, Plan
 from anomalib_ot.comparison.measurement import QUIET
 from anomalib_ot.export.checked import CheckedExport
+from anomalib_ot.export.tolerance import ExportError
 from anomalib_ot.features.backbone_defaults import default_layers
 from anomalib_ot.features.backbones import create_extractor, layers_of_backbone, network_of
 from anomalib_ot.features.extraction import FLOAT32, extract_by_parts
@@ -77,8 +81,8 @@ OF_OTHERS: dict[str, dict[str, Any]] = {
 }
 FIT, PEAK, NOTE = "fit, s", "peak memory, MB", "note"
 TORCH, SINGLE, DEFAULT = "torch, ms", "OpenVINO f32, ms", "OpenVINO default, ms"
-STATE, GRAPH = "torch file, MB", "OpenVINO file, MB"
-COLUMNS = (FIT, TORCH, SINGLE, DEFAULT, PEAK, STATE, GRAPH, NOTE)
+INT8, STATE, GRAPH = "OpenVINO INT8, ms", "torch file, MB", "OpenVINO file, MB"
+COLUMNS = (FIT, TORCH, SINGLE, DEFAULT, INT8, PEAK, STATE, GRAPH, NOTE)
 # Scores of the slowest models take seconds.
 PICTURES, WARM_UP = 20, 2
 
@@ -119,8 +123,9 @@ def main(
                 rows[job.key.model] = measured(job, limit)
             print(f"\n{count} images\n\n{table(rows)}", flush=True)
     print(
-        f"\nIn brackets: a fit is divided by the fastest fit of a model other than {' and '.join(OURS)}, another cost "
-        "by that of the backbone alone in the same process. The row of the backbone is the median of the processes."
+        f"\nIn brackets: a fit is divided by the fastest fit of a model other than {' and '.join(OURS)}, INT8 by the "
+        "same model in float32, and another cost by that of the backbone alone in the same process. The row of the "
+        "backbone is the median of the processes."
     )
 
 
@@ -152,7 +157,7 @@ def jobs_of(
     if unknown := {*(names or ())} - models.keys():
         msg = f"got {sorted(unknown)}, but the models on {backbone} are {[*models]}"
         raise ValueError(msg)
-    settings = {"root": str(root / "images"), "n_train": max(images), "n_validation": 1, "n_test": 1}
+    settings = {"root": str(root / "images"), "n_train": max(images), "n_validation": 8, "n_test": 1}
     plan = Plan(
         {name: models[name] for name in names or models},
         {EMBEDDED: {"class_path": "anomalib_ot.Assembly", "init_args": settings}},
@@ -212,12 +217,12 @@ def _run(sender: Connection, job: Job, folder: Path) -> None:
     sender.send({})
     _, seconds = timed(lambda: engine.fit(model, datamodule=data))
     sender.send({FIT: (seconds, None)})
-    for costs in costs_of(model.eval(), job, folder):
+    for costs in costs_of(model.eval(), data, job, folder):
         sender.send(costs)
 
 
-def costs_of(model: AnomalibModule, job: Job, folder: Path) -> Iterator[Costs]:
-    """Costs of a fitted model, each with that of the backbone alone."""
+def costs_of(model: AnomalibModule, data: AnomalibDataModule, job: Job, folder: Path) -> Iterator[Costs]:
+    """Costs of a fitted model, each with that of the backbone alone, and INT8 with that of float32."""
     image, size, threads = torch.from_numpy(picture(job.image_size)), job.image_size, job.threads or 1
     scored = torch.inference_mode()(lambda: model(image))
     scored()
@@ -241,10 +246,17 @@ def costs_of(model: AnomalibModule, job: Job, folder: Path) -> Iterator[Costs]:
         yield {
             column: in_turns(*(compiled(of_one(path, size), threads, size, **settings) for path in (alone, exported)))
         }
+    if isinstance(model, CheckedExport):
+        try:
+            small = model.to_openvino(folder, "int8", size, CompressionType.INT8_PTQ, data, onnx_kwargs=QUIETLY)
+        except ExportError as error:
+            yield {INT8: f"refused: {' and '.join(error.broken)}"}
+            return
+        yield {INT8: in_turns(*(compiled(of_one(path, size), threads, size, **FLOAT32) for path in (exported, small)))}
 
 
 def in_turns(alone: Callable[[], object], whole: Callable[[], object]) -> tuple[float, float]:
-    """Median latency of the whole model and of the backbone alone, in ms."""
+    """Median latency of the whole model and of what it is compared with, in ms."""
     latency, _, floor = times_in_turns(alone, whole, PICTURES, WARM_UP)
     return latency, floor
 
@@ -287,7 +299,7 @@ def _backbone(rows: dict[str, Costs]) -> Iterator[str]:
     for column in COLUMNS:
         cells = [costs[column] for costs in rows.values() if column in costs]
         floors = [cell[1] for cell in cells if not isinstance(cell, str) and cell[1] is not None]
-        yield f"{median(floors):.1f}" if floors else ""
+        yield f"{median(floors):.1f}" if floors and column != INT8 else ""
 
 
 def _text(cell: Cell) -> str:

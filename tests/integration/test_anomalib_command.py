@@ -46,10 +46,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("command")
 
 
+# Exports of a small network take a third of the time.
+BACKBONE = ("--model.backbone", "test_resnet", "--model.pre_trained", "false")
+
+
 @pytest.fixture(scope="module")
-def model_arguments(backbone):
+def model_arguments():
     return [
-        *("--model", "Pradot", "--model.backbone", backbone, "--model.layers", "[blocks.2, blocks.4]"),
+        *("--model", "Pradot", *BACKBONE, "--model.layers", "[layer2, layer3]"),
         *("--model.prototypes_per_cell", "[1, 4]", "--model.image_size", "[128, 128]"),
         *("--model.epochs", "4", "--model.batch_size", "32"),
     ]
@@ -191,6 +195,10 @@ def test_export(trained, folder, forked, kind, monkeypatch):
 def test_quantized_export(trained, folder, data_arguments, forked, compression):
     root = folder / compression
     arguments = ["--export_type", "openvino", "--input_size", "[128, 128]", "--compression_type", compression]
+    if compression == "INT8_ACQ":
+        # What the check measures; the default measures labels.
+        arguments += ["--metric", "anomalib.metrics.AUROC", "--metric.fields", "[pred_score, gt_label]"]
+        arguments += ["--max_drop", "0"]
     output = forked(
         folder,
         "export",
@@ -216,18 +224,6 @@ def test_quantized_export(trained, folder, data_arguments, forked, compression):
     assert report["bytes"]["model.bin"] < 0.4 * sum(
         each.numel() * 4 for each in Pradot.load_from_checkpoint(trained[1]).model.state_dict().values()
     )
-
-
-def test_export_with_a_dynamic_batch(trained, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    model = Pradot.load_from_checkpoint(trained[1])
-    path = model.to_openvino(folder / "dynamic", input_size=(128, 128))
-    runner = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    images = pictures(folder)
-    with torch.inference_mode():
-        ours = model.eval()(images).anomaly_map.numpy()
-    theirs = runner.model({runner.input_blob.any_name: images.numpy()})["anomaly_map"]
-    assert np.abs(ours - theirs).max() < 1e-3 * np.ptp(ours)
 
 
 def init_args(forked, folder, *arguments):
@@ -266,9 +262,9 @@ def test_full_class_path_works_with_the_hook_switched_off(folder, model_argument
     assert "max_epochs" not in refused
 
 
-@pytest.mark.usefixtures("data_arguments")
-def test_builtin_benchmark_takes_our_models(folder, forked):
-    settings = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False, "image_size": [64, 64]}
+def test_builtin_benchmark_takes_our_models(tmp_path, forked):
+    Assembly(tmp_path, n_train=8, n_validation=1, n_test=4).prepare_data()
+    settings = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False, "image_size": [64, 64]}
     models = ["Pradot", "Foct", "WtFlow", "Duo"]
     config = {
         "accelerator": ["cpu"],
@@ -279,7 +275,7 @@ def test_builtin_benchmark_takes_our_models(folder, forked):
                 "class_path": "Folder",
                 "init_args": {
                     "name": "tray",
-                    "root": str(folder / "data/tray"),
+                    "root": str(tmp_path / "tray"),
                     "normal_dir": "train/good",
                     "abnormal_dir": "test/logical_anomalies",
                     "normal_test_dir": "test/good",
@@ -288,10 +284,10 @@ def test_builtin_benchmark_takes_our_models(folder, forked):
             },
         },
     }
-    path = folder / "benchmark.yaml"
+    path = tmp_path / "benchmark.yaml"
     path.write_text(yaml.safe_dump(config))
-    forked(folder, "benchmark", "--config", path)
-    with next((folder / "runs").rglob("results.csv")).open(newline="") as file:
+    forked(tmp_path, "benchmark", "--config", path)
+    with next((tmp_path / "runs").rglob("results.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
     scores = {row["model.class_path"]: float(row["image_AUROC"]) for row in rows}
     assert [*scores] == models
@@ -299,10 +295,10 @@ def test_builtin_benchmark_takes_our_models(folder, forked):
 
 
 @pytest.fixture(scope="module")
-def few_shot(folder, backbone, data_arguments, forked):
+def few_shot(folder, data_arguments, forked):
     """Arguments of Foct, and the checkpoint that ``anomalib train`` left with two of the training images."""
     model = [
-        *("--model", "Foct", "--model.backbone", backbone, "--model.layers", "[blocks.2, blocks.4]"),
+        *("--model", "Foct", *BACKBONE, "--model.layers", "[layer2, layer3]"),
         *("--model.image_size", "[128, 128]", "--model.rotations", "2", "--model.online", "true"),
     ]
     _, _, *inner = data_arguments
@@ -321,7 +317,7 @@ def test_few_shot_training(few_shot, folder, forked):
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ["torch", "openvino"])
 def test_few_shot_export_is_the_frozen_model(few_shot, folder, forked, kind, monkeypatch):
     monkeypatch.chdir(folder)
     _, _, _, checkpoint = few_shot
@@ -329,10 +325,10 @@ def test_few_shot_export_is_the_frozen_model(few_shot, folder, forked, kind, mon
 
 
 @pytest.fixture(scope="module")
-def flow(folder, backbone, data_arguments, forked):
+def flow(folder, data_arguments, forked):
     """Arguments of WtFlow, the output of ``anomalib train`` and the checkpoint that it left."""
     model = [
-        *("--model", "WtFlow", "--model.backbone", backbone, "--model.layers", "[blocks.4]"),
+        *("--model", "WtFlow", *BACKBONE, "--model.layers", "[layer3]"),
         *("--model.image_size", "[128, 128]", "--model.training_steps", "30"),
     ]
     output = forked(folder, "train", *model, *data_arguments, "--seed_everything", 0)
@@ -348,17 +344,17 @@ def test_flow_training_and_testing(flow, folder, data_arguments, forked):
     assert re.search(r"image_AUROC\W+([\d.]+)", again)[1] == score
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ["torch", "openvino"])
 def test_flow_export(flow, folder, forked, kind, monkeypatch):
     monkeypatch.chdir(folder)
     _, _, checkpoint = flow
     check_export(forked, folder, checkpoint, kind, WtFlow.load_from_checkpoint(checkpoint))
 
 
-@pytest.mark.parametrize(("kind", "score"), [("onnx", "mismatch"), ("openvino", "mismatch"), ("openvino", "density")])
-def test_flow_export_of_other_scores(flow, folder, kind, score, monkeypatch):
+@pytest.mark.parametrize("score", ["mismatch", "density"])
+def test_flow_export_of_other_scores(flow, folder, score, monkeypatch):
     monkeypatch.chdir(folder)
     model = WtFlow.load_from_checkpoint(flow[2], score=score)
     assert model.settings.score == score
-    exported = getattr(model, f"to_{kind}")(folder / f"{score}_{kind}", input_size=(128, 128))
-    check_exported(exported, kind, model, pictures(folder)[:1])
+    exported = model.to_openvino(folder / score, input_size=(128, 128))
+    check_exported(exported, "openvino", model, pictures(folder)[:1])

@@ -258,7 +258,7 @@ def test_own_folder_is_compared_by_one_command_without_a_plan(backbone, tmp_path
         shutil.copytree(tray / "test" / kind, tmp_path / "line" / "bad" / kind)
     command = [sys.executable, "-c", "from anomalib_ot.cli import main; main()", "compare", "--backbone", backbone]
     folder = "{class_path: Folder, init_args: {name: line, root: line, normal_dir: good, abnormal_dir: bad}}"
-    arguments = ["--models", "[WtFlow, Padim, Patchcore]", "--data", folder, "--image_size", "[128, 128]"]
+    arguments = ["--models", "[WtFlow, Padim, Patchcore]", "--data", folder, "--image_size", "[64, 64]"]
     done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 runs, 0 of them failed" in done.stdout

@@ -112,10 +112,10 @@ def export_onnx(
         ModuleNotFoundError: If OpenVINO is not installed.
         ExportError: If the file differs from the module.
     """
-    images = synthetic_images(_graph_size(module, input_size))
+    images = synthetic_images(graph_size(module, input_size))
     require_openvino()
     with staged(root, ExportType.ONNX) as folder:
-        path = _write_onnx(module, folder, name, images.size, **kwargs)
+        path = write_onnx(module, folder, name, images.size, **kwargs)
         check_graph(module, path, _FLOAT32, images, {"format": "onnx"})
     return _finished(root, path)
 
@@ -132,6 +132,7 @@ def export_openvino(
     max_drop: float = 0.01,
     ov_kwargs: dict[str, Any] | None = None,
     onnx_kwargs: dict[str, Any] | None = None,
+    onnx: Path | None = None,
 ) -> Path:
     """Export a module to OpenVINO, and check the file.
 
@@ -148,6 +149,8 @@ def export_openvino(
         max_drop: Largest fall of the metric that ACQ allows, in [0, 1].
         ov_kwargs: Arguments of ``openvino.convert_model``.
         onnx_kwargs: Arguments of anomalib's ``to_onnx``, as in :func:`export_onnx`.
+        onnx: An ONNX file from :func:`write_onnx` for several exports. By default, one is written, which takes most of
+            the time.
 
     Returns:
         Path of the ``.xml`` file.
@@ -159,7 +162,7 @@ def export_openvino(
         ExportError: If the file differs from the module.
     """
     compression = CompressionType(compression) if compression else None
-    size = _graph_size(module, input_size)
+    size = graph_size(module, input_size)
     require_openvino()
     _require_calibration(compression, datamodule, max_drop)
     import openvino  # noqa: PLC0415 - optional
@@ -169,7 +172,7 @@ def export_openvino(
         path = weights_folder(folder, ExportType.OPENVINO) / f"{name}.xml"
         # The graph may read its weights from the ONNX file until it is saved.
         with TemporaryDirectory() as onnx_folder:
-            onnx = _write_onnx(module, onnx_folder, name, size, **(onnx_kwargs or {}))
+            onnx = onnx or write_onnx(module, onnx_folder, name, size, **(onnx_kwargs or {}))
             graph = openvino.convert_model(onnx, **(ov_kwargs or {}))
             graph = compress(graph, compression, images, metric, max_drop)
             openvino.save_model(graph, path, compress_to_fp16=compression == CompressionType.FP16)
@@ -178,10 +181,21 @@ def export_openvino(
     return _finished(root, path)
 
 
-def _write_onnx(module: AnomalibModule, root: Path | str, name: str, size: tuple[int, int], **kwargs: Any) -> Path:
-    """Write an unchecked ONNX file with the host's own function; the module's method would check it."""
+def write_onnx(module: AnomalibModule, root: Path | str, name: str, size: tuple[int, int], **kwargs: Any) -> Path:
+    """Write an unchecked ONNX file with the host's own function; the module's method would check it.
+
+    Args:
+        module: The module.
+        root: Folder of the export; the file goes to ``weights/onnx`` in it.
+        name: Name of the file.
+        size: Height and width of the images, see :func:`graph_size`.
+        **kwargs: Arguments of anomalib's ``to_onnx``, as in :func:`export_onnx`.
+
+    Returns:
+        Path of the file.
+    """
     kwargs.setdefault("opset_version", _OPSET)
-    with _without_steps_of_the_exporter():
+    with _without_steps_of_the_exporter(), _out_of_place(module):
         return ExportMixin.to_onnx(module, root, name, size, **kwargs)
 
 
@@ -198,8 +212,19 @@ def _size_of(module: AnomalibModule) -> tuple[int, int] | None:
     return None if size is None else (int(size[0]), int(size[1]))
 
 
-def _graph_size(module: AnomalibModule, input_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of a graph's images, which are fixed because the models score each cell of the feature map."""
+def graph_size(module: AnomalibModule, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of a graph's images, which are fixed because the models score each cell of the feature map.
+
+    Args:
+        module: The module.
+        input_size: Height and width. The default is the size that the pre-processor resizes to.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: If ``input_size`` is missing and the pre-processor does not resize.
+    """
     if input_size is not None:
         return int(input_size[0]), int(input_size[1])
     size = _size_of(module)
@@ -251,6 +276,19 @@ def _resizing_as_trained(pre_processor: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         pre_processor.export_transform = for_graphs
+
+
+@contextmanager
+def _out_of_place(module: nn.Module) -> Iterator[None]:
+    """Let activations make new tensors. The graph is the same, but the exporter takes a third of the time."""
+    in_place: list[Any] = [each for each in module.modules() if getattr(each, "inplace", False) is True]
+    for each in in_place:
+        each.inplace = False
+    try:
+        yield
+    finally:
+        for each in in_place:
+            each.inplace = True
 
 
 @contextmanager

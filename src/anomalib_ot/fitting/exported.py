@@ -1,11 +1,13 @@
 """The exported files of a trained model, and their speed on this machine."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from anomalib.data import AnomalibDataModule
@@ -18,7 +20,7 @@ from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.export.checked import CheckedExport
-from anomalib_ot.export.exporters import export_openvino
+from anomalib_ot.export.exporters import export_openvino, graph_size, write_onnx
 from anomalib_ot.export.tolerance import ExportError
 from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import state_of
@@ -95,10 +97,16 @@ def exported_once(
         return Calibration.from_plain(found["calibration"]), (exact, int8)
     module, processor, data = _trained(config, checkpoint)
     logger.info("Exporting to OpenVINO.")
-    with (folder / "export.log").open("w", encoding="utf-8", errors="backslashreplace") as log, _talking_to(log):
-        path = export_openvino(module, folder, MODEL, datamodule=data, onnx_kwargs=_onnx_options(module))
-        exact = _timed(path, images[0])
-        int8 = _int8(module, data, folder, images[0], exact)
+    with (
+        TemporaryDirectory() as scratch,
+        (folder / "export.log").open("w", encoding="utf-8", errors="backslashreplace") as log,
+        _talking_to(log),
+    ):
+        size = graph_size(module)
+        onnx = write_onnx(module, scratch, MODEL, size, **_onnx_options(module))
+        export = partial(export_openvino, module, folder, input_size=size, datamodule=data, onnx=onnx)
+        exact = _timed(export(name=MODEL), images[0])
+        int8 = _int8(partial(export, name=INT8, compression=CompressionType.INT8_PTQ), images[0], exact)
     calibration = Calibration.of(processor, [*map(Path, data.train_data.samples.image_path)])
     exported = exact, int8
     plain = {"exported": [each.plain for each in exported], "calibration": calibration.plain}
@@ -148,18 +156,11 @@ def files_of(exported: Sequence[Exported]) -> list[Path]:
     ]
 
 
-def _int8(module: AnomalibModule, data: AnomalibDataModule, folder: Path, image: Path, exact: Exported) -> Exported:
+def _int8(export: Callable[[], Path], image: Path, exact: Exported) -> Exported:
     if find_spec("nncf") is None:
         return Exported(None, why_not='nncf is not installed; run: pip install "anomalib-ot[openvino]"')
     try:
-        path = export_openvino(
-            module,
-            folder,
-            INT8,
-            compression=CompressionType.INT8_PTQ,
-            datamodule=data,
-            onnx_kwargs=_onnx_options(module),
-        )
+        path = export()
     except ExportError as error:
         return Exported(None, why_not="; ".join(error.broken) or str(error))
     except Exception as error:  # noqa: BLE001 - the file is optional, and NNCF fails in many ways

@@ -6,6 +6,7 @@ import torch
 from benchmarks.cost import (
     COLUMNS,
     FIT,
+    INT8,
     NOTE,
     SINGLE,
     TORCH,
@@ -26,17 +27,18 @@ def cells(line):
 
 def test_table_compares_fits_with_the_fastest_peer_and_the_rest_with_the_backbone():
     rows = {
-        "Pradot": {FIT: (12.0, None), TORCH: (22.0, 20.0)},
+        "Pradot": {FIT: (12.0, None), TORCH: (22.0, 20.0), INT8: (11.0, 22.0)},
         "PaDiM": {FIT: (4.0, None), TORCH: (30.0, 24.0), NOTE: "no export: a | b"},
         "PatchCore": {FIT: "> 600"},
     }
     header, _, backbone, *found = table(rows).splitlines()
     assert cells(header) == ["model", *COLUMNS]
     # The median of the processes.
-    assert cells(backbone)[:4] == ["backbone alone", "", "22.0", ""]
+    assert cells(backbone)[:6] == ["backbone alone", "", "22.0", "", "", ""]
     found = {name: dict(zip(COLUMNS, values, strict=True)) for name, *values in map(cells, found)}
     assert [found[name][FIT] for name in rows] == ["12.0 (3.00)", "4.0 (1.00)", "> 600"]
     assert [found[name][TORCH] for name in rows] == ["22.0 (1.10)", "30.0 (1.25)", "n/a"]
+    assert [found[name][INT8] for name in rows] == ["11.0 (0.50)", "n/a", "n/a"]
     assert [found[name][NOTE] for name in rows] == ["", "no export: a / b", ""]
     assert found["Pradot"][SINGLE] == "n/a"
 
@@ -95,5 +97,6 @@ def test_small_models_are_measured(capsys):
     found = {name: dict(zip(COLUMNS, values, strict=True)) for name, *values in map(cells, rows)}
     assert [*found] == ["WtFlow", "PaDiM"]
     assert found["PaDiM"][FIT].endswith("(1.00)")
-    assert all(costs[column] not in {"", "n/a"} for costs in found.values() for column in COLUMNS[:-1])
+    assert found["PaDiM"].pop(INT8) == "n/a"
+    assert all(costs[column] not in {"", "n/a"} for costs in found.values() for column in costs.keys() - {NOTE})
     assert {costs[NOTE] for costs in found.values()} == {""}

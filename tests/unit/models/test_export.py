@@ -306,6 +306,21 @@ def wrong(export):
     return exporting
 
 
+def test_the_exporter_meets_no_activation_in_place(pradot, tmp_path, monkeypatch):
+    def in_place():
+        return {each.inplace for each in pradot.modules() if hasattr(each, "inplace")}
+
+    def to_onnx(*_, **__):
+        assert in_place() == {False}
+        raise NotImplementedError
+
+    monkeypatch.setattr(ExportMixin, "to_onnx", to_onnx)
+    assert in_place() == {True}
+    with pytest.raises(NotImplementedError):
+        pradot.to_openvino(tmp_path)
+    assert in_place() == {True}
+
+
 @pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
 def test_a_wrong_file_is_not_published(pradot, kind, tmp_path, monkeypatch):
     arguments = {} if kind == "torch" else {"input_size": SIZE}
