@@ -211,8 +211,9 @@ def test_quantized_export(trained, folder, data_arguments, forked, compression):
         root,
         check=False,
     )
-    if compression == "INT8_PTQ" and "ExportError: " in output:
-        # Without accuracy control, the loss in INT8 depends on the processor. One swapped pair of the 32 is too much.
+    if "ExportError: " in output:
+        # The loss in INT8 depends on the processor, and accuracy control measures it in the processor's own precision.
+        # One swapped pair of the 32 is too much.
         assert re.search(r"validation set of Assembly\): the (image|pixel) AUROC falls by", output)
         assert not [*root.rglob("model.*")]
         return

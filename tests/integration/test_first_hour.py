@@ -1,6 +1,6 @@
 """The first hour with the wheel: the commands of README and guides, typed in a folder of pictures.
 
-What they train is small. All else is as typed.
+What they train is small, and each runs in a forked process. All else is as typed.
 """
 
 import csv
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,19 @@ def commands(page):
     return [line for line in lines if line and not LEFT_OUT.search(line)]
 
 
+SERVER = Path(__file__).with_name("command_server.py")
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({path!r})
+    request = json.dumps([{module!r}, sys.argv, os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
+    server.sendall(request)
+    sys.exit(server.recv(1)[0])
+"""
+
+
 @pytest.fixture(scope="module")
 def plant(installed):
     """A folder with pictures of one's own, by all the names that the pages use, and the commands of the wheel."""
@@ -93,11 +107,26 @@ def plant(installed):
     for name, picture in zip(("x", "y"), sorted((tray / "test" / "good").iterdir()), strict=False):
         shutil.copy(picture, folder / "line" / f"{name}.png")
     for name, module in (("anomalib", "anomalib.cli.cli"), ("anomalib-ot", "anomalib_ot.cli")):
-        script = installed / "bin" / name
-        script.parent.mkdir(exist_ok=True)
-        script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n")
-        script.chmod(0o755)
-    return folder
+        path = installed / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(CLIENT.format(python=sys.executable, path=str(installed / "socket"), module=module))
+        path.chmod(0o755)
+    command = [sys.executable, SERVER, installed / "socket"]
+    with subprocess.Popen(command, env=environment(installed)) as server:
+        while not (installed / "socket").exists():
+            assert server.poll() is None
+            time.sleep(0.1)
+        yield folder
+        server.kill()
+
+
+def environment(installed):
+    """Environment in which the commands of the wheel run, and its modules."""
+    paths = {
+        "PATH": os.pathsep.join([str(installed / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(installed / "site"), os.environ.get("PYTHONPATH")])),
+    }
+    return {**os.environ, **paths}
 
 
 def masks(source, target, suffix=""):
@@ -109,15 +138,10 @@ def masks(source, target, suffix=""):
 
 def typed(plant, lines):
     """What commands print, typed one after another into a shell."""
-    installed = plant.parent
-    paths = {
-        "PATH": os.pathsep.join([str(installed / "bin"), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(installed / "site"), os.environ.get("PYTHONPATH")])),
-    }
     done = subprocess.run(
         ["bash", "-c", "\n".join(["set -e", 'BACKBONE="$(anomalib-ot weights)"', *map(small, lines)])],
         cwd=plant,
-        env={**os.environ, **paths},
+        env=environment(plant.parent),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
