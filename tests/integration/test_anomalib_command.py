@@ -55,7 +55,7 @@ def model_arguments():
     return [
         *("--model", "Pradot", *BACKBONE, "--model.layers", "[layer2, layer3]"),
         *("--model.prototypes_per_cell", "[1, 4]", "--model.image_size", "[128, 128]"),
-        *("--model.epochs", "4", "--model.batch_size", "32"),
+        *("--model.epochs", "4", "--model.patience", "6", "--model.batch_size", "32"),
     ]
 
 
