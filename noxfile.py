@@ -58,6 +58,14 @@ def upstream(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def slow(session: nox.Session) -> None:
+    """The slow tests and the notebooks, in two processes, with all extras as in the Makefile."""
+    session.install("--constraint", "constraints.txt", "--editable", ".[docs,offline,openvino,ray,sam,viz,dev]")
+    arguments = ["--numprocesses", "2", "--dist", "loadscope", *session.posargs]
+    session.run("python", "-m", "pytest", "-m", "slow", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
     """Ruff and mypy, in the versions of constraints.txt."""
     session.install("--constraint", "constraints.txt", "--editable", EXTRAS)
