@@ -36,7 +36,6 @@ import openvino
 import timm
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from jsonargparse import auto_cli
@@ -55,7 +54,7 @@ from anomalib_ot.features.extraction import FLOAT32, extract_by_parts
 from anomalib_ot.features.map_extractor import is_plain_transformer
 
 from .categories import EMBEDDED
-from .latency import QUIETLY, backbone_file, compiled, of_one, picture, times_in_turns
+from .latency import QUIETLY, backbone_file, compiled, in_int8, of_one, picture, times_in_turns
 from .versions import versions
 from .watch import peak_memory, timed
 
@@ -248,11 +247,11 @@ def costs_of(model: AnomalibModule, data: AnomalibDataModule, job: Job, folder: 
         }
     if isinstance(model, CheckedExport):
         try:
-            small = model.to_openvino(folder, "int8", size, CompressionType.INT8_PTQ, data, onnx_kwargs=QUIETLY)
+            in_eight_bits, in_single = in_int8(model, exported, data, threads, size)
         except ExportError as error:
             yield {INT8: f"refused: {' and '.join(error.broken)}"}
             return
-        yield {INT8: in_turns(*(compiled(of_one(path, size), threads, size, **FLOAT32) for path in (exported, small)))}
+        yield {INT8: in_turns(in_single, in_eight_bits)}
 
 
 def in_turns(alone: Callable[[], object], whole: Callable[[], object]) -> tuple[float, float]:

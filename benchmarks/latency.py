@@ -158,13 +158,19 @@ def in_onnx(path: Path, threads: int) -> Callable[[], object]:
 
 
 def in_int8(
-    model: CheckedExport, exported: Path, data: AnomalibDataModule, threads: int
+    model: CheckedExport,
+    exported: Path,
+    data: AnomalibDataModule,
+    threads: int,
+    image_size: tuple[int, int] = IMAGE_SIZE,
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Functions that score one image in INT8, and with the same model in single precision."""
     small = model.to_openvino(
-        exported.parent / "int8", "int8", IMAGE_SIZE, CompressionType.INT8_PTQ, data, onnx_kwargs=QUIETLY
+        exported.parent / "int8", "int8", image_size, CompressionType.INT8_PTQ, data, onnx_kwargs=QUIETLY
     )
-    in_eight_bits, in_single = (compiled(of_one(path), threads, **FLOAT32) for path in (small, exported))
+    in_eight_bits, in_single = (
+        compiled(of_one(path, image_size), threads, image_size, **FLOAT32) for path in (small, exported)
+    )
     return in_eight_bits, in_single
 
 

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("command")
 
 
-# Exports of a small network take a third of the time.
+# The export of a small network takes little more than half of the time.
 BACKBONE = ("--model.backbone", "test_resnet", "--model.pre_trained", "false")
 
 
@@ -55,7 +55,7 @@ def model_arguments():
     return [
         *("--model", "Pradot", *BACKBONE, "--model.layers", "[layer2, layer3]"),
         *("--model.prototypes_per_cell", "[1, 4]", "--model.image_size", "[128, 128]"),
-        *("--model.epochs", "4", "--model.patience", "6", "--model.batch_size", "32"),
+        *("--model.epochs", "4", "--model.patience", "6", "--model.batch_size", "32", "--model.seed", "1"),
     ]
 
 
@@ -149,11 +149,11 @@ def test_resume_continues_where_training_stopped(trained, folder, model_argument
     assert torch.load(resumed, weights_only=True)["epoch"] == 5
 
 
-def pictures(folder):
-    """Three test pictures (3, 3, 128, 128) with anomalies, in [0, 1]."""
-    paths = sorted((folder / "data/tray/test/structural_anomalies").glob("*.png"))[:3]
+def picture(folder):
+    """A test picture (1, 3, 128, 128) with an anomaly, in [0, 1]."""
+    path = min((folder / "data/tray/test/structural_anomalies").glob("*.png"))
     # anomalib's inferencer takes anything above one for bytes, and resizing overshoots one by a rounding error.
-    return torch.stack([resize(read_image(path, as_tensor=True), [128, 128]).clamp(0, 1) for path in paths])
+    return resize(read_image(path, as_tensor=True), [128, 128]).clamp(0, 1)[None]
 
 
 FILES = {"torch": "model.pt", "onnx": "model.onnx", "openvino": "model.xml"}
@@ -166,7 +166,7 @@ def check_export(forked, folder, checkpoint, kind, model):
     if kind != "torch":
         arguments += ["--input_size", "[128, 128]"]
     forked(folder, "export", "--model", name, *arguments)
-    check_exported(folder / f"{name}_{kind}" / "weights" / kind / FILES[kind], kind, model, pictures(folder)[:1])
+    check_exported(folder / f"{name}_{kind}" / "weights" / kind / FILES[kind], kind, model, picture(folder))
 
 
 def check_exported(exported, kind, model, image):
@@ -211,9 +211,8 @@ def test_quantized_export(trained, folder, data_arguments, forked, compression):
         root,
         check=False,
     )
-    if "ExportError: " in output:
-        # The loss in INT8 depends on the processor, and accuracy control measures it in the processor's own precision.
-        # One swapped pair of the 32 is too much.
+    if compression == "INT8_PTQ" and "ExportError: " in output:
+        # Without accuracy control, the loss in INT8 depends on the processor. One swapped pair of the 32 is too much.
         assert re.search(r"validation set of Assembly\): the (image|pixel) AUROC falls by", output)
         assert not [*root.rglob("model.*")]
         return
@@ -358,4 +357,4 @@ def test_flow_export_of_other_scores(flow, folder, score, monkeypatch):
     model = WtFlow.load_from_checkpoint(flow[2], score=score)
     assert model.settings.score == score
     exported = model.to_openvino(folder / score, input_size=(128, 128))
-    check_exported(exported, "openvino", model, pictures(folder)[:1])
+    check_exported(exported, "openvino", model, picture(folder))

@@ -58,8 +58,10 @@ def small(line):
     """A command with what makes its training take seconds."""
     if " compare " in line:
         return f"{line.partition('  #')[0]} --image_size {PIXELS}"
-    added = [settings for model, settings in SMALL.items() if re.search(rf"^anomalib (train|fit) .*{model}\b", line)]
-    return " ".join([line, *added, *[f"--model.image_size {PIXELS}"] * len(added)])
+    for model, settings in SMALL.items():
+        if re.search(rf"^anomalib (train|fit) .*{model}\b", line):
+            return f"{line} {settings} --model.image_size {PIXELS}"
+    return line
 
 
 def commands(page):
@@ -116,8 +118,10 @@ def plant(installed):
         while not (installed / "socket").exists():
             assert server.poll() is None
             time.sleep(0.1)
-        yield folder
-        server.kill()
+        try:
+            yield folder
+        finally:
+            server.kill()
 
 
 def environment(installed):
