@@ -11,7 +11,7 @@ The steps of Foct, compared with PatchCore::
 
     python -m benchmarks.few_images --root DATA --counts '[1, 2, 4]' --image_size '[336, 336]' --seeds 5 \
         --models '[PatchCore, Foct (nearest), Foct (+ views), Foct (+ transport), Foct, Foct (+ foreground),
-        Foct (+ online)]'
+        Foct (+ online), Foct (+ p-values)]'
 
 The features of the test images are extracted once for all models and draws.
 ``anomalib-ot compare`` tests with anomalib's engine instead.
@@ -68,14 +68,15 @@ LARGE_CORESET = 50
 MODELS = ("Pradot", "WtFlow", "Duo", "PaDiM", "PatchCore")
 ONLINE = {"online": True, "query_steps": 5}
 # Each step of Foct adds to the one before: views and positions, the paper's transport, the detail, which makes the
-# default, and then the other parts of the paper.
+# default, and then the other parts of the paper. Last, the p-values of images say which ones teach.
 STEPS: dict[str, dict[str, Any]] = {
     "Foct (nearest)": {"measure": "nearest", "rotations": 1, "position_weight": 0.0, "detail_weight": 0.0},
     "Foct (+ views)": {"measure": "nearest", "detail_weight": 0.0},
     "Foct (+ transport)": {"detail_weight": 0.0},
     "Foct": {},
     "Foct (+ foreground)": {"foreground": "pca"},
-    "Foct (+ online)": {"foreground": "pca", **ONLINE},
+    "Foct (+ online)": {"foreground": "pca", **ONLINE, "online_rate": 0.0},
+    "Foct (+ p-values)": {"foreground": "pca", **ONLINE},
 }
 # Each with the number of turned views of a training image; AnomalyDINO has eight where there are few images.
 RULES = {
@@ -110,7 +111,8 @@ def main(
         seeds: Number of draws per number of training images.
         models: Models to run: Pradot, WtFlow, Duo, PaDiM, PatchCore, AnomalyDINO rule, AnomalyDINO rule (8 views),
             SubspaceAD rule, SubspaceAD rule (8 views), and the steps of Foct: Foct (nearest), Foct (+ views),
-            Foct (+ transport), Foct, which adds the detail, Foct (+ foreground) and Foct (+ online).
+            Foct (+ transport), Foct, which adds the detail, Foct (+ foreground), Foct (+ online) and
+            Foct (+ p-values).
         image_size: Height and width in pixels; those of the plan by default.
         every: Use every n-th test image only, if all would take too long.
 

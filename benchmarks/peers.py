@@ -1,6 +1,6 @@
 """Solvers of entropic transport that :mod:`benchmarks.transport` compares with ours.
 
-Each is called with a problem, ε and a number of iterations, forms the cost in the way that it takes, and returns a
+Each is called with a problem, ε and the most iterations, forms the cost in the way that it takes, and returns a
 function that gives the sums of the plan's rows and columns. POT is a dependency of the project. OTT-JAX and geomloss,
 with KeOps, are used if they can be imported.
 """
@@ -25,6 +25,8 @@ from .steps import Problem
 Sums = tuple[Tensor, Tensor]
 # Rows of a plan to compute at once from its potentials.
 _ROWS = 1024
+# Iterations between two tests of a stop rule.
+_TESTED_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class Given:
     Attributes:
         problem: Features, prototypes and coordinates.
         alpha: Weight of the spatial cost.
+        tolerance: Marginal error at which a solver whose updates are not Sinkhorn's may stop.
     """
 
     problem: Problem
     alpha: float
+    tolerance: float = 0.0
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -100,26 +104,35 @@ def _screened(given: Given, epsilon: float, iterations: int) -> Callable[[], Sum
     return _of_plan(ot.bregman.screenkhorn(*given.weights, cost, epsilon, maxiter=iterations, **budgets))
 
 
-def _ott(*, in_logs: bool) -> Peer:
+def _ott(*, in_logs: bool, acceleration: str | None = None) -> Peer:
     @cache
-    def compiled(iterations: int) -> Callable[[object, float], Any]:
+    def compiled(iterations: int, tolerance: float) -> Callable[[object, float], Any]:
         import jax  # noqa: PLC0415 - optional
+        from ott.geometry.epsilon_scheduler import Epsilon  # noqa: PLC0415 - optional
         from ott.geometry.geometry import Geometry  # noqa: PLC0415 - optional
         from ott.problems.linear.linear_problem import LinearProblem  # noqa: PLC0415 - optional
+        from ott.solvers.linear.acceleration import AndersonAcceleration, Momentum  # noqa: PLC0415 - optional
         from ott.solvers.linear.sinkhorn import Sinkhorn  # noqa: PLC0415 - optional
 
-        limits = {"min_iterations": iterations, "max_iterations": iterations}
-        solver = Sinkhorn(lse_mode=in_logs, threshold=0.0, inner_iterations=iterations, **limits)
+        options: dict[str, Any] = {"momentum": Momentum(value=1.5)} if acceleration == "momentum" else {}
+        if acceleration == "Anderson":
+            options["anderson"] = AndersonAcceleration(memory=5)
+        if acceleration:
+            options |= {"threshold": tolerance, "inner_iterations": min(iterations, _TESTED_EVERY)}
+        else:
+            options |= {"threshold": 0.0, "inner_iterations": iterations, "min_iterations": iterations}
+        solver = Sinkhorn(lse_mode=in_logs, max_iterations=iterations, **options)
+        scaling = {"init": 10.0, "decay": 0.7} if acceleration == "epsilon" else {}
 
         def potentials(cost: object, epsilon: float) -> object:
-            found = solver(LinearProblem(Geometry(cost_matrix=cost, epsilon=epsilon)))
+            found = solver(LinearProblem(Geometry(cost_matrix=cost, epsilon=Epsilon(epsilon, **scaling))))
             return found.f / epsilon, found.g / epsilon
 
         jitted = jax.jit(potentials)
         return lambda cost, epsilon: jax.block_until_ready(jitted(jax.numpy.asarray(cost), epsilon))
 
     def run(given: Given, epsilon: float, iterations: int) -> Callable[[], Sums]:
-        rows, columns = compiled(iterations)(given.cost().numpy(), epsilon)
+        rows, columns = compiled(iterations, given.tolerance)(given.cost().numpy(), epsilon)
         return _of_logs(given, epsilon, *(torch.tensor(each.tolist()) for each in (rows, columns)))
 
     return run
@@ -149,6 +162,7 @@ PEERS: dict[str, Peer] = {
 }
 if find_spec("ott"):
     PEERS |= {"OTT, logs": _ott(in_logs=True), "OTT, kernel": _ott(in_logs=False)}
+    PEERS |= {f"OTT, {each}": _ott(in_logs=True, acceleration=each) for each in ("momentum", "Anderson", "epsilon")}
 if find_spec("geomloss"):
     PEERS["geomloss, dense"] = _geomloss("tensorized")
     if find_spec("pykeops"):

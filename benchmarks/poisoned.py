@@ -13,6 +13,7 @@ import torch
 from jsonargparse import auto_cli
 
 from anomalib_ot.features.given import on_features
+from anomalib_ot.models.foct import FoctSettings
 
 from .few_images import FOCT_SIZE, ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan
 from .stream import Order, detection, draw
@@ -26,6 +27,7 @@ def main(
     supports: int = 4,
     images: int = 100,
     image_size: tuple[int, int] = FOCT_SIZE,
+    online_rate: float = FoctSettings.online_rate,
     threads: int = 2,
 ) -> None:
     """Print the change of image AUROC for each support set and stream.
@@ -37,14 +39,20 @@ def main(
         supports: Number of support sets.
         images: Test images of each kind: normal, logical and structural.
         image_size: Height and width that the images are resized to.
+        online_rate: An image teaches if its p-value is above this rate.
         threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
     packages = versions("anomalib-ot", "anomalib", "torch")
-    print(f"{packages}, {queries} queries, {3 * images} test images, {image_size}")
-    # No part of this category is rotated, and rotated views would take most of the time.
-    settings = {**ONLINE, "rotations": 1}
-    plan = foct_plan({"Foct": settings}, shots, range(supports), image_size, root=mkdtemp(), n_test=images)
+    print(f"{packages}, {queries} queries, {3 * images} test images, {image_size}, online_rate {online_rate}")
+    plan = foct_plan(
+        {"Foct": {**ONLINE, "online_rate": online_rate}},
+        shots,
+        range(supports),
+        image_size,
+        root=mkdtemp(),
+        n_test=images,
+    )
     jobs = plan.jobs()
     test = TestImages(draw_images(plan, jobs[0].key), Features(plan), every=1)
     print("| support | anomalous | order | before | when full | at the end |\n| --- | --- | --- | --- | --- | --- |")

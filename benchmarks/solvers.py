@@ -70,7 +70,7 @@ def measure(name: str, case: Case, needed: int) -> dict[str, Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return time_peer(PEERS[name], Given(problem, case.alpha), case, needed)
+                return time_peer(PEERS[name], Given(problem, case.alpha, case.tolerance), case, needed)
         except Exception as failure:  # noqa: BLE001 - a peer may raise anything
             return {"note": f"{type(failure).__name__}: {str(failure)[:60]}"}
     steps = _steps(name, case, _kept(case.memory))

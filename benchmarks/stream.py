@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_ot.features.given import Scorer, on_features
+from anomalib_ot.models.foct import FoctSettings
 
 from .few_images import ONLINE, Features, TestImages, draw_images, fitted_model, foct_plan
 
@@ -27,6 +28,7 @@ def main(
     order: Order = "mixed",
     shots: int = 4,
     block: int = 200,
+    online_rate: float = FoctSettings.online_rate,
     seed: int = 0,
     threads: int = 2,
 ) -> None:
@@ -40,11 +42,12 @@ def main(
             by increasing score.
         shots: Number of support images.
         block: Number of queries per line.
+        online_rate: An image teaches if its p-value is above this rate.
         seed: Seed of the draws.
         threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
-    plan = foct_plan({"online": ONLINE, "offline": {}}, shots, [seed])
+    plan = foct_plan({"online": {**ONLINE, "online_rate": online_rate}, "offline": {}}, shots, [seed])
     jobs = {job.key.model: job for job in plan.jobs()}
     data = draw_images(plan, jobs["online"].key)
     test = TestImages(data, Features(plan), every=1)

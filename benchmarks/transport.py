@@ -7,10 +7,11 @@ kernel entry can be omitted.
 
 All solvers have the same cost matrix. Times include forming it. Ours stop at the tolerance. The updates of the other
 solvers are those of Sinkhorn, so each is given exactly the iterations that our plain iterations need for the same
-marginal error, without tests of a stop rule, and 100 iterations; geomloss has a schedule of its own. A time above the
-limit is extrapolated from a few iterations, in which it is linear. Each number of iterations runs once before it is
-timed, because OTT-JAX compiles it. The solvers of a library have a process of their own. They run alternately, and the
-fastest of the repeats counts.
+marginal error, without tests of a stop rule, and 100 iterations; geomloss has a schedule of its own, and accelerated
+forms of OTT-JAX stop within these iterations once they reach the tolerance. A time above the limit is extrapolated from
+a few iterations, in which it is linear. Each number of iterations runs once before it is timed, because OTT-JAX
+compiles it. The solvers of a library have a process of their own. They run alternately, and the fastest of the repeats
+counts.
 
 The memory is the peak that a solver adds to that of its features and prototypes, in a process of its own. Two rows are
 limits: the product of features and prototypes, and one read of its result.

@@ -138,7 +138,7 @@ def fit_duo(rank, folder, processes):
     fit_flow(rank, folder, processes, kind=Duo)
 
 
-@pytest.mark.parametrize("fit", [fit_flow, fit_duo])
+@pytest.mark.parametrize("fit", [pytest.param(fit_flow, marks=pytest.mark.slow), fit_duo])
 def test_two_processes_train_what_one_does(tmp_path, start, fit):
     folders = alone, together = tmp_path / "alone", tmp_path / "together"
     Assembly(tmp_path / "data", **IMAGES).prepare_data()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -212,7 +213,7 @@ def network_of(backbone: str | Path) -> Any:
         backbone: As in :func:`backbone_name`.
 
     Returns:
-        The network, on the meta device. Random numbers of the caller do not change.
+        The network, on the meta device, which must not be changed. Random numbers of the caller do not change.
 
     Raises:
         TypeError: As in :func:`layers_of_backbone`.
@@ -222,8 +223,10 @@ def network_of(backbone: str | Path) -> Any:
     """
     backbone = backbone_name(backbone)
     check_name(backbone, pre_trained=False)
+    # The files of a folder or a hub may change. timm's own networks do not.
+    create = _create_network if parse_model_name(backbone)[0] else _create_once
     with torch.device("meta"):
-        return _create_network(backbone)
+        return create(backbone)
 
 
 def _in_network_order(backbone: str, layers: Sequence[str], network: nn.Module) -> list[str]:
@@ -251,6 +254,10 @@ def _create_network(backbone: str) -> nn.Module:
         msg = f"{backbone} expects images with {channels} channels, not {_CHANNELS}; choose another backbone"
         raise ValueError(msg)
     return network.to("meta")
+
+
+# Settings read the properties of a network several times, and creating a large one takes a second.
+_create_once = lru_cache(8)(_create_network)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def job_of(plan, model):
     return next(job for job in plan.jobs() if job.key.model == model)
 
 
+@pytest.mark.slow
 def test_the_scores_of_folds_are_those_of_a_training(plan, images, tmp_path):
     indices = [0, 1, 3, 4, 5, 6, 7]
     fit = fitted_on_features(job_of(plan, "WtFlow"), images.features_of(indices), SIZE, 3)

@@ -17,6 +17,7 @@ def folders(backbone, tmp_path_factory):
     return Folders(Plan({"WtFlow": model}, {"tray": data}, backbone, ("blocks.4",), (64, 64)), "tray", 12, 3)
 
 
+@pytest.mark.slow
 def test_a_folder_has_its_share_of_anomalous_images_that_are_not_in_the_test(folders):
     assert folders.good == 16
     clean, is_bad = folders.folder(0, 0.0)

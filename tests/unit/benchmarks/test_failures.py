@@ -1,5 +1,6 @@
 """The figure of a model's failures."""
 
+import pytest
 import torch
 from PIL import Image
 
@@ -13,6 +14,7 @@ def test_failures_are_the_anomalies_below_and_the_normal_images_above_the_others
     assert failures(scores, anomalous) == ([4, 2], [3])
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_model_is_drawn_and_its_failures_are_counted(backbone, tmp_path):
     data = Assembly(tmp_path / "data", n_train=6, n_validation=1, n_test=2)
     path = tmp_path / "failures.png"

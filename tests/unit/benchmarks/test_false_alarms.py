@@ -40,6 +40,7 @@ def images(plan):
     return GoodAndBad(plan, "tray")
 
 
+@pytest.mark.slow
 def test_splits_divide_the_good_images_and_each_threshold_has_its_rows(plan, images):
     splits = list(images.splits(0, [6, 99, None]))
     assert [split.name for split in splits] == ["6", "all"]

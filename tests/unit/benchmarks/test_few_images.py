@@ -80,6 +80,7 @@ def steps(tmp_path_factory):
     return foct_plan(STEPS, 1, [0], SIZE, root=root, n_train=3, n_validation=1, n_test=2)
 
 
+@pytest.mark.slow
 def test_steps_of_foct_differ(steps):
     found = dict(measured(steps, [job.key for job in steps.jobs()], every=1))
     assert [key.model for key in found] == [*STEPS]

@@ -47,6 +47,7 @@ def test_stream_teaches_the_online_model_only(small_plan, monkeypatch, capsys):
     assert last.startswith("50% anomalous, mixed")
 
 
+@pytest.mark.slow
 def test_poisoned_streams_are_measured_in_all_orders(capsys):
     threads = torch.get_num_threads()
     poisoned.main(queries=3, shares=(0.5,), shots=1, supports=1, images=1, image_size=SIZE, threads=threads)
@@ -54,6 +55,7 @@ def test_poisoned_streams_are_measured_in_all_orders(capsys):
     assert [row.split(" | ")[2] for row in rows] == ["mixed", "repeated", "worst_first"]
 
 
+@pytest.mark.slow
 def test_literal_and_factored_transport_are_timed(small_plan, monkeypatch, capsys):
     monkeypatch.setattr(conditional, "foct_plan", small_plan)
     conditional.main(literal_queries=1, threads=torch.get_num_threads())

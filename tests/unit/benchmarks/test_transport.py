@@ -74,6 +74,7 @@ def test_each_solver_has_a_row(problem, tmp_path):
     assert {name for name, row in rows.items() if "memory_mb" in row} == {name for name in names if "limit" not in name}
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_dense_solver_is_a_few_times_that_of_the_matrix(tmp_path):
     torch.manual_seed(0)
     problem = make_problem("random", 14, 16, 8, 16, 8)

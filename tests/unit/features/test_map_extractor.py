@@ -226,8 +226,8 @@ def narrow_swin(folder):
     ("name", "layers"),
     [
         ("test_mambaout", ["stages.0", "stages.1"]),
-        ("test_maxvit", ["stages.0"]),
-        ("swin_tiny_patch4_window7_224", ["layers.1"]),
+        pytest.param("test_maxvit", ["stages.0"], marks=pytest.mark.slow),
+        pytest.param("swin_tiny_patch4_window7_224", ["layers.1"], marks=pytest.mark.slow),
     ],
 )
 def test_exported_maps_are_in_the_same_order(name, layers, tmp_path):

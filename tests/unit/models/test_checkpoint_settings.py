@@ -106,6 +106,7 @@ OTHERWISE = {
         "image_size": (96, 64),
         "measure": "transport",
         "online": True,
+        "online_rate": 0.5,
         "keep_memory": True,
         "foreground": "pca",
         "sam_checkpoint": "sam.pth",

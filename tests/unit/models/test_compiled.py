@@ -59,8 +59,8 @@ def scores(model, seeds=(1, 2)):
 @pytest.mark.parametrize(
     ("build", "precision"),
     [
-        *((pradot, "highest"), (wt_flow, "highest"), (foct, "medium")),
-        pytest.param(foct, "highest", marks=pytest.mark.slow),
+        *((pradot, "medium"), (wt_flow, "highest")),
+        *(pytest.param(foct, each, marks=pytest.mark.slow) for each in ("medium", "highest")),
     ],
 )
 def test_a_compiled_model_says_what_it_says_otherwise(build, precision, compiled):
@@ -74,9 +74,8 @@ def test_a_compiled_model_says_what_it_says_otherwise(build, precision, compiled
         torch.set_float32_matmul_precision("highest")
 
 
-# A Foct that is not online is compiled above, though not one that is fitted to queries.
 @pytest.mark.parametrize(
-    "way", [pytest.param(each, marks=() if each.startswith("online") else pytest.mark.slow) for each in WAYS]
+    "way", [pytest.param(each, marks=() if each == "online, nearest" else pytest.mark.slow) for each in WAYS]
 )
 def test_a_compiled_foct_learns_what_it_learns_otherwise(way, compiled):
     torch.manual_seed(0)

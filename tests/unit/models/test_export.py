@@ -87,7 +87,11 @@ def trained(data, tmp_path_factory):
     return cache(lambda name: fit(name, data, tmp_path_factory.mktemp(name)))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# Duo's graph has WtFlow's in it.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "WtFlow" else ()) for name in MODELS],
+)
 def fitted(request, trained):
     return trained(request.param)
 
@@ -108,7 +112,7 @@ def one_graph(graphs, monkeypatch, tmp_path_factory):
     """Lets the host write the ONNX file of a model only once: it takes much longer than everything else."""
 
     def to_onnx(model, export_root, _name, input_size, **arguments):
-        key = (id(model), model.post_processor.enable_normalization, str(arguments))
+        key = (id(model), model.post_processor.enable_normalization, input_size, str(arguments))
         if key not in graphs:
             folder = tmp_path_factory.mktemp("onnx")
             # Keep the model, so that no other model gets its id.
@@ -321,7 +325,7 @@ def test_the_exporter_meets_no_activation_in_place(pradot, tmp_path, monkeypatch
     assert in_place() == {True}
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino"])
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
 def test_a_wrong_file_is_not_published(pradot, kind, tmp_path, monkeypatch):
     arguments = {} if kind == "torch" else {"input_size": SIZE}
     method = "to_torch" if kind == "torch" else "to_onnx"
@@ -363,6 +367,7 @@ def test_a_file_whose_masks_contradict_its_scores_is_not_published(pradot, kind,
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.usefixtures("one_graph")
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_graph_has_the_size_that_the_model_resizes_to(pradot, kind, tmp_path):
     path = getattr(pradot, f"to_{kind}")(tmp_path)

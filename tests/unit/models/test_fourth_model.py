@@ -70,7 +70,7 @@ def test_a_checkpoint_gives_the_trained_model(kind, trained):
     assert torch.equal(loaded(images).anomaly_map, model(images).anomaly_map)
 
 
-@pytest.mark.parametrize("export", [ExportType.ONNX, ExportType.OPENVINO])
+@pytest.mark.parametrize("export", [pytest.param(ExportType.ONNX, marks=pytest.mark.slow), ExportType.OPENVINO])
 def test_an_exported_file_is_checked(trained, data, tmp_path, export):
     pytest.importorskip("openvino")
     model, _ = trained

@@ -146,6 +146,7 @@ def read_only_installation(folder):
     return {**usual, **nowhere, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+@pytest.mark.slow
 def test_a_read_only_installation_without_a_home_registers_and_solves(tmp_path):
     environment = read_only_installation(tmp_path)
     result = subprocess.run([sys.executable, "-c", SOLVE], env=environment, capture_output=True, text=True, check=False)

@@ -68,6 +68,8 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
         online: Let queries teach the episodic memory and the navigator (paper). The result of an image then depends on
             the images before it. Otherwise the score of an image depends on the support set and that image only.
+        online_rate: Online, an image teaches only if its p-value among the left-out views of the support images is
+            above this rate, which refuses about this share of good images, in [0, 1); 0 lets all teach (paper).
         keep_memory: Keep what queries taught from one test or prediction to the next, instead of resetting it.
         foreground: How to find the product in the support images: ``none`` takes all cells, ``pca`` the first principal
             component of the features, ``sam`` segment-anything (paper).
@@ -123,9 +125,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
     views = "anomalib_ot.models.foct.views"
     checkpoint_rules = CheckpointRules(
         FoctSettings,
-        learned=("semantic", "detail", "episodic", "centre", "scale"),
+        learned=("semantic", "detail", "episodic", "centre", "scale", "view_distances"),
         marks=("model.semantic.",),
-        before={"detail_weight": 0.0},
+        before={"detail_weight": 0.0, "online_rate": 0.0},
     )
 
     def __init__(
@@ -136,6 +138,7 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         image_size: tuple[int, int] | None = FoctSettings.image_size,
         measure: Measure = FoctSettings.measure,
         online: bool = FoctSettings.online,
+        online_rate: float = FoctSettings.online_rate,
         keep_memory: bool = FoctSettings.keep_memory,
         foreground: ForegroundName = FoctSettings.foreground,
         sam_checkpoint: Path | str | None = FoctSettings.sam_checkpoint,

@@ -34,6 +34,7 @@ class FoctSettings(ModelSettings):
     backbone: Scoring[str | Path] = "wide_resnet50_2"
     measure: Scoring[Measure] = "transport"
     online: Scoring[bool] = False
+    online_rate: Scoring[float] = 0.1
     keep_memory: Scoring[bool] = False
     foreground: Training[ForegroundName] = "none"
     sam_checkpoint: Training[Path | str | None] = None
@@ -77,6 +78,7 @@ class FoctSettings(ModelSettings):
         added = self.top_foreground + self.top_background
         require(self.capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", self.capacity)
         require_whole(1, "capacity", self.capacity)
+        require_finite(0 <= self.online_rate < 1, "online_rate", "in [0, 1)", self.online_rate)
         require(0 < self.compression < 1, "compression", "in (0, 1)", self.compression)
 
     def _check_navigator(self) -> None:

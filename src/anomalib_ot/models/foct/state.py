@@ -11,6 +11,7 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
+from anomalib_ot.decide.conformal import rank_p_values
 from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.settings import require
 from anomalib_ot.transport import Navigator
@@ -46,10 +47,11 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
     """
 
     single_precision: ClassVar[tuple[str, ...]] = (
-        *("centre", "scale", "semantic", "detail", "episodic", "support_navigator", "navigator"),
+        *("centre", "scale", "view_distances", "semantic", "detail", "episodic", "support_navigator", "navigator"),
     )
     centre: Tensor
     scale: Tensor
+    view_distances: Tensor | None
 
     def __init__(self, settings: FoctSettings, channels: int) -> None:
         super().__init__()
@@ -63,6 +65,8 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
         # Mean (C,) and total standard deviation () of the support features.
         self.register_buffer("centre", torch.empty(0, dtype=torch.float32))
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        # Largest distance of a cell of each left-out view of the support images, (V,), ascending.
+        self.register_buffer("view_distances", torch.empty(0) if settings.online and settings.online_rate else None)
         self._new_navigator = partial(new_navigator, channels, settings)
         # Fitted to the support set, and the current one.
         self.support_navigator = self._new_navigator()
@@ -158,6 +162,16 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
             navigator = deepcopy(self.navigator if self.settings.online else self.support_navigator)
         fit_to(navigator, memory.features[0], query[0], self.settings, steps)
         return navigator
+
+    def _may_teach(self, distance: Tensor) -> bool:
+        """Whether the distances (M,) of a query from the semantic memory are not unusual for a good image.
+
+        Its largest distance has a p-value among those of the left-out views (Bates et al., 2023). Turned views are
+        mirrored at their edges and have larger distances, so that fewer good images than promised are refused.
+        """
+        if self.view_distances is None or not len(self.view_distances):
+            return True
+        return float(rank_p_values(float(distance.amax()), self.view_distances.cpu())) > self.settings.online_rate
 
     def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
         """Add the most relevant normal features of a query (M, C) to the episodic memory.

@@ -1,5 +1,6 @@
 """FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -38,6 +39,8 @@ from .state import FoctState
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
+
+logger = logging.getLogger(__name__)
 
 # Support images whose features are extracted at once.
 _PART = 8
@@ -143,16 +146,23 @@ class FoctModel(FoctState):
         del features
         memories = [self._new_memory() for memory in (self.semantic, self.detail) if memory is not None]
         own = [*zip(*(each.split(1) for each in layers), strict=True)]
-        pairs = zip(images.split(1), own, strict=True)
+        pairs = [*zip(images.split(1), own, strict=True)]
         fit_memories(memories, (self._embed_views(*each, centre, scale) for each in pairs), turned.flatten(2))
         semantic, *detail = memories
+        distances = self.view_distances
+        if distances is not None:
+            views = (self._embed_views(*each, centre, scale)[0] for each in pairs)
+            left_out = [semantic.left_out_distances(each, index) for index, each in enumerate(views)]
+            distances = torch.cat(left_out).sort().values
+            if not len(distances):
+                logger.warning("every image teaches: one support image without other views leaves none out")
         navigator = self._new_navigator().to(images.device)
         if self.settings.measure == "transport":
             for query in (self._points(averaged(each), centre, scale) for each in own):
                 with full_precision(query):
                     memory = semantic.register_to(query).features[0]
                     fit_to(navigator, memory, query[0], self.settings, self.settings.support_steps)
-        self.centre, self.scale, self.semantic = centre, scale, semantic
+        self.centre, self.scale, self.semantic, self.view_distances = centre, scale, semantic, distances
         self.detail = detail[0] if detail else None
         self.support_navigator.load_state_dict(navigator.state_dict())
         self.reset()
@@ -358,11 +368,12 @@ class FoctModel(FoctState):
         navigator = self._navigator_of(memory, query)
         scores, relevance, foreground = self._score(query, memory, navigator)
         if self.settings.online:
-            self.navigator.load_state_dict(navigator.state_dict())
             # Excludes the episodic memory: a chain of small steps would lead away from the support set.
-            distance = euclidean_cost(semantic.features, query).amin(-1)
-            normal = torch.maximum(scores, distance)[0] <= self.semantic.threshold
-            self._learn(query[0], normal, relevance[0], foreground[0] > 0.5)  # noqa: PLR2004
+            distance = euclidean_cost(semantic.features, query)[0].amin(-1)
+            if self._may_teach(distance):
+                self.navigator.load_state_dict(navigator.state_dict())
+                normal = torch.maximum(scores[0], distance) <= self.semantic.threshold
+                self._learn(query[0], normal, relevance[0], foreground[0] > 0.5)  # noqa: PLR2004
         return scores
 
     def _score(self, query: Tensor, memory: Memory, navigator: Navigator) -> tuple[Tensor, Tensor, Tensor]:

@@ -248,6 +248,50 @@ def test_stream_of_defects_does_not_teach_the_memory_defects(model):
     assert float(scores[-1]) > 0.9 * float(scores[0]) > 2 * float(offline.semantic.threshold)
 
 
+@pytest.mark.parametrize(("rate", "teaches"), [(0.1, False), (0.0, True)])
+def test_an_unusual_image_teaches_only_if_all_may(rate, teaches, model):
+    ours = model(online=True, online_rate=rate, rotations=6)
+    unusual = images(1, 1)
+    unusual[..., 40:, 40:] = 8.0
+    before = deepcopy(ours.navigator.state_dict())
+    score(ours, unusual)
+    assert bool(len(ours.episodic.features)) == teaches
+    assert all(torch.equal(value, before[name]) for name, value in ours.navigator.state_dict().items()) != teaches
+    score(ours, images(1))
+    assert len(ours.episodic.features)
+
+
+@pytest.mark.parametrize(("largest", "teaches"), [(18.5, False), (18.0, True), (17.5, True), (99.0, False)])
+def test_the_p_value_of_an_image_that_teaches_is_above_the_rate(largest, teaches, model):
+    ours = model(online=True, online_rate=0.1, shots=0)
+    ours.view_distances = torch.arange(1.0, 20.0)
+    assert ours._may_teach(torch.tensor([0.5, largest])) == teaches
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_views_are_compared_with_other_images_or_else_with_other_views(shots, model):
+    ours = model(online=True, shots=shots, rotations=3)
+    expected = []
+    for index, image in enumerate(images(shots)):
+        for number, view in enumerate(ours.views(image[None])[0]):
+            query = ours._embed(ours.extract(view[None]))[0]
+            if shots == 1:
+                groups = [[each for other, each in enumerate(ours.semantic.features[0]) if other != number]]
+            else:
+                groups = [[*views] for other, views in enumerate(ours.semantic.features) if other != index]
+            # Of each group, the view that is nearest on average.
+            nearest = [min(group, key=lambda each: float(torch.cdist(query, each).amin(1).mean())) for group in groups]
+            expected.append(float(torch.cdist(query, torch.cat(nearest)).amin(1).amax()))
+    torch.testing.assert_close(ours.view_distances, torch.tensor(expected).sort().values, atol=1e-3, rtol=1e-3)
+
+
+def test_one_image_without_other_views_says_that_all_teach(model, caplog):
+    ours = model(online=True, shots=1, rotations=1)
+    assert "every image teaches" in caplog.text
+    score(ours, images(1, 5))
+    assert len(ours.episodic.features)
+
+
 def test_memory_does_not_walk_away_from_the_support_set(model):
     """What is near to something remembered, but not to the support set, is not remembered."""
     ours = model(measure="nearest", online=True, rotations=1)

@@ -89,7 +89,10 @@ def subspace():
 
 
 # With independent noise the field takes longer to settle.
-@pytest.mark.parametrize(("coupling", "batch", "rate"), [("independent", 512, 5e-3), ("worst", 128, 2e-3)])
+@pytest.mark.parametrize(
+    ("coupling", "batch", "rate"),
+    [pytest.param("independent", 512, 5e-3, marks=pytest.mark.slow), ("worst", 128, 2e-3)],
+)
 def test_what_is_off_the_subspace_of_the_data_keeps_a_larger_norm(subspace, coupling, batch, rate):
     data, on, off = subspace
     field = trained(coupling, data, batch, rate)
