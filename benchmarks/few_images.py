@@ -75,8 +75,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "Foct (+ transport)": {"detail_weight": 0.0},
     "Foct": {},
     "Foct (+ foreground)": {"foreground": "pca"},
-    "Foct (+ online)": {"foreground": "pca", **ONLINE, "online_rate": 0.0},
-    "Foct (+ p-values)": {"foreground": "pca", **ONLINE},
+    "Foct (+ online)": {"foreground": "pca", **ONLINE},
+    "Foct (+ p-values)": {"foreground": "pca", **ONLINE, "online_rate": 0.1},
 }
 # Each with the number of turned views of a training image; AnomalyDINO has eight where there are few images.
 RULES = {

@@ -36,7 +36,7 @@ class Given:
     Attributes:
         problem: Features, prototypes and coordinates.
         alpha: Weight of the spatial cost.
-        tolerance: Marginal error at which a solver whose updates are not Sinkhorn's may stop.
+        tolerance: Marginal error at which those of ``STOPPING`` stop.
     """
 
     problem: Problem
@@ -152,6 +152,8 @@ def _geomloss(backend: str) -> Peer:
     return run
 
 
+# Solvers whose updates are not those of Sinkhorn, and which stop by a rule of their own.
+STOPPING = frozenset({"OTT, momentum", "OTT, Anderson", "OTT, epsilon", "geomloss, dense", "geomloss, KeOps"})
 PEERS: dict[str, Peer] = {
     "POT sinkhorn": _bregman("sinkhorn"),
     "POT sinkhorn_log": _bregman("sinkhorn_log"),

@@ -27,6 +27,7 @@ def main(
     supports: int = 4,
     images: int = 100,
     image_size: tuple[int, int] = FOCT_SIZE,
+    rotations: int = 1,
     online_rate: float = FoctSettings.online_rate,
     threads: int = 2,
 ) -> None:
@@ -39,20 +40,15 @@ def main(
         supports: Number of support sets.
         images: Test images of each kind: normal, logical and structural.
         image_size: Height and width that the images are resized to.
-        online_rate: An image teaches if its p-value is above this rate.
+        rotations: Views of a support image. No part of this category is rotated, and more views take most of the time.
+        online_rate: An image teaches if its p-value among the left-out views is above this rate.
         threads: Number of threads for torch.
     """
     torch.set_num_threads(threads)
     packages = versions("anomalib-ot", "anomalib", "torch")
     print(f"{packages}, {queries} queries, {3 * images} test images, {image_size}, online_rate {online_rate}")
-    plan = foct_plan(
-        {"Foct": {**ONLINE, "online_rate": online_rate}},
-        shots,
-        range(supports),
-        image_size,
-        root=mkdtemp(),
-        n_test=images,
-    )
+    settings = {**ONLINE, "rotations": rotations, "online_rate": online_rate}
+    plan = foct_plan({"Foct": settings}, shots, range(supports), image_size, root=mkdtemp(), n_test=images)
     jobs = plan.jobs()
     test = TestImages(draw_images(plan, jobs[0].key), Features(plan), every=1)
     print("| support | anomalous | order | before | when full | at the end |\n| --- | --- | --- | --- | --- | --- |")

@@ -11,7 +11,7 @@ import torch
 
 from anomalib_ot.transport import TransportPlan, Workspace
 
-from .peers import PEERS, Given, Peer
+from .peers import PEERS, STOPPING, Given, Peer
 from .steps import ITERATIONS, Problem, Steps
 from .watch import added_memory, timed
 
@@ -24,6 +24,8 @@ OURS = COLD, PLAIN, WARM, PRODUCT, READ
 _MOST = 5000
 # Iterations to extrapolate from.
 _FEW = 4
+# Solvers that stop by a rule of their own may take this many times our plain iterations.
+_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def measure(name: str, case: Case, needed: int) -> dict[str, Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return time_peer(PEERS[name], Given(problem, case.alpha, case.tolerance), case, needed)
+                time = time_stopping_peer if name in STOPPING else time_peer
+                return time(PEERS[name], Given(problem, case.alpha, case.tolerance), case, needed)
         except Exception as failure:  # noqa: BLE001 - a peer may raise anything
             return {"note": f"{type(failure).__name__}: {str(failure)[:60]}"}
     steps = _steps(name, case, _kept(case.memory))
@@ -98,29 +101,37 @@ def weigh(name: str, case: Case) -> float:
 
 def time_peer(peer: Peer, given: Given, case: Case, needed: int) -> dict[str, Any]:
     """Times of another solver for the iterations that our plain ones need and for a hundred, and its marginal error."""
-
-    def run(count: int) -> tuple[float, float]:
-        # The first run of each count compiles where a peer does.
-        peer(given, case.epsilon, count)
-        sums, seconds = timed(lambda: peer(given, case.epsilon, count))
-        return seconds, sum(
-            float((each - weights).abs().sum()) for each, weights in zip(sums(), given.weights, strict=True)
-        )
-
-    first, error = run(1)
-    slope = max(0.0, run(1 + _FEW)[0] - first) / _FEW
+    first, error = _run(peer, given, case.epsilon, 1)
+    slope = max(0.0, _run(peer, given, case.epsilon, 1 + _FEW)[0] - first) / _FEW
     row: dict[str, Any] = {"iterations": needed}
     for name, count in (("to_tolerance_s", needed), ("hundred_s", ITERATIONS)):
         expected = first + (count - 1) * slope
         if expected > case.seconds:
             row |= {name: expected, "note": "extrapolated"}
             continue
-        row[name], error = run(count)
+        row[name], error = _run(peer, given, case.epsilon, count)
         if count == needed:
             row["error"] = error
     if not math.isfinite(error):
         row["note"] = "not finite"
     return row
+
+
+def time_stopping_peer(peer: Peer, given: Given, case: Case, needed: int) -> dict[str, Any]:
+    """Time of a solver until it stops, at the latest after some times our plain iterations, and its marginal error."""
+    seconds, error = _run(peer, given, case.epsilon, _PATIENCE * needed)
+    row: dict[str, Any] = {"to_tolerance_s": seconds, "error": error}
+    return row if error <= case.tolerance else row | {"note": "not reached"}
+
+
+def _run(peer: Peer, given: Given, epsilon: float, count: int) -> tuple[float, float]:
+    """Seconds of a solver with a number of iterations, and its marginal error."""
+    # The first run of each count compiles where a peer does.
+    peer(given, epsilon, count)
+    sums, seconds = timed(lambda: peer(given, epsilon, count))
+    return seconds, sum(
+        float((each - weights).abs().sum()) for each, weights in zip(sums(), given.weights, strict=True)
+    )
 
 
 @lru_cache(1)

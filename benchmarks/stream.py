@@ -42,7 +42,7 @@ def main(
             by increasing score.
         shots: Number of support images.
         block: Number of queries per line.
-        online_rate: An image teaches if its p-value is above this rate.
+        online_rate: An image teaches if its p-value among the left-out views is above this rate.
         seed: Seed of the draws.
         threads: Number of threads for torch.
     """

@@ -5,13 +5,13 @@ Run as ``python -m benchmarks.transport``. The default size is that of the paper
 rotated into the requested number of channels, which changes no cosine. As the worst case, they are random, and no
 kernel entry can be omitted.
 
-All solvers have the same cost matrix. Times include forming it. Ours stop at the tolerance. The updates of the other
-solvers are those of Sinkhorn, so each is given exactly the iterations that our plain iterations need for the same
-marginal error, without tests of a stop rule, and 100 iterations; geomloss has a schedule of its own, and accelerated
-forms of OTT-JAX stop within these iterations once they reach the tolerance. A time above the limit is extrapolated from
-a few iterations, in which it is linear. Each number of iterations runs once before it is timed, because OTT-JAX
-compiles it. The solvers of a library have a process of their own. They run alternately, and the fastest of the repeats
-counts.
+All solvers have the same cost matrix. Times include forming it. Ours stop at the tolerance. The updates of most other
+solvers are those of Sinkhorn, so each of these is given exactly the iterations that our plain iterations need for the
+same marginal error, without tests of a stop rule, and 100 iterations. A time above the limit is extrapolated from a few
+iterations, in which it is linear. geomloss and the accelerated forms of OTT-JAX stop by their own rules; a note says if
+they do not reach the tolerance, the error of both marginals together. Each number of iterations runs once before it is
+timed, because OTT-JAX compiles it. The solvers of a library have a process of their own. They run alternately, and the
+fastest of the repeats counts.
 
 The memory is the peak that a solver adds to that of its features and prototypes, in a process of its own. Two rows are
 limits: the product of features and prototypes, and one read of its result.

@@ -18,8 +18,8 @@ ENTRY = "anomalib_ot"
 COMPONENTS = ("pre_processor", "post_processor")
 """Attributes of a Lightning model whose classes the entry records."""
 
-# The first format had no entry. The second and the third one lack settings that came later.
-_FORMAT = 4
+# The first format had no entry. The others lack settings that came later.
+_FORMAT = 5
 
 
 def new_entry(model: AnomalibModule, backbone: Mapping[str, Any]) -> dict[str, Any]:

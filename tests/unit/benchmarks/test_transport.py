@@ -9,7 +9,7 @@ import torch
 from anomalib_ot.transport import Workspace, sinkhorn
 from benchmarks.growth import _steps_of_pot
 from benchmarks.peers import PEERS, Given
-from benchmarks.solvers import OURS, PLAIN, Case, time_peer, weigh
+from benchmarks.solvers import OURS, PLAIN, Case, time_peer, time_stopping_peer, weigh
 from benchmarks.steps import Problem, Steps
 from benchmarks.transport import make_problem, rows_of, solving
 
@@ -39,6 +39,22 @@ def test_compilation_is_not_timed(slope, note, problem, monkeypatch):
     assert row["to_tolerance_s"] == pytest.approx(0.5 + 10 * slope)
     assert row["hundred_s"] == pytest.approx(0.5 + 100 * slope)
     assert row.get("note") == note
+
+
+@pytest.mark.parametrize(("error", "note"), [(5e-4, None), (2e-3, "not reached"), (float("nan"), "not reached")])
+def test_a_solver_that_stops_by_itself_is_timed_until_then(error, note, problem):
+    counts = []
+
+    def peer(given, _epsilon, count):
+        counts.append(count)
+        rows, columns = given.weights
+        return lambda: (rows, columns + error / len(columns))
+
+    row = time_stopping_peer(peer, Given(problem, 0.3), case(), 10)
+    assert row["error"] == pytest.approx(error, rel=1e-3, nan_ok=True)
+    assert row.get("note") == note
+    assert counts == [100, 100]
+    assert "hundred_s" not in row
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])

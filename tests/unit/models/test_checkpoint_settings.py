@@ -414,7 +414,8 @@ def test_a_checkpoint_of_the_first_format_without_its_backbone_is_refused_by_nam
     [
         (Pradot, 2, {"deviation": False, "global_modes": 0}),
         (WtFlow, 2, {"global_modes": 0}),
-        (Foct, 3, {"detail_weight": 0.0}),
+        (Foct, 3, {"detail_weight": 0.0, "online_rate": 0.0}),
+        (Foct, 4, {"online_rate": 0.0}),
     ],
 )
 def test_a_checkpoint_of_an_earlier_format_scores_as_before_the_settings_that_it_lacks(
@@ -438,10 +439,10 @@ def test_a_checkpoint_of_an_earlier_format_scores_as_before_the_settings_that_it
 
 
 def test_a_later_format_is_refused_by_name(trained, root, tmp_path):
-    later = altered(trained(Pradot)[0], tmp_path, lambda content: content["anomalib_ot"].update(format=5))
-    with pytest.raises(ValueError, match=r"format 5, .* up to 4; run: pip install --upgrade anomalib-ot"):
+    later = altered(trained(Pradot)[0], tmp_path, lambda content: content["anomalib_ot"].update(format=6))
+    with pytest.raises(ValueError, match=r"format 6, .* up to 5; run: pip install --upgrade anomalib-ot"):
         Pradot.load_from_checkpoint(later)
-    with pytest.raises(ValueError, match=r"format 5, .* up to 4"):
+    with pytest.raises(ValueError, match=r"format 6, .* up to 5"):
         scores(fresh(Pradot), later, root, tmp_path)
 
 

@@ -68,8 +68,9 @@ class Foct(  # type: ignore[misc]  # as anomalib's memory banks
         measure: Score by conditional ``transport``, or by the ``nearest`` feature of the memory.
         online: Let queries teach the episodic memory and the navigator (paper). The result of an image then depends on
             the images before it. Otherwise the score of an image depends on the support set and that image only.
-        online_rate: Online, an image teaches only if its p-value among the left-out views of the support images is
-            above this rate, which refuses about this share of good images, in [0, 1); 0 lets all teach (paper).
+        online_rate: Online, an image teaches only if the p-value of its largest distance from the support images, among
+            those of their own left-out views, is above this rate, in [0, 1). With n views, a rate below 1 / (n + 1)
+            refuses no image. At 0, all images teach (paper).
         keep_memory: Keep what queries taught from one test or prediction to the next, instead of resetting it.
         foreground: How to find the product in the support images: ``none`` takes all cells, ``pca`` the first principal
             component of the features, ``sam`` segment-anything (paper).

@@ -135,7 +135,7 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
     def left_out_distances(self, views: Tensor, index: int) -> Tensor:
         """Largest distance of a cell of each view of a support image from the memory of the other support images.
 
-        A single support image is compared with its other views instead, and one without other views not at all.
+        The views of a single support image are compared with each other, and a single view with nothing.
 
         Args:
             views: Features of the views, (R, M, C).
@@ -145,12 +145,18 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
             (R,), or (0,).
         """
         count, rotations = self.features.shape[:2]
-        if count > 1:
-            return _farthest_cell(self.register_to(views, without=index).features, views)
-        others = [self.features[0, torch.arange(rotations, device=views.device) != view] for view in range(rotations)]
-        pairs = zip(others, views.split(1), strict=True)
-        nearest = [_farthest_cell(each[_nearest_view(each, view)], view) for each, view in pairs if len(each)]
-        return torch.cat(nearest) if nearest else views.new_empty(0)
+        distances = [views.new_empty(0)]
+        with full_precision(views):
+            for number, view in enumerate(views.split(1)):
+                if count > 1:
+                    memory = self.register_to(view, without=index).features
+                elif rotations > 1:
+                    others = self.features[0, torch.arange(rotations, device=view.device) != number]
+                    memory = others[_nearest_view(others, view)]
+                else:
+                    break
+                distances.append(euclidean_cost(memory, view).amin(-1).amax(-1))
+        return torch.cat(distances)
 
     def nearest_views(self, query: Tensor) -> Tensor:
         """Numbers (B, K) of the views that :meth:`register_to` selects for queries (B, M, C)."""
@@ -235,11 +241,6 @@ def fit_memories(
         memory.threshold = torch.cat([each.reach for each in known]).mean()
         # So that no more than one memory is held twice.
         known.clear()
-
-
-def _farthest_cell(memory: Tensor, query: Tensor) -> Tensor:
-    """Largest distance (B,) of a cell of a query (B, M, C) from the nearest feature of a memory (B, N, C)."""
-    return euclidean_cost(memory, query).amin(-1).amax(-1)
 
 
 def _nearest_view(support: Tensor, query: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class FoctSettings(ModelSettings):
     backbone: Scoring[str | Path] = "wide_resnet50_2"
     measure: Scoring[Measure] = "transport"
     online: Scoring[bool] = False
-    online_rate: Scoring[float] = 0.1
+    online_rate: Scoring[float] = 0.0
     keep_memory: Scoring[bool] = False
     foreground: Training[ForegroundName] = "none"
     sam_checkpoint: Training[Path | str | None] = None

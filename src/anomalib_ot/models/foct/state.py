@@ -1,7 +1,8 @@
 """State of Foct: the memories, the navigator, and what queries teach them."""
 
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_ot.decide.conformal import rank_p_values
+from anomalib_ot.decide.conformal import images_for, rank_p_values
 from anomalib_ot.features.single_precision import SinglePrecisionParts
 from anomalib_ot.settings import require
 from anomalib_ot.transport import Navigator
@@ -19,6 +20,8 @@ from anomalib_ot.transport import Navigator
 from .memory import EpisodicMemory, Memory, SemanticMemory
 from .navigator import fit_to, new_navigator
 from .settings import FoctSettings
+
+logger = logging.getLogger(__name__)
 
 # Queries that can be undone. With the default settings and a Wide ResNet-50 they take 60 MB at most.
 _HISTORY = 100
@@ -164,14 +167,29 @@ class FoctState(DynamicBufferMixin, SinglePrecisionParts):
         return navigator
 
     def _may_teach(self, distance: Tensor) -> bool:
-        """Whether the distances (M,) of a query from the semantic memory are not unusual for a good image.
+        """Whether a query with distances (M,) from the semantic memory may teach, see ``online_rate``.
 
-        Its largest distance has a p-value among those of the left-out views (Bates et al., 2023). Turned views are
-        mirrored at their edges and have larger distances, so that fewer good images than promised are refused.
+        Views of one image are no independent images, so that the p-value is a rank, and the rate no promise.
         """
-        if self.view_distances is None or not len(self.view_distances):
+        if self.view_distances is None:
             return True
         return float(rank_p_values(float(distance.amax()), self.view_distances.cpu())) > self.settings.online_rate
+
+    def _left_out_distances(self, semantic: SemanticMemory, images: Iterable[Tensor]) -> Tensor | None:
+        """The values of ``view_distances`` for the views (R, M, C) of each support image; None if it is unused."""
+        if self.view_distances is None:
+            return None
+        distances = torch.cat([semantic.left_out_distances(views, index) for index, views in enumerate(images)])
+        needed = images_for(self.settings.online_rate)
+        if len(distances) < needed:
+            logger.warning(
+                "All images teach: online_rate=%g takes %d left-out views to refuse one, and the support images have "
+                "%d. Give more images, more rotations or a higher rate.",
+                self.settings.online_rate,
+                needed,
+                len(distances),
+            )
+        return distances.sort().values
 
     def _learn(self, query: Tensor, normal: Tensor, relevance: Tensor, is_foreground: Tensor) -> None:
         """Add the most relevant normal features of a query (M, C) to the episodic memory.

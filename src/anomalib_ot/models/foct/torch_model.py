@@ -1,6 +1,5 @@
 """FOCT: few-shot detection with foreground-aware online conditional transport (ACM Multimedia 2024)."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -39,8 +38,6 @@ from .state import FoctState
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
-
-logger = logging.getLogger(__name__)
 
 # Support images whose features are extracted at once.
 _PART = 8
@@ -149,13 +146,7 @@ class FoctModel(FoctState):
         pairs = [*zip(images.split(1), own, strict=True)]
         fit_memories(memories, (self._embed_views(*each, centre, scale) for each in pairs), turned.flatten(2))
         semantic, *detail = memories
-        distances = self.view_distances
-        if distances is not None:
-            views = (self._embed_views(*each, centre, scale)[0] for each in pairs)
-            left_out = [semantic.left_out_distances(each, index) for index, each in enumerate(views)]
-            distances = torch.cat(left_out).sort().values
-            if not len(distances):
-                logger.warning("every image teaches: one support image without other views leaves none out")
+        distances = self._left_out_distances(semantic, (self._embed_views(*each, centre, scale)[0] for each in pairs))
         navigator = self._new_navigator().to(images.device)
         if self.settings.measure == "transport":
             for query in (self._points(averaged(each), centre, scale) for each in own):

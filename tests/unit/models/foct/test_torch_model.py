@@ -270,7 +270,7 @@ def test_the_p_value_of_an_image_that_teaches_is_above_the_rate(largest, teaches
 
 @pytest.mark.parametrize("shots", [1, 3])
 def test_views_are_compared_with_other_images_or_else_with_other_views(shots, model):
-    ours = model(online=True, shots=shots, rotations=3)
+    ours = model(online=True, online_rate=0.5, shots=shots, rotations=3)
     expected = []
     for index, image in enumerate(images(shots)):
         for number, view in enumerate(ours.views(image[None])[0]):
@@ -285,11 +285,28 @@ def test_views_are_compared_with_other_images_or_else_with_other_views(shots, mo
     torch.testing.assert_close(ours.view_distances, torch.tensor(expected).sort().values, atol=1e-3, rtol=1e-3)
 
 
-def test_one_image_without_other_views_says_that_all_teach(model, caplog):
-    ours = model(online=True, shots=1, rotations=1)
-    assert "every image teaches" in caplog.text
-    score(ours, images(1, 5))
-    assert len(ours.episodic.features)
+@pytest.mark.parametrize(("shots", "rotations", "views"), [(1, 1, 0), (2, 3, 6)])
+def test_too_few_views_to_refuse_an_image_are_warned_of(shots, rotations, views, model, caplog):
+    ours = model(online=True, online_rate=0.1, shots=shots, rotations=rotations)
+    assert f"online_rate=0.1 takes 9 left-out views to refuse one, and the support images have {views}" in caplog.text
+    assert ours._may_teach(torch.tensor([1e9]))
+    caplog.clear()
+    model(online=True, online_rate=0.5, shots=1, rotations=2)
+    model(online=True, online_rate=0.0, shots=1, rotations=1)
+    assert not caplog.text
+
+
+def test_what_may_teach_is_exact_under_autocast_and_is_stored(model):
+    ours, fast, stored = (model(online=True, online_rate=0.2, rotations=4, shots=0) for _ in range(3))
+    ours.fit(images(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        # The features are the same, so that only the distances could differ.
+        fast.extract_layers = ours.extract_layers
+        fast.fit(images(2))
+    stored.load_state_dict(ours.state_dict())
+    assert fast.view_distances.dtype == torch.float32
+    assert torch.equal(stored.view_distances, ours.view_distances)
+    assert not stored._may_teach(2 * ours.view_distances[-1:])
 
 
 def test_memory_does_not_walk_away_from_the_support_set(model):
