@@ -71,6 +71,7 @@ class FoctSettings(ModelSettings):
         self._check_navigator()
 
     def _check_memory(self) -> None:
+        require_finite(0 <= self.online_rate < 1, "online_rate", "in [0, 1)", self.online_rate)
         require(0 < self.foreground_ratio <= 1, "foreground_ratio", "in (0, 1]", self.foreground_ratio)
         require(0 < self.background_ratio <= 1, "background_ratio", "in (0, 1]", self.background_ratio)
         require_whole(0, "top_foreground", self.top_foreground)
@@ -78,7 +79,6 @@ class FoctSettings(ModelSettings):
         added = self.top_foreground + self.top_background
         require(self.capacity >= added, "capacity", f"at least top_foreground + top_background, {added}", self.capacity)
         require_whole(1, "capacity", self.capacity)
-        require_finite(0 <= self.online_rate < 1, "online_rate", "in [0, 1)", self.online_rate)
         require(0 < self.compression < 1, "compression", "in (0, 1)", self.compression)
 
     def _check_navigator(self) -> None:
