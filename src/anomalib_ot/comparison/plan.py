@@ -163,6 +163,8 @@ class Plan:
         require(max(self.seeds) <= _HIGHEST_SEED, "a seed", f"at most {_HIGHEST_SEED}", max(self.seeds))
         for name, values in (("seeds", self.seeds), ("shots", self.shots)):
             require(len({*values}) == len(values), name, "different from one another", list(values))
+        if self.backbone is not None:
+            backbone_name(self.backbone)
         require_plain("the title", self.title)
         _check_size("image_size", self.image_size)
         _check_trainer("trainer", self.trainer)

@@ -41,7 +41,7 @@ def backbone_name(backbone: str | Path) -> str:
 
     Raises:
         TypeError: If it is neither a name nor a path. A network is refused too: a checkpoint cannot name it.
-        ValueError: If it is a path without ``local-dir:``, or has another unknown prefix.
+        ValueError: If it is empty, is a path without ``local-dir:``, or has another unknown prefix.
 
     Example:
         >>> backbone_name(Path("weights/resnet18"))
@@ -55,6 +55,9 @@ def backbone_name(backbone: str | Path) -> str:
             "to use a network, write it to a folder with timm.models.save_for_hf, and set backbone to local-dir:PATH"
         )
         raise TypeError(msg)
+    if not backbone.strip():
+        msg = 'backbone is empty; if it is "$(anomalib-ot weights …)", that command failed: run it alone to see why'
+        raise ValueError(msg)
     source, name = parse_model_name(backbone)
     return f"local-dir:{Path(name).expanduser()}" if source == "local-dir" and name.startswith("~") else backbone
 

@@ -89,6 +89,7 @@ def test_a_job_survives_its_way_through_json():
         ({"models": {}}, "needs models"),
         ({"data": {}}, "needs data"),
         ({"seeds": ()}, "needs seeds"),
+        ({"backbone": ""}, "backbone is empty; .* that command failed"),
         ({"seeds": (-1,)}, "seeds must be at least 0"),
         ({"shots": (0,)}, "shots must be at least 1"),
         ({"seeds": (2**32,)}, "a seed must be at most 4294967295"),

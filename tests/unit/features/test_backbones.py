@@ -17,7 +17,7 @@ from timm.models import get_pretrained_cfg
 
 from anomalib_ot import Duo, Foct, Pradot, WtFlow
 from anomalib_ot.features.backbone_sources import BackboneError, check_hub
-from anomalib_ot.features.backbones import create_extractor
+from anomalib_ot.features.backbones import create_extractor, layers_of_backbone
 from anomalib_ot.features.preprocessing import normalization, resize_and_normalize
 from anomalib_ot.offline import offline_backbone
 
@@ -256,6 +256,12 @@ class TestCreateExtractor:
     def test_a_network_itself_is_refused_by_name(self, use):
         with pytest.raises(TypeError, match=r"not ResNet; .*save_for_hf, and set backbone to local-dir:PATH"):
             use(timm.create_model("test_resnet"))
+
+    @pytest.mark.parametrize("use", [layers_of_backbone, normalization, Duo, Foct, Pradot, WtFlow])
+    def test_an_empty_name_is_refused(self, use):
+        """As that of ``--model.backbone "$(anomalib-ot weights lite2)"`` without the package of the weights."""
+        with pytest.raises(ValueError, match=r"backbone is empty; .* that command failed: run it alone to see why"):
+            use("")
 
     @pytest.mark.usefixtures("no_hub")
     @pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "tv_resnet50", "hf-hub:timm/resnet18.a1_in1k"])
