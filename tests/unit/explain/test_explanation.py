@@ -92,7 +92,7 @@ def test_the_model_that_a_checkpoint_records_is_taken(checkpoint, name):
             {"format": 2, "model": "MyPradot"},
             "is a checkpoint of MyPradot; only Duo, Foct, Pradot, WtFlow can be loaded",
         ),
-        ({"format": 5, "model": "Pradot"}, "format 5, .* up to 4; run: pip install --upgrade anomalib-ot"),
+        ({"format": 6, "model": "Pradot"}, "format 6, .* up to 5; run: pip install --upgrade anomalib-ot"),
     ],
 )
 def test_a_checkpoint_that_records_something_unknown_is_refused_by_name(
