@@ -32,7 +32,7 @@ def narrow(architecture, folder):
 def train(kind, backbone, data, engine):
     seed_everything(0, verbose=False)
     data = FewShot(data(), 2) if kind is Foct else data()
-    size = (70, 84) if "14" in backbone else (64, 80)
+    size = (70, 84) if "patch14" in backbone else (64, 80)
     model = kind(backbone, pre_trained=False, image_size=size, **SETTINGS[kind], evaluator=False, visualizer=False)
     engine.fit(model, datamodule=data)
     return model.eval()
