@@ -152,8 +152,9 @@ def _geomloss(backend: str) -> Peer:
     return run
 
 
+_ACCELERATED = {f"OTT, {each}": _ott(in_logs=True, acceleration=each) for each in ("momentum", "Anderson", "epsilon")}
 # Solvers whose updates are not those of Sinkhorn, and which stop by a rule of their own.
-STOPPING = frozenset({"OTT, momentum", "OTT, Anderson", "OTT, epsilon", "geomloss, dense", "geomloss, KeOps"})
+STOPPING = {*_ACCELERATED, "geomloss, dense", "geomloss, KeOps"}
 PEERS: dict[str, Peer] = {
     "POT sinkhorn": _bregman("sinkhorn"),
     "POT sinkhorn_log": _bregman("sinkhorn_log"),
@@ -163,8 +164,7 @@ PEERS: dict[str, Peer] = {
     "POT screenkhorn, half": _screened,
 }
 if find_spec("ott"):
-    PEERS |= {"OTT, logs": _ott(in_logs=True), "OTT, kernel": _ott(in_logs=False)}
-    PEERS |= {f"OTT, {each}": _ott(in_logs=True, acceleration=each) for each in ("momentum", "Anderson", "epsilon")}
+    PEERS |= {"OTT, logs": _ott(in_logs=True), "OTT, kernel": _ott(in_logs=False), **_ACCELERATED}
 if find_spec("geomloss"):
     PEERS["geomloss, dense"] = _geomloss("tensorized")
     if find_spec("pykeops"):

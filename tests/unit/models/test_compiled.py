@@ -59,7 +59,8 @@ def scores(model, seeds=(1, 2)):
 @pytest.mark.parametrize(
     ("build", "precision"),
     [
-        *((pradot, "medium"), (wt_flow, "highest")),
+        (pradot, "medium"),
+        (wt_flow, "highest"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
             for each in ((pradot, "highest"), (foct, "medium"), (foct, "highest"))

@@ -145,16 +145,16 @@ class SemanticMemory(DynamicBufferMixin, nn.Module):
             (R,), or (0,).
         """
         count, rotations = self.features.shape[:2]
-        distances = [views.new_empty(0)]
+        if count * rotations == 1:
+            return views.new_empty(0)
+        distances = []
         with full_precision(views):
             for number, view in enumerate(views.split(1)):
                 if count > 1:
                     memory = self.register_to(view, without=index).features
-                elif rotations > 1:
+                else:
                     others = self.features[0, torch.arange(rotations, device=view.device) != number]
                     memory = others[_nearest_view(others, view)]
-                else:
-                    break
                 distances.append(euclidean_cost(memory, view).amin(-1).amax(-1))
         return torch.cat(distances)
 
