@@ -16,6 +16,26 @@ def pytest_configure(config):
     config.stash[_LEFT_OUT] = 0
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what a quick run leaves out of the products of tests marked ``in_turn``."""
+    products = {}
+    for item in items:
+        if item.get_closest_marker("in_turn"):
+            products.setdefault((item.parent.nodeid, item.originalname), []).append(item)
+    for product in products.values():
+        values = {}
+        for item in product:
+            for name, value in item.callspec.params.items():
+                if value not in values.setdefault(name, []):
+                    values[name].append(value)
+        longest = max(values, key=lambda name: len(values[name]))
+        for item in product:
+            indices = {name: values[name].index(value) for name, value in item.callspec.params.items()}
+            if any(index != indices[longest] % len(values[name]) for name, index in indices.items()):
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_deselected(items):
     """Count the slow tests that ``-m "not slow"`` leaves out."""
     config, slow = items[0].config, sum(item.get_closest_marker("slow") is not None for item in items)

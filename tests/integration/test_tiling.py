@@ -26,6 +26,10 @@ MODELS = {
 }
 
 
+# Size of the image and stride of the tiles.
+TILES = {"side by side": (SIZE, 32), "overlapping": (SIZE, 16), "padded": ((80, 136), 32)}
+
+
 def draw(path, size, generator, defect=None):
     """A picture of coarse colours, the same each time but for noise, with a white square where there is a defect."""
     height, width = size
@@ -76,11 +80,11 @@ def highest(anomaly_map):
     return divmod(int(anomaly_map.argmax()), anomaly_map.shape[-1])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(
-    ("size", "stride"), [(SIZE, 32), (SIZE, 16), ((80, 136), 32)], ids=["side by side", "overlapping", "padded"]
-)
-def test_a_defect_is_found_where_it_is(name, size, stride, tmp_path):
+@pytest.mark.parametrize("tiles", TILES)
+def test_a_defect_is_found_where_it_is(name, tiles, tmp_path):
+    size, stride = TILES[tiles]
     torch.manual_seed(0)
     data = pictures(tmp_path, size, (40, 104, 16))
     model = MODELS[name](backbone="resnet18", image_size=size)

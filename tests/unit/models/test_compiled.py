@@ -1,6 +1,7 @@
 """What torch.compile makes of the models says what they say, and learns what they learn."""
 
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
@@ -59,12 +60,8 @@ def scores(model, seeds=(1, 2)):
 @pytest.mark.parametrize(
     ("build", "precision"),
     [
-        (pradot, "medium"),
         (wt_flow, "highest"),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in ((pradot, "highest"), (foct, "medium"), (foct, "highest"))
-        ),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in product((pradot, foct), ("medium", "highest"))),
     ],
 )
 def test_a_compiled_model_says_what_it_says_otherwise(build, precision, compiled):
@@ -93,6 +90,7 @@ def test_a_compiled_foct_learns_what_it_learns_otherwise(way, compiled):
     assert len(model.earlier) == len(other.earlier) == (10 if model.settings.online else 0)
 
 
+@pytest.mark.slow
 def test_a_compiled_online_foct_has_its_backbone_compiled_and_can_be_frozen(compiled):
     torch.manual_seed(0)
     model, found = foct(online=True), []

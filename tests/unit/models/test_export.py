@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import nncf
@@ -45,11 +46,9 @@ MODELS = {
         **SHARED,
     ),
 }
-COMPRESSIONS = [
-    None,
-    CompressionType.FP16,
-    *(pytest.param(each, marks=pytest.mark.slow) for each in (CompressionType.INT8, CompressionType.INT8_PTQ)),
-]
+COMPRESSIONS = (None, CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ)
+# Duo's graph has WtFlow's in it.
+QUICK = {("Pradot", CompressionType.FP16), ("Foct", None), ("Duo", None)}
 _TO_ONNX = ExportMixin.to_onnx
 
 
@@ -87,11 +86,7 @@ def trained(data, tmp_path_factory):
     return cache(lambda name: fit(name, data, tmp_path_factory.mktemp(name)))
 
 
-# Duo's graph has WtFlow's in it.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name == "WtFlow" else ()) for name in MODELS],
-)
+@pytest.fixture(scope="module")
 def fitted(request, trained):
     return trained(request.param)
 
@@ -144,7 +139,11 @@ def predict(path, images, folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("one_graph")
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize(
+    ("fitted", "compression"),
+    [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in product(MODELS, COMPRESSIONS)],
+    indirect=["fitted"],
+)
 def test_openvino_files_give_the_scores_of_torch(fitted, data, compression, tmp_path, monkeypatch):
     path = fitted.to_openvino(tmp_path, input_size=SIZE, compression_type=compression, datamodule=data)
     reports = ["model.calibration.json", "model.parity.json"]
@@ -204,6 +203,11 @@ def test_the_report_holds_the_true_numbers(unclipped, data, compression, tmp_pat
 
 
 @pytest.mark.usefixtures("one_graph")
+@pytest.mark.parametrize(
+    "fitted",
+    [pytest.param(name, marks=() if name == "Pradot" else pytest.mark.slow) for name in MODELS],
+    indirect=True,
+)
 def test_onnx_and_torch_without_a_data_module(fitted, tmp_path, monkeypatch):
     images = torch.rand(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
     with fitted.frozen(), torch.inference_mode():
@@ -325,7 +329,9 @@ def test_the_exporter_meets_no_activation_in_place(pradot, tmp_path, monkeypatch
     assert in_place() == {True}
 
 
-@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
+@pytest.mark.parametrize(
+    "kind", ["torch", *(pytest.param(each, marks=pytest.mark.slow) for each in ("onnx", "openvino"))]
+)
 def test_a_wrong_file_is_not_published(pradot, kind, tmp_path, monkeypatch):
     arguments = {} if kind == "torch" else {"input_size": SIZE}
     method = "to_torch" if kind == "torch" else "to_onnx"
@@ -382,6 +388,7 @@ def test_a_graph_needs_a_size_where_the_model_does_not_resize(pradot, kind, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_batch_of_fixed_size(pradot, data, tmp_path):
     fixed = {"dynamic_axes": {}}
     path = pradot.to_openvino(

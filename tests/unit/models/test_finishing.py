@@ -118,6 +118,7 @@ def assert_finished(model):
         assert not torch.equal(model.model.weights, torch.full((1, 2), 0.5))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("end", ENDS)
 def test_however_training_ends_the_last_checkpoint_is_a_finished_model(data, engine, checkpoint, caplog, name, end):
@@ -180,6 +181,7 @@ def learned(model):
     return {name: value for name, value in model.model.state_dict().items() if "feature_extractor" not in name}
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "end", ["a metric", "after an epoch", "time at an epoch's end", "termination in the midst of an epoch"]
 )
@@ -200,6 +202,7 @@ def test_training_goes_on_from_a_finished_model_as_if_it_had_not_ended(data, eng
 LIMITS = ["steps in the midst of an epoch", "steps at an epoch's end", "time"]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("end", LIMITS)
 @pytest.mark.parametrize("name", MODELS)
 def test_resuming_what_its_limit_has_ended_changes_nothing(data, engine, checkpoint, caplog, name, end):
@@ -218,6 +221,7 @@ def test_resuming_what_its_limit_has_ended_changes_nothing(data, engine, checkpo
     assert list(resumed.training_features.trained_on) == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("end", [*LIMITS, "before a batch"])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_goes_on_where_its_limit_ended_it(data, engine, checkpoint, name, end):

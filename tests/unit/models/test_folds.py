@@ -116,6 +116,7 @@ def test_a_fold_with_all_images_is_fitted_as_the_model_is(engine, data, monkeypa
         assert fold["model"].feature_extractor is model.model.feature_extractor
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -141,6 +142,7 @@ def test_folds_are_not_fitted_for_nothing(name, engine, data, monkeypatch):
     engine(limit_val_batches=0).fit(make(name), datamodule=data())
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("error", [RuntimeError, OSError, MemoryError])
 def test_a_fold_that_fails_does_not_cost_the_training(name, error, engine, data, monkeypatch, caplog):
     def fails(*_):

@@ -48,6 +48,7 @@ def unseeded(root, **arguments):
     return Folder("squares", "good", root, "bad", num_workers=0, train_batch_size=4, test_split_ratio=0.4, **arguments)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_the_threshold_of_anomalib_says_where_it_is_from(name, count, root, tmp_path, engine, caplog):
@@ -60,6 +61,7 @@ def test_the_threshold_of_anomalib_says_where_it_is_from(name, count, root, tmp_
     assert ("trained on some of these images" in caplog.text) == (count == 1)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_one_to_ten_good_pictures_train_and_say_where_the_threshold_is_from(

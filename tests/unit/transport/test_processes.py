@@ -63,7 +63,7 @@ def uneven(rank):
     return sinkhorn(cost, 1.0, 500, TOLERANCE, processes=Processes.all()).potential
 
 
-@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("is_sparse", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_give_the_plan_of_one(tmp_path, is_sparse):
     multiprocessing.spawn(share, (tmp_path, is_sparse), nprocs=2)
     alone = solve(slice(None))
