@@ -10,6 +10,11 @@ Each row is a model, a source of its calibration scores and a change:
     Calibration scores that are drawn like the good images of the stream, for which the promise is exact.
 ``folds``
     Scores of the training images that each fold left out. Only higher scores are watched.
+``stream``
+    No calibration: the images of the stream are compared with one another.
+
+The model ``appearance`` is none: it stands for the brightness and the sharpness of the images, which ``anomalib-ot
+monitor`` watches too, each with a quarter of the rate.
 
 With the change ``none``, all images are good. With ``n % anomalous``, a share of all images is anomalous.
 """
@@ -18,35 +23,40 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as transforms
 
-from anomalib_ot.comparison import read_plan
+from anomalib_ot.comparison import Plan, read_plan
 from anomalib_ot.comparison.report.tables import Cell, Table
 from anomalib_ot.decide import DriftMonitor
+from anomalib_ot.monitor.appearance import appearance_of
 from anomalib_ot.offline import offline_backbone
 
 from .calibrated import Numbers
 from .categories import EMBEDDED, categories_in
-from .false_alarms import GoodAndBad, fitted
+from .false_alarms import GoodAndBad, Split, fitted
 from .rows import appended, finished
 from .versions import versions
 
+APPEARANCE = "appearance"
 FIELDS = ("category", "model", "calibration", "change", "streams", "alarms", "early", "delay")
 SHARES = (0.01, 0.02, 0.05, 0.1)
 # Images before a change, and at most after it.
 _BEFORE = 500
 _AFTER = 1000
 _CALIBRATION = 100
+# Of the rate, for the brightness and for the sharpness.
+_PART = 0.25
 # Scores that streams with anomalous images are drawn from, repeated to the share.
 _POOL = 10_000
 
@@ -90,7 +100,8 @@ def main(
         root: Folder of the categories.
         output: CSV file of the rows, continued if it exists.
         categories: Categories to run; all by default.
-        model: Model of ``configs/compare/real.yaml`` that calibrates on folds: Pradot, WtFlow or Duo.
+        model: Model of ``configs/compare/real.yaml`` that calibrates on folds: Pradot, WtFlow or Duo. Or
+            ``appearance``.
         streams: Number of streams per row.
         length: Images of a stream of good images.
         rate: Promised probability of a false alarm over a stream.
@@ -101,56 +112,99 @@ def main(
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     found = categories_in(root)
-    plan = read_plan("real", [model], [EMBEDDED], backbone=offline_backbone())
+    is_model = model != APPEARANCE
+    plan = read_plan("real", [model if is_model else "WtFlow"], [EMBEDDED], backbone=offline_backbone())
     plan = replace(plan, data={name: found[name] for name in categories or found})
     done = finished(output, FIELDS[:2])
+    names = [model] if is_model else [*appearance_of(torch.zeros(3, 1, 1))]
     with appended(output, FIELDS) as add:
         for category in plan.data:
-            if (category, model) in done:
+            if all((category, name) in done for name in names):
                 continue
             images = GoodAndBad(plan, category)
             (split,) = images.splits(seed, [None])
-            fit = fitted(plan, images, split.training, seed, model)
-            tested = images.good.loc[split.tested].reset_index(drop=True)
-            changed = {name: fit.scores_of(images.features(tested, change))[model] for name, change in CHANGES.items()}
-            good = fit.scores_of(images.features_of(split.tested))[model]
-            bad = fit.scores_of(images.features_of(split.anomalous))[model]
-            folds = fit.calibration[model]
+            measured = _scores(plan, images, split, seed, model) if is_model else _appearances(images, split)
             # All rows of a category come first, so that an interrupted one does not count as finished.
-            for row in [*rows_of(folds, good, changed, bad, streams, length, rate)]:
-                add({"category": category, "model": model, **row})
+            for row in [
+                {"model": name, **row}
+                for name, values in measured.items()
+                for row in rows_of(values, streams, length, rate if is_model else _PART * rate)
+            ]:
+                add({"category": category, **row})
     rows = pd.read_csv(output)
     print(rows.to_string(index=False, na_rep=""), *tables(rows), sep="\n\n")
 
 
-def rows_of(
-    folds: Numbers,
-    good: Numbers,
-    changed: dict[str, Numbers],
-    anomalous: Numbers,
-    streams: int,
-    length: int,
-    rate: float,
-) -> Iterator[dict[str, str]]:
-    """The rows of a model, from scores of its folds, of good, changed and anomalous images."""
-    for source, calibration in (("held out", None), ("folds", folds)):
-        alarms = partial(_alarms, calibration, good, streams=streams, rate=rate)
+@dataclass(frozen=True)
+class Measured:
+    """A number of each good, each changed and each anomalous image.
+
+    Args:
+        good: Of good images.
+        changed: Of good images after each change.
+        anomalous: Of anomalous images.
+        folds: Of the training images, by the folds that left them out; None if the number needs no training.
+    """
+
+    good: Numbers
+    changed: dict[str, Numbers]
+    anomalous: Numbers
+    folds: Numbers | None = None
+
+
+def _scores(plan: Plan, images: GoodAndBad, split: Split, seed: int, model: str) -> dict[str, Measured]:
+    """Scores by a model that is fitted to the training images."""
+    fit = fitted(plan, images, split.training, seed, model)
+    tested = images.samples_of(split.tested)
+    changed = {name: fit.scores_of(images.features(tested, change))[model] for name, change in CHANGES.items()}
+    good, anomalous = (fit.scores_of(images.features_of(each))[model] for each in (split.tested, split.anomalous))
+    return {model: Measured(good, changed, anomalous, fit.calibration[model])}
+
+
+def _appearances(images: GoodAndBad, split: Split) -> dict[str, Measured]:
+    """Brightness and sharpness."""
+
+    def measured(indices: Sequence[int], change: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
+        return pd.DataFrame([appearance_of(image) for image in images.images(images.samples_of(indices), change)])
+
+    good, anomalous = measured(split.tested), measured(split.anomalous)
+    changed = {name: measured(split.tested, change) for name, change in CHANGES.items()}
+    return {
+        name: Measured(
+            good[name].to_numpy(),
+            {key: own[name].to_numpy() for key, own in changed.items()},
+            anomalous[name].to_numpy(),
+        )
+        for name in good
+    }
+
+
+def rows_of(measured: Measured, streams: int, length: int, rate: float) -> Iterator[dict[str, str]]:
+    """The rows of a model, or of another number of the images."""
+    good = measured.good
+    known: dict[str, Callable[[np.random.Generator], Numbers | None]] = {
+        "held out": lambda random: random.choice(good, _CALIBRATION),
+        "stream" if measured.folds is None else "folds": lambda _: measured.folds,
+    }
+    for source, calibration in known.items():
+        alarms = partial(_alarms, calibration, good, streams=streams, rate=rate, watch_lower=source != "folds")
         yield {"calibration": source, "change": "none", **alarms(good, before=length, after=0)}
         for share in SHARES:
-            parts = (np.resize(good, round((1 - share) * _POOL)), np.resize(anomalous, round(share * _POOL)))
+            parts = (np.resize(good, round((1 - share) * _POOL)), np.resize(measured.anomalous, round(share * _POOL)))
             mixed = np.concatenate(parts)
             yield {"calibration": source, "change": f"{share:.0%} anomalous", **alarms(mixed, before=0, after=length)}
-        for name, scores in changed.items():
-            yield {"calibration": source, "change": name, **alarms(scores, before=_BEFORE, after=_AFTER)}
+        for name, values in measured.changed.items():
+            yield {"calibration": source, "change": name, **alarms(values, before=_BEFORE, after=_AFTER)}
 
 
 def _alarms(
-    calibration: Numbers | None,
+    calibration: Callable[[np.random.Generator], Numbers | None],
     good: Numbers,
     after_change: Numbers,
     *,
     streams: int,
     rate: float,
+    watch_lower: bool,
     before: int,
     after: int,
 ) -> dict[str, str]:
@@ -158,8 +212,7 @@ def _alarms(
     found: list[int] = []
     for seed in range(streams):
         random = np.random.default_rng(seed)
-        known = random.choice(good, _CALIBRATION) if calibration is None else calibration
-        monitor = DriftMonitor(known, rate, seed, watch_lower=calibration is None)
+        monitor = DriftMonitor(calibration(random), rate, seed, watch_lower=watch_lower)
         stream = np.concatenate([random.choice(good, before), random.choice(after_change, after)])
         first = next((index for index, score in enumerate(stream) if monitor.update(float(score)).is_alarm), None)
         found += [] if first is None else [first + 1]

@@ -190,14 +190,23 @@ class GoodAndBad:
     def _known(self) -> FeatureMaps:
         return self.features(self._samples)
 
-    def features(self, samples: pd.DataFrame, change: Callable[[Tensor], Tensor] | None = None) -> FeatureMaps:
-        """Feature map (N, D, H, W) of each layer for images, after a change of each image (3, h, w)."""
+    def images(self, samples: pd.DataFrame, change: Callable[[Tensor], Tensor] | None = None) -> Iterator[Tensor]:
+        """Images (3, h, w), each after a change."""
         # anomalib sorts them by path.
         self.data.test_data.samples = samples
         places = {path: place for place, path in enumerate(self.data.test_data.samples.image_path)}
-        items = (self.data.test_data[places[path]].image for path in track(samples.image_path.tolist(), self.category))
-        maps = [self.extractor.of(image if change is None else change(image)) for image in items]
+        for path in track(samples.image_path.tolist(), self.category):
+            image = self.data.test_data[places[path]].image
+            yield image if change is None else change(image)
+
+    def features(self, samples: pd.DataFrame, change: Callable[[Tensor], Tensor] | None = None) -> FeatureMaps:
+        """Feature map (N, D, H, W) of each layer for images, after a change of each image."""
+        maps = [self.extractor.of(image) for image in self.images(samples, change)]
         return {layer: torch.cat([each[layer] for each in maps]) for layer in maps[0]}
+
+    def samples_of(self, indices: Sequence[int]) -> pd.DataFrame:
+        """Samples of images."""
+        return self._samples.loc[[*indices]].reset_index(drop=True)
 
     def features_of(self, indices: Sequence[int]) -> FeatureMaps:
         """Known features of images."""
@@ -248,7 +257,7 @@ class GoodAndBad:
 
     def training_data(self, indices: list[int]) -> AnomalibDataModule:
         """The data module with these images to train and to validate on, all of them labelled good."""
-        self.data.train_data.samples = self._samples.loc[indices].reset_index(drop=True)
+        self.data.train_data.samples = self.samples_of(indices)
         self.data.val_data.samples = self.data.train_data.samples
         return self.data
 

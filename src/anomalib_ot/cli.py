@@ -268,6 +268,7 @@ def monitor(
     reference: Path | None = None,
     false_alarm_rate: float = 0.01,
     seed: int = 0,
+    appearance: bool = True,
 ) -> str:
     """Say when good images drift: anomalib-ot monitor --ckpt_path model.ckpt --data line.
 
@@ -285,6 +286,7 @@ def monitor(
             are compared with the calibration scores of the checkpoint.
         false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
         seed: Seed of the smoothing of p-values.
+        appearance: Whether to watch the brightness and the sharpness of the images too; false watches scores alone.
 
     Returns:
         A line with the result, and the path of the page.
@@ -293,7 +295,7 @@ def monitor(
     from anomalib_ot.monitor.watching import summary  # noqa: PLC0415
 
     output = output or Path("results/monitor") / data.resolve().name
-    page, course = watched(ckpt_path, data, output, watch, reference, false_alarm_rate, seed)
+    page, course = watched(ckpt_path, data, output, watch, reference, false_alarm_rate, seed, appearance=appearance)
     return f"{summary(course)}\n{page}"
 
 

@@ -1,12 +1,15 @@
 """``anomalib-ot monitor`` on a folder, and on a growing one until it is interrupted."""
 
 import csv
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from anomalib.engine import Engine
@@ -83,10 +86,10 @@ def refusal(arguments):
 
 
 def test_good_images_raise_no_alarm_and_changed_ones_do(root, trained, tmp_path, capsys, caplog):
-    arguments = ["--ckpt_path", trained(calibration_folds=0), "--output", str(tmp_path)]
+    arguments = ["--ckpt_path", trained(calibration_folds=0), "--output", str(tmp_path), "--appearance", "false"]
     main(["monitor", *arguments, "--data", str(root / "calm")])
     output = capsys.readouterr().out
-    assert output.splitlines()[-2].startswith("20 images: no drift (martingale ")
+    assert output.splitlines()[-2].startswith("20 images: no drift (martingales: score ")
     assert output.splitlines()[-1] == str(tmp_path / "drift.html")
     assert "Watching for higher scores only" not in caplog.text
     main(["monitor", *arguments, "--data", str(root / "changed")])
@@ -113,8 +116,34 @@ def test_good_images_raise_no_alarm_and_changed_ones_do(root, trained, tmp_path,
     assert page.count("data:image/webp") == 9
 
 
+def test_light_is_watched_beside_the_scores(root, trained, tmp_path, capsys):
+    """Images are 1.5 times as bright after the tenth."""
+    arguments = ["--ckpt_path", trained(calibration_folds=2), "--output", str(tmp_path)]
+    main(["monitor", *arguments, "--data", str(root / "calm")])
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert re.fullmatch(
+        r"20 images: no drift \(martingales: score \S+ of 200, brightness \S+ of 400, sharpness \S+ of 400\)", line
+    )
+    main(["monitor", *arguments, "--data", str(root / "changed"), "--reference", str(root / "calm")])
+    assert "drift to higher brightness, probably since " in capsys.readouterr().out
+    rows = rows_of(tmp_path)
+    paths = [Path(row["path"]) for row in rows]
+    pixels = [np.asarray(Image.open(path).convert("RGB")) / 255 for path in paths]
+    assert [float(row["brightness"]) for row in rows] == pytest.approx([each.mean() for each in pixels], rel=1e-4)
+    known = [np.asarray(Image.open(path).convert("RGB")).mean() / 255 for path in sorted((root / "calm").iterdir())]
+    monitor = DriftMonitor(known, 0.0025)
+    states = [monitor.update(float(row["brightness"])) for row in rows]
+    martingales = [float(row["martingale_brightness"]) for row in rows]
+    assert martingales == pytest.approx([state.martingale for state in states], rel=1e-5)
+    assert states[-1].is_alarm
+    assert [row["alarm"] for row in rows].index("yes") <= [state.is_alarm for state in states].index(True)
+    page = (tmp_path / "drift.html").read_text(encoding="utf-8")
+    assert "that of the brightness at 400" in page
+
+
 def test_folds_are_watched_for_higher_scores_and_a_reference_for_both(root, trained, tmp_path, capsys, caplog):
     arguments = ["--ckpt_path", trained(calibration_folds=2), "--data", str(root / "calm"), "--output", str(tmp_path)]
+    arguments += ["--appearance", "false"]
     main(["monitor", *arguments])
     text = "Watching for higher scores only: the calibration scores are those of good images that were each left out"
     assert text in caplog.text
@@ -212,7 +241,7 @@ def test_what_cannot_be_monitored_is_one_line(root, trained, tmp_path):
 
 def test_a_checkpoint_with_the_post_processor_of_anomalib_needs_a_reference(root, trained, tmp_path, capsys):
     options = ["--ckpt_path", trained(post_processor=PostProcessor()), "--data", root / "changed"]
-    options += ["--output", tmp_path]
+    options += ["--output", tmp_path, "--appearance", "false"]
     said = refusal(options)
     assert "has no scores of good images (its post_processor is " in said
     assert "set reference to a folder of good images" in said

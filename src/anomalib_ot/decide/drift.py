@@ -75,7 +75,8 @@ class DriftMonitor:
     compare with the images up to the alarm. Create a new monitor when the cause has been removed.
 
     Args:
-        calibration: Scores (n,) of good images that the model was not trained on.
+        calibration: Scores (n,) of good images that the model was not trained on; None to compare the images of the
+            stream with one another.
         false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
         seed: Seed of the smoothing of p-values. The same seed and scores give the same states.
         watch_lower: Whether to watch for lower scores as well as for higher ones.
@@ -94,14 +95,14 @@ class DriftMonitor:
     """
 
     def __init__(
-        self, calibration: ArrayLike, false_alarm_rate: float = 0.01, seed: int = 0, *, watch_lower: bool = True
+        self, calibration: ArrayLike | None, false_alarm_rate: float = 0.01, seed: int = 0, *, watch_lower: bool = True
     ) -> None:
         require_rate("false_alarm_rate", false_alarm_rate)
         require_whole(0, "seed", seed)
         self.false_alarm_rate = false_alarm_rate
         self.seed = seed
         self.watch_lower = watch_lower
-        self._calibration: list[float] = calibration_scores(calibration).tolist()
+        self._calibration: list[float] = [] if calibration is None else calibration_scores(calibration).tolist()
         self._compared = [*self._calibration]
         self._scores: list[float] = []
         self._random = np.random.default_rng(seed)
@@ -162,7 +163,7 @@ class DriftMonitor:
         try:
             require(content["format"] == _FORMAT, "format", _FORMAT, content["format"])
             settings = {name: content[name] for name in ("false_alarm_rate", "seed", "watch_lower")}
-            monitor = cls(content["calibration"], **settings)
+            monitor = cls(content["calibration"] or None, **settings)
             # Replayed, so that the state cannot contradict the scores.
             for score in content["scores"]:
                 monitor.update(score)
@@ -187,12 +188,13 @@ class DriftMonitor:
         """Index in the stream from which on ranks are most unlike those before, in units of their deviation.
 
         The statistic is that of Mann and Whitney, as in Pettitt, A non-parametric approach to the change-point problem,
-        1979. The calibration images are before all images of the stream.
+        1979. The calibration images are before all images of the stream. The drift begins after at least one image.
         """
         scores = np.array([*self._calibration, *self._scores])
         ordered = np.sort(scores)
         ranks = (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right") + 1) / 2
-        total, after = len(scores), np.arange(len(self._scores), 0, -1)
-        sums = np.cumsum(ranks[::-1])[::-1][len(self._calibration) :]
+        total, first = len(scores), 0 if self._calibration else 1
+        after = np.arange(len(self._scores) - first, 0, -1)
+        sums = np.cumsum(ranks[::-1])[::-1][len(self._calibration) + first :]
         deviations = np.sqrt(after * (total - after) * (total + 1) / 12)
-        return int(np.argmax(sign * (sums - after * (total + 1) / 2) / deviations))
+        return first + int(np.argmax(sign * (sums - after * (total + 1) / 2) / deviations))

@@ -14,7 +14,7 @@ from anomalib_ot.data.reading import read_picture
 from anomalib_ot.drawing.figures import embedded, new_figure, show_map
 from anomalib_ot.drawing.html import Embedded, render_page
 
-from .course import Course, Seen
+from .course import SCORE, Course, Seen, named
 
 _CHANGED = 6
 _SIDE = 220
@@ -34,13 +34,15 @@ def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
         The page, which needs no other file.
     """
     maps = course.mean_maps()
-    first, last = course.since[:1], course.changed(_CHANGED)
+    first, last = course.since()[:1], course.changed(_CHANGED)
     return render_page(
         "anomalib_ot.monitor",
         "drift",
         about=about,
         summary=summary,
         course=course,
+        drifted=course.drifted or SCORE,
+        named=named,
         curve=embedded(draw_course(course)) if course.seen else None,
         places=None if maps is None else embedded(draw_places(*maps)),
         first=[(each, _thumbnail(each)) for each in first],
@@ -49,25 +51,31 @@ def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
 
 
 def draw_course(course: Course) -> Figure:
-    """Draw the martingale on a logarithmic scale, and the p-values with their running mean."""
+    """Draw the martingales on a logarithmic scale, and p-values with their running mean.
+
+    The p-values are those of the quantity that raised the first alarm, or else of the scores.
+    """
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
     numbers = np.arange(1, len(course.seen) + 1)
-    upper.semilogy(numbers, [each.state.martingale for each in course.seen], color="tab:blue")
-    upper.axhline(course.monitor.threshold, color="tab:red", linestyle="--", label="alarm")
-    upper.set_ylabel("martingale")
-    values = np.array([each.state.p_value for each in course.seen])
+    for name, monitor in course.monitors.items():
+        shares = [each.states[name].martingale / monitor.threshold for each in course.seen]
+        upper.semilogy(numbers, shares, label=name if len(course.monitors) > 1 else None)
+    upper.axhline(1, color="tab:red", linestyle="--", label="alarm")
+    upper.set_ylabel("martingale / alarm")
+    shown = course.drifted or SCORE
+    values = np.array([each.states[shown].p_value for each in course.seen])
     lower.plot(numbers, values, ".", color="tab:gray", markersize=3)
     if len(values) >= _WINDOW:
         means = np.convolve(values, np.full(_WINDOW, 1 / _WINDOW), "valid")
         lower.plot(numbers[_WINDOW - 1 :], means, color="tab:blue", label=f"mean of {_WINDOW}")
     lower.set_ylim(0, 1)
-    lower.set_ylabel("p-value")
+    lower.set_ylabel(f"p-value of the {shown}")
     lower.set_xlabel("image")
-    if course.since:
+    if began := course.since():
         for panel in (upper, lower):
-            panel.axvline(course.since[0].state.index + 1, color="tab:orange", label="drift began")
+            panel.axvline(began[0].states[shown].index + 1, color="black", linestyle=":", label="drift began")
     for panel in (upper, lower):
         if panel.get_legend_handles_labels()[1]:
             panel.legend(loc="upper left", fontsize="small")

@@ -2,9 +2,10 @@
 
 import csv
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from anomalib_ot.images.folder import images_in, require_stream, stream_of
 from anomalib_ot.images.reading import naming_unreadable
 from anomalib_ot.settings import require_whole
 
-from .course import Course, Seen
+from .appearance import appearance_of
+from .course import SCORE, Course, Seen, named
 from .page import drift_page
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ TABLE = "drift.csv"
 PAGE = "drift.html"
 _COLUMNS = ("path", "score_raw", "p_value", "martingale", "alarm")
 _PROGRESS = 500
+# Of the promised rate, by quantity. They sum to 1, so that the rate bounds the alarms of all.
+_PARTS = {SCORE: 0.5, "brightness": 0.25, "sharpness": 0.25}
 
 
 def monitor(
@@ -45,6 +49,8 @@ def monitor(
     reference: Path | None = None,
     false_alarm_rate: float = 0.01,
     seed: int = 0,
+    *,
+    appearance: bool = True,
 ) -> tuple[Path, Course]:
     """Score the images of a folder in the order of their paths, and write ``drift.csv`` and ``drift.html``.
 
@@ -58,6 +64,8 @@ def monitor(
             are compared with the calibration scores of the checkpoint.
         false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
         seed: Seed of the smoothing of p-values.
+        appearance: Whether to watch the brightness and the sharpness of the images too. They are compared with those of
+            the reference, or of the stream alone.
 
     Returns:
         The page, and what the monitor has seen.
@@ -75,17 +83,18 @@ def monitor(
         require_stream(reference)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
+    rates = (
+        {name: part * false_alarm_rate for name, part in _PARTS.items()} if appearance else {SCORE: false_alarm_rate}
+    )
     course = (
-        Course(_calibrated(model, ckpt_path, false_alarm_rate, seed))
-        if reference is None
-        else _referenced(model, reference, false_alarm_rate, seed)
+        _calibrated(model, ckpt_path, rates, seed) if reference is None else _referenced(model, reference, rates, seed)
     )
     about = {"model": model.name, "checkpoint": str(ckpt_path), "data": str(data), "reference": reference}
     claim(output, TABLE, PAGE)
     # An interruption is the usual end of watching.
     with nullcontext() if watch is None else suppress(KeyboardInterrupt):
         for paths in stream_of(data, watch, course.skipped):
-            had_alarm = course.alarm is not None
+            alarms = len(course.alarms)
             try:
                 _add(model, paths, course)
             finally:
@@ -93,7 +102,7 @@ def monitor(
             # The page of a folder that is read once follows below.
             if watch is not None:
                 _write_page(course, output, about)
-                if course.alarm and not had_alarm:
+                if len(course.alarms) > alarms:
                     logger.warning("%s", summary(course))
     page = _write_page(course, output, about)
     if not course.seen and watch is None:
@@ -107,12 +116,20 @@ def summary(course: Course) -> str:
     """One line with the result for a stream."""
     skipped = f", {len(course.skipped)} skipped" if course.skipped else ""
     counts = f"{len(course.seen)} images{skipped}"
-    alarm = course.alarm
-    if alarm is None:
-        value = course.seen[-1].state.martingale if course.seen else 1.0
-        return f"{counts}: no drift (martingale {value:.3g}, alarm at {course.monitor.threshold:.6g})"
-    direction = "higher" if alarm.state.is_higher else "lower"
-    return f"{counts}: drift to {direction} scores, probably since {course.since[0].path}; alarm at {alarm.path}"
+    if course.alarms:
+        return f"{counts}: {'; '.join(_drift(course, quantity) for quantity in course.alarms)}"
+    states = course.seen[-1].states if course.seen else {}
+    values = ", ".join(
+        f"{name} {states[name].martingale if states else 1.0:.3g} of {monitor.threshold:.6g}"
+        for name, monitor in course.monitors.items()
+    )
+    return f"{counts}: no drift (martingales: {values})"
+
+
+def _drift(course: Course, quantity: str) -> str:
+    direction = "higher" if course.is_higher(quantity) else "lower"
+    since, alarm = course.since(quantity)[0].path, course.alarms[quantity].path
+    return f"drift to {direction} {named(quantity)}, probably since {since}; alarm at {alarm}"
 
 
 def _fitted(path: Path) -> AnomalibModule:
@@ -120,8 +137,8 @@ def _fitted(path: Path) -> AnomalibModule:
     return kind.load_from_checkpoint(path, map_location="cpu").eval()
 
 
-def _calibrated(model: AnomalibModule, path: Path, rate: float, seed: int) -> DriftMonitor:
-    """A monitor that compares with the calibration scores of a checkpoint."""
+def _calibrated(model: AnomalibModule, path: Path, rates: Mapping[str, float], seed: int) -> Course:
+    """Monitors that compare scores with the calibration of a checkpoint, and all else with the stream alone."""
     processor: Any = model.post_processor
     if not isinstance(processor, ConformalPostProcessor) or not processor.is_calibrated("image"):
         msg = (
@@ -143,17 +160,20 @@ def _calibrated(model: AnomalibModule, path: Path, rate: float, seed: int) -> Dr
             "a folder of good images that the model was not trained on.",
             clause(processor.calibration_source),
         )
-    return DriftMonitor(processor.image_calibration.cpu().numpy(), rate, seed, watch_lower=is_held_out)
+    scores = processor.image_calibration.cpu().numpy()
+    monitors = {name: DriftMonitor(None, rate, seed) for name, rate in rates.items() if name != SCORE}
+    return Course({SCORE: DriftMonitor(scores, rates[SCORE], seed, watch_lower=is_held_out), **monitors})
 
 
-def _referenced(model: AnomalibModule, folder: Path, rate: float, seed: int) -> Course:
-    """A monitor that compares with the images of a folder."""
-    scored = [_scored(model, path) for path in images_in(folder)]
-    return Course(DriftMonitor([score for score, _ in scored], rate, seed), (each for _, each in scored))
+def _referenced(model: AnomalibModule, folder: Path, rates: Mapping[str, float], seed: int) -> Course:
+    """Monitors that compare with the images of a folder."""
+    known = [_measured(model, path) for path in images_in(folder)]
+    monitors = {name: DriftMonitor([values[name] for values, _ in known], rate, seed) for name, rate in rates.items()}
+    return Course(monitors, (each for _, each in known))
 
 
-def _scored(model: AnomalibModule, path: Path) -> tuple[float, Tensor]:
-    """Raw score and map (h, w) of an image.
+def _measured(model: AnomalibModule, path: Path) -> tuple[dict[str, float], Tensor]:
+    """Raw score, brightness and sharpness of an image, and its raw map (h, w).
 
     Raises:
         ValueError: If it cannot be read.
@@ -161,14 +181,15 @@ def _scored(model: AnomalibModule, path: Path) -> tuple[float, Tensor]:
     with naming_unreadable(path):
         item: Any = PredictDataset(path)[0]
     (picture,) = pictures_of(model, [item])
-    return scored_map(model, picture)
+    score, anomaly_map = scored_map(model, picture)
+    return {SCORE: score, **appearance_of(item.image)}, anomaly_map
 
 
 def _add(model: AnomalibModule, paths: Iterable[Path], course: Course) -> None:
     """Add images to the course; those that cannot be scored are skipped."""
     for path in paths:
         try:
-            course.add(path, *_scored(model, path))
+            course.add(path, *_measured(model, path))
         except (FileNotFoundError, ValueError) as error:
             course.skipped[path] = str(error)
             logger.warning("Skipping %s: %s", path, error)
@@ -178,14 +199,16 @@ def _add(model: AnomalibModule, paths: Iterable[Path], course: Course) -> None:
             logger.info("Scored %d images", len(course.seen))
 
 
-def _row(seen: Seen) -> tuple[str, ...]:
-    state = seen.state
+def _row(course: Course, seen: Seen) -> tuple[str, ...]:
+    state = seen.states[SCORE]
+    others = ((seen.values[name], seen.states[name].martingale) for name in course.monitors if name != SCORE)
     return (
         str(seen.path),
-        f"{seen.score:.9g}",
+        f"{seen.values[SCORE]:.9g}",
         f"{state.p_value:.6g}",
         f"{state.martingale:.6g}",
-        "yes" if state.is_alarm else "no",
+        "yes" if any(each.is_alarm for each in seen.states.values()) else "no",
+        *chain.from_iterable((f"{value:.9g}", f"{martingale:.6g}") for value, martingale in others),
     )
 
 
@@ -193,8 +216,9 @@ def _write_table(course: Course, output: Path) -> None:
     """Write all rows at once, so that monitors with the same output do not mix theirs."""
     rows = StringIO(newline="")
     table = csv.writer(rows, lineterminator="\n")
-    table.writerow(_COLUMNS)
-    table.writerows(map(_row, course.seen))
+    others = ((name, f"martingale_{name}") for name in course.monitors if name != SCORE)
+    table.writerow((*_COLUMNS, *chain.from_iterable(others)))
+    table.writerows(_row(course, seen) for seen in course.seen)
     write_text(output / TABLE, rows.getvalue())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import drift
-from benchmarks.drift import CHANGES, FIELDS, SHARES, main, rows_of, tables
+from benchmarks.drift import CHANGES, FIELDS, SHARES, Measured, main, rows_of, tables
 
 
 def test_each_change_keeps_the_shape_and_the_range_and_changes_the_image():
@@ -21,10 +21,13 @@ def test_each_change_keeps_the_shape_and_the_range_and_changes_the_image():
     assert torch.equal(CHANGES["shift 8 px"](image)[..., 8:], image[..., :-8])
 
 
-def test_rows_count_alarms_and_delays():
+@pytest.mark.parametrize("folds", [None, np.linspace(-1, 3, 20)])
+def test_rows_count_alarms_and_delays(folds):
     good = np.random.default_rng(0).normal(size=40)
-    rows = list(rows_of(good[:20] + 0.5, good, {"shift": good + 4}, np.array([9.0]), streams=4, length=200, rate=0.01))
-    assert [row["calibration"] for row in rows] == ["held out"] * (2 + len(SHARES)) + ["folds"] * (2 + len(SHARES))
+    measured = Measured(good, {"shift": good + 4}, np.array([9.0]), folds)
+    rows = list(rows_of(measured, streams=4, length=200, rate=0.01))
+    other = "stream" if folds is None else "folds"
+    assert [row["calibration"] for row in rows] == ["held out"] * (2 + len(SHARES)) + [other] * (2 + len(SHARES))
     assert all({*row} == {*FIELDS} - {"category", "model"} for row in rows)
     calm, *_, shifted = rows[: 2 + len(SHARES)]
     assert (calm["alarms"], calm["early"], calm["delay"]) == ("0", "0", "")
@@ -37,11 +40,14 @@ def test_a_finished_category_is_not_run_again(monkeypatch, tmp_path):
     for name, value in {"GoodAndBad": made, "offline_backbone": lambda: "resnet18", "logging": Mock()}.items():
         monkeypatch.setattr(drift, name, value)
     output = tmp_path / "rows.csv"
-    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "model": "WtFlow", "calibration": "folds"}
-    pd.DataFrame([row]).to_csv(output, index=False)
+    row = dict.fromkeys(FIELDS, "1") | {"category": "Assembly", "calibration": "folds"}
+    pd.DataFrame([row | {"model": name} for name in ("WtFlow", "brightness")]).to_csv(output, index=False)
     main(output=output)
-    with pytest.raises(RuntimeError, match="a category is run"):
-        main(output=output, model="Pradot")
+    for model in ("Pradot", "appearance"):
+        with pytest.raises(RuntimeError, match="a category is run"):
+            main(output=output, model=model)
+    pd.DataFrame([row | {"model": name} for name in ("brightness", "sharpness")]).to_csv(output, index=False)
+    main(output=output, model="appearance")
 
 
 def test_the_tables_have_delays_and_alarms_without_a_change():

@@ -25,7 +25,9 @@ def alarms(count, calibration, stream, rate=0.05, **settings):
     return found
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy tails", "ties", "few", "lower only in the calibration"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "heavy tails", "ties", "few", "stream alone", "lower only in the calibration"]
+)
 def test_exchangeable_streams_raise_no_more_alarms_than_promised(kind):
     draw = {
         "heavy tails": lambda random, size: random.standard_cauchy(size),
@@ -33,7 +35,11 @@ def test_exchangeable_streams_raise_no_more_alarms_than_promised(kind):
     }.get(kind, lambda random, size: random.normal(size=size))
     size = 5 if kind == "few" else 60
     settings, shift = ({"watch_lower": False}, 0.5) if kind.startswith("lower") else ({}, 0.0)
-    found = alarms(STREAMS, lambda random: draw(random, size) + shift, lambda random: draw(random, 500), **settings)
+
+    def calibration(random):
+        return None if kind == "stream alone" else draw(random, size) + shift
+
+    found = alarms(STREAMS, calibration, lambda random: draw(random, 500), **settings)
     assert found <= binom.ppf(0.999, STREAMS, 0.05)
 
 
@@ -65,6 +71,23 @@ def test_a_shift_is_found_with_its_direction_and_beginning(shift, began):
     assert min(delays) >= 7
     assert np.median(delays) <= 40
     assert np.median(errors) <= 2
+
+
+@pytest.mark.parametrize("shift", [-3.0, 3.0])
+def test_a_shift_is_found_within_the_stream_alone(shift):
+    random = np.random.default_rng(0)
+    scores = random.normal(size=300)
+    scores[200:] += shift
+    monitor = DriftMonitor(None)
+    states = run(monitor, scores[:-1])
+    assert states[-1].is_alarm
+    assert states[-1].is_higher == (shift > 0)
+    assert abs(states[-1].began - 200) <= 2
+    # The first image has nothing to differ from.
+    early = next(s for s in run(DriftMonitor(None, 0.9), [*np.linspace(5, 0, 20)]) if s.is_alarm)
+    assert early.began >= 1
+    again = DriftMonitor.from_dict(monitor.to_dict())
+    assert again.update(scores[-1]) == monitor.update(scores[-1])
 
 
 def test_lower_scores_are_found_only_if_they_are_watched():
