@@ -269,6 +269,7 @@ def monitor(
     false_alarm_rate: float = 0.01,
     seed: int = 0,
     appearance: bool = True,
+    value_range: tuple[float, float] | None = None,
 ) -> str:
     """Say when good images drift: anomalib-ot monitor --ckpt_path model.ckpt --data line.
 
@@ -287,6 +288,8 @@ def monitor(
         false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
         seed: Seed of the smoothing of p-values.
         appearance: Whether to watch the brightness and the sharpness of the images too; false watches scores alone.
+        value_range: Values that map to black and white in images with more than 8 bits per channel, such as
+            '[0, 4095]', as in the training; by default, anomalib's reading of 8 bits.
 
     Returns:
         A line with the result, and the path of the page.
@@ -295,7 +298,17 @@ def monitor(
     from anomalib_ot.monitor.watching import summary  # noqa: PLC0415
 
     output = output or Path("results/monitor") / data.resolve().name
-    page, course = watched(ckpt_path, data, output, watch, reference, false_alarm_rate, seed, appearance=appearance)
+    page, course = watched(
+        ckpt_path,
+        data,
+        output,
+        watch,
+        reference,
+        false_alarm_rate,
+        seed,
+        appearance=appearance,
+        value_range=value_range,
+    )
     return f"{summary(course)}\n{page}"
 
 

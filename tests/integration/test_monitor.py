@@ -141,6 +141,25 @@ def test_light_is_watched_beside_the_scores(root, trained, tmp_path, capsys):
     assert "that of the brightness at 400" in page
 
 
+def test_images_of_twelve_bits_are_read_in_the_range_that_is_given(root, trained, tmp_path):
+    deep, shallow = tmp_path / "deep", tmp_path / "shallow"
+    for folder in (deep, shallow):
+        folder.mkdir()
+    for path in sorted((root / "calm").iterdir())[:4]:
+        pixels = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(pixels).save(shallow / path.name)
+        Image.fromarray(pixels.astype(np.uint16) * 16).save(deep / path.name)
+    arguments = ["monitor", "--ckpt_path", trained(calibration_folds=0)]
+    main([*arguments, "--data", str(shallow), "--output", str(tmp_path / "8")])
+    main([*arguments, "--data", str(deep), "--output", str(tmp_path / "12"), "--value_range", "[0, 4080]"])
+    found, expected = rows_of(tmp_path / "12"), rows_of(tmp_path / "8")
+    for column in ("score_raw", "brightness", "sharpness"):
+        values = [float(row[column]) for row in found]
+        assert values == pytest.approx([float(row[column]) for row in expected], rel=1e-4)
+    arguments += ["--data", str(deep), "--output", str(tmp_path / "12")]
+    assert "value_range must be two finite numbers" in refusal([*arguments[1:], "--value_range", "[1, 0]"])
+
+
 def test_folds_are_watched_for_higher_scores_and_a_reference_for_both(root, trained, tmp_path, capsys, caplog):
     arguments = ["--ckpt_path", trained(calibration_folds=2), "--data", str(root / "calm"), "--output", str(tmp_path)]
     arguments += ["--appearance", "false"]

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as transforms
 from anomalib_ot.data.reading import read_picture
 from anomalib_ot.drawing.figures import embedded, new_figure, show_map
 from anomalib_ot.drawing.html import Embedded, render_page
+from anomalib_ot.images.reading import ValueRange
 
 from .course import SCORE, Course, Seen, named
 
@@ -27,7 +28,8 @@ def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
 
     Args:
         course: What the monitor has seen.
-        about: Names of the ``model``, the ``checkpoint``, the ``data`` and the ``reference``, None for the calibration.
+        about: Names of the ``model``, the ``checkpoint``, the ``data`` and the ``reference``, None for the calibration,
+            and the ``value_range`` of deep images.
         summary: One line with the result.
 
     Returns:
@@ -45,8 +47,8 @@ def drift_page(course: Course, about: Mapping[str, Any], summary: str) -> str:
         named=named,
         curve=embedded(draw_course(course)) if course.seen else None,
         places=None if maps is None else embedded(draw_places(*maps)),
-        first=[(each, _thumbnail(each)) for each in first],
-        changed=[(each, _thumbnail(each)) for each in last],
+        first=[(each, _thumbnail(each, about["value_range"])) for each in first],
+        changed=[(each, _thumbnail(each, about["value_range"])) for each in last],
     )
 
 
@@ -92,8 +94,8 @@ def draw_places(before: Tensor, since: Tensor) -> Figure:
     return figure
 
 
-def _thumbnail(seen: Seen) -> Embedded | None:
+def _thumbnail(seen: Seen, value_range: ValueRange | None) -> Embedded | None:
     """The image, or None if its file has been removed since."""
     with suppress(FileNotFoundError, ValueError):
-        return Embedded.of(transforms.to_pil_image(read_picture(seen.path)), _SIDE)
+        return Embedded.of(transforms.to_pil_image(read_picture(seen.path, value_range)), _SIDE)
     return None

@@ -2,8 +2,9 @@
 
 import csv
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from io import StringIO
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from anomalib.data import PredictDataset
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
+from anomalib_ot.data.full_range import FullRangePredictDataset
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.decide.drift import DriftMonitor
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
@@ -24,7 +26,7 @@ from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
 from anomalib_ot.images.folder import images_in, require_stream, stream_of
-from anomalib_ot.images.reading import naming_unreadable
+from anomalib_ot.images.reading import ValueRange, check_value_range, naming_unreadable
 from anomalib_ot.settings import require_whole
 
 from .appearance import appearance_of
@@ -32,6 +34,9 @@ from .course import SCORE, Course, Seen, named
 from .page import drift_page
 
 logger = logging.getLogger(__name__)
+
+# Of an image: the value of each quantity, and the raw map (h, w).
+Measure = Callable[[Path], tuple[dict[str, float], Tensor]]
 
 TABLE = "drift.csv"
 PAGE = "drift.html"
@@ -51,6 +56,7 @@ def monitor(
     seed: int = 0,
     *,
     appearance: bool = True,
+    value_range: ValueRange | None = None,
 ) -> tuple[Path, Course]:
     """Score the images of a folder in the order of their paths, and write ``drift.csv`` and ``drift.html``.
 
@@ -66,6 +72,8 @@ def monitor(
         seed: Seed of the smoothing of p-values.
         appearance: Whether to watch the brightness and the sharpness of the images too. They are compared with those of
             the reference, or of the stream alone.
+        value_range: Values that map to black and white in images with more than 8 bits per channel, as in the training;
+            by default, anomalib's reading of 8 bits.
 
     Returns:
         The page, and what the monitor has seen.
@@ -78,6 +86,7 @@ def monitor(
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_whole(0, "seed", seed)
+    check_value_range(value_range)
     require_stream(data, watch)
     if reference is not None:
         require_stream(reference)
@@ -86,17 +95,26 @@ def monitor(
     rates = (
         {name: part * false_alarm_rate for name, part in _PARTS.items()} if appearance else {SCORE: false_alarm_rate}
     )
+    measure = partial(_measured, model, value_range)
     course = (
-        _calibrated(model, ckpt_path, rates, seed) if reference is None else _referenced(model, reference, rates, seed)
+        _calibrated(model, ckpt_path, rates, seed)
+        if reference is None
+        else _referenced(measure, reference, rates, seed)
     )
-    about = {"model": model.name, "checkpoint": str(ckpt_path), "data": str(data), "reference": reference}
+    about = {
+        "model": model.name,
+        "checkpoint": str(ckpt_path),
+        "data": str(data),
+        "reference": reference,
+        "value_range": value_range,
+    }
     claim(output, TABLE, PAGE)
     # An interruption is the usual end of watching.
     with nullcontext() if watch is None else suppress(KeyboardInterrupt):
         for paths in stream_of(data, watch, course.skipped):
             alarms = len(course.alarms)
             try:
-                _add(model, paths, course)
+                _add(measure, paths, course)
             finally:
                 _write_table(course, output)
             # The page of a folder that is read once follows below.
@@ -165,31 +183,32 @@ def _calibrated(model: AnomalibModule, path: Path, rates: Mapping[str, float], s
     return Course({SCORE: DriftMonitor(scores, rates[SCORE], seed, watch_lower=is_held_out), **monitors})
 
 
-def _referenced(model: AnomalibModule, folder: Path, rates: Mapping[str, float], seed: int) -> Course:
+def _referenced(measure: Measure, folder: Path, rates: Mapping[str, float], seed: int) -> Course:
     """Monitors that compare with the images of a folder."""
-    known = [_measured(model, path) for path in images_in(folder)]
+    known = [measure(path) for path in images_in(folder)]
     monitors = {name: DriftMonitor([values[name] for values, _ in known], rate, seed) for name, rate in rates.items()}
     return Course(monitors, (each for _, each in known))
 
 
-def _measured(model: AnomalibModule, path: Path) -> tuple[dict[str, float], Tensor]:
+def _measured(model: AnomalibModule, value_range: ValueRange | None, path: Path) -> tuple[dict[str, float], Tensor]:
     """Raw score, brightness and sharpness of an image, and its raw map (h, w).
 
     Raises:
         ValueError: If it cannot be read.
     """
     with naming_unreadable(path):
-        item: Any = PredictDataset(path)[0]
+        images = PredictDataset(path) if value_range is None else FullRangePredictDataset(path, value_range=value_range)
+        item: Any = images[0]
     (picture,) = pictures_of(model, [item])
     score, anomaly_map = scored_map(model, picture)
     return {SCORE: score, **appearance_of(item.image)}, anomaly_map
 
 
-def _add(model: AnomalibModule, paths: Iterable[Path], course: Course) -> None:
+def _add(measure: Measure, paths: Iterable[Path], course: Course) -> None:
     """Add images to the course; those that cannot be scored are skipped."""
     for path in paths:
         try:
-            course.add(path, *_measured(model, path))
+            course.add(path, *measure(path))
         except (FileNotFoundError, ValueError) as error:
             course.skipped[path] = str(error)
             logger.warning("Skipping %s: %s", path, error)

@@ -66,7 +66,7 @@ def test_an_image_without_a_finite_score_leaves_no_trace():
 def test_the_page_escapes_names_and_says_which_files_are_gone():
     course = course_of(1)
     course.skipped[Path("<b>.png")] = "cannot read <b>.png"
-    about = {"model": "WtFlow", "checkpoint": "<i>", "data": "line", "reference": None}
+    about = {"model": "WtFlow", "checkpoint": "<i>", "data": "line", "reference": None, "value_range": None}
     page = drift_page(course, about, summary(course))
     assert "<b>" not in page
     assert "<i>" not in page
@@ -103,7 +103,7 @@ def test_light_and_focus_drift_without_the_scores():
     line = summary(course)
     assert line.startswith("160 images: drift to lower brightness, probably since 0")
     assert "; drift to higher sharpness, probably since 1" in line
-    page = drift_page(course, {"model": "", "checkpoint": "", "data": "", "reference": None}, line)
+    page = drift_page(course, {"model": "", "checkpoint": "", "data": "", "reference": None, "value_range": None}, line)
     assert "of the score raises an alarm at 200, that of the brightness at 400 and that of the sharpness at 400" in page
     assert "with a probability of at most 1 %" in page
     assert "these have the lowest brightness" in page
