@@ -40,6 +40,7 @@ from anomalib_ot.comparison import Plan, read_plan
 from anomalib_ot.comparison.report.tables import Cell, Table
 from anomalib_ot.decide import DriftMonitor
 from anomalib_ot.monitor.appearance import appearance_of
+from anomalib_ot.monitor.watching import PARTS
 from anomalib_ot.offline import offline_backbone
 
 from .calibrated import Numbers
@@ -55,8 +56,6 @@ SHARES = (0.01, 0.02, 0.05, 0.1)
 _BEFORE = 500
 _AFTER = 1000
 _CALIBRATION = 100
-# Of the rate, for the brightness and for the sharpness.
-_PART = 0.25
 # Scores that streams with anomalous images are drawn from, repeated to the share.
 _POOL = 10_000
 
@@ -128,7 +127,7 @@ def main(
             for row in [
                 {"model": name, **row}
                 for name, values in measured.items()
-                for row in rows_of(values, streams, length, rate if is_model else _PART * rate)
+                for row in rows_of(values, streams, length, rate if is_model else PARTS[name] * rate)
             ]:
                 add({"category": category, **row})
     rows = pd.read_csv(output)
@@ -226,9 +225,12 @@ def _alarms(
 
 
 def tables(rows: pd.DataFrame) -> tuple[str, str]:
-    """The tables of the guide in Markdown: delays after each change, and streams with an alarm without a change."""
+    """The tables of the guide in Markdown: delays after each change, and streams with an alarm without a change.
+
+    An alarm before the change does not count as one of it.
+    """
     is_change = rows.change.isin([*CHANGES])
-    delays = [_delay(row.delay, row.alarms, row.streams) for row in rows[is_change].itertuples()]
+    delays = [_delay(row.delay, row.alarms - row.early, row.streams) for row in rows[is_change].itertuples()]
     alarms = [f"{row.alarms} of {row.streams}" for row in rows[~is_change].itertuples()]
     shown = ((rows[is_change], delays, "change"), (rows[~is_change], alarms, "images"))
     delayed, false = (_table(own.assign(cell=cells), header) for own, cells, header in shown)
@@ -236,7 +238,7 @@ def tables(rows: pd.DataFrame) -> tuple[str, str]:
 
 
 def _delay(delay: float, alarms: int, streams: int) -> str:
-    """The delay, which is NaN without an alarm, and the streams with an alarm unless all have one."""
+    """The delay, which is NaN without an alarm after the change, and the streams with one unless all have one."""
     known = [] if np.isnan(delay) else [f"{delay:g}"]
     return " ".join([*known, *[f"({alarms} of {streams})"] * (alarms < streams)])
 

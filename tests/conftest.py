@@ -1,9 +1,11 @@
 import os
+import re
 import signal
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -22,18 +24,29 @@ def pytest_collection_modifyitems(items):
     products = {}
     for item in items:
         if item.get_closest_marker("in_turn"):
-            products.setdefault((item.parent.nodeid, item.originalname), []).append(item)
-    for product in products.values():
-        values = {}
-        for item in product:
-            for name, value in item.callspec.params.items():
-                if value not in values.setdefault(name, []):
-                    values[name].append(value)
-        longest = max(values, key=lambda name: len(values[name]))
-        for item in product:
-            indices = {name: values[name].index(value) for name, value in item.callspec.params.items()}
-            if any(index != indices[longest] % len(values[name]) for name, index in indices.items()):
+            products.setdefault((item.parent.nodeid, item.originalname), []).append((item, _factors(item)))
+    for (_, name), product in products.items():
+        values = [list(dict.fromkeys(column)) for column in zip(*(factors for _, factors in product), strict=True)]
+        longest = max(range(len(values)), key=lambda place: len(values[place]))
+        # Each test has pairs of its own.
+        shift = crc32(name.encode())
+        for item, factors in product:
+            indices = [known.index(value) for known, value in zip(values, factors, strict=True)]
+            wanted = [(indices[longest] + shift) % len(known) for known in values]
+            wanted[longest] = indices[longest]
+            if indices != wanted:
                 item.add_marker(pytest.mark.slow)
+
+
+def _factors(item):
+    """The value of each parameter of a test, as text. Names that are parametrized together are one parameter."""
+    values = {name: repr(value) for name, value in item.callspec.params.items()}
+    together = [
+        re.split(r",\s*", names) if isinstance(names := mark.args[0], str) else names
+        for mark in item.iter_markers("parametrize")
+    ]
+    factors = [tuple(values.pop(name) for name in names) for names in together]
+    return [*factors, *values.values()]
 
 
 def pytest_deselected(items):

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from html import unescape
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from anomalib_ot import Assembly
 from anomalib_ot.cli import main
+from anomalib_ot.decide.conformal import UnsupportedRateWarning
 from anomalib_ot.edge import EdgeInferencer
 from anomalib_ot.fitting import fit as fitting
 from anomalib_ot.selection import Candidate
@@ -59,8 +61,10 @@ def run(parts, backbone):
     """Runs the command with small candidates, and returns what it prints."""
 
     def run(output, *arguments):
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             patch.setattr(fitting, "CANDIDATES", CANDIDATES)
+            # It is in the log and in the report.
+            warnings.simplefilter("error", UnsupportedRateWarning)
             with redirect_stdout(io.StringIO()) as printed:
                 main(["fit", str(parts), "--output", str(output), "--backbone", backbone, *arguments])
         return printed.getvalue().strip()

@@ -95,14 +95,14 @@ def test_good_images_raise_no_alarm_and_changed_ones_do(root, trained, tmp_path,
     main(["monitor", *arguments, "--data", str(root / "changed")])
     assert f"Skipping {root / 'changed/broken.png'}: cannot read" in caplog.text
     line = capsys.readouterr().out.splitlines()[-2]
-    assert line.startswith(f"{10 + CHANGED} images, 1 skipped: drift to higher scores, probably since ")
+    assert line.startswith(f"{10 + CHANGED} images, 1 skipped: drift to higher scores (")
     rows = rows_of(tmp_path)
     paths = sorted(path for path in (root / "changed").iterdir() if path.name != "broken.png")
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     alarm = next(index for index, row in enumerate(rows) if row["alarm"] == "yes")
     assert alarm > 10
-    assert line.endswith(f"; alarm at {paths[alarm]}")
-    began = paths.index(next(path for path in paths if f"since {path};" in line))
+    assert line.endswith(f", alarm at {paths[alarm]}")
+    began = paths.index(next(path for path in paths if f"since {path}," in line))
     assert abs(began - 10) <= 6
     content = WtFlow.load_from_checkpoint(trained(calibration_folds=0)).post_processor.image_calibration
     monitor = DriftMonitor(content.tolist())
@@ -125,7 +125,11 @@ def test_light_is_watched_beside_the_scores(root, trained, tmp_path, capsys):
         r"20 images: no drift \(martingales: score \S+ of 200, brightness \S+ of 400, sharpness \S+ of 400\)", line
     )
     main(["monitor", *arguments, "--data", str(root / "changed"), "--reference", str(root / "calm")])
-    assert "drift to higher brightness, probably since " in capsys.readouterr().out
+    line = capsys.readouterr().out.splitlines()[-2]
+    before, since = map(
+        float, re.search(r"drift to higher brightness \((\S+) to (\S+)\), probably since ", line).groups()
+    )
+    assert since / before == pytest.approx(1.5, rel=0.1)
     rows = rows_of(tmp_path)
     paths = [Path(row["path"]) for row in rows]
     pixels = [np.asarray(Image.open(path).convert("RGB")) / 255 for path in paths]
@@ -136,12 +140,14 @@ def test_light_is_watched_beside_the_scores(root, trained, tmp_path, capsys):
     martingales = [float(row["martingale_brightness"]) for row in rows]
     assert martingales == pytest.approx([state.martingale for state in states], rel=1e-5)
     assert states[-1].is_alarm
-    assert [row["alarm"] for row in rows].index("yes") <= [state.is_alarm for state in states].index(True)
+    limits = {"martingale": 200, "martingale_brightness": 400, "martingale_sharpness": 400}
+    first = next(i for i, row in enumerate(rows) if any(float(row[name]) >= limit for name, limit in limits.items()))
+    assert [row["alarm"] for row in rows] == ["no"] * first + ["yes"] * (len(rows) - first)
     page = (tmp_path / "drift.html").read_text(encoding="utf-8")
     assert "that of the brightness at 400" in page
 
 
-def test_images_of_twelve_bits_are_read_in_the_range_that_is_given(root, trained, tmp_path):
+def test_images_of_twelve_bits_are_read_in_the_range_that_is_given(root, trained, tmp_path, caplog):
     deep, shallow = tmp_path / "deep", tmp_path / "shallow"
     for folder in (deep, shallow):
         folder.mkdir()
@@ -158,6 +164,9 @@ def test_images_of_twelve_bits_are_read_in_the_range_that_is_given(root, trained
         assert values == pytest.approx([float(row[column]) for row in expected], rel=1e-4)
     arguments += ["--data", str(deep), "--output", str(tmp_path / "12")]
     assert "value_range must be two finite numbers" in refusal([*arguments[1:], "--value_range", "[1, 0]"])
+    (deep / "broken.png").write_bytes(b"no image")
+    main([*arguments, "--value_range", "[0, 4080]"])
+    assert caplog.text.count("cannot read") == 1
 
 
 def test_folds_are_watched_for_higher_scores_and_a_reference_for_both(root, trained, tmp_path, capsys, caplog):
@@ -170,7 +179,7 @@ def test_folds_are_watched_for_higher_scores_and_a_reference_for_both(root, trai
     assert "only higher scores are watched" in (tmp_path / "drift.html").read_text(encoding="utf-8")
     main(["monitor", *arguments, "--data", str(root / "changed"), "--reference", str(root / "calm")])
     assert "Watching" not in caplog.text
-    assert "drift to higher scores" in capsys.readouterr().out
+    assert "drift to higher scores (" in capsys.readouterr().out
     assert "only higher scores are watched" not in (tmp_path / "drift.html").read_text(encoding="utf-8")
 
 
@@ -265,7 +274,7 @@ def test_a_checkpoint_with_the_post_processor_of_anomalib_needs_a_reference(root
     assert "has no scores of good images (its post_processor is " in said
     assert "set reference to a folder of good images" in said
     main(["monitor", *map(str, options), "--reference", str(root / "calm")])
-    assert "drift to higher scores" in capsys.readouterr().out
+    assert "drift to higher scores (" in capsys.readouterr().out
 
 
 def test_scores_of_images_that_the_model_was_trained_on_are_refused(root, trained, tmp_path):

@@ -1,4 +1,4 @@
-"""Drift of a stream of scores: says when good images no longer score like those of the calibration.
+"""Drift of a stream of scores: says when good images no longer score like those of the calibration, or like the first.
 
 The monitor is a conformal test martingale (Vovk, Gammerman and Shafer, Algorithmic learning in a random world, 2005;
 Vovk, Testing randomness online, 2021, https://arxiv.org/abs/1906.09256). Each new image is compared with the
@@ -76,7 +76,7 @@ class DriftMonitor:
 
     Args:
         calibration: Scores (n,) of good images that the model was not trained on; None to compare the images of the
-            stream with one another.
+            stream with one another, which finds a drift only after many images without it.
         false_alarm_rate: Promised probability of a false alarm over the whole stream, in (0, 1).
         seed: Seed of the smoothing of p-values. The same seed and scores give the same states.
         watch_lower: Whether to watch for lower scores as well as for higher ones.
@@ -117,6 +117,11 @@ class DriftMonitor:
         """The alarm is raised when the martingale reaches this value, 1 / rate."""
         return 1 / self.false_alarm_rate
 
+    @property
+    def calibration(self) -> tuple[float, ...]:
+        """Scores that the stream is compared with; none if it is compared with itself."""
+        return tuple(self._calibration)
+
     def update(self, score: float) -> DriftState:
         """Add the score of the next image of the stream.
 
@@ -137,7 +142,8 @@ class DriftMonitor:
             insort(self._compared, score)
             self._bet(index, p_value)
         martingale = float(self._capital.sum()) + self._waiting
-        if self._found is None and martingale >= self.threshold:
+        # Within the stream alone, nothing is before its first image.
+        if self._found is None and martingale >= self.threshold and (self._calibration or index):
             is_higher = bool(self._capital[self._bets > 0].sum() > self._capital[self._bets < 0].sum())
             self._found = self._beginning(1 if is_higher else -1), is_higher
         return DriftState(index, p_value, martingale, self._found is not None, *(self._found or ()))
@@ -149,7 +155,7 @@ class DriftMonitor:
             "false_alarm_rate": self.false_alarm_rate,
             "seed": self.seed,
             "watch_lower": self.watch_lower,
-            "calibration": [*self._calibration],
+            "calibration": [*self._calibration] or None,
             "scores": [*self._scores],
         }
 
@@ -163,7 +169,7 @@ class DriftMonitor:
         try:
             require(content["format"] == _FORMAT, "format", _FORMAT, content["format"])
             settings = {name: content[name] for name in ("false_alarm_rate", "seed", "watch_lower")}
-            monitor = cls(content["calibration"] or None, **settings)
+            monitor = cls(content["calibration"], **settings)
             # Replayed, so that the state cannot contradict the scores.
             for score in content["scores"]:
                 monitor.update(score)
@@ -188,7 +194,8 @@ class DriftMonitor:
         """Index in the stream from which on ranks are most unlike those before, in units of their deviation.
 
         The statistic is that of Mann and Whitney, as in Pettitt, A non-parametric approach to the change-point problem,
-        1979. The calibration images are before all images of the stream. The drift begins after at least one image.
+        1979. The calibration images are before all images of the stream. Without
+        these, the drift begins after the first image.
         """
         scores = np.array([*self._calibration, *self._scores])
         ordered = np.sort(scores)

@@ -3,13 +3,14 @@
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from anomalib_ot.comparison.engines import ENGINES, require_installed
-from anomalib_ot.decide.conformal import require_rate
+from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate
 from anomalib_ot.export.exporters import require_openvino
 from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.files import claim, delete_ours, require_ours, write_text
@@ -101,11 +102,14 @@ def fit(
         raise RuntimeError(msg)
     config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed)
     config_file, checkpoint = train(config, chosen.name, look.used, work)
-    calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
-    _hand_over([config_file, checkpoint, *files_of(exported)], output)
-    handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)
-    write_text(output / TABLE, table(handed))
-    write_text(output / REPORT, report_page(handed))
+    with warnings.catch_warnings():
+        # The training has logged it, and the report says it first.
+        warnings.simplefilter("ignore", UnsupportedRateWarning)
+        calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
+        _hand_over([config_file, checkpoint, *files_of(exported)], output)
+        handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)
+        write_text(output / TABLE, table(handed))
+        write_text(output / REPORT, report_page(handed))
     return handed
 
 

@@ -10,7 +10,7 @@ def appearance_of(image: Tensor) -> dict[str, float]:
     """Brightness and sharpness of an image.
 
     The brightness is the mean of its pixels. The sharpness is the mean absolute difference of neighbouring pixels, in
-    units of the brightness, so that it does not change with the light.
+    units of the brightness, so that it hardly changes with the exposure.
 
     Args:
         image: The image (3, h, w) in [0, 1].

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -71,7 +72,8 @@ class Course:
             ValueError: If a value is NaN or infinite. No monitor changes.
         """
         for quantity in self.monitors:
-            require(isfinite(values[quantity]), f"a {quantity}", "finite; check the image", values[quantity])
+            allowed = "finite; check the image and the precision of the model"
+            require(isfinite(values[quantity]), f"a {quantity}", allowed, values[quantity])
         seen = Seen(path, values, {name: monitor.update(values[name]) for name, monitor in self.monitors.items()})
         self.seen.append(seen)
         self._maps.append(_coarse(anomaly_map))
@@ -91,16 +93,18 @@ class Course:
         return next(iter(self.alarms), None)
 
     def is_higher(self, quantity: str) -> bool:
-        """Whether a quantity is higher since its drift began, not lower."""
-        return bool(self.seen[-1].states[quantity].is_higher)
+        """Whether a quantity that has drifted is higher since then, not lower."""
+        return bool(self._state(quantity).is_higher)
 
     def since(self, quantity: str | None = None) -> list[Seen]:
         """The images since the drift of a quantity probably began, by default of the first; empty without an alarm."""
         quantity = quantity or self.drifted
-        if quantity is None:
-            return []
-        began = self.seen[-1].states[quantity].began
-        return [] if began is None else self.seen[began:]
+        return self.seen[self._state(quantity).began :] if quantity in self.alarms else []
+
+    def medians(self, quantity: str) -> tuple[float, float]:
+        """Medians of a quantity that has drifted: before the drift began, with the reference, and since then."""
+        values, began = [each.values[quantity] for each in self.seen], len(self.seen) - len(self.since(quantity))
+        return median([*self.monitors[quantity].calibration, *values[:began]]), median(values[began:])
 
     def changed(self, count: int) -> list[Seen]:
         """The images since the drift began that changed most: those with the highest, or the lowest values.
@@ -113,6 +117,9 @@ class Course:
             return []
         sign = -1 if self.is_higher(quantity) else 1
         return sorted(self.since(), key=lambda each: sign * each.values[quantity])[:count]
+
+    def _state(self, quantity: str) -> DriftState:
+        return self.alarms[quantity].states[quantity]
 
     def mean_maps(self) -> tuple[Tensor, Tensor] | None:
         """Mean coarse maps (H, W) of the images before the drift began, with those of the reference, and since then.

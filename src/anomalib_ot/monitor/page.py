@@ -80,7 +80,8 @@ def draw_course(course: Course) -> Figure:
             panel.axvline(began[0].states[shown].index + 1, color="black", linestyle=":", label="drift began")
     for panel in (upper, lower):
         if panel.get_legend_handles_labels()[1]:
-            panel.legend(loc="upper left", fontsize="small")
+            # Beside the panel, so that it hides nothing.
+            panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
 
 

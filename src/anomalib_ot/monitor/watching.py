@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -15,7 +16,7 @@ from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
 from anomalib_ot.data.full_range import FullRangePredictDataset
-from anomalib_ot.decide.conformal import require_rate
+from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate
 from anomalib_ot.decide.drift import DriftMonitor
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.drawing.pictures import pictures_of
@@ -42,8 +43,8 @@ TABLE = "drift.csv"
 PAGE = "drift.html"
 _COLUMNS = ("path", "score_raw", "p_value", "martingale", "alarm")
 _PROGRESS = 500
-# Of the promised rate, by quantity. They sum to 1, so that the rate bounds the alarms of all.
-_PARTS = {SCORE: 0.5, "brightness": 0.25, "sharpness": 0.25}
+# Share of the promised rate, by quantity. They sum to 1, so that the rate bounds the alarms of all.
+PARTS = {SCORE: 0.5, "brightness": 0.25, "sharpness": 0.25}
 
 
 def monitor(
@@ -92,10 +93,8 @@ def monitor(
         require_stream(reference)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
-    rates = (
-        {name: part * false_alarm_rate for name, part in _PARTS.items()} if appearance else {SCORE: false_alarm_rate}
-    )
-    measure = partial(_measured, model, value_range)
+    rates = {name: part * false_alarm_rate for name, part in PARTS.items()} if appearance else {SCORE: false_alarm_rate}
+    measure = partial(_measured, model, value_range, appearance=appearance)
     course = (
         _calibrated(model, ckpt_path, rates, seed)
         if reference is None
@@ -146,13 +145,17 @@ def summary(course: Course) -> str:
 
 def _drift(course: Course, quantity: str) -> str:
     direction = "higher" if course.is_higher(quantity) else "lower"
+    change = " to ".join(f"{each:.4g}" for each in course.medians(quantity))
     since, alarm = course.since(quantity)[0].path, course.alarms[quantity].path
-    return f"drift to {direction} {named(quantity)}, probably since {since}; alarm at {alarm}"
+    return f"drift to {direction} {named(quantity)} ({change}), probably since {since}, alarm at {alarm}"
 
 
 def _fitted(path: Path) -> AnomalibModule:
     kind = class_of(recorded_name(read_checkpoint(path), path))
-    return kind.load_from_checkpoint(path, map_location="cpu").eval()
+    with warnings.catch_warnings():
+        # The rate of the verdicts, which a monitor does not give.
+        warnings.simplefilter("ignore", UnsupportedRateWarning)
+        return kind.load_from_checkpoint(path, map_location="cpu").eval()
 
 
 def _calibrated(model: AnomalibModule, path: Path, rates: Mapping[str, float], seed: int) -> Course:
@@ -190,18 +193,23 @@ def _referenced(measure: Measure, folder: Path, rates: Mapping[str, float], seed
     return Course(monitors, (each for _, each in known))
 
 
-def _measured(model: AnomalibModule, value_range: ValueRange | None, path: Path) -> tuple[dict[str, float], Tensor]:
-    """Raw score, brightness and sharpness of an image, and its raw map (h, w).
+def _measured(
+    model: AnomalibModule, value_range: ValueRange | None, path: Path, *, appearance: bool
+) -> tuple[dict[str, float], Tensor]:
+    """Raw score of an image, with its brightness and sharpness if these are watched, and its raw map (h, w).
 
     Raises:
         ValueError: If it cannot be read.
     """
-    with naming_unreadable(path):
-        images = PredictDataset(path) if value_range is None else FullRangePredictDataset(path, value_range=value_range)
-        item: Any = images[0]
+    item: Any
+    if value_range is None:
+        with naming_unreadable(path):
+            item = PredictDataset(path)[0]
+    else:
+        item = FullRangePredictDataset(path, value_range=value_range)[0]
     (picture,) = pictures_of(model, [item])
     score, anomaly_map = scored_map(model, picture)
-    return {SCORE: score, **appearance_of(item.image)}, anomaly_map
+    return {SCORE: score, **(appearance_of(item.image) if appearance else {})}, anomaly_map
 
 
 def _add(measure: Measure, paths: Iterable[Path], course: Course) -> None:

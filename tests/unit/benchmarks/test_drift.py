@@ -55,7 +55,7 @@ def test_the_tables_have_delays_and_alarms_without_a_change():
     rows = [
         {"category": "tray", "calibration": "held out", "change": "none", "alarms": 1, "delay": ""},
         {"category": "tray", "calibration": "held out", "change": "shift 2 px", "alarms": 4, "delay": 22},
-        {"category": "tray", "calibration": "folds", "change": "shift 2 px", "alarms": 3, "delay": 90.5},
+        {"category": "tray", "calibration": "folds", "change": "shift 2 px", "alarms": 4, "early": 1, "delay": 90.5},
         {"category": "tray", "calibration": "folds", "change": "blur 1 px", "alarms": 0, "delay": ""},
         {"category": "tray", "calibration": "folds", "change": "5% anomalous", "alarms": 0, "delay": ""},
     ]

@@ -84,8 +84,11 @@ def test_a_shift_is_found_within_the_stream_alone(shift):
     assert states[-1].is_higher == (shift > 0)
     assert abs(states[-1].began - 200) <= 2
     # The first image has nothing to differ from.
-    early = next(s for s in run(DriftMonitor(None, 0.9), [*np.linspace(5, 0, 20)]) if s.is_alarm)
-    assert early.began >= 1
+    for watch_lower in (True, False):
+        states = run(DriftMonitor(None, 0.95, watch_lower=watch_lower), [*np.linspace(0, 5, 20)])
+        assert next(state for state in states if state.is_alarm).began >= 1
+    with pytest.raises(ValueError, match="the state of the drift monitor is damaged"):
+        DriftMonitor.from_dict(monitor.to_dict() | {"calibration": []})
     again = DriftMonitor.from_dict(monitor.to_dict())
     assert again.update(scores[-1]) == monitor.update(scores[-1])
 

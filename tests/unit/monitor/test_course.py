@@ -1,5 +1,6 @@
 """What the page shows of a stream: the images and the places that changed."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_a_stream_without_an_alarm_has_no_change():
     course = course_of(1, after=0)
     assert (course.drifted, course.since(), course.changed(3), course.mean_maps()) == (None, [], [], None)
     empty = Course({"score": DriftMonitor([0.0, 1.0])})
-    assert (empty.drifted, empty.since()) == (None, [])
+    assert (empty.drifted, empty.since(), empty.since("score")) == (None, [], [])
 
 
 def test_an_image_without_a_finite_score_leaves_no_trace():
@@ -71,7 +72,7 @@ def test_the_page_escapes_names_and_says_which_files_are_gone():
     assert "<b>" not in page
     assert "<i>" not in page
     assert page.count("The file is no longer there") == 7
-    assert "drift to higher scores, probably since" in page
+    assert re.search(r"drift to higher scores \(-?0\.\d+ to [56]\.\d+\), probably since 0", page)
     assert "No image has been scored yet" in drift_page(Course({"score": DriftMonitor([0.0, 1.0])}), about, "")
 
 
@@ -101,8 +102,13 @@ def test_light_and_focus_drift_without_the_scores():
     assert abs(course.since("sharpness")[0].states["sharpness"].index - 110) <= 3
     assert course.changed(1)[0].values["brightness"] == min(each.values["brightness"] for each in course.seen)
     line = summary(course)
-    assert line.startswith("160 images: drift to lower brightness, probably since 0")
-    assert "; drift to higher sharpness, probably since 1" in line
+    values = {name: np.array([each.values[name] for each in course.seen]) for name in course.alarms}
+    for name, began in (("brightness", 60), ("sharpness", 110)):
+        expected = (np.median(values[name][:began]), np.median(values[name][began:]))
+        assert course.medians(name) == pytest.approx(expected, abs=0.1)
+    before, since = (f"{each:.4g}" for each in course.medians("brightness"))
+    assert line.startswith(f"160 images: drift to lower brightness ({before} to {since}), probably since 0")
+    assert "; drift to higher sharpness (" in line
     page = drift_page(course, {"model": "", "checkpoint": "", "data": "", "reference": None, "value_range": None}, line)
     assert "of the score raises an alarm at 200, that of the brightness at 400 and that of the sharpness at 400" in page
     assert "with a probability of at most 1 %" in page
