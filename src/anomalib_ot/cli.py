@@ -237,8 +237,8 @@ def fit(
             not change.
         model: Model to train instead of the recommended one, such as WtFlow. The error message for an unknown name
             lists the models.
-        minutes: Minutes to compare the model with others on synthetic defects, for the report. The training and the
-            export come on top.
+        minutes: Minutes to try others on synthetic defects too. One that is clearly better than the recommended model,
+            on the same backbone at the same size, is trained instead. The training and the export come on top.
         backbone: Backbone of the model; by default the one that anomalib-ot weights prints. Of a list, the model has
             the first one, and is compared with models on the others.
         false_alarm_rate: Promised rate of false alarms in (0, 1), such as 0.02.

@@ -54,9 +54,9 @@ def fit(
         images: Folder of good images; subfolders count.
         output: Folder to write to. Foreign files do not change. Its folder ``work`` keeps each finished step, so that
             a repeated call continues, and skips what has not changed.
-        model: Name of the model; by default the recommended one.
-        minutes: Time to try other models too, for the report. The model is always tried; see
-            :data:`~anomalib_ot.selection.ranking.MARGIN`. The training and the export come on top.
+        model: Name of the model; by default the recommended one, unless the trial of another is better by
+            :data:`~anomalib_ot.selection.ranking.MARGIN`.
+        minutes: Time to try other models too. The model is always tried. The training and the export come on top.
         backbones: Backbones; by default the one of :func:`~anomalib_ot.offline.offline_backbone`. The model has the
             first one; models on the others are tried too if there is time.
         false_alarm_rate: Promised rate of false alarms, in (0, 1).
@@ -95,6 +95,9 @@ def fit(
     look, features = look_at(images, candidates, keep, work, seed)
     claim(work, _TRIALS)
     trials = _trials(look.used, candidates, minutes, engine, features, work, seed)
+    if model:
+        # The model that is asked for is trained, whatever its trial.
+        trials.sort(key=lambda trial: trial.candidate != candidates[0])
     delete_ours(work / FEATURES)
     chosen = trials[0].candidate
     if model and chosen != candidates[0]:

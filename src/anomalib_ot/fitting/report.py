@@ -14,7 +14,7 @@ from anomalib_ot.edge.drawing import drawn_on, overlay
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
-from anomalib_ot.selection import Trial
+from anomalib_ot.selection import MARGIN, Trial
 
 from .defects import defects_of, in_words
 from .exported import Exported
@@ -182,9 +182,9 @@ def _about_choice(handed: HandedOver) -> str:
     if len(handed.trials) == 1:
         return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
     return (
-        f"{handed.chosen.name}, in the first row, was trained. {learned} Real defects differ from drawn ones, so that "
-        "the table does not decide. Take another model with --model and --backbone if its values are higher by some "
-        "points."
+        f"{handed.chosen.name}, in the first row, was trained. {learned} Without --model, the recommended model is "
+        f"trained, unless another one at its size exceeds its mean by more than {MARGIN:g} point. Real defects differ "
+        "from drawn ones, so that smaller differences do not decide."
     )
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from anomalib_ot.files import claim
 from anomalib_ot.fitting.fit import FILES, _candidates, _hand_over, _left_out, fit
-from anomalib_ot.selection import CANDIDATES
+from anomalib_ot.selection import CANDIDATES, on_backbones
 
 module = import_module("anomalib_ot.fitting.fit")
 
@@ -83,6 +83,22 @@ def test_a_model_that_was_asked_for_and_cannot_be_fitted_is_not_replaced_by_anot
     monkeypatch.setattr(module, "_trials", lambda *_: others)
     with pytest.raises(RuntimeError, match="PaDiM at 224 px cannot be fitted to these images"):
         fit(images, tmp_path / "out", "PaDiM", 5, ["test_resnet"])
+
+
+def test_a_model_that_was_asked_for_is_trained_whatever_its_trial(images, tmp_path, monkeypatch):
+    names = ("Duo at 224 px", "PaDiM at 224 px")
+    tried = on_backbones([each for each in CANDIDATES if each.name in names], ["test_resnet"])
+    assert tuple(each.name for each in tried) == names
+
+    def configuration(candidate, *_):
+        raise RuntimeError(candidate.name)
+
+    monkeypatch.setattr(module, "look_at", lambda *_: (SimpleNamespace(used=[]), None))
+    monkeypatch.setattr(module, "_trials", lambda *_: [SimpleNamespace(candidate=each) for each in tried])
+    monkeypatch.setattr(module, "configuration", configuration)
+    for model, trained in ((None, "Duo at 224 px"), ("PaDiM", "PaDiM at 224 px")):
+        with pytest.raises(RuntimeError, match=trained):
+            fit(images, tmp_path / "out", model, 5, ["test_resnet"])
 
 
 def test_what_an_earlier_fit_handed_over_is_replaced_as_a_whole(tmp_path):

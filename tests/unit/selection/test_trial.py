@@ -49,9 +49,18 @@ def test_another_candidate_is_chosen_if_it_exceeds_the_default_by_the_margin(mea
     assert [trial.candidate.name for trial in rank(trials, "default", margin=2)] == order
 
 
-def test_the_default_is_chosen_by_default():
-    trials = [of("A", 99), of("default", 50), of("B", 70)]
-    assert [trial.candidate.name for trial in rank(trials, "default")] == ["default", "A", "B"]
+def test_the_margin_is_a_point():
+    for lead, first in ((0.9, "default"), (1.1, "A")):
+        assert rank([of("A", 50 + lead), of("default", 50)], "default")[0].candidate.name == first
+
+
+@pytest.mark.parametrize("other", [{"image_size": (336, 336)}, {"backbone": "resnet18"}])
+def test_candidates_of_another_size_or_backbone_are_information(other):
+    larger = of("A", 99)
+    larger = replace(larger, candidate=replace(larger.candidate, **other))
+    trials = [larger, of("default", 50), of("B", 70), of("C", 20)]
+    assert [trial.candidate.name for trial in rank(trials, "default")] == ["B", "A", "default", "C"]
+    assert [trial.candidate.name for trial in rank(trials, "default", margin=30)] == ["default", "A", "B", "C"]
 
 
 @pytest.mark.parametrize(
