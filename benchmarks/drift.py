@@ -30,7 +30,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 from torch.nn.functional import pad
@@ -40,6 +39,7 @@ from anomalib_ot.comparison import Plan, read_plan
 from anomalib_ot.comparison.report.tables import Cell, Table
 from anomalib_ot.decide import DriftMonitor
 from anomalib_ot.monitor.appearance import appearance_of
+from anomalib_ot.monitor.course import SCORE
 from anomalib_ot.monitor.watching import PARTS
 from anomalib_ot.offline import offline_backbone
 
@@ -115,7 +115,7 @@ def main(
     plan = read_plan("real", [model if is_model else "WtFlow"], [EMBEDDED], backbone=offline_backbone())
     plan = replace(plan, data={name: found[name] for name in categories or found})
     done = finished(output, FIELDS[:2])
-    names = [model] if is_model else [*appearance_of(torch.zeros(3, 1, 1))]
+    names = [model] if is_model else [name for name in PARTS if name != SCORE]
     with appended(output, FIELDS) as add:
         for category in plan.data:
             if all((category, name) in done for name in names):

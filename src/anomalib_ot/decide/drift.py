@@ -32,6 +32,15 @@ _FORMAT = 1
 _SLOPES = (0.5, 1.0, 1.9)
 
 
+def require_finite_value(name: str, value: float) -> None:
+    """Check a value that a monitor is given.
+
+    Raises:
+        ValueError: If it is NaN or infinite.
+    """
+    require(isfinite(value), name, "finite; check the image and the precision of the model", value)
+
+
 @dataclass(frozen=True)
 class DriftState:
     """The state of a monitor after an image.
@@ -134,7 +143,7 @@ class DriftMonitor:
         Raises:
             ValueError: If the score is NaN or infinite. The monitor does not change.
         """
-        require(isfinite(score), "a score", "finite; check the image and the precision of the model", score)
+        require_finite_value("a score", score)
         p_value = self._p_value(score)
         index = len(self._scores)
         self._scores.append(score)

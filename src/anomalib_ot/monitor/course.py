@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from statistics import median
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from anomalib_ot.decide.drift import DriftMonitor, DriftState
-from anomalib_ot.settings import require
+from anomalib_ot.decide.drift import DriftMonitor, DriftState, require_finite_value
 
 # The quantity that the model gives; the others are of the image itself.
 SCORE = "score"
@@ -71,9 +70,9 @@ class Course:
         Raises:
             ValueError: If a value is NaN or infinite. No monitor changes.
         """
+        # All before the first monitor changes.
         for quantity in self.monitors:
-            allowed = "finite; check the image and the precision of the model"
-            require(isfinite(values[quantity]), f"a {quantity}", allowed, values[quantity])
+            require_finite_value(f"a {quantity}", values[quantity])
         seen = Seen(path, values, {name: monitor.update(values[name]) for name, monitor in self.monitors.items()})
         self.seen.append(seen)
         self._maps.append(_coarse(anomaly_map))

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -16,7 +15,7 @@ from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
 from anomalib_ot.data.full_range import FullRangePredictDataset
-from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate
+from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.decide.drift import DriftMonitor
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.drawing.pictures import pictures_of
@@ -152,10 +151,7 @@ def _drift(course: Course, quantity: str) -> str:
 
 def _fitted(path: Path) -> AnomalibModule:
     kind = class_of(recorded_name(read_checkpoint(path), path))
-    with warnings.catch_warnings():
-        # The rate of the verdicts, which a monitor does not give.
-        warnings.simplefilter("ignore", UnsupportedRateWarning)
-        return kind.load_from_checkpoint(path, map_location="cpu").eval()
+    return kind.load_from_checkpoint(path, map_location="cpu").eval()
 
 
 def _calibrated(model: AnomalibModule, path: Path, rates: Mapping[str, float], seed: int) -> Course:
@@ -226,16 +222,16 @@ def _add(measure: Measure, paths: Iterable[Path], course: Course) -> None:
             logger.info("Scored %d images", len(course.seen))
 
 
-def _row(course: Course, seen: Seen) -> tuple[str, ...]:
+def _row(seen: Seen, others: Iterable[str]) -> tuple[str, ...]:
+    """The row of an image, with the quantities other than the score."""
     state = seen.states[SCORE]
-    others = ((seen.values[name], seen.states[name].martingale) for name in course.monitors if name != SCORE)
     return (
         str(seen.path),
         f"{seen.values[SCORE]:.9g}",
         f"{state.p_value:.6g}",
         f"{state.martingale:.6g}",
         "yes" if any(each.is_alarm for each in seen.states.values()) else "no",
-        *chain.from_iterable((f"{value:.9g}", f"{martingale:.6g}") for value, martingale in others),
+        *chain.from_iterable((f"{seen.values[name]:.9g}", f"{seen.states[name].martingale:.6g}") for name in others),
     )
 
 
@@ -243,9 +239,9 @@ def _write_table(course: Course, output: Path) -> None:
     """Write all rows at once, so that monitors with the same output do not mix theirs."""
     rows = StringIO(newline="")
     table = csv.writer(rows, lineterminator="\n")
-    others = ((name, f"martingale_{name}") for name in course.monitors if name != SCORE)
-    table.writerow((*_COLUMNS, *chain.from_iterable(others)))
-    table.writerows(_row(course, seen) for seen in course.seen)
+    others = [name for name in course.monitors if name != SCORE]
+    table.writerow((*_COLUMNS, *chain.from_iterable((name, f"martingale_{name}") for name in others)))
+    table.writerows(_row(seen, others) for seen in course.seen)
     write_text(output / TABLE, rows.getvalue())
 
 
