@@ -222,6 +222,7 @@ def fit(
     keep: list[str] | str | None = None,
     engine: Literal["processes", "ray"] = "processes",
     seed: int = 0,
+    value_range: tuple[float, float] | None = None,
 ) -> str:
     """Make a checked model from a folder of good images, without a label: anomalib-ot fit IMAGES.
 
@@ -247,6 +248,8 @@ def fit(
         engine: Where other models are tried: one after another on this machine, or at the same time on Ray with the
             cluster in RAY_ADDRESS.
         seed: Seed of all random numbers.
+        value_range: Values that map to black and white in images with more than 8 bits per channel, such as
+            '[0, 4095]'; by default the range of the data type.
 
     Returns:
         A line with the result, and the path of the report.
@@ -256,7 +259,7 @@ def fit(
 
     output = output or Path("results/fit") / images.resolve().name
     backbones, kept = (_several(given) or [] for given in (backbone, keep))
-    handed = fitted(images, output, model, minutes, backbones, false_alarm_rate, kept, engine, seed)
+    handed = fitted(images, output, model, minutes, backbones, false_alarm_rate, kept, engine, seed, value_range)
     return f"{summary(handed)}\n{output / REPORT}"
 
 
@@ -289,7 +292,7 @@ def monitor(
         seed: Seed of the smoothing of p-values.
         appearance: Whether to watch the brightness and the sharpness of the images too; false watches scores alone.
         value_range: Values that map to black and white in images with more than 8 bits per channel, such as
-            '[0, 4095]', as in the training; by default, anomalib's reading of 8 bits.
+            '[0, 4095]'; by default, these are read as in the training.
 
     Returns:
         A line with the result, and the path of the page.
@@ -337,7 +340,7 @@ def predict(
             read once.
         overlays: Images that get an overlay.
         value_range: Values that map to black and white in images with more than 8 bits per channel, such as
-            '[0, 4095]'; by default the range of the data type.
+            '[0, 4095]'; by default, that of the training, or the range of the data type.
         device: Device of OpenVINO, such as CPU, GPU or AUTO.
 
     Returns:

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
 from anomalib_ot.host.image_features import _check_readable
+from anomalib_ot.images.reading import Reading
 
 SHARED = {
     "backbone": "test_resnet",
@@ -211,6 +212,34 @@ def test_with_the_range_of_the_camera_all_is_well(messages, caplog):
         lambda data: FullRange(data, (0, 4095)),
         lambda path: FullRangePredictDataset(path, value_range=(0, 4095)),
     ) == ({}, 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.in_turn
+@pytest.mark.parametrize(
+    ("read", "how"),
+    [
+        (PredictDataset, "as if they had 8 bits"),
+        (lambda path: FullRangePredictDataset(path, value_range=(0, 65535)), r"with value_range \[0, 65535\]"),
+        (FullRangePredictDataset, "with the range of their data type"),
+        (lambda path: FullRangePredictDataset(path, value_range=(0, 4095)), None),
+    ],
+    ids=["8 bits", "16 bits", "data type", "as trained"],
+)
+def test_a_prediction_says_if_the_training_read_otherwise(name, read, how, camera, tmp_path, caplog):
+    data = FullRange(Folder("camera", root=camera, normal_dir="good", num_workers=0), (0, 4095))
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    model = MODELS[name]()
+    with caplog.at_level(logging.ERROR, "anomalib_ot"):
+        engine.fit(model, datamodule=FewShot(data, 2) if name == "Foct" else data)
+    loaded = type(model).load_from_checkpoint(engine.trainer.checkpoint_callback.best_model_path)
+    assert loaded.reading == Reading(is_full_range=True, value_range=(0, 4095))
+    engine.predict(loaded, dataset=read(camera / "bad"))
+    said = [record.getMessage() for record in caplog.records if "The training read" in record.getMessage()]
+    assert len(said) == (how is not None)
+    if how:
+        pattern = rf"with value_range \[0, 4095\], and this prediction reads .*bad/0\.png and others {how}: the scores"
+        assert re.search(pattern, said[0])
 
 
 class TestTheHostsReader:

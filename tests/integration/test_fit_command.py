@@ -60,13 +60,13 @@ def backbone(tmp_path_factory):
 def run(parts, backbone):
     """Runs the command with small candidates, and returns what it prints."""
 
-    def run(output, *arguments):
+    def run(output, *arguments, images=parts):
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             patch.setattr(fitting, "CANDIDATES", CANDIDATES)
             # It is in the log and in the report.
             warnings.simplefilter("error", UnsupportedRateWarning)
             with redirect_stdout(io.StringIO()) as printed:
-                main(["fit", str(parts), "--output", str(output), "--backbone", backbone, *arguments])
+                main(["fit", str(images), "--output", str(output), "--backbone", backbone, *arguments])
         return printed.getvalue().strip()
 
     return run
@@ -146,6 +146,27 @@ def test_a_repeated_fit_skips_its_steps_and_images_to_keep_must_be_there(fitted,
     assert (folder / "model.ckpt").stat().st_mtime_ns > before
     with pytest.raises(SystemExit, match=r"keep names none.png, which is no file in"):
         run(folder, "--keep", "none.png")
+
+
+def test_images_of_twelve_bits_give_the_model_of_eight(parts, run, tmp_path):
+    shallow, deep = tmp_path / "shallow", tmp_path / "deep"
+    for folder in (shallow, deep):
+        folder.mkdir()
+    for path in sorted(parts.glob("0*.png")):
+        values = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(values).save(shallow / path.name)
+        Image.fromarray(values.astype(np.uint16) * 16).save(deep / path.name)
+    scores = []
+    for folder, options in ((shallow, []), (deep, ["--value_range", "[0, 4080]"])):
+        run(tmp_path / "out" / folder.name, *options, images=folder)
+        main(["predict", str(tmp_path / "out" / folder.name), str(folder), "--output", str(tmp_path / "said")])
+        with (tmp_path / "said" / "predictions.csv").open(encoding="utf-8") as file:
+            scores.append([float(row["score_raw"]) for row in csv.DictReader(file)])
+    assert len(scores[0]) == 24
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    page = (tmp_path / "out" / "deep" / "report.html").read_text(encoding="utf-8")
+    assert "24, read with value_range [0, 4080]" in page
+    assert "bits per channel" not in (tmp_path / "out" / "shallow" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_model_of_anomalib_is_calibrated_on_held_out_images_and_exported(run, tmp_path):

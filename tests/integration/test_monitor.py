@@ -162,6 +162,16 @@ def test_images_of_twelve_bits_are_read_in_the_range_that_is_given(root, trained
     for column in ("score_raw", "brightness", "sharpness"):
         values = [float(row[column]) for row in found]
         assert values == pytest.approx([float(row[column]) for row in expected], rel=1e-4)
+    # A checkpoint that was trained with this range needs no option.
+    content = torch.load(arguments[2], weights_only=True)
+    torch.save(content | {"reading": {"is_full_range": True, "value_range": (0.0, 4080.0)}}, tmp_path / "deep.ckpt")
+    trained_so = ["monitor", "--ckpt_path", str(tmp_path / "deep.ckpt"), "--data", str(deep)]
+    main([*trained_so, "--output", str(tmp_path / "as trained")])
+    assert rows_of(tmp_path / "as trained") == found
+    assert "with value_range" not in caplog.text
+    main([*trained_so, "--output", str(tmp_path / "16"), "--value_range", "[0, 65535]"])
+    assert "with value_range [0, 4080], not with value_range [0, 65535]: their scores do not apply" in caplog.text
+    assert rows_of(tmp_path / "16") != found
     arguments += ["--data", str(deep), "--output", str(tmp_path / "12")]
     assert "value_range must be two finite numbers" in refusal([*arguments[1:], "--value_range", "[1, 0]"])
     (deep / "broken.png").write_bytes(b"no image")

@@ -11,7 +11,7 @@ from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from anomalib_ot.images.reading import ValueRange, check_value_range
+from anomalib_ot.images.reading import Reading, ValueRange, check_value_range
 
 from .reading import read_deep_picture, read_picture
 from .wrapped import WrappedDataModule
@@ -148,3 +148,25 @@ class FullRangePredictDataset(PredictDataset):
         path = self.image_filenames[index]
         image = read_picture(path, self.value_range)
         return ImageItem(image=self.transform(image) if self.transform else image, image_path=str(path))
+
+
+def reading_of(dataset: Any) -> Reading:
+    """How a dataset, or the one that it wraps, reads images with more than 8 bits per channel."""
+    while not hasattr(dataset, "value_range") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    if not hasattr(dataset, "value_range"):
+        return Reading()
+    return Reading(is_full_range=True, value_range=dataset.value_range)
+
+
+def images_read(path: Path | str, reading: Reading, transform: Transform | None = None) -> PredictDataset:
+    """An image, or the images of a folder, with a reading.
+
+    Args:
+        path: The image or the folder.
+        reading: How images with more than 8 bits per channel are read.
+        transform: Applied to each image.
+    """
+    if reading.is_full_range:
+        return FullRangePredictDataset(path, transform, reading.value_range)
+    return PredictDataset(path, transform)

@@ -70,6 +70,8 @@ class EdgeInferencer:
         path: The exported file.
         image_size: Height and width that images are resized to; None if the model resizes them.
         decision: The calibration; None if there is none.
+        value_range: Values that the training mapped to black and white in images with more than 8 bits per channel;
+            None for the range of the data type.
 
     Raises:
         ModuleNotFoundError: If OpenVINO is not installed.
@@ -88,6 +90,7 @@ class EdgeInferencer:
         self.path = model_file(Path(model))
         # Before the graph is compiled, which takes longer.
         self.decision = Decision.load(self.path) if calibration_of(self.path).is_file() else None
+        self.value_range = None if self.decision is None else self.decision.value_range
         self._compiled = _compiled(self.path, device, _FLOAT32 if config is None else config)
         self.image_size = _image_size(self._compiled, self.path)
         self._outputs = {name: port for port in self._compiled.outputs for name in port.names}
@@ -103,7 +106,8 @@ class EdgeInferencer:
         Args:
             image: Path, Pillow image or array, see :func:`~anomalib_ot.edge.inputs.pixels_of`.
             rate: Promised rate of false alarms of the verdict and the mask, in (0, 1); by default that of the export.
-            value_range: Values that map to black and white in an image with more than 8 bits per channel.
+            value_range: Values that map to black and white in an image with more than 8 bits per channel; by default,
+                those of the training, and 0 and 1 in an array of floating-point numbers.
 
         Returns:
             The prediction.
@@ -117,7 +121,9 @@ class EdgeInferencer:
             UnsupportedRateWarning: If there are too few calibration scores for the rate.
         """
         self.require_decision(rate)
-        pixels = pixels_of(image, value_range)
+        # Arrays of floating-point numbers are in [0, 1] already.
+        is_scaled = isinstance(image, np.ndarray) and image.dtype.kind == "f"
+        pixels = pixels_of(image, value_range or (None if is_scaled else self.value_range))
         found = self._run(pixels)
         score, anomaly_map = found["pred_score"].reshape(()), found.get("anomaly_map")
         label, mask = found.get("pred_label"), found.get("pred_mask")

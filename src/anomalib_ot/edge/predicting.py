@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate, why_unsupported
 from anomalib_ot.images.folder import require_apart, require_stream, stream_of
-from anomalib_ot.images.reading import ValueRange, check_value_range
+from anomalib_ot.images.reading import Reading, ValueRange, check_value_range, reading_asked_for
 from anomalib_ot.prediction_table import TABLE
 
 from .inferencer import EdgeInferencer, Prediction
@@ -38,7 +38,8 @@ def predict(
         watch: Seconds between two looks at a growing folder, which is followed until the command is interrupted; by
             default, the folder is read once.
         overlays: Images to draw the heat map and the contour of the mask on.
-        value_range: Values that map to black and white in images with more than 8 bits per channel.
+        value_range: Values that map to black and white in images with more than 8 bits per channel; by default, those
+            of the training.
         device: Device of OpenVINO.
 
     Returns:
@@ -54,6 +55,9 @@ def predict(
     inferencer = EdgeInferencer(model, device)
     inferencer.require_decision(false_alarm_rate)
     _log_promise(inferencer, false_alarm_rate)
+    recorded = inferencer.value_range
+    trained = None if recorded is None else Reading(is_full_range=True, value_range=recorded)
+    reading = reading_asked_for(value_range, trained)
     unreadable: dict[Path, str] = {}
     decision = inferencer.decision
     about = {
@@ -67,7 +71,7 @@ def predict(
         # Logged once already.
         warnings.simplefilter("ignore", UnsupportedRateWarning)
         for paths in stream_of(data, watch, unreadable) if data.is_dir() else [[data]]:
-            _predict_each(inferencer, paths, data, results, unreadable, false_alarm_rate, value_range)
+            _predict_each(inferencer, paths, data, results, unreadable, false_alarm_rate, reading.value_range)
     if unreadable and {*results.labels} == {"unreadable"} and watch is None:
         first = next(iter(unreadable.values()))
         msg = f"none of the {len(unreadable)} images of {data} can be predicted; the first error: {first}"

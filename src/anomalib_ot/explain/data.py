@@ -6,23 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from anomalib.data import AnomalibDataModule, PredictDataset
+from anomalib.data import AnomalibDataModule
 
-from anomalib_ot.data.full_range import FullRangePredictDataset
-from anomalib_ot.data.wrapped import WrappedDataModule
+from anomalib_ot.data.full_range import images_read, reading_of
 from anomalib_ot.drawing.data import Data, Items, labels_of
 from anomalib_ot.host.class_paths import create, rooted
 from anomalib_ot.host.held_out import take_split
 from anomalib_ot.host.splits import Split
+from anomalib_ot.images.reading import Reading
 
 
-def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split | None = None) -> Data:
+def read_data(
+    data: str | dict[str, Any], root: Path | None = None, split: Split | None = None, reading: Reading | None = None
+) -> Data:
     """Find the images.
 
     Args:
         data: Data module, by class as for anomalib, or an image or a folder of images.
         root: Base folder of the data module's relative root.
         split: Split of the model's training, which is used again.
+        reading: How the model's training read images; those of a bare folder are read alike.
 
     Returns:
         The images. For a folder, the training and held-out images are unknown.
@@ -35,10 +38,12 @@ def read_data(data: str | dict[str, Any], root: Path | None = None, split: Split
         module = create(AnomalibDataModule, config if root is None else rooted(config, root))
     except ArgumentError as error:
         if isinstance(data, str) and Path(data).exists():
+            outside = partial(images_read, reading=reading or Reading())
             return Data(
                 data,
-                cast("Items", PredictDataset(data)),
+                cast("Items", outside(data)),
                 why_none="the held-out good images are known only for a data module",
+                outside=outside,
             )
         msg = f"data must be a data module, an image or a folder: {' '.join(str(error).split())}"
         raise ValueError(msg) from error
@@ -67,9 +72,4 @@ def data_of(module: AnomalibDataModule) -> Data:
 
 def _reader(module: AnomalibDataModule) -> Callable[[Path], Any]:
     """Reader of other images, which reads them like the data module's test images."""
-    inner = module
-    while isinstance(inner, WrappedDataModule) and not hasattr(inner, "value_range"):
-        inner = inner.datamodule
-    if hasattr(inner, "value_range"):
-        return partial(FullRangePredictDataset, transform=module.test_augmentations, value_range=inner.value_range)
-    return partial(PredictDataset, transform=module.test_augmentations)
+    return partial(images_read, reading=reading_of(module.test_data), transform=module.test_augmentations)

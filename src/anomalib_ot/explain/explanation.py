@@ -23,6 +23,7 @@ from anomalib_ot.host.asked_post_processing import require_sensitivities
 from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
+from anomalib_ot.host.image_check import recorded_reading
 from anomalib_ot.settings import require
 
 from .data import read_data
@@ -124,7 +125,7 @@ def explain(
     views_of(kind, views)
     require_place(kind, output)
     # Checkpoints of earlier versions have no split.
-    found = read_data(data, root, content.get("split"))
+    found = read_data(data, root, content.get("split"), recorded_reading(content))
     asked = requested(found, pictures) if pictures is not None else None
     fitted = kind.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
     for name, value in settings.items():

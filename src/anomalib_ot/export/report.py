@@ -30,7 +30,7 @@ The report ``NAME.parity.json`` lies beside the file. It has these fields:
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,7 +159,8 @@ def _write_decision(module: AnomalibModule, path: Path) -> Decision | None:
     decision = processor.decision(type(module).__name__) if isinstance(processor, ConformalPostProcessor) else None
     if decision is None:
         return None
-    decision.write(path)
+    reading = getattr(module, "reading", None)
+    replace(decision, value_range=reading and reading.value_range).write(path)
     return Decision.load(path)
 
 

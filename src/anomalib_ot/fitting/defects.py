@@ -11,7 +11,7 @@ from PIL import Image
 from anomalib_ot.drawing.charts import Chart, Curve
 from anomalib_ot.drawing.html import Embedded
 from anomalib_ot.edge.drawing import drawn_on
-from anomalib_ot.images.reading import read_values
+from anomalib_ot.images.reading import ValueRange, read_values
 from anomalib_ot.selection import Trial
 from anomalib_ot.synthetic import AREAS, KINDS, synthetic_defect
 from anomalib_ot.synthetic.defects import FEWEST_PIXELS, pixels_of
@@ -55,20 +55,21 @@ class Defects:
     rows: list[list[str]]
 
 
-def defects_of(trial: Trial, image: Path, seed: int) -> Defects:
+def defects_of(trial: Trial, image: Path, seed: int, value_range: ValueRange | None = None) -> Defects:
     """What the page says of the synthetic defects of a trial.
 
     Args:
         trial: The trial.
         image: A good image to draw examples on.
         seed: Seed of the examples.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
     """
     areas = sorted({each.area for each in trial.detection})
     shares = {(each.contrast, each.area): each.share for each in trial.detection}
     contrasts = sorted({contrast for contrast, _ in shares}, reverse=True)
     columns = [f"{100 * area:g} %" for area in areas]
     rows = {f"{contrast:g}": [shares.get((contrast, area)) for area in areas] for contrast in contrasts}
-    picture = _reduced(image)
+    picture = _reduced(image, value_range)
     possible = [area for area in areas if pixels_of(area, prod(picture.size)) >= FEWEST_PIXELS]
     shown = max((area for area in possible if area <= _LARGEST), default=max(possible, default=0.0))
     return Defects(
@@ -128,8 +129,8 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f}"
 
 
-def _reduced(path: Path) -> Image.Image:
-    picture = Image.fromarray(np.rint(255 * read_values(path)).astype(np.uint8))
+def _reduced(path: Path, value_range: ValueRange | None) -> Image.Image:
+    picture = Image.fromarray(np.rint(255 * read_values(path, value_range)).astype(np.uint8))
     picture.thumbnail((_SIDE, _SIDE))
     return picture
 

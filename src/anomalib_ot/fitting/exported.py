@@ -180,7 +180,8 @@ def _onnx_options(module: AnomalibModule) -> dict[str, Any]:
 
 
 def _timed(path: Path, image: Path) -> Exported:
-    inferencer, pixels = EdgeInferencer(path), pixels_of(image)
+    inferencer = EdgeInferencer(path)
+    pixels = pixels_of(image, inferencer.value_range)
     seconds = median_seconds(lambda: inferencer.predict(pixels), _REPEATS)
     size = sum(path.with_suffix(suffix).stat().st_size for suffix in (".bin", ".xml"))
     return Exported(path, 1000 * seconds, size / 2**20)

@@ -15,6 +15,7 @@ from anomalib_ot.export.exporters import require_openvino
 from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.files import claim, delete_ours, require_ours, write_text
 from anomalib_ot.images.folder import IMAGE_SUFFIXES, require_apart
+from anomalib_ot.images.reading import Reading, ValueRange, check_value_range
 from anomalib_ot.offline import offline_backbone
 from anomalib_ot.selection import CANDIDATES, Candidate, Trial, choose, on_backbones
 from anomalib_ot.settings import require, require_seed
@@ -24,7 +25,7 @@ from .handed_over import HandedOver
 from .looking import FEATURES, look_at
 from .report import report_page
 from .steps import STEPS, Steps
-from .stock import CONFIG, configuration, train
+from .stock import CONFIG, configuration, images_of, train
 from .table import TABLE, table
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def fit(
     keep: Sequence[str] = (),
     engine: str = "processes",
     seed: int = 0,
+    value_range: ValueRange | None = None,
 ) -> HandedOver:
     """Look at the images, choose a model, train it, export it, and write the folder that goes to the line.
 
@@ -63,6 +65,8 @@ def fit(
         keep: Suspicious images that are good, by their paths below ``images``; ``all`` keeps all of them.
         engine: Where other models are tried, as for :func:`~anomalib_ot.selection.choosing.choose`.
         seed: Seed of all random numbers.
+        value_range: Values that map to black and white in images with more than 8 bits per channel;
+            by default the range of the data type.
 
     Returns:
         What was found and made.
@@ -76,6 +80,7 @@ def fit(
     """
     require_rate("false_alarm_rate", false_alarm_rate)
     require_seed(seed)
+    check_value_range(value_range)
     require(minutes >= 0, "minutes", "at least 0", minutes)
     _require_images(images, keep)
     require(engine in ENGINES, "engine", ENGINES, engine)
@@ -92,9 +97,9 @@ def fit(
     # A model on the first backbone alone is tried if there is no time for others.
     candidates = on_backbones(named, backbones or [offline_backbone()])[: None if minutes else 1]
     start = time.monotonic()
-    look, features = look_at(images, candidates, keep, work, seed)
+    look, features = look_at(images, candidates, keep, work, seed, value_range)
     claim(work, _TRIALS)
-    trials = _trials(look.used, candidates, minutes, engine, features, work, seed)
+    trials = _trials(look.used, candidates, minutes, engine, features, work, seed, value_range)
     if model:
         # The model that is asked for is trained, whatever its trial.
         trials.sort(key=lambda trial: trial.candidate != candidates[0])
@@ -103,14 +108,16 @@ def fit(
     if model and chosen != candidates[0]:
         msg = f"{candidates[0].name} cannot be fitted to these images, as the log says; choose another model"
         raise RuntimeError(msg)
-    config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed)
+    reading = Reading(is_full_range=look.inspection.deep > 0, value_range=value_range)
+    config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed, reading)
     config_file, checkpoint = train(config, chosen.name, look.used, work)
     with warnings.catch_warnings():
         # The training has logged it, and the report says it first.
         warnings.simplefilter("ignore", UnsupportedRateWarning)
         calibration, exported = exported_once(config, config_file.parent, checkpoint, look.used, Steps(work))
         _hand_over([config_file, checkpoint, *files_of(exported)], output)
-        handed = HandedOver(images, output, look, trials, calibration, exported, time.monotonic() - start, seed)
+        seconds = time.monotonic() - start
+        handed = HandedOver(images, output, look, trials, calibration, exported, seconds, seed, value_range)
         write_text(output / TABLE, table(handed))
         write_text(output / REPORT, report_page(handed))
     return handed
@@ -155,8 +162,8 @@ def _require_same_product(images: Path, output: Path) -> None:
         FileExistsError: If it has.
     """
     try:
-        root = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))["data"]["init_args"]["root"]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        root = images_of(yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")))
+    except (AttributeError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return
     if root != str(images):
         msg = f"{output} has the model of {root}; choose another output for that of {images}"
@@ -192,6 +199,7 @@ def _trials(
     known: FileFeatures | None,
     work: Path,
     seed: int,
+    value_range: ValueRange | None,
 ) -> list[Trial]:
     def progress(trials: list[Trial], trying: Candidate | None) -> None:
         best = f"; best so far {trials[0].candidate.name} with {trials[0].mean:.1f}" if trials else ""
@@ -208,4 +216,5 @@ def _trials(
         engine=engine,
         known=known,
         seed=seed,
+        value_range=value_range,
     )

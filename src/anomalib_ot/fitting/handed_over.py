@@ -7,6 +7,7 @@ from anomalib.models.components import AnomalibModule
 
 from anomalib_ot.host.class_paths import class_of
 from anomalib_ot.host.seeding import Seeded
+from anomalib_ot.images.reading import ValueRange
 from anomalib_ot.selection import Candidate, Trial
 
 from .calibration import Calibration
@@ -27,6 +28,8 @@ class HandedOver:
         exported: The exported files in float32 and INT8.
         seconds: Duration of this call.
         seed: Seed of all random numbers.
+        value_range: Values that map to black and white in images with more than 8 bits per channel;
+            None for the range of the data type.
     """
 
     images: Path
@@ -37,6 +40,7 @@ class HandedOver:
     exported: tuple[Exported, Exported]
     seconds: float
     seed: int
+    value_range: ValueRange | None = None
 
     @property
     def is_repeatable(self) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from anomalib_ot.features.backbones import layers_of_backbone
 from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.features.image_extractor import ImageExtractor
 from anomalib_ot.images.folder import images_in
+from anomalib_ot.images.reading import ValueRange
 from anomalib_ot.inspection.contamination import Suspect, find_groups, find_suspects
 from anomalib_ot.inspection.look import Finding, Inspection, inspect_images
 from anomalib_ot.selection import Candidate
@@ -67,7 +68,12 @@ class Look:
 
 
 def look_at(
-    images: Path, candidates: Sequence[Candidate], keep: Sequence[str], work: Path, seed: int
+    images: Path,
+    candidates: Sequence[Candidate],
+    keep: Sequence[str],
+    work: Path,
+    seed: int,
+    value_range: ValueRange | None = None,
 ) -> tuple[Look, FileFeatures | None]:
     """Look at the images of a folder, and find those that may be bad.
 
@@ -77,6 +83,7 @@ def look_at(
         keep: Images that are used even if they look bad, by their paths below the folder; ``all`` keeps all of them.
         work: Folder that keeps what is found, so that a repeated call continues.
         seed: Seed of the folds.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
 
     Returns:
         What is found, and the features; None if they were not extracted, as the folder is as before.
@@ -91,20 +98,21 @@ def look_at(
         "images": {str(path): [*state, os.access(path, os.R_OK)] for path, state in images_in(images).items()},
         "backbone": [first.backbone, weights_state(first.backbone), [*first.image_size]],
         "seed": seed,
+        "value_range": None if value_range is None else [*value_range],
     }
     steps = Steps(work)
     files = None
     found = steps.found(_STEP, seen)
     if found is None:
         logger.info("Looking at the images of %s.", images)
-        inspection = inspect_images(images)
-        files, maps = _features(inspection.images, candidates, work, seen)
+        inspection = inspect_images(images, value_range)
+        files, maps = _features(inspection.images, candidates, work, seen, value_range)
         suspects = find_suspects(inspection.images, maps, seed=seed)
         found = _plain(inspection, suspects, find_groups(inspection.images, maps))
         steps.finish(_STEP, seen, found)
     elif (work / FEATURES).is_dir():
         # Those of unfinished trials.
-        files, _ = _features([*map(Path, found["images"])], candidates, work, seen)
+        files, _ = _features([*map(Path, found["images"])], candidates, work, seen, value_range)
     look = _look(found, images, keep)
     for finding in look.inspection.left_out:
         logger.warning("Left out %s: %s", finding.path, finding.detail)
@@ -115,7 +123,7 @@ def look_at(
 
 
 def _features(
-    paths: Sequence[Path], candidates: Sequence[Candidate], work: Path, seen: Any
+    paths: Sequence[Path], candidates: Sequence[Candidate], work: Path, seen: Any, value_range: ValueRange | None
 ) -> tuple[FileFeatures, Tensor]:
     """Features of the images, and the maps (N, D, H, W) that show which are unlike the others."""
     first = candidates[0]
@@ -125,7 +133,7 @@ def _features(
         same = [each for each in candidates if (each.backbone, each.image_size) == (first.backbone, first.image_size)]
         layers |= {*layers_needed(same)}
     extractor = ImageExtractor(first.backbone, first.image_size, sorted(layers), len(paths) + SYNTHETIC)
-    files = FileFeatures(extractor, read_reduced)
+    files = FileFeatures(extractor, partial(read_reduced, value_range=value_range))
     return files, files.remember(paths, work / FEATURES, seen).features[layer]
 
 
@@ -135,6 +143,7 @@ def _plain(inspection: Inspection, suspects: Sequence[Suspect], groups: Sequence
         "images": [*map(str, inspection.images)],
         "findings": [[str(each.path), each.kind, each.detail] for each in inspection.findings],
         "sizes": [[*size, count] for size, count in inspection.sizes.items()],
+        "deep": inspection.deep,
         "folders": [[str(folder), count] for folder, count in inspection.folders.items()],
         "suspects": [[str(each.path), each.score, each.ratio, each.anomaly_map.tolist()] for each in suspects],
         "groups": [[*map(str, group)] for group in groups],
@@ -148,6 +157,7 @@ def _look(plain: dict[str, Any], images: Path, keep: Sequence[str]) -> Look:
         findings=[Finding(Path(path), kind, detail) for path, kind, detail in plain["findings"]],
         sizes=Counter({(width, height): count for width, height, count in plain["sizes"]}),
         folders=Counter({Path(folder): count for folder, count in plain["folders"]}),
+        deep=plain["deep"],
     )
     suspects = [
         Suspect(Path(path), score, ratio, np.array(values, np.float32))

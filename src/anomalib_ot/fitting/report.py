@@ -14,6 +14,7 @@ from anomalib_ot.edge.drawing import drawn_on, overlay
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
 from anomalib_ot.host.calibration import HELD_OUT, TRAINED, clause
+from anomalib_ot.images.reading import Reading
 from anomalib_ot.selection import MARGIN, Trial
 
 from .defects import defects_of, in_words
@@ -74,7 +75,7 @@ def report_page(handed: HandedOver) -> str:
         trials=[_row(trial) for trial in handed.trials],
         about_verdicts=_about_verdicts(handed),
         uncertain=[*_uncertain(handed, EdgeInferencer(model))],
-        defects=defects_of(trial, handed.look.used[0], handed.seed),
+        defects=defects_of(trial, handed.look.used[0], handed.seed, handed.value_range),
         files=[_file(name, each) for name, each in zip(("model.xml", "model_int8.xml"), handed.exported, strict=True)],
         command=shlex.join(["anomalib-ot", "predict", str(handed.output), "NEW_IMAGES"]),
         code="\n".join(
@@ -140,6 +141,9 @@ def _counts(handed: HandedOver) -> list[tuple[str, str]]:
         ("left out as possibly bad", str(len(handed.look.dropped))),
         ("sizes in pixels", ", ".join(sizes) + more),
     ]
+    if inspection.deep:
+        reading = Reading(is_full_range=True, value_range=handed.value_range)
+        counts.append(("with more than 8 bits per channel", f"{inspection.deep}, read {reading}"))
     if len(inspection.folders) > 1:
         counts.append(("folders", str(len(inspection.folders))))
     return counts
@@ -163,7 +167,7 @@ def _suspects(handed: HandedOver) -> list[Shown]:
             suspect.path,
             _name(handed, suspect.path),
             "left out" if suspect.path in dropped else "used",
-            _embedded(suspect.path, suspect.anomaly_map),
+            _embedded(pixels_of(suspect.path, handed.value_range), suspect.anomaly_map),
         )
         for suspect in handed.look.suspects[:_MOST_SUSPECTS]
     ]
@@ -206,7 +210,7 @@ def _about_verdicts(handed: HandedOver) -> str:
 def _uncertain(handed: HandedOver, inferencer: EdgeInferencer) -> list[Shown]:
     shown = []
     for path, p_value in handed.calibration.p_values[:_UNCERTAIN]:
-        pixels = pixels_of(path)
+        pixels = pixels_of(path, handed.value_range)
         image = Embedded.of(overlay(pixels, inferencer.predict(pixels)), _SIDE)
         shown.append(Shown(path, _name(handed, path), f"p {p_value:.2g}", image))
     return shown
@@ -221,10 +225,10 @@ def _file(name: str, each: Exported) -> list[str]:
     ]
 
 
-def _embedded(path: Path, deviation: NDArray[np.float32]) -> Embedded:
-    """An image with the deviation (H, W) of its cells: none of that of a normal cell is visible."""
+def _embedded(pixels: NDArray[np.float32], deviation: NDArray[np.float32]) -> Embedded:
+    """An image (h, w, 3) in [0, 1] with the deviation (H, W) of its cells: none of that of a normal cell is visible."""
     heat = (deviation - 1) / (deviation.max() - 1) if deviation.max() > 1 else 0 * deviation
-    return Embedded.of(drawn_on(pixels_of(path), heat.clip(0, 1)), _SIDE)
+    return Embedded.of(drawn_on(pixels, heat.clip(0, 1)), _SIDE)
 
 
 def _name(handed: HandedOver, path: Path) -> str:

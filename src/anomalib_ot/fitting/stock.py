@@ -18,6 +18,7 @@ from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import class_of
 from anomalib_ot.host.seeding import Seeded
 from anomalib_ot.images.folder import state_of
+from anomalib_ot.images.reading import Reading
 from anomalib_ot.selection.candidates import Candidate
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def configuration(
     left_out: Sequence[Path],
     false_alarm_rate: float,
     seed: int,
+    reading: Reading = Reading(),  # noqa: B008 - nothing changes it
 ) -> dict[str, Any]:
     """The configuration of a training, for the stock command ``anomalib``.
 
@@ -44,6 +46,7 @@ def configuration(
         left_out: Images of the folder that are not used.
         false_alarm_rate: Promised rate of false alarms.
         seed: Seed of all random numbers.
+        reading: How images with more than 8 bits per channel are read.
 
     Returns:
         The configuration. A model that calibrates itself trains on all images; of others, a fifth of the images is
@@ -72,10 +75,22 @@ def configuration(
     if issubclass(kind, Seeded):
         # These calibrate themselves.
         data["held_out"] = 0
-    return {
-        "model": {**model, "init_args": {**model["init_args"], **own}},
-        "data": _class("anomalib_ot.data.GoodPictures", **data),
-    }
+    module = _class("anomalib_ot.data.GoodPictures", **data)
+    if reading.is_full_range:
+        limits = None if reading.value_range is None else [*reading.value_range]
+        module = _class("anomalib_ot.data.FullRange", datamodule=module, value_range=limits)
+    return {"model": {**model, "init_args": {**model["init_args"], **own}}, "data": module}
+
+
+def images_of(config: dict[str, Any]) -> str:
+    """Folder of the images of a configuration.
+
+    Raises:
+        KeyError: If it is not one of :func:`configuration`.
+        TypeError: If it is not.
+    """
+    settings = config["data"]["init_args"]
+    return str(settings.get("datamodule", config["data"])["init_args"]["root"])
 
 
 def _class(class_path: str, **init_args: Any) -> dict[str, Any]:

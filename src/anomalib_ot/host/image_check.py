@@ -1,15 +1,21 @@
-"""Checks of the images that reach a model: blank ones, and ones that were clipped to 8 bits when they were read."""
+"""Checks of the images that reach a model: blank ones, clipped ones, and ones that the training read otherwise."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_ot.data.full_range import reading_of
 from anomalib_ot.images.blank import blank_images
-from anomalib_ot.images.reading import deep_values
+from anomalib_ot.images.reading import Reading, deep_values
+
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +29,15 @@ _STAGES = {
 # Resizing hardly changes the mean of an image.
 _SAME_MEAN = 1 / 255
 _NAMED = 3
+# Of a checkpoint.
+_KEY = "reading"
 
 
 class ImageCheck(Callback):
-    """Warns of saturated or blank images, once in each stage of a run."""
+    """Warns of saturated or blank images, and of images that are not read as in the training, once in each stage."""
 
     def __init__(self) -> None:
+        self._compared: set[RunningStage] = set()
         self._checked: set[RunningStage] = set()
         self._warned_of: set[RunningStage] = set()
 
@@ -36,9 +45,13 @@ class ImageCheck(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Check a batch before the pre-processor changes it."""
-        del pl_module, args, kwargs
-        assert trainer.state.stage is not None  # noqa: S101 - a running trainer has one
-        self.check_batch(batch, trainer.state.stage)
+        del args, kwargs
+        stage = trainer.state.stage
+        assert stage is not None  # noqa: S101 - a running trainer has one
+        if stage not in self._compared and stage != RunningStage.TRAINING:
+            self._compared.add(stage)
+            self._compare_reading(trainer, pl_module, batch, stage)
+        self.check_batch(batch, stage)
 
     on_validation_batch_start = on_train_batch_start
     on_test_batch_start = on_train_batch_start
@@ -65,13 +78,68 @@ class ImageCheck(Callback):
             self._warned_of.add(stage)
             _warn(_STAGES[stage], bad, paths)
 
+    def _compare_reading(self, trainer: Trainer, pl_module: Any, batch: Any, stage: RunningStage) -> None:
+        """Warn if images with more than 8 bits are not read with the range of values of the training."""
+        trained = getattr(pl_module, "reading", None)
+        loaders = getattr(trainer, f"{stage.dataloader_prefix}_dataloaders", None)
+        first = loaders[0] if isinstance(loaders, list) and loaders else loaders
+        now = reading_of(getattr(first, "dataset", None))
+        if trained is None or not trained.differs_from(now):
+            return
+        if deep := next((path for path in batch.image_path or [] if _deep_values(path) is not None), None):
+            self._warned_of.add(stage)
+            logger.warning(
+                "The training read images with more than 8 bits %s, and this %s reads %s and others %s: the scores do "
+                "not apply. Use anomalib_ot.data.FullRange, or FullRangePredictDataset, %s.",
+                trained,
+                _STAGES[stage],
+                deep,
+                now,
+                trained,
+            )
+
 
 class ChecksImages:
-    """Part of a Lightning model that checks the images of each run; see :class:`ImageCheck`."""
+    """Part of a Lightning model that checks the images of each run, and records how the training read them.
+
+    Attributes:
+        reading: How the training read images with more than 8 bits; None if it is not known.
+    """
+
+    reading: Reading | None = None
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks of the host, which change the images, preceded by one that checks them."""
         return [ImageCheck(), *super().configure_callbacks()]  # type: ignore[misc]  # the host's model follows in the order of bases
+
+    def setup(self, stage: str) -> None:
+        """Record how a training reads its images."""
+        cast("AnomalibModule", super()).setup(stage)
+        data: Any = getattr(cast("AnomalibModule", self).trainer, "datamodule", None)
+        if stage == TrainerFn.FITTING and hasattr(data, "train_data"):
+            self.reading = reading_of(data.train_data)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the reading."""
+        cast("AnomalibModule", super()).on_save_checkpoint(checkpoint)
+        if self.reading is not None:
+            checkpoint[_KEY] = asdict(self.reading)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the reading, unless this training reads its images itself."""
+        cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
+        trainer = cast("AnomalibModule", self)._trainer  # noqa: SLF001 - the public property raises without one
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or self.reading is None:
+            self.reading = recorded_reading(checkpoint)
+
+
+def recorded_reading(checkpoint: Mapping[str, Any]) -> Reading | None:
+    """How the training of a checkpoint read its images; None if it is not recorded, as in older checkpoints."""
+    found = checkpoint.get(_KEY)
+    if found is None:
+        return None
+    limits = found["value_range"]
+    return Reading(found["is_full_range"], None if limits is None else (float(limits[0]), float(limits[1])))
 
 
 def clipped_images(images: Tensor, paths: Sequence[str]) -> list[int]:
@@ -86,16 +154,21 @@ def clipped_images(images: Tensor, paths: Sequence[str]) -> list[int]:
     """
     found = []
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
-        try:
-            values, _ = deep_values(path) or (None, None)
-        except (FileNotFoundError, ValueError):
-            # The image may not come from a file.
-            continue
+        values = _deep_values(path)
         if values is not None and values.ndim == 2 and values.max() > 255:  # noqa: PLR2004 - rows and columns, and a byte
             read_by_host = values.clip(0, 255).mean() / 255
             if abs(read_by_host - float(image.mean())) < _SAME_MEAN:
                 found.append(index)
     return found
+
+
+def _deep_values(path: Any) -> NDArray[Any] | None:
+    """Values of the file of an image with more than 8 bits; None for others, and for images that are no files."""
+    try:
+        values, _ = deep_values(path) or (None, None)
+    except (FileNotFoundError, ValueError):
+        return None
+    return values
 
 
 def _warn(stage: str, bad: dict[int, str], paths: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
 """Reads images of any bit depth as arrays, with NumPy and Pillow alone."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +14,8 @@ from PIL import Image
 
 from anomalib_ot.settings import require
 
+logger = logging.getLogger(__name__)
+
 ValueRange = tuple[float, float]
 
 _SIXTEEN_BITS = (0.0, 65535.0)
@@ -19,6 +23,57 @@ _BYTE = 8
 # Tags of a TIFF file.
 _BITS_PER_SAMPLE, _PLANAR = 258, 284
 _PLANES_APART = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images with more than 8 bits per channel are read.
+
+    Args:
+        is_full_range: Whether all bits count; anomalib reads these images as if they had 8 bits.
+        value_range: Values that map to black and white at the full range; None for the range of the data type.
+    """
+
+    is_full_range: bool = False
+    value_range: ValueRange | None = None
+
+    def differs_from(self, other: "Reading") -> bool:
+        """Whether this is a range of values, and another reading has none or another one.
+
+        Without such a range, the images of this reading may have had 8 bits, which all readings read alike.
+        """
+        return self.value_range is not None and self != other
+
+    def __str__(self) -> str:
+        """The reading in words."""
+        if not self.is_full_range:
+            return "as if they had 8 bits"
+        if self.value_range is None:
+            return "with the range of their data type"
+        return "with value_range [{:g}, {:g}]".format(*self.value_range)
+
+
+def reading_asked_for(value_range: ValueRange | None, trained: Reading | None) -> Reading:
+    """The reading with a range of values; without one, that of the training.
+
+    Args:
+        value_range: The range that is asked for.
+        trained: How the training read images with more than 8 bits; None if it is not known.
+
+    Returns:
+        The reading. A warning says if the training had another range of values.
+    """
+    if value_range is None:
+        return trained or Reading()
+    asked = Reading(is_full_range=True, value_range=value_range)
+    if trained is not None and trained.differs_from(asked):
+        logger.warning(
+            "The training read images with more than 8 bits %s, not %s: their scores do not apply. Leave out "
+            "value_range to read them as the training did.",
+            trained,
+            asked,
+        )
+    return asked
 
 
 def check_value_range(value_range: ValueRange | None) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +16,7 @@ from rich.progress import track
 
 from anomalib_ot.images.blank import WHITE, blank_images
 from anomalib_ot.images.folder import images_in
-from anomalib_ot.images.reading import naming_unreadable, read_values
+from anomalib_ot.images.reading import ValueRange, deep_values, naming_unreadable, read_values
 
 Kind = Literal["unreadable", "blank", "duplicate", "saturated", "size", "mode"]
 
@@ -75,12 +76,14 @@ class Inspection:
         findings: What was found, by kind and path: kinds whose images are left out come first.
         sizes: Number of usable images by width and height, in pixels.
         folders: Number of usable images by the folder that directly contains them.
+        deep: Number of usable images with more than 8 bits per channel.
     """
 
     images: list[Path]
     findings: list[Finding]
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     folders: Counter[Path] = field(default_factory=Counter)
+    deep: int = 0
 
     @property
     def left_out(self) -> list[Finding]:
@@ -93,13 +96,14 @@ class _Look:
     path: Path
     size: tuple[int, int]
     mode: str
+    is_deep: bool
     blank: str | None
     white: float
     digest: bytes
     thumbnail: NDArray[np.float16]
 
 
-def inspect_images(folder: Path) -> Inspection:
+def inspect_images(folder: Path, value_range: ValueRange | None = None) -> Inspection:
     """Look at all images of a folder and of its subfolders.
 
     Unreadable images, blank ones and duplicates are left out. Of duplicates, the first in the order of the paths is
@@ -112,6 +116,7 @@ def inspect_images(folder: Path) -> Inspection:
 
     Args:
         folder: The folder.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
 
     Returns:
         The usable images and the findings.
@@ -129,7 +134,7 @@ def inspect_images(folder: Path) -> Inspection:
         msg = f"there is no folder {folder}"
         raise FileNotFoundError(msg)
     paths = [*images_in(folder)]
-    seen = [*_looks(paths)]
+    seen = [*_looks(paths, value_range)]
     findings = [each for each in seen if isinstance(each, Finding)]
     looks = [each for each in seen if isinstance(each, _Look)]
     findings += [
@@ -151,21 +156,23 @@ def inspect_images(folder: Path) -> Inspection:
         findings=sorted(findings, key=lambda each: (order.index(each.kind), each.path)),
         sizes=Counter(each.size for each in looks),
         folders=Counter(each.path.parent for each in looks),
+        deep=sum(each.is_deep for each in looks),
     )
 
 
-def _looks(paths: Sequence[Path]) -> Iterable[_Look | Finding]:
+def _looks(paths: Sequence[Path], value_range: ValueRange | None) -> Iterable[_Look | Finding]:
     with ThreadPoolExecutor(_WORKERS) as pool:
         # A batch at a time, so that an interruption waits for a few images only.
         for start in track(range(0, len(paths), _BATCH), "Looking at the images", transient=True):
-            yield from pool.map(_look, paths[start : start + _BATCH])
+            yield from pool.map(partial(_look, value_range=value_range), paths[start : start + _BATCH])
 
 
-def _look(path: Path) -> _Look | Finding:
+def _look(path: Path, value_range: ValueRange | None) -> _Look | Finding:
     try:
         with naming_unreadable(path), Image.open(path) as image:
             mode = image.mode
-        values = read_values(path)
+        is_deep = deep_values(path) is not None
+        values = read_values(path, value_range)
     except FileNotFoundError:
         return Finding(path, "unreadable", "The file vanished while the folder was read.")
     except ValueError as error:
@@ -177,6 +184,7 @@ def _look(path: Path) -> _Look | Finding:
         path=path,
         size=(width, height),
         mode=mode,
+        is_deep=is_deep,
         blank=blank_images(values.transpose(2, 0, 1)[None]).get(0),
         white=float(np.logical_and.reduce([values[..., each] >= WHITE for each in range(3)]).mean()),
         digest=pixels.digest(),

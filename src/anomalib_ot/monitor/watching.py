@@ -10,11 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from anomalib.data import PredictDataset
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
-from anomalib_ot.data.full_range import FullRangePredictDataset
+from anomalib_ot.data.full_range import images_read
 from anomalib_ot.decide.conformal import require_rate
 from anomalib_ot.decide.drift import DriftMonitor
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
@@ -26,7 +25,13 @@ from anomalib_ot.host.checkpoint_class import class_of, recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
 from anomalib_ot.images.folder import images_in, require_stream, stream_of
-from anomalib_ot.images.reading import ValueRange, check_value_range, naming_unreadable
+from anomalib_ot.images.reading import (
+    Reading,
+    ValueRange,
+    check_value_range,
+    naming_unreadable,
+    reading_asked_for,
+)
 from anomalib_ot.settings import require_whole
 
 from .appearance import appearance_of
@@ -72,8 +77,8 @@ def monitor(
         seed: Seed of the smoothing of p-values.
         appearance: Whether to watch the brightness and the sharpness of the images too. They are compared with those of
             the reference, or of the stream alone.
-        value_range: Values that map to black and white in images with more than 8 bits per channel, as in the training;
-            by default, anomalib's reading of 8 bits.
+        value_range: Values that map to black and white in images with more than 8 bits per channel; by default, these
+            are read as in the training.
 
     Returns:
         The page, and what the monitor has seen.
@@ -92,8 +97,9 @@ def monitor(
         require_stream(reference)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
+    reading = reading_asked_for(value_range, model.reading)
     rates = {name: part * false_alarm_rate for name, part in PARTS.items()} if appearance else {SCORE: false_alarm_rate}
-    measure = partial(_measured, model, value_range, appearance=appearance)
+    measure = partial(_measured, model, reading, appearance=appearance)
     course = (
         _calibrated(model, ckpt_path, rates, seed)
         if reference is None
@@ -104,7 +110,7 @@ def monitor(
         "checkpoint": str(ckpt_path),
         "data": str(data),
         "reference": reference,
-        "value_range": value_range,
+        "value_range": reading.value_range,
     }
     claim(output, TABLE, PAGE)
     # An interruption is the usual end of watching.
@@ -149,7 +155,7 @@ def _drift(course: Course, quantity: str) -> str:
     return f"drift to {direction} {named(quantity)} ({change}), probably since {since}, alarm at {alarm}"
 
 
-def _fitted(path: Path) -> AnomalibModule:
+def _fitted(path: Path) -> Any:
     kind = class_of(recorded_name(read_checkpoint(path), path))
     return kind.load_from_checkpoint(path, map_location="cpu").eval()
 
@@ -190,7 +196,7 @@ def _referenced(measure: Measure, folder: Path, rates: Mapping[str, float], seed
 
 
 def _measured(
-    model: AnomalibModule, value_range: ValueRange | None, path: Path, *, appearance: bool
+    model: AnomalibModule, reading: Reading, path: Path, *, appearance: bool
 ) -> tuple[dict[str, float], Tensor]:
     """Raw score of an image, with its brightness and sharpness if these are watched, and its raw map (h, w).
 
@@ -198,11 +204,9 @@ def _measured(
         ValueError: If it cannot be read.
     """
     item: Any
-    if value_range is None:
-        with naming_unreadable(path):
-            item = PredictDataset(path)[0]
-    else:
-        item = FullRangePredictDataset(path, value_range=value_range)[0]
+    # A reader of ours names the file itself.
+    with nullcontext() if reading.is_full_range else naming_unreadable(path):
+        item = images_read(path, reading)[0]
     (picture,) = pictures_of(model, [item])
     score, anomaly_map = scored_map(model, picture)
     return {SCORE: score, **(appearance_of(item.image) if appearance else {})}, anomaly_map

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from anomalib_ot.comparison.engines import ENGINES, RayEngine, run_all
 from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.features.image_extractor import ImageExtractor
+from anomalib_ot.images.reading import ValueRange
 from anomalib_ot.settings import require
 from anomalib_ot.synthetic.images import read_reduced
 
@@ -43,6 +44,7 @@ def choose(
     engine: str = "processes",
     known: FileFeatures | None = None,
     seed: int = 0,
+    value_range: ValueRange | None = None,
 ) -> list[Trial]:
     """Try candidates on good images and synthetic anomalies, and order them, the chosen one first.
 
@@ -65,6 +67,7 @@ def choose(
             that exceed the time budget are cancelled.
         known: Features that are extracted already.
         seed: Seed of all random numbers.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
 
     Returns:
         The finished trials in the order of :func:`~anomalib_ot.selection.ranking.rank`.
@@ -82,8 +85,8 @@ def choose(
     if len(paths) < _FEWEST:
         msg = f"choosing a model needs at least {_FEWEST} good images, got {len(paths)}; add images"
         raise ValueError(msg)
-    record = TrialRecord(state, trial_key(paths, seed), candidates)
-    trials = _Trials(paths, record, known, progress, seed)
+    record = TrialRecord(state, trial_key(paths, seed, value_range), candidates)
+    trials = _Trials(paths, record, known, progress, seed, value_range)
     if engine == "ray":
         _at_once(trials, end)
     else:
@@ -103,11 +106,12 @@ class _Trials:
     """What the trials of a call share.
 
     Args:
-        paths: As for :func:`choose`, like ``known``, ``progress`` and ``seed``.
+        paths: As for :func:`choose`, like ``known``, ``progress``, ``seed`` and ``value_range``.
         record: The finished trials.
         known: Features that are extracted already.
         progress: Shows what is known so far.
         seed: Seed of all random numbers.
+        value_range: Values that map to black and white.
 
     Attributes:
         record: The finished trials.
@@ -115,17 +119,24 @@ class _Trials:
     """
 
     def __init__(
-        self, paths: Sequence[Path], record: TrialRecord, known: FileFeatures | None, progress: Progress, seed: int
+        self,
+        paths: Sequence[Path],
+        record: TrialRecord,
+        known: FileFeatures | None,
+        progress: Progress,
+        seed: int,
+        value_range: ValueRange | None,
     ) -> None:
         self.record = record
         self.errors: dict[str, str] = {}
         self._paths, self._known, self._progress, self._seed = paths, known, progress, seed
+        self._value_range = value_range
         self._features: TrialFeatures | None = None
 
     @cached_property
     def images(self) -> TrialSet:
         """The images of all trials."""
-        return trial_set(self._paths, self._seed)
+        return trial_set(self._paths, self._seed, self._value_range)
 
     @property
     def tell_apart(self) -> bool:
@@ -143,7 +154,7 @@ class _Trials:
             # Release those of the former size before those of the next are extracted.
             self._features = None
             same = [each for each in self.record.candidates if _same_input(candidate, each)]
-            self._features = TrialFeatures.extracted(self.images, files_for(same, self._known))
+            self._features = TrialFeatures.extracted(self.images, files_for(same, self._known, self._value_range))
         return candidate, self._features, self._seed
 
     def keep(self, candidate: Candidate, tried: Trial | str) -> None:
@@ -212,12 +223,15 @@ def _same_input(one: Candidate | TrialFeatures, other: Candidate | TrialFeatures
     return (one.backbone, one.image_size) == (other.backbone, other.image_size)
 
 
-def files_for(candidates: Sequence[Candidate], known: FileFeatures | None = None) -> FileFeatures:
+def files_for(
+    candidates: Sequence[Candidate], known: FileFeatures | None = None, value_range: ValueRange | None = None
+) -> FileFeatures:
     """Features for all of some candidates of the same backbone and image size; the known ones if they suffice."""
     first, layers = candidates[0], layers_needed(candidates)
     if known is not None and known.suits(first.backbone, first.image_size, layers):
         return known
-    return FileFeatures(ImageExtractor(first.backbone, first.image_size, layers, SYNTHETIC), read_reduced)
+    extractor = ImageExtractor(first.backbone, first.image_size, layers, SYNTHETIC)
+    return FileFeatures(extractor, partial(read_reduced, value_range=value_range))
 
 
 def layers_needed(candidates: Sequence[Candidate]) -> list[str]:

@@ -12,6 +12,7 @@ from anomalib_ot.comparison.environment import installed_versions
 from anomalib_ot.features.backbone_sources import weights_state
 from anomalib_ot.files import write_text
 from anomalib_ot.images.folder import state_of
+from anomalib_ot.images.reading import ValueRange
 
 from .candidates import Candidate
 from .ranking import rank
@@ -79,7 +80,13 @@ def _read(path: Path, key: dict[str, Any]) -> list[Trial]:
     return []
 
 
-def trial_key(paths: Sequence[Path], seed: int) -> dict[str, Any]:
+def trial_key(paths: Sequence[Path], seed: int, value_range: ValueRange | None = None) -> dict[str, Any]:
     """What the trials on some images depend on, besides their candidates."""
     states = {str(path): [*state_of(path)] for path in sorted(paths)}
-    return {"format": _FORMAT, "seed": seed, "versions": installed_versions(), "images": states}
+    return {
+        "format": _FORMAT,
+        "seed": seed,
+        "value_range": None if value_range is None else [*value_range],
+        "versions": installed_versions(),
+        "images": states,
+    }

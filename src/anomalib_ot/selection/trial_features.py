@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anomalib_ot.comparison.measurement import median_seconds
 from anomalib_ot.features.file_features import FileFeatures
 from anomalib_ot.features.store import FeatureDataset
-from anomalib_ot.images.reading import scaled_bytes
+from anomalib_ot.images.reading import ValueRange, scaled_bytes
 from anomalib_ot.synthetic import AREAS, possible_areas, synthetic_images
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,13 @@ def divide(paths: Sequence[Path], seed: int) -> Division:
     return Division(drawn[held_out:][:MOST_TO_FIT], drawn[:held_out])
 
 
-def trial_set(paths: Sequence[Path], seed: int) -> TrialSet:
+def trial_set(paths: Sequence[Path], seed: int, value_range: ValueRange | None = None) -> TrialSet:
     """Divide good images, and make the synthetic ones. Areas that a small image cannot have are left out.
 
     Args:
         paths: The good images, in any order.
         seed: Seed of all draws.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
 
     Raises:
         ValueError: If an image cannot be read.
@@ -78,7 +79,8 @@ def trial_set(paths: Sequence[Path], seed: int) -> TrialSet:
         logger.warning(
             "The images are too small for defects of %s of the image, which are left out.", " and ".join(left_out)
         )
-    for each in synthetic_images(held_out, SYNTHETIC, seed, areas=areas) if areas else ():
+    made = synthetic_images(held_out, SYNTHETIC, seed, areas=areas, value_range=value_range)
+    for each in made if areas else ():
         # A quarter of the memory.
         images.synthetic.append(np.rint(255 * each.image).astype(np.uint8))
         images.labels.append((each.kind, each.area, each.contrast))

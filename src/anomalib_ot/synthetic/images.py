@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_ot.images.reading import naming_unreadable, read_values
+from anomalib_ot.images.reading import ValueRange, naming_unreadable, read_values
 from anomalib_ot.settings import require, require_whole
 
 from .defects import FEWEST_PIXELS, KINDS, pixels_of, synthetic_defect
@@ -70,6 +70,7 @@ def synthetic_images(
     kinds: Sequence[str] = KINDS,
     areas: Sequence[float] = AREAS,
     contrasts: Sequence[float] = CONTRASTS,
+    value_range: ValueRange | None = None,
 ) -> Iterator[SyntheticImage]:
     """Make defects in good images, of each combination of kind, area and contrast equally often, one after another.
 
@@ -80,6 +81,7 @@ def synthetic_images(
         kinds: Kinds of defects.
         areas: Shares of the image.
         contrasts: Shares of the change.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
 
     Yields:
         The images.
@@ -99,18 +101,19 @@ def synthetic_images(
         path = paths[sources[index % len(paths)]]
         random = np.random.default_rng([seed, 2, index])
         try:
-            image, mask = synthetic_defect(read_reduced(path), kind, area, contrast, random)
+            image, mask = synthetic_defect(read_reduced(path, value_range), kind, area, contrast, random)
         except ValueError as error:
             msg = f"no synthetic defect can be made in {path}: {error}"
             raise ValueError(msg) from error
         yield SyntheticImage(path, kind, area, contrast, image, mask)
 
 
-def read_reduced(path: Path) -> NDArray[np.float32]:
+def read_reduced(path: Path, value_range: ValueRange | None = None) -> NDArray[np.float32]:
     """Read an image, reduced so that its longest side has at most 512 pixels.
 
     Args:
         path: The file.
+        value_range: Values that map to black and white in images with more than 8 bits per channel.
 
     Returns:
         float32 image (H, W, 3) in [0, 1].
@@ -119,7 +122,7 @@ def read_reduced(path: Path) -> NDArray[np.float32]:
         ValueError: If it cannot be read.
         FileNotFoundError: If the file does not exist.
     """
-    values = read_values(path)
+    values = read_values(path, value_range)
     whole = values.shape[1], values.shape[0]
     size = _reduced(whole)
     if size == whole:

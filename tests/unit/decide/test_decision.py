@@ -15,7 +15,11 @@ SCORES = np.arange(1.0, 100.0)
 @pytest.fixture
 def decision():
     return Decision(
-        "WtFlow", 0.05, Level(SCORES, ConformalScale(95.0, 49.0)), Level(2 * SCORES, ConformalScale(190.0, 98.0))
+        "WtFlow",
+        0.05,
+        Level(SCORES, ConformalScale(95.0, 49.0)),
+        Level(2 * SCORES, ConformalScale(190.0, 98.0)),
+        (0.0, 4095.0),
     )
 
 
@@ -33,6 +37,7 @@ def test_what_is_written_is_loaded(exported):
     assert (loaded.model, loaded.false_alarm_rate) == ("WtFlow", 0.05)
     assert np.array_equal(loaded.image.scores, SCORES)
     assert loaded.pixel.scale == ConformalScale(190.0, 98.0)
+    assert loaded.value_range == (0.0, 4095.0)
     assert set(json.loads(calibration_of(exported).read_text())["files"]) == {"model.xml", "model.bin"}
 
 

@@ -18,6 +18,7 @@ from anomalib_ot.data import read_picture
 from anomalib_ot.decide import Decision
 from anomalib_ot.edge import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of, resized
+from anomalib_ot.edge.predicting import predict
 from anomalib_ot.images.reading import bits_of
 
 SIZE = (64, 64)
@@ -322,3 +323,25 @@ def test_each_module_can_be_imported_alone():
     script = ALONE + "".join(f"import anomalib_ot.{each}\n" for each in modules) + "print('openvino' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_files_of_many_bits_are_read_as_in_the_training(exported, images, tmp_path, caplog):
+    values = np.asarray(Image.open(images / "bad" / "2.png").convert("L"))
+    Image.fromarray(values).save(tmp_path / "byte.png")
+    Image.fromarray(values.astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    model = shutil.copytree(exported, tmp_path / "model") / "model.xml"
+    replace(Decision.load(model), value_range=(0.0, 4080.0)).write(model)
+    inferencer = EdgeInferencer(model)
+    expected = inferencer.predict(tmp_path / "byte.png").score
+    assert inferencer.predict(tmp_path / "deep.png").score == pytest.approx(expected, abs=1e-5)
+    other = inferencer.predict(tmp_path / "deep.png", value_range=(0, 65535))
+    assert abs(other.score - expected) > 1e-3
+    (tmp_path / "line").mkdir()
+    (tmp_path / "deep.png").rename(tmp_path / "line" / "deep.png")
+    for given, score in ((None, expected), ((0.0, 65535.0), other.score)):
+        caplog.clear()
+        predict(model, tmp_path / "line", tmp_path / "out", value_range=given)
+        (found,) = json.loads((tmp_path / "out/predictions.json").read_text())["predictions"]
+        assert found["score"] == pytest.approx(score, abs=1e-5)
+        said = "read images with more than 8 bits with value_range [0, 4080], not with value_range [0, 65535]"
+        assert (said in caplog.text) == (given is not None)

@@ -20,6 +20,7 @@ from anomalib_ot.explain.views import ScoredSubject, views_of
 from anomalib_ot.files import MARKER
 from anomalib_ot.host.checkpoint_class import recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
+from anomalib_ot.images.reading import Reading
 
 
 @pytest.fixture
@@ -151,6 +152,21 @@ def test_a_folder_and_a_single_picture_are_data(folder):
     assert labels_of(data.shown) == [None] * 3
     assert data.why_none == "the held-out good images are known only for a data module"
     assert len(read_data(str(folder / "a" / "000.png")).shown) == 1
+
+
+@pytest.mark.parametrize(
+    ("reading", "brightness"),
+    [
+        (None, 1.0),
+        (Reading(is_full_range=True), 2048 / 65535),
+        (Reading(is_full_range=True, value_range=(0, 4096)), 0.5),
+    ],
+)
+def test_a_bare_folder_is_read_as_in_the_training(tmp_path, reading, brightness):
+    Image.new("I;16", (80, 72), 2048).save(tmp_path / "x.png")
+    data = read_data(str(tmp_path), reading=reading)
+    for items in (data.shown, data.outside(tmp_path / "x.png")):
+        assert float(items[0].image.mean()) == pytest.approx(brightness)
 
 
 def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, folder, tmp_path):

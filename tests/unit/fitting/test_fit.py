@@ -79,7 +79,8 @@ def test_an_image_to_keep_must_be_there(images, tmp_path):
 
 def test_a_model_that_was_asked_for_and_cannot_be_fitted_is_not_replaced_by_another(images, tmp_path, monkeypatch):
     others = [SimpleNamespace(candidate=each) for each in CANDIDATES[:1]]
-    monkeypatch.setattr(module, "look_at", lambda *_: (SimpleNamespace(used=[]), None))
+    look = SimpleNamespace(used=[], inspection=SimpleNamespace(deep=0))
+    monkeypatch.setattr(module, "look_at", lambda *_: (look, None))
     monkeypatch.setattr(module, "_trials", lambda *_: others)
     with pytest.raises(RuntimeError, match="PaDiM at 224 px cannot be fitted to these images"):
         fit(images, tmp_path / "out", "PaDiM", 5, ["test_resnet"])
@@ -93,7 +94,8 @@ def test_a_model_that_was_asked_for_is_trained_whatever_its_trial(images, tmp_pa
     def configuration(candidate, *_):
         raise RuntimeError(candidate.name)
 
-    monkeypatch.setattr(module, "look_at", lambda *_: (SimpleNamespace(used=[]), None))
+    look = SimpleNamespace(used=[], inspection=SimpleNamespace(deep=0))
+    monkeypatch.setattr(module, "look_at", lambda *_: (look, None))
     monkeypatch.setattr(module, "_trials", lambda *_: [SimpleNamespace(candidate=each) for each in tried])
     monkeypatch.setattr(module, "configuration", configuration)
     for model, trained in ((None, "Duo at 224 px"), ("PaDiM", "PaDiM at 224 px")):

@@ -78,11 +78,11 @@ def test_images_that_may_be_read_now_are_looked_at_again(look, monkeypatch, capl
 def test_an_interrupted_look_continues(look, monkeypatch, caplog):
     read = []
 
-    def read_until(path):
+    def read_until(path, **options):
         read.append(path)
         if len(read) == 20:
             raise KeyboardInterrupt
-        return read_values(path)
+        return read_values(path, **options)
 
     read_values = looking.read_reduced
     monkeypatch.setattr(looking, "read_reduced", read_until)

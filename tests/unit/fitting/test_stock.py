@@ -8,8 +8,10 @@ import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 
+from anomalib_ot.data import FullRange
 from anomalib_ot.fitting import stock
 from anomalib_ot.host.class_paths import create
+from anomalib_ot.images.reading import Reading
 from anomalib_ot.selection import Candidate
 
 BACKBONE = "test_resnet"
@@ -35,6 +37,17 @@ def test_the_configuration_makes_the_model_and_its_data(candidate, held_out, see
     assert (data.held_out, data.seed, data.name) == (held_out, 3, "parts")
     assert data.left_out == ("1.png", "b/2.png")
     assert config["model"]["init_args"].get("seed") == seed
+    assert stock.images_of(config) == "/data/parts"
+
+
+def test_images_of_many_bits_are_read_at_their_full_range():
+    reading = Reading(is_full_range=True, value_range=(0.0, 4095.0))
+    config = stock.configuration(WT_FLOW, Path("/data/parts"), [], 0.05, 3, reading)
+    config = yaml.safe_load(yaml.safe_dump(config))
+    data = create(AnomalibDataModule, config["data"])
+    assert isinstance(data, FullRange)
+    assert (data.value_range, data.datamodule.seed, data.name) == ((0, 4095), 3, "parts")
+    assert stock.images_of(config) == "/data/parts"
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def tried(monkeypatch):
 
     monkeypatch.setattr(choosing, "run_trial", run_trial)
     monkeypatch.setattr(choosing, "TrialFeatures", SimpleNamespace(extracted=extracted))
-    monkeypatch.setattr(choosing, "files_for", lambda candidates, _: candidates[0])
+    monkeypatch.setattr(choosing, "files_for", lambda candidates, *_: candidates[0])
     monkeypatch.setattr(choosing, "trial_set", lambda *_: SimpleNamespace(labels=["a label"]))
     return names
 
