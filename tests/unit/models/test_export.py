@@ -47,8 +47,8 @@ MODELS = {
     ),
 }
 COMPRESSIONS = (None, CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ)
-# Duo's graph has WtFlow's in it.
-QUICK = {("Pradot", CompressionType.FP16), ("Foct", None), ("Duo", None)}
+# Duo's graph has Pradot's and WtFlow's in it.
+QUICK = {("Foct", None), ("Duo", CompressionType.FP16)}
 _TO_ONNX = ExportMixin.to_onnx
 
 
