@@ -26,7 +26,7 @@ from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import state_of
 
 from .calibration import Calibration
-from .steps import Steps
+from .steps import Steps, elapsed_time
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ def exported_once(
         TemporaryDirectory() as scratch,
         (folder / "export.log").open("w", encoding="utf-8", errors="backslashreplace") as log,
         _talking_to(log),
+        elapsed_time("Exporting"),
     ):
         size = graph_size(module)
         onnx = write_onnx(module, scratch, MODEL, size, **_onnx_options(module))

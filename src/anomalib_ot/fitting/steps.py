@@ -1,11 +1,15 @@
-"""The finished steps of a fit, so that a repeated call skips them."""
+"""The steps of a fit: the finished ones, so that a repeated call skips them, and the time that one takes."""
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from anomalib_ot.comparison.environment import installed_versions
 from anomalib_ot.files import claim, write_text
@@ -55,6 +59,17 @@ class Steps:
         self._kept[name] = {"seen": _digest(seen), "found": found, "files": [*map(str, files)]}
         claim(self._folder, STEPS)
         write_text(self._folder / STEPS, json.dumps(self._kept))
+
+
+@contextmanager
+def elapsed_time(step: str) -> Iterator[None]:
+    """Show the time that a step has taken, on a terminal alone."""
+    # Standard output may be redirected meanwhile.
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(step, total=None)
+        yield
 
 
 def _digest(seen: Any) -> str:

@@ -21,6 +21,8 @@ from anomalib_ot.images.folder import state_of
 from anomalib_ot.images.reading import Reading
 from anomalib_ot.selection.candidates import Candidate
 
+from .steps import elapsed_time
+
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
@@ -125,8 +127,9 @@ def train(config: dict[str, Any], name: str, images: Sequence[Path], parent: Pat
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     log = folder / "train.log"
-    logger.info("Training %s on %d images.", name, len(images))
-    _run(["fit", "--config", str(path), "--default_root_dir", str(folder / "runs")], log)
+    logger.info("Training %s on %d images; %s has its progress.", name, len(images), log)
+    with elapsed_time(f"Training {name}"):
+        _run(["fit", "--config", str(path), "--default_root_dir", str(folder / "runs")], log)
     runs = sorted(folder.glob("runs/**/weights/lightning/model.ckpt"), key=lambda found: found.stat().st_mtime_ns)
     if not runs:
         msg = f"the training has left no checkpoint in {folder}; its log is {log}"
