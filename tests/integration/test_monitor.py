@@ -87,7 +87,10 @@ def refusal(arguments):
 
 def test_good_images_raise_no_alarm_and_changed_ones_do(root, trained, tmp_path, capsys, caplog):
     arguments = ["--ckpt_path", trained(calibration_folds=0), "--output", str(tmp_path), "--appearance", "false"]
+    caplog.clear()
     main(["monitor", *arguments, "--data", str(root / "calm")])
+    # Of the threshold of the model, which 30 images set.
+    assert "good images support no rate below" not in caplog.text
     output = capsys.readouterr().out
     assert output.splitlines()[-2].startswith("20 images: no drift (martingales: score ")
     assert output.splitlines()[-1] == str(tmp_path / "drift.html")
