@@ -228,7 +228,7 @@ def test_the_folder_of_a_picture_with_notes_in_it_stays(fitted, folder, tmp_path
     assert notes.with_name("evidence.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["Pradot/000", "index.html/000"])
+@pytest.mark.parametrize("name", ["Pradot/000", pytest.param("index.html/000", marks=pytest.mark.slow)])
 def test_a_picture_takes_the_place_of_neither_the_model_nor_the_page(fitted, pictures, tmp_path, name):
     model = fitted("Pradot", 5.0)
     subject = ScoredSubject(model, Data("folder", ()))

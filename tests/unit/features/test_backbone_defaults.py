@@ -33,6 +33,13 @@ FAMILIES = {
     "vit_small_patch16_dinov3.lvd1689m": (*BLOCKS, 448, 448, 448),
     "test_vit": (("blocks.2", "blocks.4"), ("blocks.3",), 224, 336, 256),
 }
+# Built as another of the families, or larger.
+SIBLINGS = (
+    "tf_efficientnet_lite2",
+    "deit_tiny_patch16_224",
+    "vit_large_patch14_clip_224",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+)
 MODELS = {Pradot: PradotSettings, Foct: FoctSettings, WtFlow: WtFlowSettings, Duo: DuoSettings}
 USUAL = {PradotSettings: (224, 224), FoctSettings: (336, 336), WtFlowSettings: (256, 256), DuoSettings: (224, 224)}
 
@@ -45,7 +52,9 @@ def test_a_family_has_the_documented_layers_and_image_size(name):
     assert [each.image_size for each in found] == [(size, size) for size in (*sizes, sizes[0])]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SIBLINGS else ()) for name in FAMILIES]
+)
 def test_the_network_accepts_them(name):
     found = [kind(backbone=name) for kind in MODELS.values()]
     for layers, size in {(settings.layer_names, settings.image_size) for settings in found}:
