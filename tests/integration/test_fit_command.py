@@ -167,6 +167,9 @@ def test_images_of_twelve_bits_give_the_model_of_eight(parts, run, tmp_path):
     page = (tmp_path / "out" / "deep" / "report.html").read_text(encoding="utf-8")
     assert "24, read with value_range [0, 4080]" in page
     assert "bits per channel" not in (tmp_path / "out" / "shallow" / "report.html").read_text(encoding="utf-8")
+    # Checkpoints of anomalib's models do not record the range, but the files of the export do.
+    run(tmp_path / "out" / "padim", "--model", "PaDiM", "--value_range", "[0, 4080]", images=deep)
+    assert EdgeInferencer(tmp_path / "out" / "padim").value_range == (0.0, 4080.0)
 
 
 def test_a_model_of_anomalib_is_calibrated_on_held_out_images_and_exported(run, tmp_path):

@@ -16,6 +16,7 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_ot.comparison.measurement import median_seconds
+from anomalib_ot.data.full_range import reading_of
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
@@ -130,6 +131,8 @@ def _trained(
         raise RuntimeError(msg)
     data = create(AnomalibDataModule, config["data"])
     data.setup(TrainerFn.FITTING)
+    # Checkpoints of anomalib's models do not record it.
+    module.reading = reading_of(data.train_data)
     return module, processor, data
 
 

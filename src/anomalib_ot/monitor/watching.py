@@ -97,7 +97,7 @@ def monitor(
         require_stream(reference)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
-    reading = reading_asked_for(value_range, model.reading)
+    reading = reading_asked_for(value_range, getattr(model, "reading", None))
     rates = {name: part * false_alarm_rate for name, part in PARTS.items()} if appearance else {SCORE: false_alarm_rate}
     measure = partial(_measured, model, reading, appearance=appearance)
     course = (
