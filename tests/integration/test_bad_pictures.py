@@ -22,7 +22,6 @@ from PIL import Image, UnidentifiedImageError
 from anomalib_ot import Assembly, Duo, FewShot, Foct, Pradot, WtFlow
 from anomalib_ot.data import FullRange, FullRangePredictDataset, read_picture
 from anomalib_ot.host.image_features import _check_readable
-from anomalib_ot.images.reading import Reading
 
 SHARED = {
     "backbone": "test_resnet",
@@ -217,29 +216,43 @@ def test_with_the_range_of_the_camera_all_is_well(messages, caplog):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.in_turn
 @pytest.mark.parametrize(
-    ("read", "how"),
+    ("trained", "limits", "now", "how"),
     [
-        (PredictDataset, "as if they had 8 bits"),
-        (lambda path: FullRangePredictDataset(path, value_range=(0, 65535)), r"with value_range \[0, 65535\]"),
-        (FullRangePredictDataset, "with the range of their data type"),
-        (lambda path: FullRangePredictDataset(path, value_range=(0, 4095)), None),
+        ("with value_range [0, 4095]", np.array([0, 4095]), None, "as if they had 8 bits"),
+        ("with value_range [0, 4095]", (0, 4095), [(0, 65535)], "with value_range [0, 65535]"),
+        ("in the range of their data type", None, [(0, 4095)], "with value_range [0, 4095]"),
+        ("with value_range [0, 4095]", [0, 4095], [(0, 4095)], None),
     ],
     ids=["8 bits", "16 bits", "data type", "as trained"],
 )
-def test_a_prediction_says_if_the_training_read_otherwise(name, read, how, camera, tmp_path, caplog):
-    data = FullRange(Folder("camera", root=camera, normal_dir="good", num_workers=0), (0, 4095))
+def test_a_run_says_if_the_training_read_otherwise(name, trained, limits, now, how, camera, tmp_path, caplog):
+    folders = {"normal_dir": "good", "abnormal_dir": "bad", "val_split_mode": "same_as_test", "num_workers": 0}
+    inner = Folder("camera", root=camera, **folders)
+    data = FullRange(inner, None if limits is None else tuple(limits))
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
     model = MODELS[name]()
-    with caplog.at_level(logging.ERROR, "anomalib_ot"):
+    with caplog.at_level(logging.WARNING, "anomalib_ot"):
         engine.fit(model, datamodule=FewShot(data, 2) if name == "Foct" else data)
-    loaded = type(model).load_from_checkpoint(engine.trainer.checkpoint_callback.best_model_path)
-    assert loaded.reading == Reading(is_full_range=True, value_range=(0, 4095))
-    engine.predict(loaded, dataset=read(camera / "bad"))
-    said = [record.getMessage() for record in caplog.records if "The training read" in record.getMessage()]
-    assert len(said) == (how is not None)
-    if how:
-        pattern = rf"with value_range \[0, 4095\], and this prediction reads .*bad/0\.png and others {how}: the scores"
-        assert re.search(pattern, said[0])
+
+    def said():
+        return [each.getMessage() for each in caplog.records if "but the model was trained on" in each.getMessage()]
+
+    assert not said()
+    path = engine.trainer.checkpoint_callback.best_model_path
+    # Without code, which numbers of NumPy would need.
+    loaded = type(model).load_from_checkpoint(path, weights_only=True)
+    assert (str(loaded.reading), loaded.reading.is_deep) == (trained, True)
+    engine.test(loaded, datamodule=inner if now is None else FullRange(inner, *now))
+    engine.predict(
+        loaded,
+        dataset=PredictDataset(camera / "bad") if now is None else FullRangePredictDataset(camera / "bad", None, *now),
+    )
+    stages = ["test", "prediction"] if how else []
+    assert said() == [
+        f"This {stage} reads images with more than 8 bits per channel {how}, but the model was trained on images that "
+        f"were read {trained}. Its threshold does not apply to these scores: read them alike."
+        for stage in stages
+    ]
 
 
 class TestTheHostsReader:

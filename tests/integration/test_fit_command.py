@@ -23,6 +23,7 @@ from anomalib_ot.cli import main
 from anomalib_ot.decide.conformal import UnsupportedRateWarning
 from anomalib_ot.edge import EdgeInferencer
 from anomalib_ot.fitting import fit as fitting
+from anomalib_ot.images.reading import Reading
 from anomalib_ot.selection import Candidate
 
 pytestmark = pytest.mark.slow
@@ -169,7 +170,7 @@ def test_images_of_twelve_bits_give_the_model_of_eight(parts, run, tmp_path):
     assert "bits per channel" not in (tmp_path / "out" / "shallow" / "report.html").read_text(encoding="utf-8")
     # Checkpoints of anomalib's models do not record the range, but the files of the export do.
     run(tmp_path / "out" / "padim", "--model", "PaDiM", "--value_range", "[0, 4080]", images=deep)
-    assert EdgeInferencer(tmp_path / "out" / "padim").value_range == (0.0, 4080.0)
+    assert EdgeInferencer(tmp_path / "out" / "padim").reading == Reading(is_full_range=True, value_range=(0, 4080))
 
 
 def test_a_model_of_anomalib_is_calibrated_on_held_out_images_and_exported(run, tmp_path):

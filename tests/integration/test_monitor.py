@@ -21,6 +21,7 @@ from anomalib_ot import Assembly, WtFlow
 from anomalib_ot.cli import main
 from anomalib_ot.decide import DriftMonitor
 from anomalib_ot.host.calibration import TRAINED
+from anomalib_ot.images.reading import Reading
 
 pytestmark = pytest.mark.slow
 SETTINGS = {
@@ -167,13 +168,16 @@ def test_images_of_twelve_bits_are_read_in_the_range_that_is_given(root, trained
         assert values == pytest.approx([float(row[column]) for row in expected], rel=1e-4)
     # A checkpoint that was trained with this range needs no option.
     content = torch.load(arguments[2], weights_only=True)
-    torch.save(content | {"reading": {"is_full_range": True, "value_range": (0.0, 4080.0)}}, tmp_path / "deep.ckpt")
+    torch.save(
+        content | {"reading": Reading(is_full_range=True, value_range=(0, 4080), is_deep=True).plain},
+        tmp_path / "deep.ckpt",
+    )
     trained_so = ["monitor", "--ckpt_path", str(tmp_path / "deep.ckpt"), "--data", str(deep)]
     main([*trained_so, "--output", str(tmp_path / "as trained")])
     assert rows_of(tmp_path / "as trained") == found
     assert "with value_range" not in caplog.text
     main([*trained_so, "--output", str(tmp_path / "16"), "--value_range", "[0, 65535]"])
-    assert "with value_range [0, 4080], not with value_range [0, 65535]: their scores do not apply" in caplog.text
+    assert "with value_range [0, 65535], but the model was trained on images that were read with" in caplog.text
     assert rows_of(tmp_path / "16") != found
     arguments += ["--data", str(deep), "--output", str(tmp_path / "12")]
     assert "value_range must be two finite numbers" in refusal([*arguments[1:], "--value_range", "[1, 0]"])

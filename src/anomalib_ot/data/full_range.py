@@ -1,5 +1,6 @@
 """Images with more than 8 bits per channel, from any data module or folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from anomalib_ot.images.reading import Reading, ValueRange, check_value_range
+from anomalib_ot.images.reading import Reading, ValueRange, check_value_range, deep_values
 
 from .reading import read_deep_picture, read_picture
 from .wrapped import WrappedDataModule
@@ -152,11 +153,30 @@ class FullRangePredictDataset(PredictDataset):
 
 def reading_of(dataset: Any) -> Reading:
     """How a dataset, or the one that it wraps, reads images with more than 8 bits per channel."""
-    while not hasattr(dataset, "value_range") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
+    while not hasattr(dataset, "value_range") and (inner := _wrapped(dataset)) is not None:
+        dataset = inner
     if not hasattr(dataset, "value_range"):
         return Reading()
     return Reading(is_full_range=True, value_range=dataset.value_range)
+
+
+def reading_of_images(dataset: Any) -> Reading:
+    """How a dataset reads its images, and whether its first one has more than 8 bits per channel."""
+    paths = getattr(getattr(dataset, "samples", None), "image_path", ())
+    return replace(reading_of(dataset), is_deep=len(paths) > 0 and is_deep(next(iter(paths))))
+
+
+def is_deep(path: Path | str) -> bool:
+    """Whether a file is an image with more than 8 bits per channel; a file that cannot be read is none."""
+    try:
+        return deep_values(path) is not None
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _wrapped(dataset: Any) -> Any:
+    """The data set that another one wraps, or the first of several; None if it wraps none."""
+    return getattr(dataset, "dataset", None) or next(iter(getattr(dataset, "datasets", ())), None)
 
 
 def images_read(path: Path | str, reading: Reading, transform: Transform | None = None) -> PredictDataset:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anomalib_ot.images.reading import ValueRange, check_value_range
+from anomalib_ot.images.reading import Reading
 from anomalib_ot.settings import require
 
 from .conformal import ConformalScale, calibration_scores, p_values, require_numbers, require_rate, threshold
@@ -64,8 +64,7 @@ class Decision:
         false_alarm_rate: Promised rate of false alarms of the exported model, in (0, 1).
         image: Calibration of image scores.
         pixel: Calibration of maps; None if the model has no maps.
-        value_range: Values that the training mapped to black and white in images with more than 8 bits per channel;
-            None for the range of the data type.
+        reading: How the training read images with more than 8 bits per channel; None if it is not known.
 
     Example:
         >>> scale = ConformalScale(raw_threshold=0.4, unit=0.1)
@@ -79,7 +78,7 @@ class Decision:
     false_alarm_rate: float
     image: Level
     pixel: Level | None = None
-    value_range: ValueRange | None = None
+    reading: Reading | None = None
 
     @classmethod
     def load(cls, exported: str | Path) -> "Decision":
@@ -109,9 +108,8 @@ class Decision:
             levels = [None if content[name] is None else Level.from_dict(content[name]) for name in ("image", "pixel")]
             require_rate("false_alarm_rate", content["false_alarm_rate"])
             files, image = dict(content["files"]), levels[0]
-            # Files of earlier versions have no range.
-            value_range = content.get("value_range") and tuple(map(float, content["value_range"]))
-            check_value_range(value_range)
+            # Files of earlier versions have none.
+            reading = Reading.from_plain(content.get("reading"))
         except (KeyError, TypeError, ValueError) as error:
             msg = f"{place} is not a calibration file of this anomalib-ot, or is damaged ({error}); export again"
             raise ValueError(msg) from error
@@ -125,7 +123,7 @@ class Decision:
                     "exported with it. Keep the files of an export together, or export again"
                 )
                 raise ValueError(msg)
-        return cls(content["model"], content["false_alarm_rate"], image, levels[1], value_range)
+        return cls(content["model"], content["false_alarm_rate"], image, levels[1], reading)
 
     def write(self, exported: Path) -> None:
         """Write ``NAME.calibration.json`` beside an exported file, with the checksum of each file of the export."""
@@ -137,7 +135,7 @@ class Decision:
             "files": {each.name: checksum_of(each) for each in parts if each.is_file()},
             "image": self.image.to_dict(),
             "pixel": None if self.pixel is None else self.pixel.to_dict(),
-            "value_range": self.value_range,
+            "reading": None if self.reading is None else self.reading.plain,
         }
         calibration_of(exported).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
 

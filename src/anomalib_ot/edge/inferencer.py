@@ -70,8 +70,7 @@ class EdgeInferencer:
         path: The exported file.
         image_size: Height and width that images are resized to; None if the model resizes them.
         decision: The calibration; None if there is none.
-        value_range: Values that the training mapped to black and white in images with more than 8 bits per channel;
-            None for the range of the data type.
+        reading: How the training read images with more than 8 bits per channel; None if it is not known.
 
     Raises:
         ModuleNotFoundError: If OpenVINO is not installed.
@@ -90,7 +89,7 @@ class EdgeInferencer:
         self.path = model_file(Path(model))
         # Before the graph is compiled, which takes longer.
         self.decision = Decision.load(self.path) if calibration_of(self.path).is_file() else None
-        self.value_range = None if self.decision is None else self.decision.value_range
+        self.reading = None if self.decision is None else self.decision.reading
         self._compiled = _compiled(self.path, device, _FLOAT32 if config is None else config)
         self.image_size = _image_size(self._compiled, self.path)
         self._outputs = {name: port for port in self._compiled.outputs for name in port.names}
@@ -121,9 +120,11 @@ class EdgeInferencer:
             UnsupportedRateWarning: If there are too few calibration scores for the rate.
         """
         self.require_decision(rate)
-        # Arrays of floating-point numbers are in [0, 1] already.
-        is_scaled = isinstance(image, np.ndarray) and image.dtype.kind == "f"
-        pixels = pixels_of(image, value_range or (None if is_scaled else self.value_range))
+        if value_range is None and self.reading is not None:
+            # Floating-point numbers are in [0, 1] already.
+            is_scaled = not isinstance(image, str | Path) and np.asarray(image).dtype.kind == "f"
+            value_range = None if is_scaled else self.reading.value_range
+        pixels = pixels_of(image, value_range)
         found = self._run(pixels)
         score, anomaly_map = found["pred_score"].reshape(()), found.get("anomaly_map")
         label, mask = found.get("pred_label"), found.get("pred_mask")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomalib_ot.decide.conformal import UnsupportedRateWarning, require_rate, why_unsupported
 from anomalib_ot.images.folder import require_apart, require_stream, stream_of
-from anomalib_ot.images.reading import Reading, ValueRange, check_value_range, reading_asked_for
+from anomalib_ot.images.reading import ValueRange, check_value_range, reading_asked_for
 from anomalib_ot.prediction_table import TABLE
 
 from .inferencer import EdgeInferencer, Prediction
@@ -55,15 +55,14 @@ def predict(
     inferencer = EdgeInferencer(model, device)
     inferencer.require_decision(false_alarm_rate)
     _log_promise(inferencer, false_alarm_rate)
-    recorded = inferencer.value_range
-    trained = None if recorded is None else Reading(is_full_range=True, value_range=recorded)
-    reading = reading_asked_for(value_range, trained)
+    reading = reading_asked_for(value_range, inferencer.reading)
     unreadable: dict[Path, str] = {}
     decision = inferencer.decision
     about = {
         "model": str(inferencer.path),
         "model_class": decision and decision.model,
         "false_alarm_rate": false_alarm_rate or (decision and decision.false_alarm_rate),
+        "value_range": reading.value_range,
     }
     # An interruption is the usual end of watching.
     interruptible = nullcontext() if watch is None else suppress(KeyboardInterrupt)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
 
-from anomalib_ot.data.full_range import images_read, reading_of
+from anomalib_ot.data.full_range import images_read, reading_of, reading_of_images
 from anomalib_ot.drawing.data import Data, Items, labels_of
 from anomalib_ot.host.class_paths import create, rooted
 from anomalib_ot.host.held_out import take_split
@@ -25,7 +25,8 @@ def read_data(
         data: Data module, by class as for anomalib, or an image or a folder of images.
         root: Base folder of the data module's relative root.
         split: Split of the model's training, which is used again.
-        reading: How the model's training read images; those of a bare folder are read alike.
+        reading: How the model's training read images; those of a bare folder are read alike, and a warning says if a
+            data module reads otherwise.
 
     Returns:
         The images. For a folder, the training and held-out images are unknown.
@@ -51,6 +52,9 @@ def read_data(
     module.setup()
     if split is not None:
         take_split(module, split)
+    now = reading_of_images(module.test_data)
+    if reading is not None and now.is_deep:
+        reading.warn_of(now, module.name)
     return data_of(module)
 
 

@@ -159,8 +159,8 @@ def _write_decision(module: AnomalibModule, path: Path) -> Decision | None:
     decision = processor.decision(type(module).__name__) if isinstance(processor, ConformalPostProcessor) else None
     if decision is None:
         return None
-    reading = getattr(module, "reading", None)
-    replace(decision, value_range=reading and reading.value_range).write(path)
+    # Models of anomalib do not record it.
+    replace(decision, reading=getattr(module, "reading", None)).write(path)
     return Decision.load(path)
 
 

@@ -16,7 +16,7 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_ot.comparison.measurement import median_seconds
-from anomalib_ot.data.full_range import reading_of
+from anomalib_ot.data.full_range import reading_of_images
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.edge.inferencer import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of
@@ -27,7 +27,7 @@ from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import state_of
 
 from .calibration import Calibration
-from .steps import Steps, elapsed_time
+from .steps import Steps
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,6 @@ def exported_once(
         TemporaryDirectory() as scratch,
         (folder / "export.log").open("w", encoding="utf-8", errors="backslashreplace") as log,
         _talking_to(log),
-        elapsed_time("Exporting"),
     ):
         size = graph_size(module)
         onnx = write_onnx(module, scratch, MODEL, size, **_onnx_options(module))
@@ -132,7 +131,7 @@ def _trained(
     data = create(AnomalibDataModule, config["data"])
     data.setup(TrainerFn.FITTING)
     # Checkpoints of anomalib's models do not record it.
-    module.reading = reading_of(data.train_data)
+    module.reading = reading_of_images(data.train_data)
     return module, processor, data
 
 
@@ -185,7 +184,7 @@ def _onnx_options(module: AnomalibModule) -> dict[str, Any]:
 
 def _timed(path: Path, image: Path) -> Exported:
     inferencer = EdgeInferencer(path)
-    pixels = pixels_of(image, inferencer.value_range)
+    pixels = pixels_of(image, None if inferencer.reading is None else inferencer.reading.value_range)
     seconds = median_seconds(lambda: inferencer.predict(pixels), _REPEATS)
     size = sum(path.with_suffix(suffix).stat().st_size for suffix in (".bin", ".xml"))
     return Exported(path, 1000 * seconds, size / 2**20)

@@ -108,7 +108,8 @@ def fit(
     if model and chosen != candidates[0]:
         msg = f"{candidates[0].name} cannot be fitted to these images, as the log says; choose another model"
         raise RuntimeError(msg)
-    reading = Reading(is_full_range=look.inspection.deep > 0, value_range=value_range)
+    is_full_range = value_range is not None or look.inspection.deep > 0
+    reading = Reading(is_full_range, value_range)
     config = configuration(chosen, images, _left_out(images, look.used), false_alarm_rate, seed, reading)
     config_file, checkpoint = train(config, chosen.name, look.used, work)
     with warnings.catch_warnings():

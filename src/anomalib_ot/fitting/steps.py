@@ -63,8 +63,7 @@ class Steps:
 
 @contextmanager
 def elapsed_time(step: str) -> Iterator[None]:
-    """Show the time that a step has taken, on a terminal alone."""
-    # Standard output may be redirected meanwhile.
+    """Show the time that a step has taken, on a terminal alone. The step prints and logs nothing."""
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

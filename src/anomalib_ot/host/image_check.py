@@ -2,15 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_ot.data.full_range import reading_of
+from anomalib_ot.data.full_range import is_deep, reading_of, reading_of_images
 from anomalib_ot.images.blank import blank_images
 from anomalib_ot.images.reading import Reading, deep_values
 
@@ -37,7 +35,7 @@ class ImageCheck(Callback):
     """Warns of saturated or blank images, and of images that are not read as in the training, once in each stage."""
 
     def __init__(self) -> None:
-        self._compared: set[RunningStage] = set()
+        self._compared: set[tuple[RunningStage, int]] = set()
         self._checked: set[RunningStage] = set()
         self._warned_of: set[RunningStage] = set()
 
@@ -45,12 +43,13 @@ class ImageCheck(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Check a batch before the pre-processor changes it."""
-        del args, kwargs
         stage = trainer.state.stage
         assert stage is not None  # noqa: S101 - a running trainer has one
-        if stage not in self._compared and stage != RunningStage.TRAINING:
-            self._compared.add(stage)
-            self._compare_reading(trainer, pl_module, batch, stage)
+        # After the index of the batch, in all stages but the training.
+        number = kwargs.get("dataloader_idx", args[1] if args[1:] else 0)
+        if (stage, number) not in self._compared and stage != RunningStage.TRAINING:
+            self._compared.add((stage, number))
+            self._compare_reading(trainer, pl_module, batch, stage, number)
         self.check_batch(batch, stage)
 
     on_validation_batch_start = on_train_batch_start
@@ -78,25 +77,18 @@ class ImageCheck(Callback):
             self._warned_of.add(stage)
             _warn(_STAGES[stage], bad, paths)
 
-    def _compare_reading(self, trainer: Trainer, pl_module: Any, batch: Any, stage: RunningStage) -> None:
-        """Warn if images with more than 8 bits are not read with the range of values of the training."""
+    def _compare_reading(self, trainer: Trainer, pl_module: Any, batch: Any, stage: RunningStage, number: int) -> None:
+        """Warn if images with more than 8 bits are not read as those of the training."""
         trained = getattr(pl_module, "reading", None)
         loaders = getattr(trainer, f"{stage.dataloader_prefix}_dataloaders", None)
-        first = loaders[0] if isinstance(loaders, list) and loaders else loaders
-        now = reading_of(getattr(first, "dataset", None))
-        if trained is None or not trained.differs_from(now):
+        loader = loaders[number] if isinstance(loaders, list) else loaders
+        if trained is None or not any(is_deep(path) for path in batch.image_path or ()):
             return
-        if deep := next((path for path in batch.image_path or [] if _deep_values(path) is not None), None):
+        # The warning of clipped images would say less.
+        now = reading_of(getattr(loader, "dataset", None))
+        if trained.is_deep and trained != now:
             self._warned_of.add(stage)
-            logger.warning(
-                "The training read images with more than 8 bits %s, and this %s reads %s and others %s: the scores do "
-                "not apply. Use anomalib_ot.data.FullRange, or FullRangePredictDataset, %s.",
-                trained,
-                _STAGES[stage],
-                deep,
-                now,
-                trained,
-            )
+        trained.warn_of(now, f"This {_STAGES[stage]}")
 
 
 class ChecksImages:
@@ -117,13 +109,13 @@ class ChecksImages:
         cast("AnomalibModule", super()).setup(stage)
         data: Any = getattr(cast("AnomalibModule", self).trainer, "datamodule", None)
         if stage == TrainerFn.FITTING and hasattr(data, "train_data"):
-            self.reading = reading_of(data.train_data)
+            self.reading = reading_of_images(data.train_data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the reading."""
         cast("AnomalibModule", super()).on_save_checkpoint(checkpoint)
         if self.reading is not None:
-            checkpoint[_KEY] = asdict(self.reading)
+            checkpoint[_KEY] = self.reading.plain
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the reading, unless this training reads its images itself."""
@@ -134,12 +126,12 @@ class ChecksImages:
 
 
 def recorded_reading(checkpoint: Mapping[str, Any]) -> Reading | None:
-    """How the training of a checkpoint read its images; None if it is not recorded, as in older checkpoints."""
-    found = checkpoint.get(_KEY)
-    if found is None:
-        return None
-    limits = found["value_range"]
-    return Reading(found["is_full_range"], None if limits is None else (float(limits[0]), float(limits[1])))
+    """How the training of a checkpoint read its images; None if it is not recorded, as in earlier versions.
+
+    Raises:
+        ValueError: If the record is damaged.
+    """
+    return Reading.from_plain(checkpoint.get(_KEY))
 
 
 def clipped_images(images: Tensor, paths: Sequence[str]) -> list[int]:
@@ -154,21 +146,16 @@ def clipped_images(images: Tensor, paths: Sequence[str]) -> list[int]:
     """
     found = []
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
-        values = _deep_values(path)
+        try:
+            values, _ = deep_values(path) or (None, None)
+        except (FileNotFoundError, ValueError):
+            # The image may not come from a file.
+            continue
         if values is not None and values.ndim == 2 and values.max() > 255:  # noqa: PLR2004 - rows and columns, and a byte
             read_by_host = values.clip(0, 255).mean() / 255
             if abs(read_by_host - float(image.mean())) < _SAME_MEAN:
                 found.append(index)
     return found
-
-
-def _deep_values(path: Any) -> NDArray[Any] | None:
-    """Values of the file of an image with more than 8 bits; None for others, and for images that are no files."""
-    try:
-        values, _ = deep_values(path) or (None, None)
-    except (FileNotFoundError, ValueError):
-        return None
-    return values
 
 
 def _warn(stage: str, bad: dict[int, str], paths: Sequence[str]) -> None:

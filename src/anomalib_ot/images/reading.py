@@ -1,9 +1,9 @@
 """Reads images of any bit depth as arrays, with NumPy and Pillow alone."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,25 +32,66 @@ class Reading:
     Args:
         is_full_range: Whether all bits count; anomalib reads these images as if they had 8 bits.
         value_range: Values that map to black and white at the full range; None for the range of the data type.
+        is_deep: Whether a model was trained on such images, as far as its first image tells. It does not count in
+            comparisons.
+
+    Raises:
+        ValueError: If ``value_range`` is invalid.
     """
 
     is_full_range: bool = False
     value_range: ValueRange | None = None
+    is_deep: bool = field(default=False, compare=False)
 
-    def differs_from(self, other: "Reading") -> bool:
-        """Whether this is a range of values, and another reading has none or another one.
+    def __post_init__(self) -> None:
+        check_value_range(self.value_range)
+        if self.value_range is not None:
+            low, high = self.value_range
+            # Numbers of NumPy could not be stored.
+            object.__setattr__(self, "value_range", (float(low), float(high)))
 
-        Without such a range, the images of this reading may have had 8 bits, which all readings read alike.
+    @classmethod
+    def from_plain(cls, plain: Any) -> "Reading | None":
+        """The reading from the values of :attr:`plain`; None from None.
+
+        Raises:
+            ValueError: If they are damaged.
         """
-        return self.value_range is not None and self != other
+        try:
+            return None if plain is None else cls(**plain)
+        except TypeError as error:
+            msg = f"the record of how images were read is damaged: {error}"
+            raise ValueError(msg) from error
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The reading as plain values."""
+        return asdict(self)
+
+    def warn_of(self, now: "Reading", source: str) -> None:
+        """Warn that images are not read as those that a model was trained on, if it was trained on such images.
+
+        Args:
+            now: How they are read.
+            source: What reads them, to begin a sentence.
+        """
+        if self.is_deep and self != now:
+            logger.warning(
+                "%s reads images with more than 8 bits per channel %s, but the model was trained on images that were "
+                "read %s. Its threshold does not apply to these scores: read them alike.",
+                source,
+                now,
+                self,
+            )
 
     def __str__(self) -> str:
         """The reading in words."""
         if not self.is_full_range:
             return "as if they had 8 bits"
         if self.value_range is None:
-            return "with the range of their data type"
-        return "with value_range [{:g}, {:g}]".format(*self.value_range)
+            return "in the range of their data type"
+        low, high = (f"{each:g}" if float(f"{each:g}") == each else repr(each) for each in self.value_range)
+        return f"with value_range [{low}, {high}]"
 
 
 def reading_asked_for(value_range: ValueRange | None, trained: Reading | None) -> Reading:
@@ -58,21 +99,16 @@ def reading_asked_for(value_range: ValueRange | None, trained: Reading | None) -
 
     Args:
         value_range: The range that is asked for.
-        trained: How the training read images with more than 8 bits; None if it is not known.
+        trained: How the training read images; None if it is not known, as in checkpoints of earlier versions.
 
     Returns:
-        The reading. A warning says if the training had another range of values.
+        The reading. A warning says if the training had another one.
     """
     if value_range is None:
         return trained or Reading()
     asked = Reading(is_full_range=True, value_range=value_range)
-    if trained is not None and trained.differs_from(asked):
-        logger.warning(
-            "The training read images with more than 8 bits %s, not %s: their scores do not apply. Leave out "
-            "value_range to read them as the training did.",
-            trained,
-            asked,
-        )
+    if trained is not None:
+        trained.warn_of(asked, "value_range")
     return asked
 
 
@@ -83,6 +119,8 @@ def check_value_range(value_range: ValueRange | None) -> None:
         ValueError: If it is not two finite numbers, the lower one first.
     """
     if value_range is not None:
+        is_pair = isinstance(value_range, Sequence) and len(value_range) == 2  # noqa: PLR2004 - black and white
+        require(is_pair, "value_range", "two finite numbers, the lower one first", value_range)
         low, high = value_range
         is_range = isfinite(low) and isfinite(high) and low < high
         require(is_range, "value_range", "two finite numbers, the lower one first", value_range)

@@ -45,6 +45,8 @@ _SAMPLE = 256
 _BLOCK = 512
 _BATCH, _WORKERS = 64, 4
 _NAMED = 3
+_CHECK = "the camera and the light"
+_CHECK_DEEP = f"{_CHECK}, and set value_range to the black and white of the camera if these are not 0 and 65535"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def inspect_images(folder: Path, value_range: ValueRange | None = None) -> Inspe
     findings = [each for each in seen if isinstance(each, Finding)]
     looks = [each for each in seen if isinstance(each, _Look)]
     findings += [
-        Finding(each.path, "blank", f"The image is {each.blank}; check the camera and the light.")
+        Finding(each.path, "blank", f"The image is {each.blank}; check {_CHECK_DEEP if each.is_deep else _CHECK}.")
         for each in looks
         if each.blank
     ]

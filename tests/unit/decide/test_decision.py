@@ -8,6 +8,7 @@ import pytest
 
 from anomalib_ot.decide.conformal import ConformalScale, UnsupportedRateWarning
 from anomalib_ot.decide.decision import Decision, Level, calibration_of
+from anomalib_ot.images.reading import Reading
 
 SCORES = np.arange(1.0, 100.0)
 
@@ -19,7 +20,7 @@ def decision():
         0.05,
         Level(SCORES, ConformalScale(95.0, 49.0)),
         Level(2 * SCORES, ConformalScale(190.0, 98.0)),
-        (0.0, 4095.0),
+        Reading(is_full_range=True, value_range=(0, 4095)),
     )
 
 
@@ -37,7 +38,7 @@ def test_what_is_written_is_loaded(exported):
     assert (loaded.model, loaded.false_alarm_rate) == ("WtFlow", 0.05)
     assert np.array_equal(loaded.image.scores, SCORES)
     assert loaded.pixel.scale == ConformalScale(190.0, 98.0)
-    assert loaded.value_range == (0.0, 4095.0)
+    assert loaded.reading == Reading(is_full_range=True, value_range=(0, 4095))
     assert set(json.loads(calibration_of(exported).read_text())["files"]) == {"model.xml", "model.bin"}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
+import torch
 from anomalib.deploy import OpenVINOInferencer
 from openvino import opset13 as operations
 from PIL import Image
@@ -19,7 +20,7 @@ from anomalib_ot.decide import Decision
 from anomalib_ot.edge import EdgeInferencer
 from anomalib_ot.edge.inputs import pixels_of, resized
 from anomalib_ot.edge.predicting import predict
-from anomalib_ot.images.reading import bits_of
+from anomalib_ot.images.reading import Reading, bits_of
 
 SIZE = (64, 64)
 
@@ -330,7 +331,8 @@ def test_files_of_many_bits_are_read_as_in_the_training(exported, images, tmp_pa
     Image.fromarray(values).save(tmp_path / "byte.png")
     Image.fromarray(values.astype(np.uint16) * 16).save(tmp_path / "deep.png")
     model = shutil.copytree(exported, tmp_path / "model") / "model.xml"
-    replace(Decision.load(model), value_range=(0.0, 4080.0)).write(model)
+    reading = Reading(is_full_range=True, value_range=(0, 4080), is_deep=True)
+    replace(Decision.load(model), reading=reading).write(model)
     inferencer = EdgeInferencer(model)
     expected = inferencer.predict(tmp_path / "byte.png").score
     assert inferencer.predict(tmp_path / "deep.png").score == pytest.approx(expected, abs=1e-5)
@@ -343,5 +345,10 @@ def test_files_of_many_bits_are_read_as_in_the_training(exported, images, tmp_pa
         predict(model, tmp_path / "line", tmp_path / "out", value_range=given)
         (found,) = json.loads((tmp_path / "out/predictions.json").read_text())["predictions"]
         assert found["score"] == pytest.approx(score, abs=1e-5)
-        said = "read images with more than 8 bits with value_range [0, 4080], not with value_range [0, 65535]"
+        said = "value_range reads images with more than 8 bits per channel with value_range [0, 65535], but the model"
         assert (said in caplog.text) == (given is not None)
+    # Numbers in [0, 1] are what they are, in whatever form.
+    pixels = pixels_of(tmp_path / "byte.png")
+    for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels[..., 0])):
+        assert inferencer.predict(image).score == pytest.approx(expected, abs=1e-5)
+    assert inferencer.predict(values.astype(np.uint16) * 16).score == pytest.approx(expected, abs=1e-5)

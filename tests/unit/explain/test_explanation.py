@@ -169,6 +169,24 @@ def test_a_bare_folder_is_read_as_in_the_training(tmp_path, reading, brightness)
         assert float(items[0].image.mean()) == pytest.approx(brightness)
 
 
+@pytest.mark.parametrize(("is_deep", "warned"), [(True, True), (False, False)])
+def test_a_data_module_that_reads_otherwise_than_the_training_is_named(tmp_path, caplog, is_deep, warned):
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        for index in range(4):
+            Image.new("I;16", (80, 72), 2048 + index).save(tmp_path / folder / f"{index}.png")
+    settings = {"name": "camera", "root": str(tmp_path), "normal_dir": "good", "abnormal_dir": "bad", "num_workers": 0}
+    trained = Reading(is_full_range=True, value_range=(0, 4095), is_deep=is_deep)
+    read_data({"class_path": "Folder", "init_args": settings}, reading=trained)
+    assert ("camera reads images with more than 8 bits per channel as if they had 8 bits" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("damaged", [{"value_range": [1]}, {"a": 1}, 5, {"value_range": [5, 1]}])
+def test_a_damaged_record_of_the_reading_is_refused(damaged):
+    with pytest.raises(ValueError, match=r"damaged|value_range must be two"):
+        Reading.from_plain(damaged)
+
+
 def test_a_view_that_cannot_be_drawn_is_left_out_unless_it_is_asked_for(fitted, folder, tmp_path):
     subject = ScoredSubject(fitted("WtFlow", 5.0), Data("folder", PredictDataset(folder)))
     pictures = list(subject.prepared(subject.data.shown))
