@@ -181,9 +181,9 @@ def _about_choice(handed: HandedOver) -> str:
         )
     learned = (
         "A part of the good images was not learned from. The table says how well the model tells these from the same "
-        "images with defects drawn on them: 100 is perfect, 50 is chance. On nine products, "
-        "Duo had 10 to 31 points more for real defects than for drawn ones. On a surface without parts, a piece that is "
-        "missing, exchanged or moved looks like the surface."
+        "images with defects drawn on them: 100 is perfect, 50 is chance. On nine products, Duo had 10 to 31 points "
+        "more for real defects than for drawn ones. On a surface without parts, a piece that is missing, exchanged or "
+        "moved looks like the surface."
     )
     if len(handed.trials) == 1:
         return f"{handed.chosen.name} was not compared with other models; --minutes 20 would do so. {learned}"
