@@ -140,12 +140,18 @@ def read_values(path: Path | str, value_range: ValueRange | None = None) -> NDAr
         ValueError: In the cases of ``read_picture``.
         FileNotFoundError: If the file does not exist.
     """
+    values, _ = read_values_and_depth(path, value_range)
+    return values
+
+
+def read_values_and_depth(path: Path | str, value_range: ValueRange | None = None) -> tuple[NDArray[np.float32], bool]:
+    """As :func:`read_values`, and whether the image has more than 8 bits per channel."""
     found = deep_values(path)
     if found is not None:
         scaled = scaled_values(*found, value_range, path)
-        return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)  # noqa: PLR2004 - H, W, colours
+        return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2), True  # noqa: PLR2004 - H, W, colours
     with naming_unreadable(path), Image.open(path) as image:
-        return scaled_bytes(np.asarray(image.convert("RGB")))
+        return scaled_bytes(np.asarray(image.convert("RGB"))), False
 
 
 def scaled_bytes(values: NDArray[np.uint8]) -> NDArray[np.float32]:

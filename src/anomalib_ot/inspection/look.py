@@ -16,7 +16,7 @@ from rich.progress import track
 
 from anomalib_ot.images.blank import WHITE, blank_images
 from anomalib_ot.images.folder import images_in
-from anomalib_ot.images.reading import ValueRange, deep_values, naming_unreadable, read_values
+from anomalib_ot.images.reading import ValueRange, naming_unreadable, read_values_and_depth
 
 Kind = Literal["unreadable", "blank", "duplicate", "saturated", "size", "mode"]
 
@@ -173,8 +173,7 @@ def _look(path: Path, value_range: ValueRange | None) -> _Look | Finding:
     try:
         with naming_unreadable(path), Image.open(path) as image:
             mode = image.mode
-        is_deep = deep_values(path) is not None
-        values = read_values(path, value_range)
+        values, is_deep = read_values_and_depth(path, value_range)
     except FileNotFoundError:
         return Finding(path, "unreadable", "The file vanished while the folder was read.")
     except ValueError as error:

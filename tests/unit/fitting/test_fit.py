@@ -1,5 +1,6 @@
 """Arguments of a fit that are refused before anything is read or trained."""
 
+import re
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from anomalib_ot.files import claim
 from anomalib_ot.fitting.fit import FILES, _candidates, _hand_over, _left_out, fit
+from anomalib_ot.images.reading import Reading
 from anomalib_ot.selection import CANDIDATES, on_backbones
 
 module = import_module("anomalib_ot.fitting.fit")
@@ -101,6 +103,25 @@ def test_a_model_that_was_asked_for_is_trained_whatever_its_trial(images, tmp_pa
     for model, trained in ((None, "Duo at 224 px"), ("PaDiM", "PaDiM at 224 px")):
         with pytest.raises(RuntimeError, match=trained):
             fit(images, tmp_path / "out", model, 5, ["test_resnet"])
+
+
+@pytest.mark.parametrize(
+    ("value_range", "deep", "is_full_range"), [(None, 0, False), (None, 3, True), ((0, 4095), 0, True)]
+)
+def test_images_of_many_bits_are_trained_at_their_full_range(
+    images, tmp_path, monkeypatch, value_range, deep, is_full_range
+):
+    (tried,) = on_backbones([each for each in CANDIDATES if each.name == "Duo at 224 px"], ["test_resnet"])
+
+    def configuration(*given):
+        raise RuntimeError(str(given[-1]))
+
+    look = SimpleNamespace(used=[], inspection=SimpleNamespace(deep=deep))
+    monkeypatch.setattr(module, "look_at", lambda *_: (look, None))
+    monkeypatch.setattr(module, "_trials", lambda *_: [SimpleNamespace(candidate=tried)])
+    monkeypatch.setattr(module, "configuration", configuration)
+    with pytest.raises(RuntimeError, match=re.escape(str(Reading(is_full_range, value_range)))):
+        fit(images, tmp_path / "out", None, 0, ["test_resnet"], value_range=value_range)
 
 
 def test_what_an_earlier_fit_handed_over_is_replaced_as_a_whole(tmp_path):

@@ -145,6 +145,19 @@ def test_a_folder_of_equal_images_is_refused(tmp_path):
         inspect_images(tmp_path)
 
 
+def test_images_of_twelve_bits_are_counted_and_without_their_range_too_dark(folder, tmp_path):
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for index, path in enumerate(sorted(folder.rglob("*.png"))):
+        values = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(values if index == 0 else values.astype(np.uint16) * 16).save(deep / f"{index:02}.png")
+    inspection = inspect_images(deep, (0, 4080))
+    assert [(each.kind, each.path.name) for each in inspection.findings] == [("mode", "00.png")]
+    assert (len(inspection.images), inspection.deep) == (12, 11)
+    with pytest.raises(ValueError, match=r"11 blank.*and set value_range to the black and white of the camera"):
+        inspect_images(deep)
+
+
 def test_a_look_does_not_need_torch():
     command = "import sys; from anomalib_ot.inspection import inspect_images; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
