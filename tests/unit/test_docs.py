@@ -115,6 +115,12 @@ def test_pictures_and_included_files_are_there(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
+def test_no_line_is_a_comment_that_the_site_leaves_out(path):
+    """MyST takes a line that begins with a percent sign for one."""
+    assert not re.findall(r"^%.*", text(path), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
 def test_paths_and_modules_that_are_named_exist(path):
     named = re.findall(r"(?:configs|benchmarks|notebooks|tests|docs)/[\w./-]+\.(?:yaml|csv|py|ipynb|md)", text(path))
     assert not [each for each in named if not (ROOT / each).exists()]
