@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anomalib_ot.images.reading import Reading
+from anomalib_ot.images.reading import EIGHT_BITS, Reading
 from anomalib_ot.settings import require
 
 from .conformal import ConformalScale, calibration_scores, p_values, require_numbers, require_rate, threshold
@@ -64,7 +64,7 @@ class Decision:
         false_alarm_rate: Promised rate of false alarms of the exported model, in (0, 1).
         image: Calibration of image scores.
         pixel: Calibration of maps; None if the model has no maps.
-        reading: How the training read images with more than 8 bits per channel; None if it is not known.
+        reading: How the training read images with more than 8 bits per channel, as far as it is known.
 
     Example:
         >>> scale = ConformalScale(raw_threshold=0.4, unit=0.1)
@@ -78,7 +78,7 @@ class Decision:
     false_alarm_rate: float
     image: Level
     pixel: Level | None = None
-    reading: Reading | None = None
+    reading: Reading = EIGHT_BITS
 
     @classmethod
     def load(cls, exported: str | Path) -> "Decision":
@@ -135,7 +135,7 @@ class Decision:
             "files": {each.name: checksum_of(each) for each in parts if each.is_file()},
             "image": self.image.to_dict(),
             "pixel": None if self.pixel is None else self.pixel.to_dict(),
-            "reading": None if self.reading is None else self.reading.plain,
+            "reading": self.reading.plain,
         }
         calibration_of(exported).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
 

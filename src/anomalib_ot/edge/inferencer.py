@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from anomalib_ot.decide.decision import Decision, calibration_of
 from anomalib_ot.images.blank import blank_images
-from anomalib_ot.images.reading import ValueRange
+from anomalib_ot.images.reading import EIGHT_BITS, ValueRange
 
 from .inputs import ImageInput, pixels_of, resized
 
@@ -70,7 +70,7 @@ class EdgeInferencer:
         path: The exported file.
         image_size: Height and width that images are resized to; None if the model resizes them.
         decision: The calibration; None if there is none.
-        reading: How the training read images with more than 8 bits per channel; None if it is not known.
+        reading: How the training read images with more than 8 bits per channel, as far as it is known.
 
     Raises:
         ModuleNotFoundError: If OpenVINO is not installed.
@@ -89,7 +89,7 @@ class EdgeInferencer:
         self.path = model_file(Path(model))
         # Before the graph is compiled, which takes longer.
         self.decision = Decision.load(self.path) if calibration_of(self.path).is_file() else None
-        self.reading = None if self.decision is None else self.decision.reading
+        self.reading = EIGHT_BITS if self.decision is None else self.decision.reading
         self._compiled = _compiled(self.path, device, _FLOAT32 if config is None else config)
         self.image_size = _image_size(self._compiled, self.path)
         self._outputs = {name: port for port in self._compiled.outputs for name in port.names}
@@ -120,7 +120,7 @@ class EdgeInferencer:
             UnsupportedRateWarning: If there are too few calibration scores for the rate.
         """
         self.require_decision(rate)
-        if value_range is None and self.reading is not None:
+        if value_range is None and self.reading.value_range is not None:
             # Floating-point numbers are in [0, 1] already.
             is_scaled = not isinstance(image, str | Path) and np.asarray(image).dtype.kind == "f"
             value_range = None if is_scaled else self.reading.value_range

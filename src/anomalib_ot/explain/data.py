@@ -1,7 +1,6 @@
 """Read the images to explain from a data module or a folder."""
 
 from argparse import ArgumentError
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +12,11 @@ from anomalib_ot.drawing.data import Data, Items, labels_of
 from anomalib_ot.host.class_paths import create, rooted
 from anomalib_ot.host.held_out import take_split
 from anomalib_ot.host.splits import Split
-from anomalib_ot.images.reading import Reading
+from anomalib_ot.images.reading import EIGHT_BITS, Reading
 
 
 def read_data(
-    data: str | dict[str, Any], root: Path | None = None, split: Split | None = None, reading: Reading | None = None
+    data: str | dict[str, Any], root: Path | None = None, split: Split | None = None, reading: Reading = EIGHT_BITS
 ) -> Data:
     """Find the images.
 
@@ -39,7 +38,7 @@ def read_data(
         module = create(AnomalibDataModule, config if root is None else rooted(config, root))
     except ArgumentError as error:
         if isinstance(data, str) and Path(data).exists():
-            outside = partial(images_read, reading=reading or Reading())
+            outside = partial(images_read, reading=reading)
             return Data(
                 data,
                 cast("Items", outside(data)),
@@ -53,7 +52,7 @@ def read_data(
     if split is not None:
         take_split(module, split)
     now = reading_of_images(module.test_data)
-    if reading is not None and now.is_deep:
+    if now.is_deep:
         reading.warn_of(now, module.name)
     return data_of(module)
 
@@ -70,10 +69,5 @@ def data_of(module: AnomalibDataModule) -> Data:
         cast("Items", module.train_data),
         held_out,
         "" if normal else why_none,
-        _reader(module),
+        partial(images_read, reading=reading_of(module.test_data), transform=module.test_augmentations),
     )
-
-
-def _reader(module: AnomalibDataModule) -> Callable[[Path], Any]:
-    """Reader of other images, which reads them like the data module's test images."""
-    return partial(images_read, reading=reading_of(module.test_data), transform=module.test_augmentations)

@@ -41,6 +41,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib_ot.decide.decision import Decision
 from anomalib_ot.decide.post_processor import ConformalPostProcessor
 from anomalib_ot.features.extraction import FLOAT32
+from anomalib_ot.images.reading import EIGHT_BITS
 
 from .graphs import GraphRunner
 from .normalization import Normalization
@@ -160,7 +161,7 @@ def _write_decision(module: AnomalibModule, path: Path) -> Decision | None:
     if decision is None:
         return None
     # Models of anomalib do not record it.
-    replace(decision, reading=getattr(module, "reading", None)).write(path)
+    replace(decision, reading=getattr(module, "reading", EIGHT_BITS)).write(path)
     return Decision.load(path)
 
 

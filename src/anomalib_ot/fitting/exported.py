@@ -25,6 +25,7 @@ from anomalib_ot.export.exporters import export_openvino, graph_size, write_onnx
 from anomalib_ot.export.tolerance import ExportError
 from anomalib_ot.host.class_paths import class_of, create
 from anomalib_ot.images.folder import state_of
+from anomalib_ot.logs import errors_alone
 
 from .calibration import Calibration
 from .steps import Steps
@@ -138,14 +139,8 @@ def _trained(
 @contextmanager
 def _talking_to(log: TextIO) -> Iterator[None]:
     """Write what the exporters and NNCF print to a file: hundreds of lines, most of them to standard output."""
-    nncf = logging.getLogger("nncf")
-    level = nncf.level
-    nncf.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(log):
-            yield
-    finally:
-        nncf.setLevel(level)
+    with errors_alone("nncf"), redirect_stdout(log):
+        yield
 
 
 def files_of(exported: Sequence[Exported]) -> list[Path]:
@@ -184,7 +179,7 @@ def _onnx_options(module: AnomalibModule) -> dict[str, Any]:
 
 def _timed(path: Path, image: Path) -> Exported:
     inferencer = EdgeInferencer(path)
-    pixels = pixels_of(image, None if inferencer.reading is None else inferencer.reading.value_range)
+    pixels = pixels_of(image, inferencer.reading.value_range)
     seconds = median_seconds(lambda: inferencer.predict(pixels), _REPEATS)
     size = sum(path.with_suffix(suffix).stat().st_size for suffix in (".bin", ".xml"))
     return Exported(path, 1000 * seconds, size / 2**20)

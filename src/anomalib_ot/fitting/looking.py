@@ -98,7 +98,7 @@ def look_at(
         "images": {str(path): [*state, os.access(path, os.R_OK)] for path, state in images_in(images).items()},
         "backbone": [first.backbone, weights_state(first.backbone), [*first.image_size]],
         "seed": seed,
-        "value_range": None if value_range is None else [*value_range],
+        "value_range": value_range,
     }
     steps = Steps(work)
     files = None

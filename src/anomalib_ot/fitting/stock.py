@@ -4,13 +4,16 @@ import logging
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
 from anomalib.models.components import AnomalibModule
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from anomalib_ot.comparison.environment import installed_versions
 from anomalib_ot.features.backbone_sources import weights_state
@@ -18,10 +21,8 @@ from anomalib_ot.files import write_text
 from anomalib_ot.host.class_paths import class_of
 from anomalib_ot.host.seeding import Seeded
 from anomalib_ot.images.folder import state_of
-from anomalib_ot.images.reading import Reading
+from anomalib_ot.images.reading import EIGHT_BITS, Reading
 from anomalib_ot.selection.candidates import Candidate
-
-from .steps import elapsed_time
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def configuration(
     left_out: Sequence[Path],
     false_alarm_rate: float,
     seed: int,
-    reading: Reading = Reading(),  # noqa: B008 - nothing changes it
+    reading: Reading = EIGHT_BITS,
 ) -> dict[str, Any]:
     """The configuration of a training, for the stock command ``anomalib``.
 
@@ -79,8 +80,7 @@ def configuration(
         data["held_out"] = 0
     module = _class("anomalib_ot.data.GoodPictures", **data)
     if reading.is_full_range:
-        limits = None if reading.value_range is None else [*reading.value_range]
-        module = _class("anomalib_ot.data.FullRange", datamodule=module, value_range=limits)
+        module = _class("anomalib_ot.data.FullRange", datamodule=module, value_range=reading.value_range)
     return {"model": {**model, "init_args": {**model["init_args"], **own}}, "data": module}
 
 
@@ -128,7 +128,7 @@ def train(config: dict[str, Any], name: str, images: Sequence[Path], parent: Pat
     write_text(path, text)
     log = folder / "train.log"
     logger.info("Training %s on %d images; %s has its progress.", name, len(images), log)
-    with elapsed_time(f"Training {name}"):
+    with _elapsed_time(f"Training {name}"):
         _run(["fit", "--config", str(path), "--default_root_dir", str(folder / "runs")], log)
     runs = sorted(folder.glob("runs/**/weights/lightning/model.ckpt"), key=lambda found: found.stat().st_mtime_ns)
     if not runs:
@@ -136,6 +136,16 @@ def train(config: dict[str, Any], name: str, images: Sequence[Path], parent: Pat
         raise RuntimeError(msg)
     write_text(result, str(runs[-1].relative_to(folder)))
     return path, runs[-1]
+
+
+@contextmanager
+def _elapsed_time(step: str) -> Iterator[None]:
+    """Show the time that a step has taken, on a terminal alone. The step prints and logs nothing."""
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(step, total=None)
+        yield
 
 
 def _run(arguments: Sequence[str], log: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomalib_ot.data.full_range import is_deep, reading_of, reading_of_images
 from anomalib_ot.images.blank import blank_images
-from anomalib_ot.images.reading import Reading, deep_values
+from anomalib_ot.images.reading import EIGHT_BITS, Reading, deep_values
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -79,26 +79,24 @@ class ImageCheck(Callback):
 
     def _compare_reading(self, trainer: Trainer, pl_module: Any, batch: Any, stage: RunningStage, number: int) -> None:
         """Warn if images with more than 8 bits are not read as those of the training."""
-        trained = getattr(pl_module, "reading", None)
+        trained = getattr(pl_module, "reading", EIGHT_BITS)
+        if not trained.is_deep or not any(map(is_deep, batch.image_path or ())):
+            return
         loaders = getattr(trainer, f"{stage.dataloader_prefix}_dataloaders", None)
         loader = loaders[number] if isinstance(loaders, list) else loaders
-        if trained is None or not any(is_deep(path) for path in batch.image_path or ()):
-            return
-        # The warning of clipped images would say less.
-        now = reading_of(getattr(loader, "dataset", None))
-        if trained.is_deep and trained != now:
+        if trained.warn_of(reading_of(getattr(loader, "dataset", None)), f"This {_STAGES[stage]}"):
+            # The warning of clipped images would say less.
             self._warned_of.add(stage)
-        trained.warn_of(now, f"This {_STAGES[stage]}")
 
 
 class ChecksImages:
     """Part of a Lightning model that checks the images of each run, and records how the training read them.
 
     Attributes:
-        reading: How the training read images with more than 8 bits; None if it is not known.
+        reading: How the training read images with more than 8 bits, as far as it is known.
     """
 
-    reading: Reading | None = None
+    reading: Reading = EIGHT_BITS
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks of the host, which change the images, preceded by one that checks them."""
@@ -107,26 +105,31 @@ class ChecksImages:
     def setup(self, stage: str) -> None:
         """Record how a training reads its images."""
         cast("AnomalibModule", super()).setup(stage)
-        data: Any = getattr(cast("AnomalibModule", self).trainer, "datamodule", None)
-        if stage == TrainerFn.FITTING and hasattr(data, "train_data"):
-            self.reading = reading_of_images(data.train_data)
+        self._record_reading()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the reading."""
         cast("AnomalibModule", super()).on_save_checkpoint(checkpoint)
-        if self.reading is not None:
-            checkpoint[_KEY] = self.reading.plain
+        checkpoint[_KEY] = self.reading.plain
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the reading, unless this training reads its images itself."""
+        """Load the reading, unless a training reads its images itself."""
         cast("AnomalibModule", super()).on_load_checkpoint(checkpoint)
+        self.reading = recorded_reading(checkpoint)
+        self._record_reading()
+
+    def _record_reading(self) -> None:
         trainer = cast("AnomalibModule", self)._trainer  # noqa: SLF001 - the public property raises without one
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING or self.reading is None:
-            self.reading = recorded_reading(checkpoint)
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        # There may be data loaders instead of a data module.
+        images = getattr(getattr(trainer, "datamodule", None), "train_data", None)
+        if images is not None:
+            self.reading = reading_of_images(images)
 
 
-def recorded_reading(checkpoint: Mapping[str, Any]) -> Reading | None:
-    """How the training of a checkpoint read its images; None if it is not recorded, as in earlier versions.
+def recorded_reading(checkpoint: Mapping[str, Any]) -> Reading:
+    """How the training of a checkpoint read its images; anomalib's reading if it is not recorded.
 
     Raises:
         ValueError: If the record is damaged.

@@ -25,6 +25,20 @@ _BITS_PER_SAMPLE, _PLANAR = 258, 284
 _PLANES_APART = 2
 
 
+def check_value_range(value_range: ValueRange | None) -> None:
+    """Check a range of values.
+
+    Raises:
+        ValueError: If it is not two finite numbers, the lower one first.
+    """
+    if value_range is not None:
+        is_pair = isinstance(value_range, Sequence) and len(value_range) == 2  # noqa: PLR2004 - black and white
+        require(is_pair, "value_range", "two finite numbers, the lower one first", value_range)
+        low, high = value_range
+        is_range = isfinite(low) and isfinite(high) and low < high
+        require(is_range, "value_range", "two finite numbers, the lower one first", value_range)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How images with more than 8 bits per channel are read.
@@ -51,14 +65,14 @@ class Reading:
             object.__setattr__(self, "value_range", (float(low), float(high)))
 
     @classmethod
-    def from_plain(cls, plain: Any) -> "Reading | None":
-        """The reading from the values of :attr:`plain`; None from None.
+    def from_plain(cls, plain: Any) -> "Reading":
+        """The reading from the values of :attr:`plain`; from None, as earlier versions have it, anomalib's.
 
         Raises:
             ValueError: If they are damaged.
         """
         try:
-            return None if plain is None else cls(**plain)
+            return cls() if plain is None else cls(**plain)
         except TypeError as error:
             msg = f"the record of how images were read is damaged: {error}"
             raise ValueError(msg) from error
@@ -68,14 +82,18 @@ class Reading:
         """The reading as plain values."""
         return asdict(self)
 
-    def warn_of(self, now: "Reading", source: str) -> None:
+    def warn_of(self, now: "Reading", source: str) -> bool:
         """Warn that images are not read as those that a model was trained on, if it was trained on such images.
 
         Args:
             now: How they are read.
             source: What reads them, to begin a sentence.
+
+        Returns:
+            Whether there was a warning.
         """
-        if self.is_deep and self != now:
+        is_other = self.is_deep and self != now
+        if is_other:
             logger.warning(
                 "%s reads images with more than 8 bits per channel %s, but the model was trained on images that were "
                 "read %s. Its threshold does not apply to these scores: read them alike.",
@@ -83,6 +101,7 @@ class Reading:
                 now,
                 self,
             )
+        return is_other
 
     def __str__(self) -> str:
         """The reading in words."""
@@ -94,36 +113,25 @@ class Reading:
         return f"with value_range [{low}, {high}]"
 
 
-def reading_asked_for(value_range: ValueRange | None, trained: Reading | None) -> Reading:
+EIGHT_BITS = Reading()
+"""The reading of anomalib."""
+
+
+def reading_asked_for(value_range: ValueRange | None, trained: Reading) -> Reading:
     """The reading with a range of values; without one, that of the training.
 
     Args:
         value_range: The range that is asked for.
-        trained: How the training read images; None if it is not known, as in checkpoints of earlier versions.
+        trained: How the training read images.
 
     Returns:
         The reading. A warning says if the training had another one.
     """
     if value_range is None:
-        return trained or Reading()
+        return trained
     asked = Reading(is_full_range=True, value_range=value_range)
-    if trained is not None:
-        trained.warn_of(asked, "value_range")
+    trained.warn_of(asked, "value_range")
     return asked
-
-
-def check_value_range(value_range: ValueRange | None) -> None:
-    """Check a range of values.
-
-    Raises:
-        ValueError: If it is not two finite numbers, the lower one first.
-    """
-    if value_range is not None:
-        is_pair = isinstance(value_range, Sequence) and len(value_range) == 2  # noqa: PLR2004 - black and white
-        require(is_pair, "value_range", "two finite numbers, the lower one first", value_range)
-        low, high = value_range
-        is_range = isfinite(low) and isfinite(high) and low < high
-        require(is_range, "value_range", "two finite numbers, the lower one first", value_range)
 
 
 def read_values(path: Path | str, value_range: ValueRange | None = None) -> NDArray[np.float32]:

@@ -26,12 +26,14 @@ from anomalib_ot.host.checkpoint_files import read_checkpoint
 from anomalib_ot.host.checkpoint_record import described
 from anomalib_ot.images.folder import images_in, require_stream, stream_of
 from anomalib_ot.images.reading import (
+    EIGHT_BITS,
     Reading,
     ValueRange,
     check_value_range,
     naming_unreadable,
     reading_asked_for,
 )
+from anomalib_ot.logs import errors_alone
 from anomalib_ot.settings import require_whole
 
 from .appearance import appearance_of
@@ -97,7 +99,7 @@ def monitor(
         require_stream(reference)
     require_ours(output, TABLE, PAGE)
     model = _fitted(ckpt_path)
-    reading = reading_asked_for(value_range, getattr(model, "reading", None))
+    reading = reading_asked_for(value_range, getattr(model, "reading", EIGHT_BITS))
     rates = {name: part * false_alarm_rate for name, part in PARTS.items()} if appearance else {SCORE: false_alarm_rate}
     measure = partial(_measured, model, reading, appearance=appearance)
     course = (
@@ -155,16 +157,11 @@ def _drift(course: Course, quantity: str) -> str:
     return f"drift to {direction} {named(quantity)} ({change}), probably since {since}, alarm at {alarm}"
 
 
-def _fitted(path: Path) -> Any:
+def _fitted(path: Path) -> AnomalibModule:
     kind = class_of(recorded_name(read_checkpoint(path), path))
     # A monitor gives no verdicts, so that the rate of the model's own threshold does not matter.
-    thresholds = logging.getLogger(ConformalPostProcessor.__module__)
-    level = thresholds.level
-    thresholds.setLevel(logging.ERROR)
-    try:
+    with errors_alone(ConformalPostProcessor.__module__):
         return kind.load_from_checkpoint(path, map_location="cpu").eval()
-    finally:
-        thresholds.setLevel(level)
 
 
 def _calibrated(model: AnomalibModule, path: Path, rates: Mapping[str, float], seed: int) -> Course:

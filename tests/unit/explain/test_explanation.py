@@ -20,7 +20,7 @@ from anomalib_ot.explain.views import ScoredSubject, views_of
 from anomalib_ot.files import MARKER
 from anomalib_ot.host.checkpoint_class import recorded_name
 from anomalib_ot.host.checkpoint_files import read_checkpoint
-from anomalib_ot.images.reading import Reading
+from anomalib_ot.images.reading import EIGHT_BITS, Reading
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_folder_and_a_single_picture_are_data(folder):
 @pytest.mark.parametrize(
     ("reading", "brightness"),
     [
-        (None, 1.0),
+        (EIGHT_BITS, 1.0),
         (Reading(is_full_range=True), 2048 / 65535),
         (Reading(is_full_range=True, value_range=(0, 4096)), 0.5),
     ],

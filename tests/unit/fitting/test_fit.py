@@ -79,10 +79,14 @@ def test_an_image_to_keep_must_be_there(images, tmp_path):
         fit(images, tmp_path / "out", keep=["0.png", "none.png"])
 
 
+def look(deep=0):
+    """A look at no images, some of which have more than 8 bits."""
+    return SimpleNamespace(used=[], inspection=SimpleNamespace(deep=deep))
+
+
 def test_a_model_that_was_asked_for_and_cannot_be_fitted_is_not_replaced_by_another(images, tmp_path, monkeypatch):
     others = [SimpleNamespace(candidate=each) for each in CANDIDATES[:1]]
-    look = SimpleNamespace(used=[], inspection=SimpleNamespace(deep=0))
-    monkeypatch.setattr(module, "look_at", lambda *_: (look, None))
+    monkeypatch.setattr(module, "look_at", lambda *_: (look(), None))
     monkeypatch.setattr(module, "_trials", lambda *_: others)
     with pytest.raises(RuntimeError, match="PaDiM at 224 px cannot be fitted to these images"):
         fit(images, tmp_path / "out", "PaDiM", 5, ["test_resnet"])
@@ -96,8 +100,7 @@ def test_a_model_that_was_asked_for_is_trained_whatever_its_trial(images, tmp_pa
     def configuration(candidate, *_):
         raise RuntimeError(candidate.name)
 
-    look = SimpleNamespace(used=[], inspection=SimpleNamespace(deep=0))
-    monkeypatch.setattr(module, "look_at", lambda *_: (look, None))
+    monkeypatch.setattr(module, "look_at", lambda *_: (look(), None))
     monkeypatch.setattr(module, "_trials", lambda *_: [SimpleNamespace(candidate=each) for each in tried])
     monkeypatch.setattr(module, "configuration", configuration)
     for model, trained in ((None, "Duo at 224 px"), ("PaDiM", "PaDiM at 224 px")):
@@ -116,8 +119,7 @@ def test_images_of_many_bits_are_trained_at_their_full_range(
     def configuration(*given):
         raise RuntimeError(str(given[-1]))
 
-    look = SimpleNamespace(used=[], inspection=SimpleNamespace(deep=deep))
-    monkeypatch.setattr(module, "look_at", lambda *_: (look, None))
+    monkeypatch.setattr(module, "look_at", lambda *_: (look(deep), None))
     monkeypatch.setattr(module, "_trials", lambda *_: [SimpleNamespace(candidate=tried)])
     monkeypatch.setattr(module, "configuration", configuration)
     with pytest.raises(RuntimeError, match=re.escape(str(Reading(is_full_range, value_range)))):

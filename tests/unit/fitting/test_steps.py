@@ -1,15 +1,11 @@
-"""The record of finished steps, and the time of one."""
+"""The record of finished steps."""
 
 import logging
-import re
-import time
-from io import StringIO
 
 import pytest
-from rich.console import Console
 
 from anomalib_ot.fitting import steps
-from anomalib_ot.fitting.steps import STEPS, Steps, elapsed_time
+from anomalib_ot.fitting.steps import STEPS, Steps
 
 
 def test_a_finished_step_is_skipped_and_said_so(tmp_path, caplog):
@@ -45,15 +41,3 @@ def test_a_step_whose_file_is_missing_is_repeated(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert Steps(tmp_path).found("the export", {}) is None
     assert f"The export is repeated: {file} is missing." in caplog.text
-
-
-def test_the_time_of_a_step_is_shown_on_a_terminal_alone(monkeypatch, capsys):
-    shown = StringIO()
-    monkeypatch.setattr(steps, "Console", lambda **_: Console(file=shown, force_terminal=True))
-    with elapsed_time("Training Duo"):
-        time.sleep(0.3)
-    assert "Training Duo 0:00:00" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
-    monkeypatch.undo()
-    with elapsed_time("Training Duo"):
-        pass
-    assert capsys.readouterr() == ("", "")

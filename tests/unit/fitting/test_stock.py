@@ -1,5 +1,8 @@
 """The configuration of a training, and its training by the stock command."""
 
+import re
+import time
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +10,7 @@ import pytest
 import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
+from rich.console import Console
 
 from anomalib_ot.data import FullRange
 from anomalib_ot.fitting import stock
@@ -98,3 +102,15 @@ def test_a_training_without_a_checkpoint_names_its_log(host, tmp_path):
     host.writes = False
     with pytest.raises(RuntimeError, match=r"no checkpoint in .* its log is"):
         stock.train({"model": {}}, "A", [], tmp_path)
+
+
+def test_the_time_of_a_step_is_shown_on_a_terminal_alone(monkeypatch, capsys):
+    shown = StringIO()
+    monkeypatch.setattr(stock, "Console", lambda **_: Console(file=shown, force_terminal=True))
+    with stock._elapsed_time("Training Duo"):
+        time.sleep(0.3)
+    assert "Training Duo 0:00:00" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
+    monkeypatch.undo()
+    with stock._elapsed_time("Training Duo"):
+        pass
+    assert capsys.readouterr() == ("", "")
